@@ -1,0 +1,1 @@
+"""cxrstudy: a rerunnable study of how chest-x-ray foundation encoders improve with in-house data."""

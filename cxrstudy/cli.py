@@ -1,0 +1,105 @@
+"""The command line: a thin door. Exit codes: 0 done, 1 a run or check failed, 2 the call or its input is wrong."""
+
+import os
+import sys
+from typing import Any
+
+import click
+import yaml
+
+from cxrstudy import study
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise study.StudyError(f"--set {pair!r}: write it as NAME=VALUE, e.g. --set samples_seen=48000")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise study.StudyError(f"--set {pair!r}: the value is not YAML: {error}") from None
+    return settings
+
+
+class Door(click.Group):
+    """Turns our own errors into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except study.StudyError as error:
+            click.echo(f"cxrstudy: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """How chest-x-ray encoders improve with in-house data: run the study, read the book. Research only."""
+
+
+@main.command()
+@click.option("--preset", "-p", default="mini", show_default=True, help="A preset of notebooks/presets.")
+@click.option("--cores", "-c", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would run and why; run nothing.")
+@click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="Rerun the grid with a changed parameter, beside the first results. Repeatable. VALUE is YAML: 48000, [100, 500].")
+@click.option("--data-root", default=os.environ.get("DATA_ROOT", ""), help="Folder of real data [env: DATA_ROOT].")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def run(preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_root: str, quiet: bool) -> None:
+    """Run a preset through Snakemake and Papermill; only what is missing or changed is executed."""
+    from cxrstudy import run as runner
+
+    settings = _settings(pairs)
+    data_root = os.path.abspath(os.path.expanduser(data_root)) if data_root else ""
+    if not dry_run:
+        sys.exit(runner.run_preset(preset, cores=cores, settings=settings, data_root=data_root, quiet=quiet))
+    described = study.load_preset(preset)
+    runs = study.plan(preset, settings, data_root)
+    waiting = runner.stale(preset, runner.write_plan(preset, runs, settings))
+    click.echo(f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
+               f"{described.disk_gb:g} GB of disk, {described.memory_gb:g} GB of memory; licences: {described.licences}.")
+    for item in runs:
+        click.echo(f"  {'would run' if item.name in waiting else 'stands':<10}{item.stage:<10}{item.name:<32}"
+                   f"{waiting.get(item.name, '')}")
+    click.echo(f"{len(waiting)} of {len(runs)} runs to do")
+
+
+@main.command()
+@click.option("--out", default="", help="Folder of the built book [default: _build in the clone].")
+def book(out: str) -> None:
+    """Build the book from the records that stand, and say where it lies."""
+    from cxrstudy import book as builder
+
+    sys.exit(builder.build(out))
+
+
+@main.command()
+@click.option("--preset", "-p", default="", help="Only this preset.")
+def runs(preset: str) -> None:
+    """List runs: state, duration, headline metric."""
+    from cxrstudy import run as runner
+
+    rows = [row for row in runner.overview() if preset in ("", row.preset)]
+    if not rows:
+        click.echo("no runs yet; start with: cxrstudy run --preset mini")
+        return
+    for row in rows:
+        where = f"{row.preset}{' ' + row.variant if row.variant else ''}"
+        seconds = f"{row.seconds:.0f} s" if row.state == "done" else ""
+        click.echo(f"{where:<12} {row.run.stage:<9} {row.run.name:<30} {row.state:<8} {seconds:>7}  {row.note}")
+    counts = {kind: sum(row.state == kind for row in rows) for kind in ("done", "failed", "running", "waiting")}
+    click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+
+
+@main.command()
+@click.option("--data-root", default=os.environ.get("DATA_ROOT", ""), help="Folder of real data [env: DATA_ROOT].")
+def doctor(data_root: str) -> None:
+    """Check versions, GPU, disk, memory and data, and say what is missing for each preset."""
+    from cxrstudy import doctor as checks
+
+    sys.exit(checks.report(data_root))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data sets: vocabulary, manifests, cards, DICOM, images, and the synthetic institution."""

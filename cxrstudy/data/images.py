@@ -1,0 +1,131 @@
+"""Manifest rows to pixels, once: every image is read or drawn, resized and kept in one memory-mapped array."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cxrstudy.data import dicom, synthetic
+from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
+
+CHUNK = 256  # images handled at a time
+Progress = Callable[[Iterable], Iterable]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set: ``manifest`` row i is ``images[i]``, uint8 (size, size), bone bright, memory-mapped."""
+
+    manifest: pd.DataFrame
+    images: np.ndarray
+    info: dict[str, Any]
+
+
+def read_image(path: str | Path, size: int) -> np.ndarray:
+    """One image file as uint8 (size, size), bone bright: shorter side to ``size``, centre crop (as RAD-DINO does).
+
+    DICOM by content; PNG and JPEG taken as bone bright already. UnreadableImage names the path and the reason.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+            with Image.open(path) as file:
+                deep = file.mode.startswith("I")  # 16-bit greyscale; Pillow's own conversion to 8 bit clips it
+                image = file.convert("F") if deep else file.convert("L")
+                if deep:
+                    image = image.point(lambda value: value * (255 / 65535))
+        else:
+            image = Image.fromarray(dicom.read_dicom(path) * 255)
+        width, height = image.size
+        scale = size / min(width, height)
+        image = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BOX)
+    except dicom.UnreadableImage:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files; one bad file must not end a run
+        raise dicom.UnreadableImage(path, f"{type(error).__name__}: {error}") from error
+    top, left = (image.height - size) // 2, (image.width - size) // 2
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def _draw(rows: pd.DataFrame, size: int) -> np.ndarray:
+    """Synthetic rows, all of one institution and seed, drawn together."""
+    parts = rows["path"].str.split(":", expand=True)
+    institution, seed = parts.iloc[0, 1], int(parts.iloc[0, 2])
+    batch = synthetic.sample(parts[3].astype(int).to_numpy(), institution=institution, size=size, seed=seed)
+    return np.rint(np.asarray(batch.image)[:, 0] * 255).astype(np.uint8)
+
+
+def prepare(
+    manifest: pd.DataFrame, out: str | Path, *, size: int, info: dict[str, Any], progress: Progress = iter
+) -> Prepared:
+    """Write ``manifest.parquet``, ``images.npy`` (N,size,size) uint8 and ``prepared.json`` into ``out``.
+
+    Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason). A folder that stands
+    whole is returned as it is. ManifestError when no image at all can be read.
+    """
+    out = Path(out)
+    if (out / "prepared.json").is_file():
+        return open_prepared(out)
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = out / f".images.{os.getpid()}.npy"
+    images = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size))
+    is_drawn = manifest["path"].str.startswith("synthetic:")
+    quarantine: list[dict[str, str]] = []
+    kept: list[int] = []
+
+    def read(row: int) -> np.ndarray | dicom.UnreadableImage:
+        try:
+            return read_image(manifest["path"].iloc[row], size)
+        except dicom.UnreadableImage as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for start in progress(range(0, len(manifest), CHUNK)):
+            rows = range(start, min(start + CHUNK, len(manifest)))
+            if is_drawn.iloc[start]:
+                pixels: Iterable[Any] = _draw(manifest.iloc[rows.start : rows.stop], size)
+            else:
+                pixels = pool.map(read, rows)
+            for row, image in zip(rows, pixels, strict=True):
+                if isinstance(image, dicom.UnreadableImage):
+                    names = manifest.iloc[row]
+                    quarantine.append(
+                        {"image_id": names["image_id"], "path": str(image.path), "reason": str(image.reason)}
+                    )
+                else:
+                    images[len(kept)] = image
+                    kept.append(row)
+    if not kept:
+        raise ManifestError(f"none of {len(manifest)} images could be read; the first: {quarantine[0]}")
+    whole = images[: len(kept)]
+    sums = [np.array([c.mean(dtype=float), c.astype(float).var()]) for c in np.array_split(whole, 1 + len(kept) // 4096)]
+    mean, variance = np.mean(sums, axis=0) / [255, 255**2]
+    if len(kept) < len(manifest):
+        np.save(out / "images.npy", whole)
+        scratch.unlink()
+    else:
+        images.flush()
+        os.replace(scratch, out / "images.npy")
+    pd.DataFrame(quarantine, columns=["image_id", "path", "reason"]).to_csv(out / "quarantine.csv", index=False)
+    write_manifest(manifest.iloc[kept].reset_index(drop=True), out / "manifest.parquet")
+    facts = {"size": size, "mean": float(mean), "std": float(variance**0.5), "quarantined": len(quarantine)}
+    (out / "prepared.json").write_text(json.dumps(info | facts, indent=1))
+    return open_prepared(out)
+
+
+def open_prepared(folder: str | Path) -> Prepared:
+    """Open what ``prepare`` wrote; FileNotFoundError naming the folder and the remedy."""
+    folder = Path(folder)
+    if not (folder / "prepared.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no prepared data set; run data.ipynb with out={folder} first")
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    info = json.loads((folder / "prepared.json").read_text())
+    return Prepared(read_manifest(folder / "manifest.parquet"), images, info)

@@ -1,0 +1,36 @@
+"""The names of findings and devices, in the order of every label array, and how they are said in words."""
+
+FINDINGS = (
+    "cardiomegaly",
+    "pleural_effusion",
+    "pneumothorax",
+    "consolidation",
+    "atelectasis",
+    "edema",
+    "nodule_mass",
+    "fracture",
+)
+DEVICES = (
+    "endotracheal_tube",
+    "central_venous_catheter",
+    "picc",
+    "swan_ganz_catheter",
+    "nasogastric_tube",
+    "chest_tube",
+    "pacemaker",
+)
+LABELS = FINDINGS + DEVICES  # the order of every (N, L) array
+OTHER_DEVICES = ("tracheostomy_tube", "gastrostomy_tube", "other_catheter")  # read in reports, never in arrays
+VIEWS = ("PA", "AP", "LATERAL")
+
+PHRASES = {
+    "nodule_mass": "nodule or mass",
+    "edema": "pulmonary edema",
+    "picc": "PICC line",
+    "swan_ganz_catheter": "Swan-Ganz catheter",
+}
+
+
+def phrase(name: str) -> str:
+    """A label's name as a radiologist would write it: ``pleural_effusion`` -> ``pleural effusion``."""
+    return PHRASES.get(name, name.replace("_", " "))

@@ -1,0 +1,1 @@
+"""Frozen encoders under one protocol: features, probes, metrics with patient-level intervals."""

@@ -1,0 +1,251 @@
+"""Linear probes on frozen features: multi-label logistic regression, every label and penalty in one solve.
+
+One column per (label, strength) minimises, over the n known rows of that label and standardised features z,
+
+    (1/n) sum_i log(1 + exp(-t_i (w.z_i + b))) + strength/2 |w|^2,   t_i = 2 y_i - 1,   b free of penalty,
+
+which is scikit-learn's ``LogisticRegression(C=1 / (strength * n))`` on standardised features.
+
+Method: the features are rotated once into the eigenvectors of their Gram matrix (the N x N one where N < D). There the
+bound H <= Z'Z/4n + strength (Boehning 1992) is diagonal, so it preconditions all columns at once; batched L-BFGS
+(Nocedal 1980) then needs two matrix products an iteration for all columns together, and since a step is linear in the
+scores its line search costs no product. A column leaves once its Newton decrement vanishes.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval
+
+Floats = NDArray[np.float64]
+Input = ArrayLike | torch.Tensor
+_MEMORY = 5  # curvature pairs of L-BFGS
+_STEPS = 500
+_TOLERANCE = 1e-10  # on the Newton decrement g'H^-1 g: twice the mean log loss still to be gained
+_CELLS = 2 * 10**7  # images x columns solved together
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe of L labels on D features; ``coef`` and ``intercept`` are in the units of the given features."""
+
+    coef: Floats  # (L, D)
+    intercept: Floats  # (L,)
+    strength: Floats  # (L,) chosen on validation; NaN where training held one class
+    strengths: Floats  # (S,) the path that was tried
+    val_auroc: Floats  # (S, L)
+
+    def decision_function(self, x: Input) -> Floats:
+        """Log odds, (N, L), of features (N, D). ValueError: another D, or a value that is not finite."""
+        features = _features(x, "x")
+        if features.shape[1] != self.coef.shape[1]:
+            raise ValueError(f"x has {features.shape[1]} features, the probe was fitted on {self.coef.shape[1]}")
+        return _scores(features, self.coef, self.intercept)
+
+
+def fit_probe(x: Input, y: Input, *, strengths: Sequence[float], x_val: Input, y_val: Input) -> Probe:
+    """Fit all labels at all L2 ``strengths`` (see the module) and keep, per label, the best validation AUROC.
+
+    ``x`` (N, D), ``y`` (N, L) in {0, 1, NaN}, NumPy or torch; 1-D ``y`` is one label. Equal AUROCs: the stronger
+    penalty. A label whose validation images are of one class takes the median strength, with one warning naming all
+    such labels; one whose training images are of one class gets a constant decision and strength NaN.
+    ValueError: shapes that do not match, a feature that is not finite (row named), ``y`` outside {0, 1, NaN},
+    ``strengths`` empty or not positive.
+    """
+    path = np.asarray(strengths, dtype=np.float64).ravel()
+    if not path.size or not (np.isfinite(path) & (path > 0)).all():
+        raise ValueError(f"strengths must be a non-empty sequence of positive numbers, got {list(strengths)}")
+    train, val = _features(x, "x"), _features(x_val, "x_val")
+    known, target = _labels(y, "y", len(train))
+    val_known, val_target = _labels(y_val, "y_val", len(val))
+    if train.shape[1] != val.shape[1] or target.shape[1] != val_target.shape[1]:
+        shapes = f"{tuple(train.shape)}, {tuple(target.shape)} against {tuple(val.shape)}, {tuple(val_target.shape)}"
+        raise ValueError(f"x and y of training and validation differ in features or labels: {shapes}")
+    positives, totals = target.sum(0).numpy(), known.sum(0).numpy()
+    live = np.flatnonzero((positives > 0) & (positives < totals))
+    coef = np.zeros((len(path), target.shape[1], train.shape[1]))
+    # a label of one class keeps the smoothed log odds of its training images
+    intercept = np.tile(np.log((positives + 0.5) / (totals - positives + 0.5)), (len(path), 1))
+    val_auroc, truth = np.full(intercept.shape, np.nan), np.where(val_known, val_target, np.nan)[:, live]
+
+    variance, mean = torch.var_mean(train.double(), dim=0, correction=0)
+    varies = variance.sqrt() > 8 * torch.finfo(train.dtype).eps * mean.abs()  # else constant up to rounding
+    scale = torch.where(varies, variance.rsqrt(), 0.0)
+    rotated, back = _rotate(train, mean, scale)
+    block = max(1, _CELLS // (len(train) * len(path)))
+    for some in (live[i : i + block] for i in range(0, len(live), block)):
+        w, b = _solve(rotated, target[:, some], known[:, some], path)
+        coef[:, some] = (w @ back) * scale.numpy()
+        intercept[:, some] = b - coef[:, some] @ mean.numpy()
+    for s in range(len(path)):
+        val_auroc[s, live] = auroc(truth, _scores(val, coef[s, live], intercept[s, live]))
+    pick = _choose(path, val_auroc, live)
+    every, chosen = np.arange(len(pick)), np.full(len(pick), np.nan)
+    chosen[live] = path[pick[live]]
+    return Probe(coef[pick, every], intercept[pick, every], chosen, path, val_auroc)
+
+
+def evaluate(
+    scores: ArrayLike, y: ArrayLike, groups: ArrayLike, names: Sequence[str], *, resamples: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """AUROC and AUPRC with 95% patient-bootstrap intervals: dicts of label, metric, value, low, high, n, positives.
+
+    ``scores``, ``y`` (N, L), ``groups`` (N,), ``names`` the L labels. A label with one class has value NaN. The label
+    "macro" is the mean over those that have both (its interval: the mean within each resample); its n are the images
+    known for any of them, its positives are summed over them.
+    """
+    truth, s = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 2 or truth.shape != s.shape or truth.shape[1] != len(names):
+        raise ValueError(f"scores {s.shape}, y {truth.shape} and {len(names)} names: want (N, L), (N, L) and L")
+    records = []
+    for metric in (auroc, auprc):
+        value, samples = metric(truth, s), bootstrap(metric, truth, s, groups=groups, resamples=resamples, seed=seed)
+        both = np.flatnonzero(~np.isnan(value))
+        low, high = interval(samples)
+        values, low, high = (np.append(v, _mean(v[both])) for v in (value, *interval(samples)))
+        low[-1], high[-1] = interval(_mean(samples[:, both]))
+        for j, name in enumerate([*names, "macro"]):
+            part = truth[:, [j] if j < len(names) else both]
+            counts = {"n": int((~np.isnan(part)).any(axis=1).sum()), "positives": int(np.nansum(part))}
+            ends = {"value": float(values[j]), "low": float(low[j]), "high": float(high[j])}
+            records.append({"label": name, "metric": metric.__name__} | ends | counts)
+    return records
+
+
+def _mean(values: Floats) -> Floats:
+    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
+    kept = (~np.isnan(values)).sum(axis=-1)
+    return np.where(kept > 0, np.nansum(values, axis=-1) / np.maximum(kept, 1), np.nan)
+
+
+# ---- inputs --------------------------------------------------------------------------------------------------------
+def _features(x: Input, name: str) -> torch.Tensor:
+    features = torch.as_tensor(x).detach().cpu()
+    features = features if features.dtype == torch.float64 else features.float()
+    if features.ndim != 2 or not features.numel():
+        raise ValueError(f"{name} must be a non-empty (N, D), got shape {tuple(features.shape)}")
+    finite = torch.isfinite(features).all(dim=1)
+    if not finite.all():
+        bad = torch.nonzero(~finite).flatten().tolist()
+        raise ValueError(f"{name} holds a feature that is not finite in row {bad[0]} ({len(bad)} such rows)")
+    return features
+
+
+def _labels(y: Input, name: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks (N, L) of what is known and, as float32, what is positive."""
+    labels = torch.as_tensor(y).detach().cpu().float()
+    labels = labels[:, None] if labels.ndim == 1 else labels
+    if labels.ndim != 2 or len(labels) != n:
+        raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected ({n}, L): one row an image")
+    known = ~torch.isnan(labels)
+    bad = torch.nonzero(known & (labels != 0) & (labels != 1))
+    if len(bad):
+        i, j = bad[0].tolist()
+        raise ValueError(f"{name} must be 0, 1 or NaN: found {float(labels[i, j])} in row {i}, label {j}")
+    return known, torch.nan_to_num(labels)
+
+
+def _scores(x: torch.Tensor, coef: Floats, intercept: Floats) -> Floats:
+    """x @ coef.T + intercept in float64, a block of rows at a time."""
+    w, b = torch.from_numpy(coef), torch.from_numpy(intercept)
+    return torch.cat([torch.addmm(b, rows.double(), w.T) for rows in x.split(65536)]).numpy()
+
+
+def _choose(path: Floats, val_auroc: Floats, live: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index into the path per label: the best AUROC, equal ones to the stronger penalty, no AUROC to the median."""
+    order = np.argsort(-path, kind="stable")
+    judged = np.nan_to_num(val_auroc[order], nan=-1.0)
+    pick = order[np.argmax(judged >= judged.max(axis=0) - 1e-12, axis=0)]
+    median, unjudged = order[(len(path) - 1) // 2], live[np.isnan(val_auroc[0, live])]
+    if len(unjudged):
+        said = f"label(s) {unjudged.tolist()}: the median, {path[median]:g}, is taken"
+        warnings.warn(f"validation holds one class only, no strength can be chosen for {said}", stacklevel=3)
+    pick[unjudged] = median
+    return pick
+
+
+# ---- the solver ----------------------------------------------------------------------------------------------------
+def _rotate(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Floats]:
+    """Standardised features in their principal axes, (N, K) float32, and the map (K, D) that takes weights back."""
+    z = (x - mean) * scale
+    if len(z) >= z.shape[1]:
+        axes = torch.linalg.eigh(z.T @ z)[1]
+        return z.float() @ axes.float(), axes.T.numpy()
+    values, axes = torch.linalg.eigh(z @ z.T)
+    kept = values > 1e-12 * values[-1].clamp(min=1e-300)
+    length = values[kept].sqrt()
+    return (axes[:, kept] * length).float(), ((axes[:, kept] / length).T @ z).numpy()
+
+
+def _solve(z: torch.Tensor, target: torch.Tensor, known: torch.Tensor, path: Floats) -> tuple[Floats, Floats]:
+    """Weights (S, L, K) and intercepts (S, L) of every (strength, label), from rotated features z (N, K)."""
+    n_labels, n_axes = target.shape[1], z.shape[1]
+    label = torch.arange(n_labels).repeat(len(path))
+    design = torch.cat([z, torch.ones(len(z), 1)], dim=1)
+    ridge = torch.from_numpy(np.repeat(path, n_labels))[:, None] * (torch.arange(n_axes + 1) < n_axes)
+    bound = design.double().square().mean(0) / 4 + ridge  # (C, K + 1)
+    share = (known / known.sum(0)).float().T[label]  # (C, N): a known row's weight in its label's mean
+    sign = 1 - 2 * target.T[label]  # -1 for a positive: the residual sign * sigmoid(sign * logit) keeps its precision
+    w = torch.zeros_like(bound)
+    w[:, -1] = torch.logit((share * (sign < 0)).sum(1).double(), eps=1e-6)
+    solution, column = w.clone(), torch.arange(len(w))
+    logits = w.float() @ design.T
+    share *= sign
+    residual = torch.sigmoid(sign * logits) * share
+    gradient = (residual @ design).double() + ridge * w
+    steps, changes = w.new_zeros(0, *w.shape), w.new_zeros(0, *w.shape)
+    for step in range(1, _STEPS + 1):
+        direction = -_newton(gradient, steps, changes, bound)
+        slope = (gradient * direction).sum(1)
+        going = -slope > _TOLERANCE
+        solution[column] = w
+        if not going.any():
+            break
+        if going.float().mean() < 0.9:
+            state = (column, w, bound, ridge, share, sign, logits, gradient, direction, slope)
+            column, w, bound, ridge, share, sign, logits, gradient, direction, slope = (a[going] for a in state)
+            steps, changes = steps[:, going], changes[:, going]
+        if step % 20 == 0:  # sums of steps drift in float32
+            logits = w.float() @ design.T
+        ahead = direction.float() @ design.T
+        length = torch.ones_like(slope)
+        for _ in range(10):  # a column whose slope turned, to a third of what it was, shortens its step by the secant
+            move = length[:, None] * direction
+            there = torch.addcmul(logits, length.float()[:, None], ahead)
+            residual = (sign * there).sigmoid_().mul_(share)
+            after = torch.einsum("cn,cn->c", residual, ahead).double() + (ridge * (w + move) * direction).sum(1)
+            over = (slope < -_TOLERANCE) & (after > -slope / 3)
+            if not over.any():
+                break
+            length = torch.where(over, length * slope / (slope - after), length)
+        w, logits = w + move, there
+        new = (residual @ design).double() + ridge * w
+        steps = torch.cat([steps, move[None]])[-_MEMORY:]
+        changes, gradient = torch.cat([changes, (new - gradient)[None]])[-_MEMORY:], new
+    else:
+        warnings.warn(f"{int(going.sum())} probe column(s) had not converged after {_STEPS} steps", stacklevel=3)
+    weights = solution.reshape(len(path), n_labels, n_axes + 1).numpy()
+    return weights[..., :-1], weights[..., -1]
+
+
+def _newton(gradient: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """L-BFGS's product of the inverse Hessian with each column's gradient; steps and changes are (M, C, K + 1)."""
+    curvature = (steps * changes).sum(-1)  # (M, C); rounding may spoil a finished column's: such a pair is ignored
+    rho = torch.where(curvature > 0, 1 / curvature, 0.0)
+    q, alphas = gradient.clone(), []
+    for s, c, r in zip(reversed(steps), reversed(changes), reversed(rho), strict=True):
+        alphas.append(r * (s * q).sum(1))
+        q -= alphas[-1][:, None] * c
+    q /= bound
+    if len(steps):
+        fit = curvature[-1] / (changes[-1].square() / bound).sum(1)
+        q *= torch.where(rho[-1] > 0, fit, 1.0)[:, None]
+    for s, c, r in zip(steps, changes, rho, strict=True):
+        q += (alphas.pop() - r * (c * q).sum(1))[:, None] * s
+    return q

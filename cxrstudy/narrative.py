@@ -1,0 +1,207 @@
+"""What the book's pages say of a set of runs: sentences and tables computed from records, never typed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxrstudy import results, study
+from cxrstudy.data.cards import Card, read_card
+from cxrstudy.data.images import Prepared, open_prepared
+from cxrstudy.data.manifest import label_names
+from cxrstudy.data.vocabulary import phrase
+from cxrstudy.plots import TASKS, human
+from cxrstudy.scaling import ladders
+
+
+def plan_table(preset: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]:
+    """(tidy table of the runs of a preset's plan, names of planned runs without a record)."""
+    root = study.runs_root() / preset
+    path = root / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
+    if not path.is_file():
+        return results.load_records([]), []
+    planned = [root / run["stage"] / run["name"] for run in json.loads(path.read_text())["runs"]]
+    there = [folder for folder in planned if (folder / "record.json").is_file()]
+    return results.load_records(there), [folder.name for folder in planned if folder not in there]
+
+
+def variants(preset: str) -> list[str]:
+    """The ``--set`` variants of a preset that were run on this machine."""
+    plans = [json.loads(path.read_text()) for path in sorted((study.runs_root() / preset).glob("plan-*.json"))]
+    return [plan["variant"] for plan in plans]
+
+
+def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
+    """One paragraph: what was run, on what, from which code, and what is missing."""
+    described = study.load_preset(preset)
+    if table.empty:
+        wait = f"about {described.minutes:g} minutes on {described.hardware}"
+        return f"**Nothing of preset `{preset}` has been run on this machine yet.** `{command(preset)}` runs it ({wait})."
+    kinds = sorted(table["kind"].dropna().unique())
+    seeds = sorted(int(seed) for seed in table.loc[table["stage"] == "pretrain", "seed"].dropna().unique())
+    once = table.drop_duplicates("run")
+    text = (
+        f"Preset `{preset}` ({described.title.lower()}): {len(once)} runs, {once['seconds'].sum() / 60:.1f} minutes of "
+        f"computing on {_list(once['hardware'].unique())}, code at {_list(once['commit'].unique())}, "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {_list(seeds)}. Data: {_list(kinds)}."
+    )
+    if missing:
+        text += f" **{len(missing)} runs have no result yet** ({_list(missing)}); `{command(preset)}` runs them."
+    if "synthetic" in kinds and "real" not in kinds:
+        text += " Every number here is about **synthetic x-rays** and says nothing about patients."
+    if "real" in kinds:
+        text += " The evaluated x-rays are **real**; research only, not for clinical use."
+    return text
+
+
+def command(preset: str) -> str:
+    """What a reader types to run a preset."""
+    needs = study.load_preset(preset).needs_root
+    return f"make study PRESET={preset}" + (" DATA_ROOT=/path/to/images" if needs else "")
+
+
+def _list(items: Any) -> str:
+    return ", ".join(str(item) for item in items)
+
+
+def number(value: float, low: float, high: float) -> str:
+    """A value with its 95% interval."""
+    return "not measured" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """Macro metric with interval: a row an encoder (controls, base, then the ladders), a column a task."""
+    rows = table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == metric)].copy()
+    rows["order"] = [_order(row) for row in rows.itertuples()]
+    rows["encoder"] = [_who(row) for row in rows.itertuples()]
+    rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
+    wide = rows.pivot_table(index=["order", "encoder"], columns="task", values="text", aggfunc="first").droplevel(0)
+    wide = wide[[task for task in TASKS if task in wide]].rename(columns={k: f"{v}, macro {metric.upper()}" for k, v in TASKS.items()})
+    return wide.rename_axis(columns=None)
+
+
+def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """Every label's metric with interval: a row a label, a column an encoder."""
+    rows = table[(table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()].copy()
+    rows["order"] = [_order(row) for row in rows.itertuples()]
+    rows["encoder"] = [_who(row) for row in rows.itertuples()]
+    rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
+    columns = rows.drop_duplicates("encoder").sort_values("order")["encoder"]
+    labels = rows.drop_duplicates("label")["label"]
+    return rows.pivot_table(index="label", columns="encoder", values="text", aggfunc="first").loc[labels, list(columns)].rename_axis(columns=None)
+
+
+def _who(row: Any) -> str:
+    if row.paradigm == "control":
+        return {"covariates": "view, age and sex alone", "pixels": "raw pixels"}.get(
+            row.encoder, str(row.encoder).replace("random:", "random weights: ")
+        )
+    if not row.base:
+        return f"base ({row.paradigm}, {human(row.samples_seen)} seen), not continued"
+    return f"{row.paradigm}, {human(row.n_images)} images, seed {row.seed:g}"
+
+
+def _order(row: Any) -> tuple[Any, ...]:
+    kind = 0 if row.paradigm == "control" else 1 if not row.base else 2
+    return kind, str(row.paradigm), float(row.n_images or 0), float(row.seed if row.seed == row.seed else 0), str(row.encoder)
+
+
+def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> list[str]:
+    """Sentences on each task: where each ladder starts and ends, whether it beats its base, and the fitted exponent."""
+    said = []
+    for task, title in TASKS.items():
+        for paradigm, ladder in ladders.points(table[table["task"] == task]).groupby("paradigm"):
+            first, last = (ladder[ladder["n_images"] == n] for n in (ladder["n_images"].min(), ladder["n_images"].max()))
+            text = (
+                f"**{title}, `{paradigm}`**: macro AUROC {first['value'].mean():.3f} with "
+                f"{human(first['n_images'].iloc[0])} images, {last['value'].mean():.3f} with {human(last['n_images'].iloc[0])}"
+            )
+            own = gained[(gained["task"] == task) & (gained["paradigm"] == paradigm)]
+            if len(own):
+                best = own.sort_values("n_images").iloc[-1]
+                sure = "the interval excludes zero" if best["low"] * best["high"] > 0 else "the interval includes zero"
+                text += f"; at the largest subset it is {best['gain']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}] against its base ({sure})"
+            fit = fits[(fits["task"] == task) & (fits["paradigm"] == paradigm)]
+            if len(fit) and fit["refused"].iloc[0]:
+                text += f". No law was fitted: {fit['refused'].iloc[0]}"
+            elif len(fit):
+                text += f". The fitted error falls as n^-{fit['exponent'].iloc[0]:.2f} ({int(fit['points'].iloc[0])} points: indicative)"
+            said.append(text.rstrip(".") + ".")
+    return said
+
+
+def run_table(preset: str) -> list[dict[str, Any]]:
+    """Every run folder of a preset with an executed notebook: name, stage, record or None, notebook path."""
+    rows = []
+    for notebook in sorted((study.runs_root() / preset).glob("*/*/notebook.ipynb")):
+        record = notebook.with_name("record.json")
+        rows.append({
+            "name": notebook.parent.name,
+            "stage": notebook.parent.parent.name,
+            "notebook": notebook,
+            "record": results.read_record(record) if record.is_file() else None,
+        })
+    order = {stage: k for k, stage in enumerate(study.STAGES)}
+    return sorted(rows, key=lambda row: (order.get(row["stage"], 9), row["name"]))
+
+
+def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(fits, curves) of the scale run of a plan; empty where it has not been run."""
+    root = study.runs_root() / preset
+    plan = root / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
+    names = [run["name"] for run in json.loads(plan.read_text())["runs"] if run["stage"] == "scale"] if plan.is_file() else []
+    for name in names:
+        folder: Path = root / "scale" / name
+        if (folder / "record.json").is_file():
+            return pd.read_csv(folder / "fits.csv", keep_default_na=True).fillna({"refused": ""}), pd.read_csv(folder / "curves.csv")
+    return ladders.fit_ladders(results.load_records([]))
+
+
+def gain_table(gained: pd.DataFrame) -> pd.DataFrame:
+    """Continued minus base with its interval: a row a ladder point, a column a task."""
+    rows = gained.assign(
+        encoder=[f"{r.paradigm}, {human(r.n_images)} images, seed {r.seed:g}" for r in gained.itertuples()],
+        text=[f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in gained.itertuples()],
+        task=gained["task"].map(TASKS),
+    )
+    wide = rows.pivot_table(index=["paradigm", "n_images", "seed", "encoder"], columns="task", values="text", aggfunc="first")
+    return wide.droplevel([0, 1, 2]).rename_axis(columns=None)
+
+
+def caution(preset: str) -> str:
+    """What must be said before the numbers of a preset on real images: the card's own words on confounding."""
+    described = study.load_preset(preset)
+    cards_ = [read_card(values["card"]) for values in described.data.values()]
+    return "\n\n".join(f"```{{admonition}} {card.title}\n:class: warning\n{card.caution}\n```" for card in cards_ if card.caution)
+
+
+def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:
+    """(name, prepared data, card) of every finished data run of these presets; each data set once."""
+    found: dict[tuple[str, int], tuple[str, Prepared, Card]] = {}
+    for preset in presets:
+        for row in run_table(preset):
+            if row["stage"] == "data" and row["record"]:
+                prepared = open_prepared(row["notebook"].parent)
+                key = (prepared.info["institution"], prepared.info["size"])
+                found.setdefault(key, (row["name"].rsplit("-", 1)[0], prepared, read_card(prepared.info["card"])))
+    return list(found.values())
+
+
+def describe_data(name: str, prepared: Prepared, card: Card) -> str:
+    """A heading and a paragraph on one prepared data set."""
+    manifest, info = prepared.manifest, prepared.info
+    what = "Synthetic" if info["kind"] == "synthetic" else "Real"
+    return (
+        f"## {card.title}: {name}\n\n**{what} x-rays.** {len(manifest):,} images of {manifest['patient_id'].nunique():,} "
+        f"patients at {info['size']} px; {info['quarantined']} could not be read and are left out. Licence: {card.licence}. "
+        f"Cite: {card.citation}."
+    )
+
+
+def prevalence_table(prepared: Prepared) -> pd.DataFrame:
+    """Share of images with each label recorded as present, by split."""
+    names = label_names(prepared.manifest)
+    shares = prepared.manifest.groupby("split")[[f"label:{name}" for name in names]].mean().T
+    return shares.set_axis([phrase(name) for name in names]).rename_axis(columns=None).map("{:.3f}".format)

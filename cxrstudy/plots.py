@@ -1,0 +1,221 @@
+"""Every figure, as a function of tidy tables or arrays; shown as inline SVG with alternative text.
+
+Colours are colour-blind safe and never alone: each paradigm has its marker and line style too.
+"""
+
+import base64
+import html
+import io
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from cxrstudy.data import synthetic
+from cxrstudy.data.images import Prepared
+from cxrstudy.data.vocabulary import DEVICES, phrase
+from cxrstudy.scaling.ladders import points, reference
+
+_COLOURS = sns.color_palette("colorblind").as_hex()
+STYLE = {  # colour, marker, line
+    "clip": (_COLOURS[0], "o", "-"),
+    "unicl": (_COLOURS[1], "s", "--"),
+    "clip+labels": (_COLOURS[4], "^", "-."),
+    "dinov2": (_COLOURS[2], "D", ":"),
+}
+TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
+
+
+class Shown:
+    """A figure as HTML with alternative text, in notebooks and in the book."""
+
+    def __init__(self, markup: str, alt: str):
+        self.markup, self.alt = markup, alt
+
+    def _repr_html_(self) -> str:
+        return self.markup
+
+    def __repr__(self) -> str:
+        return f"[figure: {self.alt}]"
+
+
+def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
+    """``figure`` as an image with ``alt``: SVG, or PNG for pictures made of pixels. ValueError without a text."""
+    if not alt.strip():
+        raise ValueError("a figure needs alternative text")
+    buffer = io.BytesIO()
+    kind = "png" if raster else "svg"
+    with plt.rc_context({"svg.hashsalt": "cxrstudy"}):
+        figure.savefig(
+            buffer, format=kind, bbox_inches="tight", dpi=110, metadata=None if raster else {"Date": None}
+        )
+    plt.close(figure)
+    mime = "image/png" if raster else "image/svg+xml"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    style = "max-width:100%;height:auto;background:#fff"
+    return Shown(f'<img alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt)
+
+
+def human(value: float) -> str:
+    """1500 -> 1.5k, 3500000 -> 3.5M."""
+    for step, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= step:
+            return f"{value / step:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _log_ticks(axes: Any, values: np.ndarray) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
+    """Metric against n_images by paradigm, a panel a task: every run a point with its interval, the fitted law with
+    its band, the base as a horizontal line, controls as thin ones."""
+    ladder = points(table, metric)
+    tasks = [task for task in TASKS if (ladder["task"] == task).any()]
+    figure, panels = plt.subplots(1, len(tasks), figsize=(5.4 * len(tasks), 4.2), squeeze=False)
+    said = []
+    for axes, task in zip(panels[0], tasks, strict=True):
+        rows = ladder[ladder["task"] == task]
+        for paradigm, group in rows.groupby("paradigm"):
+            colour, marker, line = STYLE[paradigm]
+            place = group["n_images"] * (1 + 0.03 * (list(STYLE).index(paradigm) - 1))  # so that bars do not hide
+            errors = np.abs(group[["low", "high"]].to_numpy().T - group["value"].to_numpy())
+            axes.errorbar(place, group["value"], yerr=errors, fmt=marker, color=colour, capsize=2, label=paradigm, lw=1)
+            fitted = curves[(curves["task"] == task) & (curves["paradigm"] == paradigm)]
+            if len(fitted):
+                axes.plot(fitted["n_images"], fitted["value"], line, color=colour, lw=1.4)
+                axes.fill_between(fitted["n_images"], fitted["low"], fitted["high"], color=colour, alpha=0.13, lw=0)
+            ends = group.sort_values("n_images")["value"]
+            said.append(f"{task} {paradigm} from {ends.iloc[0]:.3f} to {ends.iloc[-1]:.3f}")
+        for row in reference(table, task, metric).itertuples():
+            is_base = row.paradigm != "control"
+            style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
+            axes.axhline(row.value, **style)
+            name = "base, not continued" if is_base else str(row.encoder)
+            axes.annotate(
+                name, (1, row.value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="#222"
+            )
+            said.append(f"{task} {name} {row.value:.3f}")
+        seen = np.concatenate([rows["value"], rows["low"], rows["high"], reference(table, task, metric)["value"]])
+        axes.set_ylim(np.nanmin(seen) - 0.03, min(1.0, np.nanmax(seen) + 0.04))
+        _log_ticks(axes, rows["n_images"].to_numpy())
+        axes.set(title=TASKS[task], xlabel="in-house images (log scale)", ylabel=f"macro {metric.upper()}")
+        axes.legend(loc="lower right", fontsize=8, frameon=True)
+        axes.grid(alpha=0.25)
+    if title:
+        figure.suptitle(title, y=1.02)
+    figure.tight_layout()
+    return show(figure, f"{title} Macro {metric.upper()} against the number of in-house images: {'; '.join(said)}.")
+
+
+def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
+    """One encoder's labels, each with its interval, by task."""
+    rows = metrics[(metrics["metric"] == metric) & metrics["value"].notna()].iloc[::-1].reset_index(drop=True)
+    figure, axes = plt.subplots(figsize=(6.2, 0.6 + 0.3 * len(rows)))
+    colours = [STYLE["clip"][0] if task == "findings" else STYLE["unicl"][0] for task in rows["task"]]
+    markers = ["o" if task == "findings" else "s" for task in rows["task"]]
+    for k, row in rows.iterrows():
+        axes.plot([row["low"], row["high"]], [k, k], color=colours[k], lw=2)
+        axes.plot(row["value"], k, markers[k], color=colours[k], ms=8 if row["label"] == "macro" else 5)
+    names = [f"{phrase(label)} ({TASKS[task].lower()})" if label == "macro" else phrase(label)
+             for label, task in zip(rows["label"], rows["task"], strict=True)]
+    axes.set_yticks(range(len(rows)), names)
+    axes.axvline(0.5, color="#666", lw=0.9, ls=(0, (2, 2)))
+    axes.set(xlabel=f"{metric.upper()} with 95% interval over patients", title=title)
+    axes.grid(axis="x", alpha=0.25)
+    worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
+    alt = f"{title} {metric.upper()} of {len(rows)} labels with intervals, from {worst['label']} {worst['value']:.3f} "
+    return show(figure, alt + f"to {best['label']} {best['value']:.3f}.")
+
+
+def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
+    """Loss and learning rate of one pretraining run against samples seen."""
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    axes.plot(table["samples_seen"], table["loss"], color=_COLOURS[0], lw=0.8, alpha=0.5)
+    smooth = table["loss"].rolling(10, min_periods=1).mean()
+    axes.plot(table["samples_seen"], smooth, color=_COLOURS[0], label="loss (10-point mean)")
+    rate = axes.twinx()
+    rate.plot(table["samples_seen"], table["lr"], color="#666", ls=":", label="learning rate (right)")
+    rate.set_ylim(bottom=0)
+    axes.set(xlabel="samples seen", ylabel="loss", title=title)
+    axes.legend(*[sum(x, []) for x in zip(axes.get_legend_handles_labels(), rate.get_legend_handles_labels())],
+                fontsize=8)
+    ends = f"from {table['loss'].iloc[0]:.3f} to {smooth.iloc[-1]:.3f}"
+    return show(figure, f"{title} Training loss against samples seen, {ends}.")
+
+
+def images(pictures: np.ndarray, captions: list[str], *, masks: np.ndarray | None = None, title: str = "",
+           columns: int = 4) -> Shown:
+    """A panel of x-rays (N,H,W); ``masks`` (N,D,H,W) are drawn over them in the order of DEVICES, with a key."""
+    rows = -(-len(pictures) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.65 * rows), squeeze=False)
+    palette = sns.color_palette("colorblind", len(DEVICES))
+    drawn: set[int] = set()
+    for axes in panels.flat:
+        axes.axis("off")
+    for k, (axes, picture, caption) in enumerate(zip(panels.flat, pictures, captions, strict=False)):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255 if picture.dtype == np.uint8 else 1, interpolation="bicubic")
+        axes.set_title(caption, fontsize=7, wrap=True)
+        if masks is not None:
+            for d, mask in enumerate(masks[k]):
+                if mask.any():
+                    drawn.add(d)
+                    over = np.zeros((*mask.shape, 4))
+                    over[mask] = (*palette[d], 0.65)
+                    axes.imshow(over, interpolation="nearest")
+    if drawn:
+        handles = [plt.Line2D([], [], color=palette[d], lw=3, label=phrase(DEVICES[d])) for d in sorted(drawn)]
+        figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8, frameon=False,
+                      bbox_to_anchor=(0.5, -0.03 - 0.02 * (len(handles) > 4)))
+    if title:
+        figure.suptitle(title)
+    figure.tight_layout()
+    return show(figure, f"{title} {len(pictures)} x-rays: {'; '.join(captions)}.", raster=True)
+
+
+def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
+    """Share of images with each label present, by split; ``shares`` is label x split."""
+    figure, axes = plt.subplots(figsize=(6.2, 0.6 + 0.3 * len(shares)))
+    for k, split in enumerate(shares.columns):
+        axes.plot(shares[split], np.arange(len(shares)), "osD^vPX*"[k % 8], color=_COLOURS[k % 10], label=split, ms=5)
+    axes.set_yticks(range(len(shares)), [phrase(name) for name in shares.index])
+    axes.invert_yaxis()
+    axes.set(xlabel="share of images with the label present", title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    highest = shares.mean(axis=1)
+    return show(figure, f"{title} Prevalence of {len(shares)} labels by split, highest {highest.idxmax()} "
+                        f"{highest.max():.2f}.")
+
+
+def gallery(prepared: Prepared, *, count: int = 8, size: int = 256) -> Shown:
+    """Some of a data set's x-rays with what is recorded of them: synthetic ones drawn anew at ``size`` with their
+    devices marked, real ones as prepared; a word instead where the terms do not allow images to be passed on."""
+    if not prepared.info["show_images"]:
+        return Shown("<p>The terms of this data set do not allow its images to be shown here.</p>", "no images shown")
+    labels = [column for column in prepared.manifest if column.startswith("label:")]
+    interest = prepared.manifest[labels].sum(axis=1).to_numpy()
+    spread = np.linspace(0, len(interest) - 1, count).astype(int)  # from nothing at all to the fullest label sets
+    chosen = prepared.manifest.iloc[np.argsort(interest, kind="stable")[spread]]
+    captions = []
+    for _, row in chosen.iterrows():
+        present = [phrase(column[6:]) for column in labels if row[column] == 1]
+        captions.append(f"{row.get('view', '')}: {', '.join(present) or 'no label recorded'}")
+    masks = None
+    if prepared.info["kind"] == "synthetic":
+        parts = chosen["path"].str.split(":", expand=True)
+        batch = synthetic.sample(
+            parts[3].astype(int).to_numpy(), institution=parts.iloc[0, 1], size=size, seed=int(parts.iloc[0, 2])
+        )
+        pictures, masks = np.asarray(batch.image)[:, 0], np.asarray(batch.masks)
+    else:
+        pictures = prepared.images[chosen.index.to_numpy()]
+    return images(pictures, captions, masks=masks, title=f"{prepared.info['institution']} ({prepared.info['kind']}).")

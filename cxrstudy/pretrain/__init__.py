@@ -1,0 +1,1 @@
+"""Continual pretraining: objectives, augmentation and the one compute-matched loop."""

@@ -1,0 +1,372 @@
+"""Presets, run parameters and the grid: what will be run, under which name, from which other runs.
+
+A preset (one YAML file under ``notebooks/presets``) describes data sets, base encoders, ladders of continual
+pretraining runs and their evaluation. ``plan`` unfolds it into runs; every run is one parameterised notebook.
+A run's name ends in a digest of its parameters, which hold the names of the runs it reads: so a changed value
+renames exactly the runs it touches, and results of other values stand beside them.
+"""
+
+import ast
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class StudyError(ValueError):
+    """The call or its input is wrong; the message says which part and the remedy."""
+
+
+def root() -> Path:
+    """The repository: $CXRSTUDY_ROOT, or the nearest folder upwards from here or from the package with notebooks/."""
+    if "CXRSTUDY_ROOT" in os.environ:
+        return Path(os.environ["CXRSTUDY_ROOT"]).resolve()
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for folder in (start, *start.parents):
+            if (folder / "notebooks" / "presets").is_dir():
+                return folder
+    raise StudyError("no folder with notebooks/presets above here: run from the clone, or set CXRSTUDY_ROOT")
+
+
+def runs_root() -> Path:
+    """Where runs are kept: $CXRSTUDY_RUNS or ``runs`` in the repository."""
+    return Path(os.environ.get("CXRSTUDY_RUNS") or root() / "runs").resolve()
+
+
+def resolve(path: str | Path) -> Path:
+    """A path given in a parameter: as it is when absolute, else below the repository, wherever the kernel started."""
+    path = Path(path).expanduser()
+    if path.is_absolute():
+        return path
+    return runs_root().joinpath(*path.parts[1:]) if path.parts[:1] == ("runs",) else root() / path
+
+
+def digest(value: Any, length: int = 6) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+# --------------------------------------------------------------------------------------- parameters of the notebooks
+class Parameters(BaseModel):
+    """Parameters of one notebook; unknown names and wrong types are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Parameters):
+    """data.ipynb: read a data card, split by patient, write images once at the working size."""
+
+    card: str = Field("synthetic", description="name of a card in data_cards/, or the path of your own")
+    root: str = Field("", description="folder that holds the data set's files (not for the synthetic card)")
+    institution: str = Field("study", description="synthetic card: which institution")
+    n_images: int = Field(3000, ge=0, description="how many images; 0 = all that the data set has")
+    size: int = Field(64, ge=32, le=1024, description="image height and width in px")
+    fractions: dict[str, float] = Field(
+        {"pretrain": 0.5, "train": 0.2, "validation": 0.1, "test": 0.2}, description="splits by patient, summing to 1"
+    )
+    seed: int = Field(0, ge=0, description="seed of the split and of the synthetic institution")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+
+
+class Pretrain(Parameters):
+    """pretrain.ipynb: continue an encoder's pretraining on a nested subset at a fixed number of samples seen."""
+
+    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
+    base: str = Field("", description="encoder folder to continue from; empty = start from random weights")
+    encoder: str = Field("cnn_mini", description="architecture when there is no base: ours or any timm name")
+    paradigm: Literal["clip", "unicl"] = Field("clip", description="objective: reports alone, or reports and labels")
+    n_images: int = Field(500, ge=2, description="size of the nested subset of images")
+    samples_seen: int = Field(4000, ge=1, description="compute budget: images shown in all, repeats included")
+    splits: list[str] = Field(["pretrain"], description="splits the subset is drawn from")
+    batch_size: int = Field(64, ge=2, description="images a step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's decay, not on biases, norms and gains")
+    label_share: float = Field(0.5, ge=0, le=1, description="unicl: share of samples whose text is a label prompt")
+    seed: int = Field(0, ge=0, description="seed of subset, order, initialisation, augmentation")
+    threads: int = Field(1, ge=1, description="CPU threads of this run (several runs go side by side)")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto = bf16 where the hardware has it")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="how often the state is saved for resuming")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+
+    @model_validator(mode="after")
+    def _budget(self) -> "Pretrain":
+        if self.n_images > self.samples_seen:
+            raise ValueError(
+                f"n_images ({self.n_images}) is larger than samples_seen ({self.samples_seen}): some images would "
+                "never be seen, so the subset would be smaller than it says. Lower n_images or raise samples_seen"
+            )
+        return self
+
+
+class Classify(Parameters):
+    """classify.ipynb: frozen encoder, linear probe on findings and devices, patient-level intervals."""
+
+    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
+    encoder: str = Field(
+        "random:cnn_mini",
+        description="encoder folder, timm name, random:NAME, or a control: pixels, covariates (view, age, sex)",
+    )
+    fold_encoders: list[str] = Field([], description="cross-fitting: one encoder a fold, instead of `encoder`")
+    folds: list[str] = Field([], description="cross-fitting: the splits that serve as folds; empty = fixed splits")
+    train: list[str] = Field(["train"], description="splits of the probe's training patients")
+    validation: list[str] = Field(["validation"], description="splits of the patients that choose the strength")
+    test: list[str] = Field(["test"], description="splits of the test patients")
+    labels: list[str] = Field([], description="labels to probe; empty = every vocabulary label of the data")
+    within: str = Field("", description="only rows of the manifest that meet this pandas query")
+    pooling: str = Field("mean+max+grid4", description="parts of the pooled feature, joined: mean, max, gridK")
+    strengths: list[float] = Field(
+        [1e-3, 1e-2, 1e-1, 1.0, 10.0], description="L2 penalties of the probe, chosen on validation"
+    )
+    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap and of random encoders")
+    threads: int = Field(1, ge=1, description="CPU threads of this run")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+
+
+class Scale(Parameters):
+    """scale.ipynb: fit error against n_images for each paradigm and task from the records of a ladder."""
+
+    records: list[str] = Field([], description="run folders to read; empty = every run under `runs`")
+    runs: str = Field("runs", description="where to look when `records` is empty")
+    form: Literal["power", "power_floor", "m4"] = Field("power", description="form of the fitted law")
+    metric: str = Field("auroc", description="metric whose error (1 - value) is fitted")
+    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the fit")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+
+
+STAGES: dict[str, type[Parameters]] = {"data": Data, "pretrain": Pretrain, "classify": Classify, "scale": Scale}
+
+
+def validated(stage: str, values: dict[str, Any], where: str = "") -> Any:
+    """``values`` as the stage's parameters; StudyError naming each unknown or ill-typed one."""
+    try:
+        return STAGES[stage](**values)
+    except ValidationError as error:
+        raise StudyError(_explain(error, where or f"{stage} parameters", STAGES[stage])) from None
+
+
+def _explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "parameters"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown parameter {name!r}; known: {', '.join(model.model_fields)}")
+        else:
+            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')} (got {str(item['input'])[:80]})")
+    return f"{where}: " + "; ".join(lines)
+
+
+def from_notebook(stage: str, shell: Any) -> Any:
+    """The parameters of the notebook that ``shell`` (``get_ipython()``) runs, checked; ``out`` is filled in.
+
+    Parameters are the names assigned in the latest cell that starts with ``# Parameters`` and in those that follow it
+    so (papermill's injected one does): a name that papermill injected by mistake is refused, not ignored.
+    """
+    cells = [source for source in shell.user_ns["In"][:-1] if source]
+    marked = [source.lstrip().startswith("# Parameters") for source in cells]
+    if True not in marked:
+        raise StudyError(f"{stage}.ipynb: run the cell that starts with '# Parameters' first")
+    stop = len(marked) - marked[::-1].index(True)
+    start = stop - 1
+    while start > 0 and marked[start - 1]:
+        start -= 1
+    names = [
+        target.id
+        for source in cells[start:stop]
+        for statement in ast.parse(source).body
+        for target in (getattr(statement, "targets", None) or [getattr(statement, "target", None)])
+        if isinstance(target, ast.Name)
+    ]
+    parameters = validated(stage, {name: shell.user_ns[name] for name in names}, f"{stage}.ipynb")
+    if not parameters.out:
+        name = f"{stage}-{digest(parameters.model_dump(exclude={'out'}))}"
+        parameters = parameters.model_copy(update={"out": f"runs/scratch/{stage}/{name}"})
+    return parameters
+
+
+# --------------------------------------------------------------------------------------------------------- presets
+class Ladder(BaseModel):
+    """One grid of continual pretraining: every value that is a list is unfolded."""
+
+    model_config = ConfigDict(extra="allow")
+    data: str
+    base: str = ""
+
+
+class Preset(BaseModel):
+    """A preset file. ``data`` and ``base`` name things; ``ladders`` refer to the names."""
+
+    model_config = ConfigDict(extra="forbid")
+    title: str
+    description: str = ""
+    minutes: float = Field(description="expected time on the hardware named")
+    hardware: str
+    disk_gb: float = 1.0
+    memory_gb: float = 4.0
+    needs_root: bool = Field(False, description="real data: DATA_ROOT must name its folder")
+    licences: str = "none"
+    data: dict[str, dict[str, Any]]
+    base: dict[str, dict[str, Any]] = {}
+    ladders: list[Ladder]
+    folds: int = Field(0, description="0 = fixed splits; k = cross-fitted over k patient folds")
+    classify: dict[str, Any] = {}
+    controls: list[str] = []
+    scale: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook execution. ``needs`` are the names of the runs whose folders it reads."""
+
+    name: str
+    stage: str
+    preset: str
+    parameters: dict[str, Any]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        return f"runs/{self.preset}/{self.stage}/{self.name}"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in (root() / "notebooks" / "presets").glob("*.yml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read ``notebooks/presets/NAME.yml``; StudyError naming the file and field when it does not hold."""
+    path = root() / "notebooks" / "presets" / f"{name}.yml"
+    if not path.is_file():
+        raise StudyError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
+    try:
+        preset = Preset(**yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path}: not YAML: {error}") from None
+    except (ValidationError, TypeError) as error:
+        message = _explain(error, str(path), Preset) if isinstance(error, ValidationError) else f"{path}: {error}"
+        raise StudyError(message) from None
+    return preset
+
+
+PLANNED = {"data", "base", "out", "splits", "encoder", "fold_encoders", "folds", "records", "runs", "root"}
+
+
+def override(preset: Preset, settings: dict[str, Any]) -> Preset:
+    """``preset`` with ``--set`` values: ``name`` or ``block.name`` with block in ladders, classify, scale, data, base.
+
+    A bare name is looked for in that order, and reaches every entry of its block.
+    """
+    raw = preset.model_dump()
+    blocks = {"ladders": Pretrain, "classify": Classify, "scale": Scale, "data": Data, "base": Pretrain}
+    for key, value in settings.items():
+        block, _, name = key.rpartition(".")
+        known = [b for b, model in blocks.items() if name in model.model_fields and name not in PLANNED]
+        if (block and block not in known) or not known:
+            names = sorted({n for model in blocks.values() for n in model.model_fields} - PLANNED)
+            raise StudyError(f"--set {key}: no such parameter; known: {', '.join(names)} (or ladders.NAME, base.NAME)")
+        block = block or known[0]
+        target = raw[block]
+        entries = target if block == "ladders" else target.values() if block in ("data", "base") else [target]
+        for entry in entries:
+            entry[name] = value
+    return Preset(**raw)
+
+
+def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "") -> list[Run]:
+    """Unfold a preset into runs, in an order in which each comes after those it needs; StudyError if it cannot."""
+    preset = override(load_preset(name), settings or {})
+    if preset.needs_root and not data_root:
+        raise StudyError(f"preset {name!r} reads real images: say where they lie, DATA_ROOT=PATH or --data-root PATH")
+    runs: dict[str, Run] = {}
+
+    def add(stage: str, slug: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> str:
+        values = {key: value for key, value in values.items() if key != "out"}
+        checked = validated(stage, values, f"preset {name}, {stage} {slug}").model_dump(exclude={"out"})
+        run = f"{slug}-{digest([stage, checked])}"
+        out = f"runs/{name}/{stage}/{run}"
+        runs[run] = Run(run, stage, name, checked | {"out": out}, needs)
+        return run
+
+    def folder(run: str) -> str:
+        return runs[run].folder
+
+    folds = [f"fold{k}" for k in range(preset.folds)]
+    data: dict[str, str] = {}
+    for key, values in preset.data.items():
+        extra = {"root": data_root} if preset.needs_root and values.get("card") != "synthetic" else {}
+        data[key] = add("data", key, extra | values)
+    base: dict[str, str] = {}
+    for key, values in preset.base.items():
+        on = _named(values.get("data"), data, f"preset {name}: base {key}", "data")
+        base[key] = add("pretrain", key, values | {"data": folder(on)}, (on,))
+
+    def classify(slug: str, on: str, encoders: list[str], needs: tuple[str, ...]) -> str:
+        which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
+        values = preset.classify | {"data": folder(on), "folds": folds} | which
+        return add("classify", slug, values, (on, *needs))
+
+    points: list[str] = []
+    evaluated: dict[tuple[str, str], None] = {}
+    for ladder in preset.ladders:
+        on = _named(ladder.data, data, f"preset {name}: ladder", "data")
+        from_ = _named(ladder.base, base, f"preset {name}: ladder", "base") if ladder.base else ""
+        evaluated[(on, from_)] = None
+        for values in _unfold(ladder.model_dump(exclude={"data", "base"}), Pretrain):
+            values |= {"data": folder(on), "base": folder(from_) if from_ else ""}
+            slug = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
+            needs = (on, from_) if from_ else (on,)
+            if not folds:
+                trained = [add("pretrain", slug, values, needs)]
+            else:
+                others = [{"splits": [f for f in folds if f != held]} for held in folds]
+                trained = [add("pretrain", f"{slug}-{h}", values | o, needs) for h, o in zip(folds, others, strict=True)]
+            points.append(classify(slug, on, [folder(run) for run in trained], tuple(trained)))
+    for on, from_ in evaluated:
+        if from_:
+            points.append(classify(f"base-{runs[from_].name.rsplit('-', 1)[0]}", on, [folder(from_)], (from_,)))
+        for control in preset.controls:
+            points.append(classify(control.replace(":", "-"), on, [control], ()))
+    check_ladders(list(runs.values()))
+    points = list(dict.fromkeys(points))
+    add("scale", "scale", preset.scale | {"records": [folder(p) for p in points]}, tuple(points))
+    return list(runs.values())
+
+
+def _named(key: Any, known: dict[str, str], where: str, block: str) -> str:
+    if key not in known:
+        raise StudyError(f"{where}: {block} {key!r} is not among this preset's {block}: {', '.join(known) or 'none'}")
+    return known[key]
+
+
+def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, Any]]:
+    """Every combination of the values that are lists, but for parameters that are lists themselves."""
+    takes_list = {n for n, f in model.model_fields.items() if list in (get_origin(f.annotation), *get_args(f.annotation))}
+    axes = {k: v if isinstance(v, list) and k not in takes_list else [v] for k, v in values.items()}
+    return [dict(zip(axes, combo, strict=True)) for combo in itertools.product(*axes.values())]
+
+
+EQUAL = ("samples_seen", "batch_size", "lr", "warmup", "weight_decay", "precision")
+
+
+def check_ladders(runs: list[Run]) -> None:
+    """Refuse unequal budgets within one ladder (same paradigm, base, architecture and size in px)."""
+    sizes = {run.folder: run.parameters["size"] for run in runs if run.stage == "data"}
+    seen: dict[tuple, Run] = {}
+    for run in runs:
+        p = run.parameters
+        if run.stage != "pretrain" or not p["base"]:
+            continue
+        first = seen.setdefault((p["paradigm"], p["base"], p["encoder"], sizes[p["data"]]), run)
+        for key in EQUAL:
+            if first.parameters[key] != p[key]:
+                raise StudyError(
+                    f"the {p['paradigm']} ladder is not at constant compute: {key} is {first.parameters[key]} in "
+                    f"{first.name} but {p[key]} in {run.name}. Give every n_images the same {key}"
+                )
