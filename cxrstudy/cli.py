@@ -43,7 +43,13 @@ def main() -> None:
 @click.option("--preset", "-p", default="mini", show_default=True, help="A preset of notebooks/presets.")
 @click.option("--cores", "-c", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would run and why; run nothing.")
-@click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="Rerun the grid with a changed parameter, beside the first results. Repeatable. VALUE is YAML: 48000, [100, 500].")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Rerun the grid with a changed parameter, beside the first results. Repeatable. VALUE is YAML: 48000, [100, 500].",
+)
 @click.option("--data-root", default=os.environ.get("DATA_ROOT", ""), help="Folder of real data [env: DATA_ROOT].")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def run(preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_root: str, quiet: bool) -> None:
@@ -57,11 +63,15 @@ def run(preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_roo
     described = study.load_preset(preset)
     runs = study.plan(preset, settings, data_root)
     waiting = runner.stale(preset, runner.write_plan(preset, runs, settings))
-    click.echo(f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
-               f"{described.disk_gb:g} GB of disk, {described.memory_gb:g} GB of memory; licences: {described.licences}.")
+    click.echo(
+        f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
+        f"{described.disk_gb:g} GB of disk, {described.memory_gb:g} GB of memory; licences: {described.licences}."
+    )
     for item in runs:
-        click.echo(f"  {'would run' if item.name in waiting else 'stands':<10}{item.stage:<10}{item.name:<32}"
-                   f"{waiting.get(item.name, '')}")
+        click.echo(
+            f"  {'would run' if item.name in waiting else 'stands':<10}{item.stage:<10}{item.name:<32}"
+            f"{waiting.get(item.name, '')}"
+        )
     click.echo(f"{len(waiting)} of {len(runs)} runs to do")
 
 

@@ -11,8 +11,19 @@ from cxrstudy import study
 from cxrstudy.data import cards
 from cxrstudy.results import hardware
 
-PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "pydicom", "pandas", "papermill", "snakemake",
-            "jupyter-book", "jupyterlab", "nbval")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "pydicom",
+    "pandas",
+    "papermill",
+    "snakemake",
+    "jupyter-book",
+    "jupyterlab",
+    "nbval",
+)
 
 
 def memory_gb() -> float:

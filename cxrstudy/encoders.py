@@ -121,7 +121,7 @@ def build_encoder(name: str, size: int, *, seed: int = 0, pretrained: bool = Fal
             raise MissingWeights(
                 f"timm's published weights of {name!r} are not on this machine and could not be fetched ({error}). "
                 f"Where there is a network, run once: python -c \"import timm; timm.create_model('{name}', "
-                "pretrained=True)\", then copy ~/.cache/huggingface here; or say random:NAME for random weights"
+                'pretrained=True)", then copy ~/.cache/huggingface here; or say random:NAME for random weights'
             ) from error
     if pretrained:  # timm keeps the RGB statistics of its training images; a grey image has one level
         cfg = encoder.trunk.pretrained_cfg

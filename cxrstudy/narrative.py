@@ -1,19 +1,24 @@
 """What the book's pages say of a set of runs: sentences and tables computed from records, never typed."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from cxrstudy import results, study
-from cxrstudy.data.cards import Card, read_card
-from cxrstudy.data.images import Prepared, open_prepared
 from cxrstudy.data.manifest import label_names
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
+from cxrstudy.run import run_table
 from cxrstudy.scaling import ladders
+
+if TYPE_CHECKING:  # these import torch, which most pages can do without
+    from cxrstudy.data.cards import Card
+    from cxrstudy.data.images import Prepared
 
 
 def plan_table(preset: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]:
@@ -38,7 +43,9 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     described = study.load_preset(preset)
     if table.empty:
         wait = f"about {described.minutes:g} minutes on {described.hardware}"
-        return f"**Nothing of preset `{preset}` has been run on this machine yet.** `{command(preset)}` runs it ({wait})."
+        return (
+            f"**Nothing of preset `{preset}` has been run on this machine yet.** `{command(preset)}` runs it ({wait})."
+        )
     kinds = sorted(table["kind"].dropna().unique())
     seeds = sorted(int(seed) for seed in table.loc[table["stage"] == "pretrain", "seed"].dropna().unique())
     once = table.drop_duplicates("run")
@@ -78,7 +85,9 @@ def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     rows["encoder"] = [_who(row) for row in rows.itertuples()]
     rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
     wide = rows.pivot_table(index=["order", "encoder"], columns="task", values="text", aggfunc="first").droplevel(0)
-    wide = wide[[task for task in TASKS if task in wide]].rename(columns={k: f"{v}, macro {metric.upper()}" for k, v in TASKS.items()})
+    wide = wide[[task for task in TASKS if task in wide]].rename(
+        columns={k: f"{v}, macro {metric.upper()}" for k, v in TASKS.items()}
+    )
     return wide.rename_axis(columns=None)
 
 
@@ -90,7 +99,11 @@ def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
     columns = rows.drop_duplicates("encoder").sort_values("order")["encoder"]
     labels = rows.drop_duplicates("label")["label"]
-    return rows.pivot_table(index="label", columns="encoder", values="text", aggfunc="first").loc[labels, list(columns)].rename_axis(columns=None)
+    return (
+        rows.pivot_table(index="label", columns="encoder", values="text", aggfunc="first")
+        .loc[labels, list(columns)]
+        .rename_axis(columns=None)
+    )
 
 
 def _who(row: Any) -> str:
@@ -105,7 +118,13 @@ def _who(row: Any) -> str:
 
 def _order(row: Any) -> tuple[Any, ...]:
     kind = 0 if row.paradigm == "control" else 1 if not row.base else 2
-    return kind, str(row.paradigm), float(row.n_images or 0), float(row.seed if row.seed == row.seed else 0), str(row.encoder)
+    return (
+        kind,
+        str(row.paradigm),
+        float(row.n_images or 0),
+        float(row.seed if row.seed == row.seed else 0),
+        str(row.encoder),
+    )
 
 
 def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> list[str]:
@@ -113,7 +132,9 @@ def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> l
     said = []
     for task, title in TASKS.items():
         for paradigm, ladder in ladders.points(table[table["task"] == task]).groupby("paradigm"):
-            first, last = (ladder[ladder["n_images"] == n] for n in (ladder["n_images"].min(), ladder["n_images"].max()))
+            first, last = (
+                ladder[ladder["n_images"] == n] for n in (ladder["n_images"].min(), ladder["n_images"].max())
+            )
             text = (
                 f"**{title}, `{paradigm}`**: macro AUROC {first['value'].mean():.3f} with "
                 f"{human(first['n_images'].iloc[0])} images, {last['value'].mean():.3f} with {human(last['n_images'].iloc[0])}"
@@ -132,30 +153,21 @@ def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> l
     return said
 
 
-def run_table(preset: str) -> list[dict[str, Any]]:
-    """Every run folder of a preset with an executed notebook: name, stage, record or None, notebook path."""
-    rows = []
-    for notebook in sorted((study.runs_root() / preset).glob("*/*/notebook.ipynb")):
-        record = notebook.with_name("record.json")
-        rows.append({
-            "name": notebook.parent.name,
-            "stage": notebook.parent.parent.name,
-            "notebook": notebook,
-            "record": results.read_record(record) if record.is_file() else None,
-        })
-    order = {stage: k for k, stage in enumerate(study.STAGES)}
-    return sorted(rows, key=lambda row: (order.get(row["stage"], 9), row["name"]))
-
-
 def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
     """(fits, curves) of the scale run of a plan; empty where it has not been run."""
     root = study.runs_root() / preset
     plan = root / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
-    names = [run["name"] for run in json.loads(plan.read_text())["runs"] if run["stage"] == "scale"] if plan.is_file() else []
+    names = (
+        [run["name"] for run in json.loads(plan.read_text())["runs"] if run["stage"] == "scale"]
+        if plan.is_file()
+        else []
+    )
     for name in names:
         folder: Path = root / "scale" / name
         if (folder / "record.json").is_file():
-            return pd.read_csv(folder / "fits.csv", keep_default_na=True).fillna({"refused": ""}), pd.read_csv(folder / "curves.csv")
+            return pd.read_csv(folder / "fits.csv", keep_default_na=True).fillna({"refused": ""}), pd.read_csv(
+                folder / "curves.csv"
+            )
     return ladders.fit_ladders(results.load_records([]))
 
 
@@ -166,19 +178,28 @@ def gain_table(gained: pd.DataFrame) -> pd.DataFrame:
         text=[f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in gained.itertuples()],
         task=gained["task"].map(TASKS),
     )
-    wide = rows.pivot_table(index=["paradigm", "n_images", "seed", "encoder"], columns="task", values="text", aggfunc="first")
+    wide = rows.pivot_table(
+        index=["paradigm", "n_images", "seed", "encoder"], columns="task", values="text", aggfunc="first"
+    )
     return wide.droplevel([0, 1, 2]).rename_axis(columns=None)
 
 
 def caution(preset: str) -> str:
     """What must be said before the numbers of a preset on real images: the card's own words on confounding."""
+    from cxrstudy.data.cards import read_card
+
     described = study.load_preset(preset)
     cards_ = [read_card(values["card"]) for values in described.data.values()]
-    return "\n\n".join(f"```{{admonition}} {card.title}\n:class: warning\n{card.caution}\n```" for card in cards_ if card.caution)
+    return "\n\n".join(
+        f"```{{admonition}} {card.title}\n:class: warning\n{card.caution}\n```" for card in cards_ if card.caution
+    )
 
 
 def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:
     """(name, prepared data, card) of every finished data run of these presets; each data set once."""
+    from cxrstudy.data.cards import read_card
+    from cxrstudy.data.images import open_prepared
+
     found: dict[tuple[str, int], tuple[str, Prepared, Card]] = {}
     for preset in presets:
         for row in run_table(preset):

@@ -15,8 +15,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from cxrstudy.data import synthetic
-from cxrstudy.data.images import Prepared
 from cxrstudy.data.vocabulary import DEVICES, phrase
 from cxrstudy.scaling.ladders import points, reference
 
@@ -50,9 +48,7 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
     buffer = io.BytesIO()
     kind = "png" if raster else "svg"
     with plt.rc_context({"svg.hashsalt": "cxrstudy"}):
-        figure.savefig(
-            buffer, format=kind, bbox_inches="tight", dpi=110, metadata=None if raster else {"Date": None}
-        )
+        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110, metadata=None if raster else {"Date": None})
     plt.close(figure)
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -101,7 +97,13 @@ def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc",
             axes.axhline(row.value, **style)
             name = "base, not continued" if is_base else str(row.encoder)
             axes.annotate(
-                name, (1, row.value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="#222"
+                name,
+                (1, row.value),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color="#222",
             )
             said.append(f"{task} {name} {row.value:.3f}")
         seen = np.concatenate([rows["value"], rows["low"], rows["high"], reference(table, task, metric)["value"]])
@@ -125,8 +127,10 @@ def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> 
     for k, row in rows.iterrows():
         axes.plot([row["low"], row["high"]], [k, k], color=colours[k], lw=2)
         axes.plot(row["value"], k, markers[k], color=colours[k], ms=8 if row["label"] == "macro" else 5)
-    names = [f"{phrase(label)} ({TASKS[task].lower()})" if label == "macro" else phrase(label)
-             for label, task in zip(rows["label"], rows["task"], strict=True)]
+    names = [
+        f"{phrase(label)} ({TASKS[task].lower()})" if label == "macro" else phrase(label)
+        for label, task in zip(rows["label"], rows["task"], strict=True)
+    ]
     axes.set_yticks(range(len(rows)), names)
     axes.axvline(0.5, color="#666", lw=0.9, ls=(0, (2, 2)))
     axes.set(xlabel=f"{metric.upper()} with 95% interval over patients", title=title)
@@ -146,14 +150,16 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
     rate.plot(table["samples_seen"], table["lr"], color="#666", ls=":", label="learning rate (right)")
     rate.set_ylim(bottom=0)
     axes.set(xlabel="samples seen", ylabel="loss", title=title)
-    axes.legend(*[sum(x, []) for x in zip(axes.get_legend_handles_labels(), rate.get_legend_handles_labels())],
-                fontsize=8)
+    axes.legend(
+        *[sum(x, []) for x in zip(axes.get_legend_handles_labels(), rate.get_legend_handles_labels())], fontsize=8
+    )
     ends = f"from {table['loss'].iloc[0]:.3f} to {smooth.iloc[-1]:.3f}"
     return show(figure, f"{title} Training loss against samples seen, {ends}.")
 
 
-def images(pictures: np.ndarray, captions: list[str], *, masks: np.ndarray | None = None, title: str = "",
-           columns: int = 4) -> Shown:
+def images(
+    pictures: np.ndarray, captions: list[str], *, masks: np.ndarray | None = None, title: str = "", columns: int = 4
+) -> Shown:
     """A panel of x-rays (N,H,W); ``masks`` (N,D,H,W) are drawn over them in the order of DEVICES, with a key."""
     rows = -(-len(pictures) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.65 * rows), squeeze=False)
@@ -173,8 +179,14 @@ def images(pictures: np.ndarray, captions: list[str], *, masks: np.ndarray | Non
                     axes.imshow(over, interpolation="nearest")
     if drawn:
         handles = [plt.Line2D([], [], color=palette[d], lw=3, label=phrase(DEVICES[d])) for d in sorted(drawn)]
-        figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8, frameon=False,
-                      bbox_to_anchor=(0.5, -0.03 - 0.02 * (len(handles) > 4)))
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=4,
+            fontsize=8,
+            frameon=False,
+            bbox_to_anchor=(0.5, -0.03 - 0.02 * (len(handles) > 4)),
+        )
     if title:
         figure.suptitle(title)
     figure.tight_layout()
@@ -192,11 +204,12 @@ def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     highest = shares.mean(axis=1)
-    return show(figure, f"{title} Prevalence of {len(shares)} labels by split, highest {highest.idxmax()} "
-                        f"{highest.max():.2f}.")
+    return show(
+        figure, f"{title} Prevalence of {len(shares)} labels by split, highest {highest.idxmax()} {highest.max():.2f}."
+    )
 
 
-def gallery(prepared: Prepared, *, count: int = 8, size: int = 256) -> Shown:
+def gallery(prepared: Any, *, count: int = 8, size: int = 256) -> Shown:
     """Some of a data set's x-rays with what is recorded of them: synthetic ones drawn anew at ``size`` with their
     devices marked, real ones as prepared; a word instead where the terms do not allow images to be passed on."""
     if not prepared.info["show_images"]:
@@ -211,6 +224,8 @@ def gallery(prepared: Prepared, *, count: int = 8, size: int = 256) -> Shown:
         captions.append(f"{row.get('view', '')}: {', '.join(present) or 'no label recorded'}")
     masks = None
     if prepared.info["kind"] == "synthetic":
+        from cxrstudy.data import synthetic  # imports torch, which no other figure needs
+
         parts = chosen["path"].str.split(":", expand=True)
         batch = synthetic.sample(
             parts[3].astype(int).to_numpy(), institution=parts.iloc[0, 1], size=size, seed=int(parts.iloc[0, 2])

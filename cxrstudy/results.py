@@ -128,7 +128,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] > SCHEMA:
-            raise ValueError(f"{path}: schema {record['schema']} is newer than this package reads ({SCHEMA}); update it")
+            raise ValueError(
+                f"{path}: schema {record['schema']} is newer than this package reads ({SCHEMA}); update it"
+            )
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a run record ({error!r}); delete the run's folder and run it again") from None
     return record

@@ -101,7 +101,9 @@ def run_preset(preset: str, *, cores: int, settings: dict[str, Any], data_root: 
         for run in runs:
             folder(run).mkdir(parents=True, exist_ok=True)
         began = time.time()
-        print(f"{preset}: {len(waiting)} of {len(runs)} runs to do on {cores} cores; Ctrl-C stops, the same call resumes")
+        print(
+            f"{preset}: {len(waiting)} of {len(runs)} runs to do on {cores} cores; Ctrl-C stops, the same call resumes"
+        )
         with (plan.parent / "snakemake.log").open("a") as log:
             command = _snakemake(preset, plan, "--cores", str(cores), "--keep-going", "--rerun-incomplete")
             process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(), start_new_session=True)
@@ -190,7 +192,11 @@ def notebook_error(path: Path) -> str:
 
 def headline(run: study.Run) -> str:
     """A run's seconds and its most telling numbers, in a few words."""
-    record = read_record(folder(run))
+    return headline_of(read_record(folder(run)))
+
+
+def headline_of(record: dict[str, Any]) -> str:
+    """As ``headline``, from a record."""
     words = [f"{record['info']['seconds']:.0f} s"]
     for metric in record["metrics"]:
         if metric["value"] is not None:
@@ -224,5 +230,24 @@ def overview() -> list[Row]:
             kind, why = state(run, busy(plan["preset"]))
             record = read_record(folder(run)) if kind == "done" else None
             note = headline(run).partition(", ")[2] if record else why
-            rows.append(Row(plan["preset"], plan["variant"], run, kind, record["info"]["seconds"] if record else 0, note))
+            rows.append(
+                Row(plan["preset"], plan["variant"], run, kind, record["info"]["seconds"] if record else 0, note)
+            )
     return rows
+
+
+def run_table(preset: str) -> list[dict[str, Any]]:
+    """Every run folder of a preset with an executed notebook: name, stage, record or None, notebook path."""
+    rows = []
+    for notebook in sorted((study.runs_root() / preset).glob("*/*/notebook.ipynb")):
+        record = notebook.with_name("record.json")
+        rows.append(
+            {
+                "name": notebook.parent.name,
+                "stage": notebook.parent.parent.name,
+                "notebook": notebook,
+                "record": read_record(record) if record.is_file() else None,
+            }
+        )
+    order = {stage: k for k, stage in enumerate(study.STAGES)}
+    return sorted(rows, key=lambda row: (order.get(row["stage"], 9), row["name"]))

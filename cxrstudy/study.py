@@ -326,7 +326,9 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
                 trained = [add("pretrain", slug, values, needs)]
             else:
                 others = [{"splits": [f for f in folds if f != held]} for held in folds]
-                trained = [add("pretrain", f"{slug}-{h}", values | o, needs) for h, o in zip(folds, others, strict=True)]
+                trained = [
+                    add("pretrain", f"{slug}-{h}", values | o, needs) for h, o in zip(folds, others, strict=True)
+                ]
             points.append(classify(slug, on, [folder(run) for run in trained], tuple(trained)))
     for on, from_ in evaluated:
         if from_:
@@ -347,7 +349,9 @@ def _named(key: Any, known: dict[str, str], where: str, block: str) -> str:
 
 def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, Any]]:
     """Every combination of the values that are lists, but for parameters that are lists themselves."""
-    takes_list = {n for n, f in model.model_fields.items() if list in (get_origin(f.annotation), *get_args(f.annotation))}
+    takes_list = {
+        n for n, f in model.model_fields.items() if list in (get_origin(f.annotation), *get_args(f.annotation))
+    }
     axes = {k: v if isinstance(v, list) and k not in takes_list else [v] for k, v in values.items()}
     return [dict(zip(axes, combo, strict=True)) for combo in itertools.product(*axes.values())]
 

@@ -139,7 +139,11 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     used = [table.image_id, table.patient_id, *table.study_id]
     used += [column for column in (table.view, table.age, table.sex, table.report) if column]
     if card.labels:
-        used += [card.labels.column] if card.labels.column else [n for o in card.labels.names for n in _theirs(card.labels, o)]
+        used += (
+            [card.labels.column]
+            if card.labels.column
+            else [n for o in card.labels.names for n in _theirs(card.labels, o)]
+        )
     for column in used:
         if column not in raw:
             raise CardError(f"card {card.name}: {paths[0]} has no column {column!r}; it has {', '.join(raw.columns)}")

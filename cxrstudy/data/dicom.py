@@ -106,7 +106,7 @@ def _load(path: str | Path, stop_before_pixels: bool = False) -> pydicom.FileDat
         start = file.peek(2)[:2]
         try:
             ds = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels)
-        except (InvalidDicomError, EOFError):  # force would parse a JPEG too, so look first
+        except InvalidDicomError:  # force would parse a JPEG too, so look first
             if start not in (b"\x08\x00", b"\x02\x00", b"\x00\x08"):  # group 8, 2 (meta header), 8 big-endian
                 raise ValueError("no DICOM header" if start else "the file is empty") from None
             file.seek(0)
@@ -123,7 +123,7 @@ def _load(path: str | Path, stop_before_pixels: bool = False) -> pydicom.FileDat
 def _values(ds: pydicom.Dataset, name: str, kind: type) -> list[Any]:
     try:  # pydicom parses on access; what cannot be parsed counts as absent
         value = ds.get(name)
-        return [] if value in (None, "") else [kind(v) for v in np.atleast_1d(value).tolist()]
+        return [] if value is None else [kind(v) for v in np.atleast_1d(value).tolist()]
     except Exception:
         return []
 

@@ -106,7 +106,9 @@ def prepare(
     if not kept:
         raise ManifestError(f"none of {len(manifest)} images could be read; the first: {quarantine[0]}")
     whole = images[: len(kept)]
-    sums = [np.array([c.mean(dtype=float), c.astype(float).var()]) for c in np.array_split(whole, 1 + len(kept) // 4096)]
+    sums = [
+        np.array([c.mean(dtype=float), c.astype(float).var()]) for c in np.array_split(whole, 1 + len(kept) // 4096)
+    ]
     mean, variance = np.mean(sums, axis=0) / [255, 255**2]
     if len(kept) < len(manifest):
         np.save(out / "images.npy", whole)

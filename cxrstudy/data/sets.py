@@ -12,9 +12,7 @@ from cxrstudy.data.manifest import assign_splits
 def prepare_data(p: study.Data, *, progress: Callable[[Iterable], Iterable] = iter) -> Prepared:
     """Prepare the data set that ``p`` describes in ``p.out`` (see ``images.prepare``), or open it if it stands."""
     card = cards.read_card(p.card)
-    manifest = cards.load_manifest(
-        p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed
-    )
+    manifest = cards.load_manifest(p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed)
     without = manifest.attrs.get("without_image", 0)
     manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
     drawn = card.kind == "synthetic"

@@ -29,8 +29,10 @@ def unicl_loss(image: Tensor, text: Tensor, targets: Tensor, logit_scale: Tensor
     targets differ. ValueError when the shapes do not fit.
     """
     if targets.shape[0] != image.shape[0] or image.shape != text.shape:
-        raise ValueError(f"image {tuple(image.shape)}, text {tuple(text.shape)}, targets {tuple(targets.shape)}: the "
-                         "first two must be alike and targets have one row each")
+        raise ValueError(
+            f"image {tuple(image.shape)}, text {tuple(text.shape)}, targets {tuple(targets.shape)}: the "
+            "first two must be alike and targets have one row each"
+        )
     rows = targets.reshape(len(targets), -1)
     equal = (rows[:, None] == rows[None]).all(-1)
     equal.fill_diagonal_(True)  # a row that holds NaN equals nothing, but an image is always its own text's

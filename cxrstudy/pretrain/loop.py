@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxrstudy import encoders, study
@@ -203,8 +203,9 @@ def _key(p: study.Pretrain) -> str:
     return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _checkpoint(out: Path, p: study.Pretrain, model: nn.Module, optimiser: Any, step: int, curve: Any, flops: float,
-                seconds: float) -> None:
+def _checkpoint(
+    out: Path, p: study.Pretrain, model: nn.Module, optimiser: Any, step: int, curve: Any, flops: float, seconds: float
+) -> None:
     state = {"key": _key(p), "step": step, "curve": curve, "flops": flops, "seconds": seconds}
     scratch = out / f".checkpoint.{os.getpid()}.pt"
     torch.save(state | {"model": model.state_dict(), "optimiser": optimiser.state_dict()}, scratch)

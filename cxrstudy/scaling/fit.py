@@ -95,7 +95,7 @@ class ScalingFit:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         reach = self.noise * float(stats.t.ppf((1 + level) / 2, self.dof))
         threshold = float(self.runs.project(self.node, self.runs.error[None])[0][0, 0]) + reach**2
-        return *self.runs.zoom(5, fine, within=threshold, start=self.node), threshold, reach
+        return *self.runs.zoom(4, fine, within=threshold, start=self.node), threshold, reach
 
 
 def fit_scaling(
@@ -131,7 +131,7 @@ def fit_scaling(
         raise ValueError(f"every error is at the ceiling: {y.min():g} or more, and a random guess has {plateau:g}")
     runs = _Runs(form, plateau, size, y, y if sigma is None else np.broadcast_to(_positive(sigma, "sigma"), y.shape))
     for _ in range(4):  # the curve sets the noise, the noise the weights of the curve
-        node, rss = runs.zoom(10, 100)
+        node, rss = runs.zoom(8, 60)
         node = node[[rss.argmin()]]
         least, coefficients = runs.project(node, y[None])
         b, a, c = (float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients]))

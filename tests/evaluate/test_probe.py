@@ -18,6 +18,15 @@ from cxrstudy.evaluate.metrics import auroc, bootstrap, interval
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small problems: threads would only wait for each other, badly so where other tests run beside these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def task(n=300, d=20, labels=4, seed=0, unknown=0.0):
     """Features of unequal scale and correlation, labels of unequal prevalence: (x, y, x_val, y_val)."""
     rng = np.random.default_rng(seed)
@@ -34,7 +43,7 @@ def sklearn_fit(x, label, strength):
     mean, std = x.mean(0), x.std(0)
     std[std == 0] = np.inf
     known = ~np.isnan(label)
-    model = LogisticRegression(C=1 / (strength * known.sum()), tol=1e-9, max_iter=20000)
+    model = LogisticRegression(C=1 / (strength * known.sum()), solver="newton-cholesky", tol=1e-8)
     model.fit((x[known] - mean) / std, label[known])
     return model.coef_[0] / std, model.intercept_[0] - model.coef_[0] / std @ mean
 
@@ -87,7 +96,7 @@ def test_order_and_copies_of_unknown_rows_do_not_matter(seed):
     # and a label's unknown rows count for the other labels alone
     hidden = y.copy()
     hidden[rng.random(120) < 0.3, 0] = np.nan
-    np.testing.assert_allclose(fit_probe(x, hidden, **call).coef[1], probe.coef[1], rtol=5e-3, atol=1e-3 / x.std(0))
+    np.testing.assert_allclose(fit_probe(x, hidden, **call).coef[1] * x.std(0), probe.coef[1] * x.std(0), atol=2e-4)
 
 
 def test_labels_and_strengths_together_equal_one_at_a_time():
@@ -130,7 +139,7 @@ def test_labels_of_one_class_and_constant_features_do_no_harm():
     assert np.ptp(scores[:, :3], axis=0).max() == 0 and scores[0, 0] < 0 < scores[0, 1] and scores[0, 2] == 0
     assert (probe.coef[:, 5] == 0).all() and np.isfinite(scores).all()
     coef, _ = sklearn_fit(x, y[:, 3], 0.1)
-    np.testing.assert_allclose(probe.coef[3], coef, atol=1e-3 / x.std(0).clip(1e-9))
+    np.testing.assert_allclose(np.delete((probe.coef[3] - coef) * x.std(0), 5), 0, atol=1e-3)
 
 
 def test_takes_torch_and_half_precision():

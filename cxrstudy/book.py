@@ -1,0 +1,174 @@
+"""Assemble and build the book: pages executed from records, executed run notebooks as they stand, no network.
+
+The source is gathered in ``_build/src`` (only what changed is rewritten, so that Sphinx rebuilds only that) and built by
+Jupyter Book into ``_build/html``.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from cxrstudy import study
+from cxrstudy.results import write_text
+from cxrstudy.run import headline_of, notebook_error, run_table
+
+PAGES = ("index", "data")  # executed with the presets that have runs; results.ipynb once a preset
+HIDDEN = {"parameters", "injected-parameters"}
+
+
+class PageError(RuntimeError):
+    """A page of the book failed when it was executed."""
+
+
+def presets_run() -> list[str]:
+    """Presets with a plan on this machine: mini first, then by name; smoke, which means nothing, last."""
+    names = [path.parent.name for path in study.runs_root().glob("*/plan.json")]
+    return sorted((n for n in names if n in study.preset_names()), key=lambda n: (n != "mini", n == "smoke", n))
+
+
+def build(out: str | Path = "", *, strict: bool = True) -> int:
+    """Build the book into ``out`` (default ``_build`` in the clone); 0 when it stands, 1 when it could not be built."""
+    top = Path(out).expanduser().resolve() if str(out) else study.root() / "_build"
+    source, html = top / "src", top / "_build" / "html"
+    key = _inputs()
+    stamp = top / "inputs"
+    if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
+        print(f"the book is up to date: {html / 'index.html'}")
+        return 0
+    try:
+        assemble(source)
+    except PageError as error:
+        print(f"a page could not be computed: {error}", file=sys.stderr)
+        return 1
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    command += ["build", str(source), "--path-output", str(top)]
+    command += ["-W", "-n", "--keep-going"] if strict else []
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    write_text(top / "build.log", done.stdout + done.stderr)
+    if done.returncode or not (html / "index.html").is_file():
+        lines = [li for li in (done.stdout + done.stderr).splitlines() if "WARNING" in li or "ERROR" in li]
+        print("\n".join(lines[:20]) or done.stderr[-2000:], file=sys.stderr)
+        print(f"the book could not be built; the whole log: {top / 'build.log'}", file=sys.stderr)
+        return 1
+    write_text(stamp, key)
+    print(f"the book: {html / 'index.html'}")
+    return 0
+
+
+def assemble(source: Path) -> None:
+    """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents."""
+    book, keep = study.root() / "book", set()
+    for path in sorted(p for p in book.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        if path.suffix != ".ipynb" and path.name != "_toc.yml":
+            keep.add(_copy(path, source / path.relative_to(book)))
+    keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
+    presets = presets_run()
+    wanted = [(book / f"{page}.ipynb", source / f"{page}.ipynb", {"presets": presets or ["mini"]}) for page in PAGES]
+    wanted += [
+        (book / "results.ipynb", source / f"results-{name}.ipynb", {"preset": name}) for name in presets or ["mini"]
+    ]
+    key = _inputs()
+    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda item: _execute(*item, key), wanted))
+    keep |= {target for _, target, _ in wanted}
+    toc = yaml.safe_load((book / "_toc.yml").read_text())
+    machine = toc["parts"][1]["chapters"]
+    machine[:0] = [{"file": f"results-{name}"} for name in presets or ["mini"]]
+    entry: dict[str, Any] = next(chapter for chapter in machine if chapter["file"] == "runs")
+    lines = ["# Every run", "", "Each run is one notebook that Papermill executed with the parameters it shows.", ""]
+    if not presets:
+        lines += ["Nothing has been run on this machine yet: `make study` starts.", ""]
+    for preset in presets:
+        lines += [f"## {preset}", "", "| run | stage | result | notebook |", "|---|---|---|---|"]
+        for row in run_table(preset):
+            page = f"runs/{preset}/{row['stage']}-{row['name']}"
+            keep.add(_copy(row["notebook"], source / f"{page}.ipynb"))
+            entry.setdefault("sections", []).append({"file": page, "title": f"{preset}: {row['stage']} {row['name']}"})
+            failed = f"**failed**: {notebook_error(row['notebook']) or 'stopped before its end'}".replace("|", "\\|")
+            said = headline_of(row["record"]) if row["record"] else failed
+            lines.append(f"| `{row['name']}` | {row['stage']} | {said} | [executed notebook](<{page}.ipynb>) |")
+        lines.append("")
+    for name, text in (("runs.md", "\n".join(lines)), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
+        if not (source / name).is_file() or (source / name).read_text() != text:
+            write_text(source / name, text)
+        keep.add(source / name)
+    for path in source.rglob("*"):  # pages of runs that no longer stand
+        if path.is_file() and path not in keep and "__pycache__" not in path.parts:
+            path.unlink()
+
+
+def _copy(path: Path, target: Path) -> Path:
+    """Copy with its time stamp, unless the copy is the same already."""
+    if (
+        not target.is_file()
+        or target.stat().st_mtime != path.stat().st_mtime
+        or target.stat().st_size != path.stat().st_size
+    ):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+    return target
+
+
+def _execute(template: Path, target: Path, parameters: dict[str, Any], key: str) -> None:
+    """Execute a page's template into ``target``, unless it was made from the same template and records.
+
+    The word PRESET in its text becomes the parameter's value: a page's title must stand in its source.
+    """
+    if target.is_file() and json.loads(target.read_text())["metadata"].get("cxrstudy_inputs") == key:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.stem}.executing.ipynb")
+    command = [sys.executable, "-m", "papermill", str(template), str(scratch), "-y", json.dumps(parameters)]
+    command += ["-k", "python3", "--cwd", str(study.root()), "--no-progress-bar"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PageError(f"{template}: {notebook_error(scratch) or done.stderr[-1000:]} (see {scratch})")
+    notebook = nbformat.read(scratch, as_version=4)
+    for cell in notebook.cells:
+        if HIDDEN & set(cell.metadata.get("tags", [])):
+            cell.metadata["tags"] = ["remove-cell"]
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("PRESET", str(parameters.get("preset", "")))
+    notebook.metadata["cxrstudy_inputs"] = key
+    notebook.metadata.pop("papermill", None)
+    nbformat.write(notebook, str(scratch))
+    os.replace(scratch, target)
+
+
+def _inputs() -> str:
+    """A hash of all that a page depends on: records, plans, run notebooks by time, the book's source, our code, cards."""
+    top, state = study.root(), hashlib.blake2b(digest_size=16)
+    files = [
+        p
+        for folder in ("book", "cxrstudy", "data_cards", "notebooks/presets")
+        for p in sorted((top / folder).rglob("*"))
+    ]
+    for path in files:
+        if path.is_file() and path.suffix in (".py", ".md", ".yml", ".ipynb", ".css"):
+            state.update(str(path).encode() + path.read_bytes())
+    runs = study.runs_root()
+    for path in sorted(
+        [*runs.glob("*/plan*.json"), *runs.glob("*/*/*/record.json"), *runs.glob("*/*/*/notebook.ipynb")]
+    ):
+        facts = path.stat()
+        state.update(f"{path}:{facts.st_mtime_ns}:{facts.st_size}".encode())
+    return state.hexdigest()
+
+
+def _mathjax() -> Path:
+    """MathJax in one file, from the installed package that carries it."""
+    for file in importlib.metadata.files("sphinx-mathjax-offline") or []:
+        if file.name == "tex-svg.js":
+            return Path(str(file.locate()))
+    raise FileNotFoundError("sphinx-mathjax-offline holds no tex-svg.js; install the locked version")
