@@ -1,7 +1,7 @@
 """Assemble and build the book: pages executed from records, executed run notebooks as they stand, no network.
 
-The source is gathered in ``_build/src`` (only what changed is rewritten, so that Sphinx rebuilds only that) and built by
-Jupyter Book into ``_build/html``.
+The source is gathered in ``_build/src`` (only what changed is rewritten, so that Sphinx rebuilds only that) and built
+by Jupyter Book into ``_build/html``.
 """
 
 import hashlib
@@ -74,13 +74,15 @@ def assemble(source: Path) -> None:
             keep.add(_copy(path, source / path.relative_to(book)))
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
     presets = presets_run()
-    wanted = [(book / f"{page}.ipynb", source / f"{page}.ipynb", {"presets": presets or ["mini"]}) for page in PAGES]
+    wanted: list[tuple[Path, Path, dict[str, Any]]] = [
+        (book / f"{page}.ipynb", source / f"{page}.ipynb", {"presets": presets or ["mini"]}) for page in PAGES
+    ]
     wanted += [
         (book / "results.ipynb", source / f"results-{name}.ipynb", {"preset": name}) for name in presets or ["mini"]
     ]
     key = _inputs()
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda item: _execute(*item, key), wanted))
+        list(pool.map(lambda item: _execute(item[0], item[1], item[2], key), wanted))
     keep |= {target for _, target, _ in wanted}
     toc = yaml.safe_load((book / "_toc.yml").read_text())
     machine = toc["parts"][1]["chapters"]
@@ -147,7 +149,7 @@ def _execute(template: Path, target: Path, parameters: dict[str, Any], key: str)
 
 
 def _inputs() -> str:
-    """A hash of all that a page depends on: records, plans, run notebooks by time, the book's source, our code, cards."""
+    """A hash of all that a page depends on: records, plans, run notebooks, the book's source, our code, cards."""
     top, state = study.root(), hashlib.blake2b(digest_size=16)
     files = [
         p

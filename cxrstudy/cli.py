@@ -27,6 +27,7 @@ class Door(click.Group):
     """Turns our own errors into one line and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except study.StudyError as error:
@@ -48,7 +49,7 @@ def main() -> None:
     "pairs",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Rerun the grid with a changed parameter, beside the first results. Repeatable. VALUE is YAML: 48000, [100, 500].",
+    help="Rerun the grid with a changed parameter, beside the first results (repeatable; VALUE is YAML).",
 )
 @click.option("--data-root", default=os.environ.get("DATA_ROOT", ""), help="Folder of real data [env: DATA_ROOT].")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -61,18 +62,15 @@ def run(preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_roo
     if not dry_run:
         sys.exit(runner.run_preset(preset, cores=cores, settings=settings, data_root=data_root, quiet=quiet))
     described = study.load_preset(preset)
-    runs = study.plan(preset, settings, data_root)
-    waiting = runner.stale(preset, runner.write_plan(preset, runs, settings))
+    planned, waiting = runner.preview(preset, settings, data_root)
     click.echo(
         f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
         f"{described.disk_gb:g} GB of disk, {described.memory_gb:g} GB of memory; licences: {described.licences}."
     )
-    for item in runs:
-        click.echo(
-            f"  {'would run' if item.name in waiting else 'stands':<10}{item.stage:<10}{item.name:<32}"
-            f"{waiting.get(item.name, '')}"
-        )
-    click.echo(f"{len(waiting)} of {len(runs)} runs to do")
+    for item in planned:
+        word = "would run" if item.name in waiting else "stands"
+        click.echo(f"  {word:<10}{item.stage:<10}{item.name:<32}{waiting.get(item.name, '')}")
+    click.echo(f"{len(waiting)} of {len(planned)} runs to do")
 
 
 @main.command()

@@ -55,9 +55,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.architecture, self.arguments, self.input_size = architecture, dict(arguments), input_size
         self.mean, self.std, self.info = mean, std, dict(info or {})
-        self.trunk = timm.create_model(architecture, num_classes=0, pretrained=pretrained, **arguments)
-        self.channels: int = self.trunk.num_features
-        self.in_chans: int = arguments.get("in_chans", 3)
+        self.trunk: Any = timm.create_model(architecture, num_classes=0, pretrained=pretrained, **arguments)
+        self.channels = int(self.trunk.num_features)
+        self.in_chans = int(arguments.get("in_chans", 3))
 
     def normalise(self, images: Any) -> Tensor:
         """uint8 (N,H,W) or float in [0,1] (N,1,H,W) to normalised float32 (N,1,H,W)."""
@@ -81,6 +81,7 @@ class Encoder(nn.Module):
         return self.forward_features(x).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """As ``pool``."""
         return self.pool(x)
 
 
@@ -89,16 +90,19 @@ class Pixels(nn.Module):
 
     def __init__(self, side: int = 32):
         super().__init__()
-        self.side, self.input_size, self.mean, self.std = side, side, *DEFAULT_STATS
+        self.side, self.input_size = side, side
+        self.mean, self.std = DEFAULT_STATS
         self.channels = side * side
         self.info: dict[str, Any] = {"encoder": "pixels"}
 
     normalise = Encoder.normalise
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """(N,1,H,W) -> (N,1,side*side): one "patch" that is the whole image."""
         return nn.functional.adaptive_avg_pool2d(x, self.side).flatten(1).unsqueeze(1)
 
     def pool(self, x: Tensor) -> Tensor:
+        """(N,1,H,W) -> (N,side*side)."""
         return self.forward_features(x)[:, 0]
 
 
@@ -154,8 +158,8 @@ def load_encoder(name_or_path: str | Path, *, size: int = 64, seed: int = 0) -> 
         encoder = build_encoder(text, size, pretrained=True)
     else:
         raise MissingWeights(
-            f"no encoder at {text!r}: an encoder folder holds encoder.json and model.safetensors (a pretrain run writes "
-            f"them); a name is random:NAME, pixels, or one of timm's"
+            f"no encoder at {text!r}: an encoder folder holds encoder.json and model.safetensors (a pretrain run "
+            "writes them); a name is random:NAME, pixels, or one of timm's"
         )
     return encoder.eval().requires_grad_(False)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from cxrstudy import results, study
 from cxrstudy.data.manifest import label_names
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
-from cxrstudy.run import run_table
+from cxrstudy.run import read_plan, read_plans, run_table
 from cxrstudy.scaling import ladders
 
 if TYPE_CHECKING:  # these import torch, which most pages can do without
@@ -23,19 +21,14 @@ if TYPE_CHECKING:  # these import torch, which most pages can do without
 
 def plan_table(preset: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]:
     """(tidy table of the runs of a preset's plan, names of planned runs without a record)."""
-    root = study.runs_root() / preset
-    path = root / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
-    if not path.is_file():
-        return results.load_records([]), []
-    planned = [root / run["stage"] / run["name"] for run in json.loads(path.read_text())["runs"]]
+    planned = [study.runs_root() / preset / run["stage"] / run["name"] for run in read_plan(preset, variant)]
     there = [folder for folder in planned if (folder / "record.json").is_file()]
     return results.load_records(there), [folder.name for folder in planned if folder not in there]
 
 
 def variants(preset: str) -> list[str]:
     """The ``--set`` variants of a preset that were run on this machine."""
-    plans = [json.loads(path.read_text()) for path in sorted((study.runs_root() / preset).glob("plan-*.json"))]
-    return [plan["variant"] for plan in plans]
+    return [plan["variant"] for plan in read_plans() if plan["preset"] == preset and plan["variant"]]
 
 
 def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
@@ -93,7 +86,8 @@ def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
 
 def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Every label's metric with interval: a row a label, a column an encoder."""
-    rows = table[(table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()].copy()
+    rows = table[(table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()]
+    rows = rows[rows["label"] != "macro"].copy()
     rows["order"] = [_order(row) for row in rows.itertuples()]
     rows["encoder"] = [_who(row) for row in rows.itertuples()]
     rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
@@ -132,42 +126,34 @@ def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> l
     said = []
     for task, title in TASKS.items():
         for paradigm, ladder in ladders.points(table[table["task"] == task]).groupby("paradigm"):
-            first, last = (
-                ladder[ladder["n_images"] == n] for n in (ladder["n_images"].min(), ladder["n_images"].max())
-            )
+            mean = ladder.groupby("n_images")["value"].mean()
             text = (
-                f"**{title}, `{paradigm}`**: macro AUROC {first['value'].mean():.3f} with "
-                f"{human(first['n_images'].iloc[0])} images, {last['value'].mean():.3f} with {human(last['n_images'].iloc[0])}"
+                f"**{title}, `{paradigm}`**: macro AUROC {mean.iloc[0]:.3f} with {human(mean.index[0])} images, "
+                f"{mean.iloc[-1]:.3f} with {human(mean.index[-1])}"
             )
             own = gained[(gained["task"] == task) & (gained["paradigm"] == paradigm)]
             if len(own):
                 best = own.sort_values("n_images").iloc[-1]
                 sure = "the interval excludes zero" if best["low"] * best["high"] > 0 else "the interval includes zero"
-                text += f"; at the largest subset it is {best['gain']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}] against its base ({sure})"
+                gain = f"{best['gain']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]"
+                text += f"; at the largest subset it is {gain} against its base ({sure})"
             fit = fits[(fits["task"] == task) & (fits["paradigm"] == paradigm)]
             if len(fit) and fit["refused"].iloc[0]:
                 text += f". No law was fitted: {fit['refused'].iloc[0]}"
             elif len(fit):
-                text += f". The fitted error falls as n^-{fit['exponent'].iloc[0]:.2f} ({int(fit['points'].iloc[0])} points: indicative)"
+                exponent, count = fit["exponent"].iloc[0], int(fit["points"].iloc[0])
+                text += f". The fitted error falls as n^-{exponent:.2f} ({count} points: indicative)"
             said.append(text.rstrip(".") + ".")
     return said
 
 
 def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
     """(fits, curves) of the scale run of a plan; empty where it has not been run."""
-    root = study.runs_root() / preset
-    plan = root / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
-    names = (
-        [run["name"] for run in json.loads(plan.read_text())["runs"] if run["stage"] == "scale"]
-        if plan.is_file()
-        else []
-    )
-    for name in names:
-        folder: Path = root / "scale" / name
-        if (folder / "record.json").is_file():
-            return pd.read_csv(folder / "fits.csv", keep_default_na=True).fillna({"refused": ""}), pd.read_csv(
-                folder / "curves.csv"
-            )
+    for run in read_plan(preset, variant):
+        folder = study.runs_root() / preset / run["stage"] / run["name"]
+        if run["stage"] == "scale" and (folder / "record.json").is_file():
+            fits, curves = (pd.read_csv(folder / f"{name}.csv") for name in ("fits", "curves"))
+            return fits.fillna({"refused": ""}), curves
     return ladders.fit_ladders(results.load_records([]))
 
 
@@ -215,9 +201,9 @@ def describe_data(name: str, prepared: Prepared, card: Card) -> str:
     manifest, info = prepared.manifest, prepared.info
     what = "Synthetic" if info["kind"] == "synthetic" else "Real"
     return (
-        f"## {card.title}: {name}\n\n**{what} x-rays.** {len(manifest):,} images of {manifest['patient_id'].nunique():,} "
-        f"patients at {info['size']} px; {info['quarantined']} could not be read and are left out. Licence: {card.licence}. "
-        f"Cite: {card.citation}."
+        f"## {card.title}: {name}\n\n**{what} x-rays.** {len(manifest):,} images of "
+        f"{manifest['patient_id'].nunique():,} patients at {info['size']} px; {info['quarantined']} could not be read "
+        f"and are left out. Licence: {card.licence}. Cite: {card.citation}."
     )
 
 

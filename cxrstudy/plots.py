@@ -6,6 +6,7 @@ Colours are colour-blind safe and never alone: each paradigm has its marker and 
 import base64
 import html
 import io
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -73,47 +74,47 @@ def _log_ticks(axes: Any, values: np.ndarray) -> None:
 
 def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
     """Metric against n_images by paradigm, a panel a task: every run a point with its interval, the fitted law with
-    its band, the base as a horizontal line, controls as thin ones."""
+    its band, the base as a solid horizontal line, controls as dashed ones."""
     ladder = points(table, metric)
     tasks = [task for task in TASKS if (ladder["task"] == task).any()]
-    figure, panels = plt.subplots(1, len(tasks), figsize=(5.4 * len(tasks), 4.2), squeeze=False)
+    figure, panels = plt.subplots(len(tasks), 1, figsize=(7.2, 3.7 * len(tasks)), squeeze=False)
     said = []
-    for axes, task in zip(panels[0], tasks, strict=True):
+    for axes, task in zip(panels[:, 0], tasks, strict=True):
         rows = ladder[ladder["task"] == task]
         for paradigm, group in rows.groupby("paradigm"):
-            colour, marker, line = STYLE[paradigm]
-            place = group["n_images"] * (1 + 0.03 * (list(STYLE).index(paradigm) - 1))  # so that bars do not hide
+            colour, marker, line = STYLE[str(paradigm)]
+            place = group["n_images"] * (
+                1 + 0.04 * (list(STYLE).index(str(paradigm)) - 0.5)
+            )  # so that bars do not hide
             errors = np.abs(group[["low", "high"]].to_numpy().T - group["value"].to_numpy())
-            axes.errorbar(place, group["value"], yerr=errors, fmt=marker, color=colour, capsize=2, label=paradigm, lw=1)
+            style = {"color": colour, "capsize": 2, "label": paradigm, "lw": 1, "ms": 6}
+            axes.errorbar(place, group["value"], yerr=errors, fmt=marker, **style)
             fitted = curves[(curves["task"] == task) & (curves["paradigm"] == paradigm)]
             if len(fitted):
                 axes.plot(fitted["n_images"], fitted["value"], line, color=colour, lw=1.4)
                 axes.fill_between(fitted["n_images"], fitted["low"], fitted["high"], color=colour, alpha=0.13, lw=0)
             ends = group.sort_values("n_images")["value"]
             said.append(f"{task} {paradigm} from {ends.iloc[0]:.3f} to {ends.iloc[-1]:.3f}")
-        for row in reference(table, task, metric).itertuples():
+        lines = reference(table, task, metric)
+        seen = np.concatenate([rows["low"], rows["high"], lines["value"]])
+        bottom, top = np.nanmin(seen) - 0.02, min(1.0, np.nanmax(seen) + 0.02)
+        axes.set_ylim(bottom, top)
+        height = bottom - 1.0
+        for row in lines.sort_values("value").itertuples():
             is_base = row.paradigm != "control"
             style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
             axes.axhline(row.value, **style)
-            name = "base, not continued" if is_base else str(row.encoder)
-            axes.annotate(
-                name,
-                (1, row.value),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-                color="#222",
-            )
+            name = "base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
+            height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart
+            where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center", "annotation_clip": False}
+            axes.annotate(name, (1.01, height), fontsize=8, color="#222", **where)
             said.append(f"{task} {name} {row.value:.3f}")
-        seen = np.concatenate([rows["value"], rows["low"], rows["high"], reference(table, task, metric)["value"]])
-        axes.set_ylim(np.nanmin(seen) - 0.03, min(1.0, np.nanmax(seen) + 0.04))
         _log_ticks(axes, rows["n_images"].to_numpy())
         axes.set(title=TASKS[task], xlabel="in-house images (log scale)", ylabel=f"macro {metric.upper()}")
-        axes.legend(loc="lower right", fontsize=8, frameon=True)
+        axes.legend(loc="best", fontsize=8, frameon=True)
         axes.grid(alpha=0.25)
     if title:
-        figure.suptitle(title, y=1.02)
+        figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     return show(figure, f"{title} Macro {metric.upper()} against the number of in-house images: {'; '.join(said)}.")
 
@@ -150,9 +151,7 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
     rate.plot(table["samples_seen"], table["lr"], color="#666", ls=":", label="learning rate (right)")
     rate.set_ylim(bottom=0)
     axes.set(xlabel="samples seen", ylabel="loss", title=title)
-    axes.legend(
-        *[sum(x, []) for x in zip(axes.get_legend_handles_labels(), rate.get_legend_handles_labels())], fontsize=8
-    )
+    axes.legend(handles=[*axes.lines[1:], *rate.lines], fontsize=8)
     ends = f"from {table['loss'].iloc[0]:.3f} to {smooth.iloc[-1]:.3f}"
     return show(figure, f"{title} Training loss against samples seen, {ends}.")
 
@@ -162,14 +161,14 @@ def images(
 ) -> Shown:
     """A panel of x-rays (N,H,W); ``masks`` (N,D,H,W) are drawn over them in the order of DEVICES, with a key."""
     rows = -(-len(pictures) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.65 * rows), squeeze=False)
+    figure, panels = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.9 * rows), squeeze=False)
     palette = sns.color_palette("colorblind", len(DEVICES))
     drawn: set[int] = set()
     for axes in panels.flat:
         axes.axis("off")
     for k, (axes, picture, caption) in enumerate(zip(panels.flat, pictures, captions, strict=False)):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255 if picture.dtype == np.uint8 else 1, interpolation="bicubic")
-        axes.set_title(caption, fontsize=7, wrap=True)
+        axes.set_title(textwrap.fill(caption, 34), fontsize=6.5)
         if masks is not None:
             for d, mask in enumerate(masks[k]):
                 if mask.any():

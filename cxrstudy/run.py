@@ -34,10 +34,21 @@ def variant_name(settings: dict[str, Any]) -> str:
     return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in sorted(settings.items()))
 
 
+def plan_path(preset: str, variant: str = "") -> Path:
+    """Where the plan of a preset, or of a variant of it, is kept."""
+    return study.runs_root() / preset / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
+
+
+def read_plan(preset: str, variant: str = "") -> list[dict[str, Any]]:
+    """The planned runs (name, stage, parameters, needs); none where there is no plan."""
+    path = plan_path(preset, variant)
+    return json.loads(path.read_text())["runs"] if path.is_file() else []
+
+
 def write_plan(preset: str, runs: list[study.Run], settings: dict[str, Any]) -> Path:
     """Write ``runs/<preset>/plan[-digest].json`` and return it; untouched when it stands already."""
     variant = variant_name(settings)
-    path = study.runs_root() / preset / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
+    path = plan_path(preset, variant)
     content = {
         "preset": preset,
         "variant": variant,
@@ -49,10 +60,27 @@ def write_plan(preset: str, runs: list[study.Run], settings: dict[str, Any]) -> 
     return path
 
 
-def read_plans(root: Path | None = None) -> list[dict[str, Any]]:
+def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple[list[study.Run], dict[str, str]]:
+    """(runs of the plan, those that would be executed with why); nothing is left behind."""
+    runs = study.plan(preset, settings, data_root)
+    place = study.runs_root() / preset
+    if not place.is_dir():
+        return runs, {run.name: "not run yet" for run in runs}
+    known = {path: path.read_text() for path in place.glob("plan*.json")}
+    plan = write_plan(preset, runs, settings)
+    try:
+        return runs, stale(preset, plan)
+    finally:
+        if plan in known:
+            plan.write_text(known[plan])
+        else:
+            plan.unlink()
+
+
+def read_plans() -> list[dict[str, Any]]:
     """Every plan below the runs folder, presets as they are before their variants."""
-    paths = sorted((root or study.runs_root()).glob("*/plan*.json"), key=lambda path: (path.parent, len(path.name)))
-    return [json.loads(path.read_text()) | {"folder": str(path.parent)} for path in paths]
+    paths = sorted(study.runs_root().glob("*/plan*.json"), key=lambda path: (path.parent, len(path.name), path.name))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def _snakemake(preset: str, plan: Path, *words: str) -> list[str]:
@@ -138,8 +166,9 @@ def _watch(process: subprocess.Popen, runs: list[study.Run], began: float, quiet
                 bar.update(1)
                 if not sys.stdout.isatty() and not quiet:
                     print(f"  done: {run.stage} {run.name} ({headline(run)})", flush=True)
-            elif run.name not in reported and (note := folder(run) / "progress").is_file():
-                if note.stat().st_mtime >= began:
+            elif run.name not in reported:
+                note = folder(run) / "progress"
+                if note.is_file() and note.stat().st_mtime >= began:
                     busy.append(f"{run.name.rsplit('-', 1)[0]} {note.read_text()}")
         bar.set_postfix_str("; ".join(busy[:2]), refresh=False)
         if sys.stdout.isatty():

@@ -48,6 +48,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def digest(value: Any, length: int = 6) -> str:
+    """A short name for a JSON-like value."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
@@ -233,10 +234,12 @@ class Run:
 
     @property
     def folder(self) -> str:
+        """Where the run lies, as a parameter names it."""
         return f"runs/{self.preset}/{self.stage}/{self.name}"
 
 
 def preset_names() -> list[str]:
+    """Names of the presets of this repository."""
     return sorted(path.stem for path in (root() / "notebooks" / "presets").glob("*.yml"))
 
 
@@ -264,7 +267,7 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
     A bare name is looked for in that order, and reaches every entry of its block.
     """
     raw = preset.model_dump()
-    blocks = {"ladders": Pretrain, "classify": Classify, "scale": Scale, "data": Data, "base": Pretrain}
+    blocks: dict[str, type[Parameters]] = {"ladders": Pretrain, "classify": Classify, "scale": Scale, "data": Data, "base": Pretrain}
     for key, value in settings.items():
         block, _, name = key.rpartition(".")
         known = [b for b, model in blocks.items() if name in model.model_fields and name not in PLANNED]

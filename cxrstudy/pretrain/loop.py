@@ -85,7 +85,7 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
     if p.paradigm == "clip" and not all(texts.reports):
         raise ValueError(f"paradigm 'clip' needs a report for every image; {p.data} lacks {texts.reports.count('')}")
     image_encoder, text = build(p, prepared, texts)
-    model = nn.ModuleDict({"image": image_encoder, "text": text}).to(device, memory_format=torch.channels_last)
+    model = nn.ModuleDict({"image": image_encoder, "text": text}).to(device).to(memory_format=torch.channels_last)
     decayed = [w for w in model.parameters() if w.ndim >= 2]
     others = [w for w in model.parameters() if w.ndim < 2]
     groups = [{"params": decayed, "weight_decay": p.weight_decay}, {"params": others, "weight_decay": 0.0}]

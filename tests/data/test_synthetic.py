@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrstudy.data.synthetic import sample
+from cxrstudy.data.synthetic import FINGERPRINT, describe, sample
 from cxrstudy.data.vocabulary import DEVICES, LABELS, VIEWS
 
 INDEX = st.one_of(st.integers(0, 60), st.integers(3_499_900, 3_499_999), st.integers(0, 2**40))
@@ -42,7 +42,7 @@ def test_a_sample_depends_on_seed_institution_and_index_alone(index, size, threa
 
 @pytest.fixture(scope="module")
 def many():
-    return sample(range(1500), size=64)
+    return sample(range(1000), size=64)
 
 
 def test_shapes_and_ranges(many) -> None:
@@ -103,3 +103,14 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(ValueError):
         sample([-1], size=64)
     assert sample([], size=64).image.shape == (0, 1, 64, 64)
+
+
+def test_describe_is_sample_without_rendering() -> None:
+    for site in ("study", "public"):
+        told, drawn = describe(range(60), institution=site), sample(range(60), institution=site, size=32)
+        assert told.image is None
+        assert told.masks is None
+        assert told.report == drawn.report
+        for name in ("labels", "reported", "patient_id", "study_id", "view", "age", "sex"):
+            assert np.array_equal(getattr(told, name), getattr(drawn, name), equal_nan=name == "reported")
+    assert len(FINGERPRINT) == 12

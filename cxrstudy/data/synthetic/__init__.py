@@ -1,12 +1,12 @@
 """A synthetic institution: chest x-rays with truth, labels, masks and reports, each a pure function of its index."""
 
-from cxrstudy.data.synthetic.render import Batch, sample
+from hashlib import sha256
+from pathlib import Path
 
-FINGERPRINT = "dev"  # TEMPORARY (lead): replace by the real hash of sources and parameters
+from cxrstudy.data import vocabulary
+from cxrstudy.data.synthetic.render import Batch, describe, sample
 
-
-def describe(indices, *, institution="study", seed=0):  # TEMPORARY (lead): see NOTE_FROM_LEAD.md; must render nothing
-    return sample(indices, institution=institution, size=32, seed=seed)
-
+SOURCES = [*sorted(Path(__file__).parent.glob("*.py")), Path(vocabulary.__file__)]
+FINGERPRINT = sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()[:12]  # parameters are in sources
 
 __all__ = ["FINGERPRINT", "Batch", "describe", "sample"]

@@ -15,6 +15,8 @@ import torch
 from cxrstudy.data.synthetic.draws import Array, Draws
 
 Tensor = torch.Tensor
+Window = tuple[slice, slice, slice]  # rows of the batch (all), of the image, columns
+ALL = (slice(None), slice(None), slice(None))
 SOFT, LUNG, BONE = 0.019, 0.005, 0.030  # attenuation per mm: soft tissue, lung, what bone adds to soft tissue
 SOLID = SOFT - LUNG  # what a solid opacity adds where it replaces lung
 FIELD_LEAST = 330.0  # mm, the least side of an image
@@ -107,12 +109,12 @@ def root(plane: Tensor) -> Tensor:
 class Canvas:
     """The pixel grid of some rows and the planes drawn on it; planes are float32 (n, size, size)."""
 
-    def __init__(self, view: View, size: int, numbers: Tensor, place: dict[str, int]) -> None:
+    def __init__(self, view: View, size: int, numbers: Tensor, bounds: Array, place: dict[str, int]) -> None:
         ticks = np.arange(size) + 0.5 - size / 2
         grid = torch.from_numpy((ticks[None] * view.spacing[:, None]).astype(np.float32))
         self.u, self.v, self.size, self.view = grid[:, None, :], grid[:, :, None], size, view
-        self.numbers, self.place = numbers, place
-        middle = torch.from_numpy(view.magnify(0.0 * view.cos).astype(np.float32))[:, None, None]
+        self.numbers, self.bounds, self.place = numbers, bounds, place
+        middle = self.column(view.magnify(0.0 * view.cos))
         self.x, self.y = (self.u - self.column(view.shift_u)) / middle, (self.v - self.column(view.shift_v)) / middle
 
     @staticmethod
@@ -122,38 +124,50 @@ class Canvas:
 
     @classmethod
     def of(cls, scene: Scene, view: View, size: int) -> Canvas:
-        """The canvas on which a scene is seen."""
-        numbers = torch.from_numpy(coefficients(np.stack(list(scene.shapes.values()), axis=1), view))
-        return cls(view, size, numbers, {name: k for k, name in enumerate(scene.shapes)})
+        """The canvas on which a scene is seen; `bounds` int (N, K, 4) are the pixels an ellipsoid can touch."""
+        numbers = coefficients(np.stack(list(scene.shapes.values()), axis=1), view)
+        u, v, k, a, b, c = (numbers[..., i].astype(np.float64) for i in range(6))
+        wide, tall = np.sqrt(k / (a - b * b / (4.0 * c))), np.sqrt(k / (c - b * b / (4.0 * a)))
+        edges = np.stack([v - tall, v + tall, u - wide, u + wide], axis=-1) / view.spacing[:, None, None] + size / 2
+        bounds = np.clip(np.floor(edges) + np.array([-1, 2, -1, 2]), 0, size).astype(np.int64)
+        return cls(view, size, torch.from_numpy(numbers), bounds, {name: k for k, name in enumerate(scene.shapes)})
 
     def rows(self, index: Array | slice) -> Canvas:
         """The canvas of some rows."""
         pick = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
-        return Canvas(self.view.rows(index), self.size, self.numbers[pick], self.place)
+        return Canvas(self.view.rows(index), self.size, self.numbers[pick], self.bounds[index], self.place)
 
-    def spread(self, name: str) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """The squared half chord (negative outside), the offsets, and the coefficients."""
+    def window(self, name: str) -> Window:
+        """The part of the planes outside which an ellipsoid is not seen in any row: what is drawn there alone has the
+        same bits, for less work."""
+        low, high = self.bounds[:, self.place[name]].min(0).tolist(), self.bounds[:, self.place[name]].max(0).tolist()
+        return slice(None), slice(low[0], max(high[1], low[0])), slice(low[2], max(high[3], low[2]))
+
+    def spread(self, name: str, window: Window) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """The squared half chord (negative outside), the offsets, and the coefficients, within a window."""
         k = tuple(self.numbers[:, self.place[name]].T[:, :, None, None])
-        du, dv = self.u - k[0], self.v - k[1]
+        du, dv = self.u[:, :, window[2]] - k[0], self.v[:, window[1]] - k[1]
         inside = (k[3] * du) + (k[4] * dv)
         inside.mul_(-du).add_(k[2] - k[5] * dv * dv)
         return inside, du, dv, k
 
-    def half(self, name: str) -> Tensor:
-        """Half the chord in mm."""
-        return root(self.spread(name)[0].clamp_(min=0.0))
+    def half(self, name: str, window: Window | None = None) -> tuple[Tensor, Window]:
+        """Half the chord in mm, in a window (by default the ellipsoid's own), and the window."""
+        window = window or self.window(name)
+        return root(self.spread(name, window)[0].clamp_(min=0.0)), window
 
-    def span(self, name: str) -> tuple[Tensor, Tensor]:
+    def span(self, name: str, window: Window) -> tuple[Tensor, Tensor]:
         """Where the beam enters and leaves, in mm along w (equal outside the ellipsoid)."""
-        inside, du, dv, k = self.spread(name)
+        inside, du, dv, k = self.spread(name, window)
         half = root(inside.clamp_(min=0.0))
         mid = (k[6] + k[7] * du) + k[8] * dv
         return mid - half, mid.add_(half)
 
-    def soft(self, name: str) -> Tensor:
-        """A smooth blob: 1 at the centre, 0 at the edge (one minus the squared elliptic radius)."""
-        inside, _, _, k = self.spread(name)
-        return inside.div_(k[2]).clamp_(min=0.0)
+    def soft(self, name: str, window: Window | None = None) -> tuple[Tensor, Window]:
+        """A smooth blob, 1 at the centre and 0 at the edge (one minus the squared elliptic radius), and its window."""
+        window = window or self.window(name)
+        inside, _, _, k = self.spread(name, window)
+        return inside.div_(k[2]).clamp_(min=0.0), window
 
     def texture(self, draws: Draws, name: str, cells: int) -> Tensor:
         """Smooth noise, about -1 to 1: random values on a lattice of `cells` to the image's side, interpolated."""
@@ -223,16 +237,20 @@ def build(patient: Draws, exam: Draws, female: Array, age: Array, supine: Array)
         add(f"shoulder.{name}", (x * 140, -75 * scale, -15), (82, 66 * habitus, 72 * habitus), side * 0.45)
         add(f"lung.{name}", (x * 72, 25 * scale, -8), (64 * wide, 153 * scale, 82 * depth))
         add(f"scapula.{name}", (x * np.where(supine, 120, 142), -62, -75), (22, 62, 5), side * -0.28)
-        add(f"clavicle.{name}", (x * 74, -110 * scale, 45), (74 * wide, 6.5, 6), side * exam.normal("shrug", -0.2, 0.06))
+        add(
+            f"clavicle.{name}", (x * 74, -110 * scale, 45), (74 * wide, 6.5, 6), side * exam.normal("shrug", -0.2, 0.06)
+        )
         add(f"humerus.{name}", (x * 182, -100 * scale, -10), (22, 26, 22))
         add(f"hilum.{name}", (x * (42 if side < 0 else 44), -8 - 8 * side, -8), (15, 24, 16), side * 0.35)
     rise = patient.normal("dome.left", 11.0, 6.0)
     add("dome.right", (-76 * wide, low + 110, 8), (78 * wide, 110, 90 * depth))
     add("dome.left", (76 * wide, low + rise + 110, 8), (78 * wide, 110, 90 * depth))
-    heart = patient.normal("heart.size", 1.0, 0.075) * scale
+    heart = patient.normal("heart.size", 1.0, 0.085) * scale
     sag = 42 * scale + 0.6 * (low - 74)
     tall = patient.normal("heart.shape", 1.0, 0.06)
-    add("heart", (20 * scale, sag, 28), (48 * heart / tall, 66 * heart, 50 * heart), patient.normal("axis", -0.75, 0.12))
+    add(
+        "heart", (20 * scale, sag, 28), (48 * heart / tall, 66 * heart, 50 * heart), patient.normal("axis", -0.75, 0.12)
+    )
     add("atrium", (-14 * scale, sag - 4, 15), (32 * heart / tall, 48 * heart, 38 * heart), -0.1)
     add("mediastinum", (0, -40, 5), (24 * scale * patient.normal("mediastinum", 1.05, 0.12), 165, 62))
     knob = patient.normal("knob", 15.0, 2.5) + 0.10 * (age - 50)
@@ -260,18 +278,20 @@ def overlap(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
 
 def lungs(canvas: Canvas) -> dict[str, Tensor]:
     """Millimetres of pleural cavity along the beam, a side: the lung's ellipsoid less dome, heart and mediastinum."""
-    middle = [canvas.span(name) for name in ("heart", "mediastinum")]
     air = {}
     for side in ("right", "left"):
-        whole = canvas.span(f"lung.{side}")
+        window = canvas.window(f"lung.{side}")
+        whole = canvas.span(f"lung.{side}", window)
         length = whole[1] - whole[0]
-        for part in (*middle, canvas.span(f"dome.{side}")):
-            length.sub_(overlap(whole, part))
-        air[side] = length.clamp_(min=0.0)
+        for name in ("heart", "mediastinum", f"dome.{side}"):
+            length.sub_(overlap(whole, canvas.span(name, window)))
+        air[side] = torch.zeros(len(canvas.numbers), canvas.size, canvas.size)
+        air[side][window] = length.clamp_(min=0.0)
     return air
 
 
-BRANCHES, RIB_GAP, RIB_TILT = 8, 23.0, 0.42  # vessels a lung; mm between ribs; how ribs slope down to the front
+BRANCHES = 8  # vessels a lung
+RIB_GAP, RIB_TILT, RIB_FIRST = 23.0, 0.42, 1.8  # mm between ribs; slope down to the front; ribs above the apex
 
 
 def branches(draws: Draws, scene: Scene, view: View, thick: Array, size: int) -> tuple[Array, Array, Array]:
@@ -300,7 +320,17 @@ def branches(draws: Draws, scene: Scene, view: View, thick: Array, size: int) ->
 def vessels(canvas: Canvas, u: Array, v: Array, radius: Array) -> Tensor:
     """How much of each pixel vessels cover, in [0, 1]."""
     blur = torch.from_numpy((1.0 / np.maximum(canvas.view.spacing, 1.5)).astype(np.float32))[:, None, None]
-    return canvas.distance(u, v, radius, 5.5 + 0.5 * max(FIELD_LEAST / canvas.size, 1.5)).mul(-blur).add_(0.5).clamp_(0.0, 1.0)
+    return (
+        canvas.distance(u, v, radius, 5.5 + 0.5 * max(FIELD_LEAST / canvas.size, 1.5))
+        .mul(-blur)
+        .add_(0.5)
+        .clamp_(0.0, 1.0)
+    )
+
+
+def rib_height(rib: Array, z: Array, lm: dict[str, Array]) -> Array:
+    """Where the middle of a rib (numbered from 0 at the top) lies at depth z: y in mm."""
+    return RIB_GAP * lm["scale"] * (rib + 0.5 - RIB_FIRST) + lm["top"] + RIB_TILT * z
 
 
 def cage(canvas: Canvas, lm: dict[str, Array], broken: Array) -> Tensor:
@@ -309,12 +339,12 @@ def cage(canvas: Canvas, lm: dict[str, Array], broken: Array) -> Tensor:
     `broken` float64 (N, 4): side (-1, 1), first rib, number of ribs, step in mm of the outer fragment (0: none).
     """
     view, f32 = canvas.view, canvas.column
-    near, far = canvas.span("cage")
+    near, far = canvas.span("cage", ALL)
     path = (far - near).mul_(1.0 / 180.0)
     cos, sin = f32(view.cos), f32(view.sin)
     gap = RIB_GAP * lm["scale"]
     lean_cos, lean_sin = turn(view.roll)
-    tilt, down, start = f32(RIB_TILT / gap), canvas.y * f32(lean_cos / gap), f32(lm["top"] / gap - 1.8)
+    tilt, down, start = f32(RIB_TILT / gap), canvas.y * f32(lean_cos / gap), f32(lm["top"] / gap - RIB_FIRST)
     total = torch.zeros_like(path)
     hurt = np.flatnonzero(broken[:, 3] != 0.0)
     pick = torch.from_numpy(hurt)

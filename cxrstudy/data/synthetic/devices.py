@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cxrstudy.data.synthetic.anatomy import Canvas, Scene, Tensor, View, curve
+from cxrstudy.data.synthetic.anatomy import ALL, Canvas, Scene, Tensor, View, curve
 from cxrstudy.data.synthetic.draws import Array, Draws
 from cxrstudy.data.synthetic.findings import LEFT, RIGHT, Findings, sticky
 from cxrstudy.data.vocabulary import DEVICES
@@ -20,25 +20,29 @@ from cxrstudy.data.vocabulary import DEVICES
 if TYPE_CHECKING:
     from cxrstudy.data.synthetic.institution import Institution
 
-ETT, CVC, PICC, SWAN, NGT, CHEST, PACER = range(len(DEVICES))
-RADIUS = (5.5, 1.3, 1.0, 1.4, 2.4, 4.6, 1.2)  # mm, outer
-HOLLOW = (1.0, 0.0, 0.0, 0.0, 0.6, 1.0, 0.0)  # 1: only the walls show, 0: solid
+ETT, CVC, PICC, SWAN, NGT, CHEST, PACER, LEAD = range(len(DEVICES) + 1)
+ELECTRODES = 4  # at most, on the chest of a monitored patient: look-alikes that are no device
+RADIUS = (5.5, 1.3, 1.0, 1.4, 2.4, 4.6, 1.2, 0.8)  # mm, outer; the last is a lead of the monitor, no device
+HOLLOW = (1.0, 0.0, 0.0, 0.0, 0.6, 1.0, 0.0, 0.0)  # 1: only the walls show, 0: solid
 CONTRAST = {"clear": 1.0, "faint": 0.45}  # named settings of a device's optical depth
-STRENGTH = (0.55, 0.52, 0.50, 0.55, 0.50, 0.50, 0.95)  # optical depth of a solid line two pixels wide or more
+STRENGTH = (0.60, 0.42, 0.42, 0.42, 0.38, 0.75, 0.65, 0.30)  # optical depth of a solid line two pixels wide or more
 
 
 @dataclass
 class Devices:
-    """Per row and device: present (N, 7), side (N, 7) RIGHT or LEFT, malpositioned (N, 7), tips (N, 7, 3) in the body."""
+    """Per row and device: present (N, 7), side (N, 7) RIGHT or LEFT, malpositioned (N, 7), tips (N, 7, 3) in mm."""
 
     present: Array
     side: Array
     malpositioned: Array
     tips: Array
+    monitored: Array  # (N,) electrodes on the chest
 
     def rows(self, index: Array | slice) -> Devices:
         """Some rows."""
-        return Devices(self.present[index], self.side[index], self.malpositioned[index], self.tips[index])
+        return Devices(
+            self.present[index], self.side[index], self.malpositioned[index], self.tips[index], self.monitored[index]
+        )
 
 
 def draw(patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Array, found: Findings) -> Devices:
@@ -55,14 +59,17 @@ def draw(patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Arr
     pace = p["pacemaker"] * np.clip((age - 20.0) / 40.0, 0.2, 1.6) + 0.10 * found.failure
     has["pacemaker"] = patient.chance("pacemaker", pace)  # it stays
     present = np.stack([has[name] for name in DEVICES], axis=1)
-    right = (0.5, 0.7, 0.55, 0.8, 0.5, 0.5, 0.15)  # share on the patient's right
-    side = np.stack([np.where(patient.chance(f"{n}.right", r), RIGHT, LEFT) for n, r in zip(DEVICES, right)], axis=1)
+    right = (0.5, 0.7, 0.55, 0.8, 0.5, 0.5, 0.25)  # share on the patient's right
+    side = np.stack(
+        [np.where(patient.chance(f"{n}.right", r), RIGHT, LEFT) for n, r in zip(DEVICES, right, strict=True)], axis=1
+    )
     drained = found.on("pneumothorax") + found.on("pleural_effusion") > 0
     gas = found.side[:, 2] if found.side.shape[1] else side[:, CHEST]
     fluid = found.side[:, 1]
     sick = np.where(found.on("pneumothorax") > 0, gas, np.where(fluid > LEFT, side[:, CHEST], fluid))
     side[:, CHEST] = np.where(drained, sick, side[:, CHEST])
-    return Devices(present, side, np.zeros_like(present), np.full((*present.shape, 3), np.nan))
+    monitored = exam.chance("monitored", np.array(site.monitored)[acuity])
+    return Devices(present, side, np.zeros_like(present), np.full((*present.shape, 3), np.nan), monitored)
 
 
 def path(*points: tuple) -> Array:
@@ -112,9 +119,11 @@ def course(device: int, d: Draws, side: Array, lm: dict[str, Array], found: Find
             (x * 195, entry + 45 + j("a", 8), 10), (x * 134, entry + j("b", 5), 5),
             (x * (112 + j("c", 5)), 0.5 * (entry + aim), -20), (x * d.uniform("x", 45, 85), aim * k, -30),
         )]  # fmt: skip
-    box = (s * 88 * wide + j("a", 11), -70 + j("b", 14), 90)
+    box = (s * 88 * wide + j("a", 13), -68 + j("b", 18), 90)
     vein = [box, (s * (70 + j("c", 5)) * wide, top + 14, 55), (s * 40 * wide, top + 26 + j("e", 4), 30), *join]
-    ventricle = path(*vein, (-18 + shift, 42 * k, 20), (18 + shift, 72 * k + j("f", 4), 42), (52 + shift, 76 * k + j("g", 6), 50))
+    ventricle = path(
+        *vein, (-18 + shift, 42 * k, 20), (18 + shift, 72 * k + j("f", 4), 42), (52 + shift, 76 * k + j("g", 6), 50)
+    )
     atrial = path(*vein, (-24 + shift, 46 * k, 18), (-30 + shift, 52 * k, 30), (-26 + shift, 20 * k + j("h", 4), 40))
     del zero
     return [ventricle, atrial]
@@ -137,7 +146,14 @@ class Wires:
 
 
 def lay(
-    held: Devices, draws: Draws, scene: Scene, lm: dict[str, Array], found: Findings, view: View, size: int, contrast: str
+    held: Devices,
+    draws: Draws,
+    scene: Scene,
+    lm: dict[str, Array],
+    found: Findings,
+    view: View,
+    size: int,
+    contrast: str,
 ) -> Wires:
     """Lay the devices into the body: their curves as seen; puts tips into `held` and the pacemaker into the scene."""
     points = 5 * size // 2
@@ -159,6 +175,21 @@ def lay(
             if number == PACER:
                 box[rows] = control[:, 0]
     scene.add("generator", tuple(box.T), (24.0, 20.0, 5.0))
+    for k in range(ELECTRODES):
+        d = draws.child(f"electrode{k}")
+        on = held.monitored & d.chance("on", 0.75)
+        x, y = d.normal("x", (-1.0) ** k * 85.0, 22.0), d.normal("y", -85.0 if k < 2 else 75.0, 30.0)
+        size_mm = 0.01 + on * d.uniform("size", 4.5, 8.0)
+        scene.add(f"electrode{k}", (x, y, 95.0), (size_mm, size_mm, 3.0))
+        rows = np.flatnonzero(on & d.chance("wire", 0.7))
+        d = d.rows(rows)
+        x, y, far = x[rows], y[rows], d.normal("far", 60.0, 60.0)
+        bend = (0.6 * x + d.normal("bend", 0.0, 30.0), 0.5 * (y + 150.0) + d.normal("sag", 0.0, 25.0), 95.0)
+        line = curve(path((far * np.sign(x), 230.0, 95.0), bend, (x, y, 95.0)), points)
+        parts.append(view.rows(rows).rows((slice(None), None)).project(line[..., 0], line[..., 1], line[..., 2]))
+        row.append(rows)
+        device.append(np.full(len(rows), LEAD))
+        level.append(STRENGTH[LEAD] * d.uniform("strength", 0.6, 1.3))
     order = np.argsort(np.concatenate(row), kind="stable")
     u, v = (np.concatenate([p[k] for p in parts])[order] for k in range(2))
     return Wires(np.concatenate(row)[order], np.concatenate(device)[order], u, v, np.concatenate(level)[order])
@@ -185,13 +216,22 @@ def render(depth: Tensor, canvas: Canvas, held: Devices, wires: Wires) -> Tensor
         shown.sub_((far + 1.6).mul_(blur).add_(0.5).clamp_(0.0, 1.0).mul_(hollow))  # walls 1.6 mm thick
         added[torch.from_numpy(few)] = shown.mul_(column(wires.level[few]))
         for k, (row, which) in enumerate(zip(wires.row[few].tolist(), device.tolist(), strict=True)):
-            masks[row, which] |= far[k] <= 0.0
+            if which != LEAD:
+                masks[row, which] |= far[k] <= 0.0
     for k, row in enumerate(wires.row.tolist()):  # one by one: the order of a row's sum is fixed
         depth[row] += added[k]
+    rows = np.flatnonzero(held.monitored)
+    if len(rows):
+        part, pick = canvas.rows(rows), torch.from_numpy(rows)
+        for k in range(ELECTRODES):
+            disc, window = part.soft(f"electrode{k}")
+            few = depth[pick]
+            few[window] += disc.mul_(4.0).clamp_(0.0, 1.0).mul_(0.45)
+            depth[pick] = few
     rows = np.flatnonzero(held.present[:, PACER])
     if len(rows):
-        pick, level = torch.from_numpy(rows), STRENGTH[PACER] * 0.9
-        can = canvas.rows(rows).soft("generator")
+        pick, level = torch.from_numpy(rows), STRENGTH[PACER] * 1.2
+        can = canvas.rows(rows).soft("generator", ALL)[0]
         masks[pick, PACER] |= can > 0.0
         depth[pick] = depth[pick] + can.mul_(4.0).clamp_(0.0, 1.0).mul_(level)
     return masks

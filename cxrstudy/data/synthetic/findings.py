@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cxrstudy.data.synthetic.anatomy import SOFT, SOLID, Canvas, Scene, Tensor
+from cxrstudy.data.synthetic.anatomy import ALL, BONE, SOFT, SOLID, Canvas, Scene, Tensor, Window, rib_height
 from cxrstudy.data.synthetic.draws import Array, Draws
 from cxrstudy.data.vocabulary import FINDINGS
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from cxrstudy.data.synthetic.institution import Institution
 
 RIGHT, LEFT, BOTH = 0, 1, 2
+BREAKS = 4  # at most, of neighbouring ribs
+SOLIDS = (  # finding, shape, how much fuller than an ellipsoid, share of the contrast of solid tissue
+    ("consolidation", "consolidation", 1.5, 0.8),
+    ("nodule_mass", "nodule_mass", 1.0, 1.4),
+    ("atelectasis", "plate", 1.0, 0.7),
+)
 INDEX = {name: k for k, name in enumerate(FINDINGS)}
 
 
@@ -80,7 +86,7 @@ def draw(patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Arr
 
 def deform(found: Findings, scene: Scene, lm: dict[str, Array], exam: Draws) -> None:
     """Let the findings change the body: a larger heart, a raised dome, a shifted mediastinum."""
-    grow = 1.0 + found.on("cardiomegaly") * (0.10 + 0.24 * found.severity[:, INDEX["cardiomegaly"]])
+    grow = 1.0 + found.on("cardiomegaly") * (0.05 + 0.22 * found.severity[:, INDEX["cardiomegaly"]])
     for name in ("heart", "atrium"):
         shape = scene.shapes[name].copy()
         shape[:, 3:6] *= grow[:, None]
@@ -99,12 +105,20 @@ def deform(found: Findings, scene: Scene, lm: dict[str, Array], exam: Draws) -> 
         scene.shapes[name] = scene.shapes[name] + lm["shift"][:, None] * np.eye(7)[0]
 
 
-def breaks(found: Findings, patient: Draws) -> Array:
-    """Broken ribs for `anatomy.cage`: float64 (N, 4) side, first rib, count, step in mm."""
+def breaks(found: Findings, patient: Draws, scene: Scene, lm: dict[str, Array]) -> Array:
+    """Broken ribs for `anatomy.cage`: float64 (N, 4) side, first rib, count, step in mm; puts the blood and callus
+    about each break into the scene."""
     side = np.where(found.side[:, INDEX["fracture"]] == RIGHT, -1.0, 1.0)
     count = 2.0 + np.floor(2.99 * found.severity[:, INDEX["fracture"]])
     step = found.on("fracture") * patient.uniform("fracture.step", 7.0, 10.0)
-    return np.stack([side, np.floor(patient.uniform("fracture.rib", 4.0, 7.0)), count, step], axis=1)
+    first = np.floor(patient.uniform("fracture.rib", 4.0, 7.0))
+    for k in range(BREAKS):
+        there = found.on("fracture") * (k < count)
+        x, z = side * patient.uniform(f"fracture.x{k}", 56.0, 74.0), -60.0 * lm["depth"]
+        y = rib_height(first + k, z, lm)
+        radius = 0.01 + there * patient.uniform(f"fracture.size{k}", 7.0, 10.0)
+        scene.add(f"break{k}", (x, y, z), (radius, radius * 0.8, radius))
+    return np.stack([side, first, count, step], axis=1)
 
 
 def inside(scene: Scene, side: str, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
@@ -121,9 +135,10 @@ def opacities(found: Findings, scene: Scene, lm: dict[str, Array], patient: Draw
     """Put the shapes of the opacities into the scene; radii near 0 where absent (assumed sizes, in mm)."""
     for side, on in zip(("right", "left"), range(2), strict=True):
         d = patient.child(f"opacity.{side}")
-        for name, low, high in (("consolidation", 22.0, 44.0), ("nodule_mass", 8.0, 20.0)):
+        for name, low, high in (("consolidation", 20.0, 42.0), ("nodule_mass", 8.0, 20.0)):
             there = found.where(name)[on]
-            place = inside(scene, side, d.uniform(f"{name}.x", -0.5, 0.5), d.uniform(f"{name}.y", -0.6, 0.5), 0.0 * there)
+            x, y = d.uniform(f"{name}.x", -0.3, 0.6), d.uniform(f"{name}.y", -0.72, 0.12)
+            place = inside(scene, side, x, y, 0.0 * there)
             z = place[2] + d.uniform(f"{name}.z", -0.5, 0.5) * 80.0 * lm["depth"]
             r = 0.01 + there * (low + (high - low) * found.severity[:, INDEX[name]]) * lm["scale"]
             flat = 1.0 if name == "nodule_mass" else d.uniform("flat", 0.65, 1.0)
@@ -134,7 +149,9 @@ def opacities(found: Findings, scene: Scene, lm: dict[str, Array], patient: Draw
         long = 0.01 + there * d.uniform("plate.long", 26.0, 44.0)
         thick = 0.01 + there * (3.0 + 4.0 * found.severity[:, INDEX["atelectasis"]])
         scene.add(f"plate.{side}", (x, y, z), (long, thick, long), d.normal("plate.tilt", 0.0, 0.35))
-        lm[f"level.{side}"] = scene.shapes[f"dome.{side}"][:, 1] - 88.0 - 55.0 * found.severity[:, INDEX["pleural_effusion"]]
+        lm[f"level.{side}"] = (
+            scene.shapes[f"dome.{side}"][:, 1] - 94.0 - 48.0 * found.severity[:, INDEX["pleural_effusion"]]
+        )
         lost = 14.0 + 34.0 * found.severity[:, INDEX["pneumothorax"]]  # mm between the chest wall and the lung
         rest = scene.shapes[f"lung.{side}"].copy()
         rest[:, 0] -= np.sign(rest[:, 0]) * lost * 0.5
@@ -154,41 +171,54 @@ def paint(
 ) -> None:  # fmt: skip
     """Add the findings' optical depth to `depth` in place; each costs only the rows that have it."""
     for on, side in enumerate(("right", "left")):
-        for name, strength in (("consolidation", 0.85), ("nodule_mass", 1.0), ("atelectasis", 0.7)):
+        for name, shape, full, strength in SOLIDS:
             rows = np.flatnonzero(found.where(name)[on])
             if len(rows):
                 part, pick = canvas.rows(rows), torch.from_numpy(rows)
-                key = "plate" if name == "atelectasis" else name
-                chord = part.half(f"{key}.{side}").mul_(2.0)
-                chord = torch.minimum(chord, air[side][pick])
+                chord, window = part.half(f"{shape}.{side}")
+                chord = torch.minimum(chord.mul_(2.0 * full), air[side][pick][window])
                 if name == "consolidation":
-                    chord.mul_(texture[pick].mul(0.5).add_(0.75).clamp_(0.2, 1.0))
-                depth[pick] = depth[pick] + chord.mul_(strength * SOLID)
+                    chord.mul_(texture[pick][window].mul(0.5).add_(0.75).clamp_(0.2, 1.0))
+                add(depth, pick, window, chord.mul_(strength * SOLID))
         rows = np.flatnonzero(found.where("pleural_effusion")[on])
         if len(rows):
             part, pick = canvas.rows(rows), torch.from_numpy(rows)
             bad, flat = found.severity[rows, INDEX["pleural_effusion"]], supine[rows] * 0.7
             top = canvas.column(lm[f"level.{side}"][rows])
-            wall = 1.0 - part.soft(f"lung.{side}")  # 0 at the lung's middle, 1 at its wall: where the meniscus climbs
-            full = (part.y - top).add(wall.clamp_(0.0, 1.0).mul_(30.0)).mul_(1.0 / 14.0).clamp_(0.0, 1.0)
+            lung, window = part.soft(f"lung.{side}")
+            wall = (1.0 - lung).clamp_(0.0, 1.0)  # 0 at the lung's middle, 1 at its wall: where the meniscus climbs
+            full = (part.y[:, window[1]] - top).add(wall.mul_(30.0)).mul_(1.0 / 14.0).clamp_(0.0, 1.0)
             veil = canvas.column(flat * (0.10 + 0.22 * bad))
             full = torch.maximum(full.mul_(1.0 - canvas.column(flat * 0.45)), veil)
-            depth[pick] = depth[pick] + full.mul_(air[side][pick]).mul_(SOLID * 0.8)
+            add(depth, pick, window, full.mul_(air[side][pick][window]).mul_(SOLID * 0.8))
         rows = np.flatnonzero(found.where("pneumothorax")[on])
         if len(rows):
             part, pick = canvas.rows(rows), torch.from_numpy(rows)
-            core = part.half(f"rest.{side}")
-            left = torch.minimum(core * 2.0, air[side][pick])
-            line = part.half(f"pleura.{side}").sub_(core).mul_(SOLID * 0.9)
-            gone = air[side][pick] - left
-            depth[pick] = depth[pick] - gone.mul_(SOFT - SOLID) + line.mul_((air[side][pick] > 0).float())
-            depth[pick] = depth[pick] - vessel[pick] * ((left <= 0) & (air[side][pick] > 0))
+            window = part.window(f"lung.{side}")
+            cavity = air[side][pick][window]
+            core = part.half(f"rest.{side}", window)[0]
+            left = torch.minimum(core * 2.0, cavity)
+            line = part.half(f"pleura.{side}", window)[0].sub_(core).mul_(SOLID * 0.9)
+            bare = vessel[pick][window] * (left <= 0.0)  # no vessels beyond the lung's edge
+            add(depth, pick, window, (line - bare).mul_(cavity > 0.0).sub_((cavity - left).mul_(SOFT - SOLID)))
+    rows = np.flatnonzero(found.on("fracture"))
+    if len(rows):
+        part, pick = canvas.rows(rows), torch.from_numpy(rows)
+        for k in range(BREAKS):
+            chord, window = part.half(f"break{k}")
+            add(depth, pick, window, chord.mul_(BONE))
     rows = np.flatnonzero(found.on("edema"))
     if len(rows):
         part, pick = canvas.rows(rows), torch.from_numpy(rows)
-        haze = part.soft("haze.right").add_(part.soft("haze.left"))
+        haze = part.soft("haze.right", ALL)[0].add_(part.soft("haze.left", ALL)[0])
         lungs = air["right"][pick].add(air["left"][pick])
         cloud = texture[pick].mul(0.55).add_(0.8).clamp_(0.2, 1.5)
-        weight = canvas.column(0.06 + 0.13 * found.severity[rows, INDEX["edema"]])
-        depth[pick] = depth[pick] + haze.clamp_(0.0, 1.0).add_(0.25).mul_(cloud).mul_(lungs).mul_(weight * SOLID)
+        weight = canvas.column(0.055 + 0.115 * found.severity[rows, INDEX["edema"]])
+        add(depth, pick, ALL, haze.clamp_(0.0, 1.0).add_(0.25).mul_(cloud).mul_(lungs).mul_(weight * SOLID))
 
+
+def add(depth: Tensor, pick: Tensor, window: Window, plane: Tensor) -> None:
+    """Add a plane in a window to some rows of `depth`."""
+    part = depth[pick]
+    part[window] += plane
+    depth[pick] = part

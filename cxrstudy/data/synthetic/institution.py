@@ -35,6 +35,7 @@ class Institution:
     female: float = 0.46  # assumed
     finding_rates: tuple[tuple[str, tuple[float, float, float]], ...] | dict = ()
     device_rates: tuple[tuple[str, tuple[float, float, float]], ...] | dict = ()
+    monitored: tuple[float, float, float] = (0.08, 0.45, 0.75)  # electrodes on the chest; assumed
     device_contrast: str = "clear"  # of devices.CONTRAST
     # what reports say
     device_mention: float = 0.45  # of devices that stand; assumed

@@ -4,37 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 from typing import Any
 
 import numpy as np
 import torch
 
 from cxrstudy.data.synthetic import anatomy, devices, findings, wording
-from cxrstudy.data.synthetic.anatomy import BONE, SOFT, SOLID, Canvas, Tensor, View
+from cxrstudy.data.synthetic.anatomy import ALL, BONE, SOFT, SOLID, Canvas, Tensor, View
+from cxrstudy.data.synthetic.devices import Devices
 from cxrstudy.data.synthetic.draws import Array
+from cxrstudy.data.synthetic.findings import Findings
 from cxrstudy.data.synthetic.institution import BLOCK, POOL, Institution, Roster, institution, roster
 from cxrstudy.data.vocabulary import DEVICES, LABELS
 
+SHADOWS = (  # soft tissue that shows against a lung: shape, lung, share of the contrast
+    ("arch", "left", 0.8), ("hilum.right", "right", 0.8), ("hilum.left", "left", 0.8), ("atrium", "right", 0.8),
+    ("aorta", "left", 0.6),
+)  # fmt: skip
 GROUP = 512  # rows whose parameters are drawn together
-CHUNK_PIXELS = 16 * 64 * 64  # planes of 256 KB stay in the cache
+CHUNK_PIXELS = 64 * 64 * 64  # planes of 256 KB stay in the cache
 
 
 @dataclass(frozen=True)
 class Batch:
     """N images with all that is known of them; L labels and D devices in the order of the vocabulary."""
 
-    image: Tensor  # float32 (N, 1, size, size) in [0, 1], bone bright
+    image: Tensor | None  # None where only described; float32 (N, 1, size, size) in [0, 1], bone bright
     labels: Array  # float32 (N, L), the truth in {0, 1}
     reported: Array  # float32 (N, L), structured labels with their errors, NaN where not recorded
-    masks: Array  # bool (N, D, size, size)
+    masks: Array | None  # bool (N, D, size, size)
     report: list[str]
     patient_id: Array  # str (N,)
     study_id: Array  # str (N,)
     view: Array  # str (N,): "PA", "AP", "LATERAL"
     age: Array  # float64 (N,), years
     sex: Array  # str (N,): "F", "M"
-    tips: Array  # float64 (N, D, 2): column and row of the device's tip in pixels, NaN where absent
-    pixel_spacing: Array  # float64 (N,), mm
+    tips: Array | None  # float64 (N, D, 2): column and row of the device's tip in pixels, NaN where absent
+    pixel_spacing: Array | None  # float64 (N,), mm
 
 
 def look(who: Roster, site: Institution, size: int) -> View:
@@ -58,16 +65,18 @@ def pixels(points: Array, view: View, size: int) -> Array:
 
 
 def optical_depth(
-    canvas: Canvas, who: Roster, lm: dict[str, Array], found: findings.Findings, tree: tuple[Array, ...], broken: Array
+    canvas: Canvas, who: Roster, lm: dict[str, Array], found: Findings, tree: tuple[Array, ...], broken: Array
 ) -> Tensor:
     """What the beam meets, without devices: float32 (n, size, size)."""
     d = who.exam_draws
     air = anatomy.lungs(canvas)
-    body = canvas.half("torso")
+    body = canvas.half("torso", ALL)[0]
     for name in ("neck", "trapezius", "shoulder.right", "shoulder.left"):
-        body = torch.maximum(body, canvas.half(name))
+        part, window = canvas.half(name)
+        body[window] = torch.maximum(body[window], part)
     for name in ("breast.right", "breast.left"):
-        body.add_(canvas.soft(name).mul_(canvas.column(17.0 * lm["bust"])))
+        part, window = canvas.soft(name)
+        body[window] += part.mul_(canvas.column(17.0 * lm["bust"]))
     depth = body.mul_(2.0 * SOFT)
     both = air["right"] + air["left"]
     texture = canvas.texture(d, "texture", 12)
@@ -78,18 +87,20 @@ def optical_depth(
     dense = 1.0 - 0.05 * who.patient_draws.normal("density") - 0.05 * d.normal("density")  # of the healthy lung
     depth.sub_(both * canvas.column(SOLID * dense)).add_((texture * 0.6 + grain).mul_(both).mul_(0.0013))
     depth.add_(canvas.texture(d, "tissue", 7).mul_(0.14))
-    for name, side in (("arch", "left"), ("hilum.right", "right"), ("hilum.left", "left"), ("atrium", "right")):
-        depth.add_(torch.minimum(canvas.half(name).mul_(2.0), air[side]).mul_(SOLID * 0.8))
-    depth.add_(torch.minimum(canvas.half("aorta").mul_(2.0), air["left"]).mul_(SOLID * 0.6))
-    spine = canvas.half("spine").mul_(2.0 * BONE * 0.55)
-    gap = (canvas.y - canvas.column(lm["dome"])).mul_(1.0 / 27.0)
+    for name, side, share in SHADOWS:
+        part, window = canvas.half(name)
+        depth[window] += torch.minimum(part.mul_(2.0), air[side][window]).mul_(SOLID * share)
+    spine, window = canvas.half("spine")
+    gap = (canvas.y[:, window[1]] - canvas.column(lm["dome"])).mul_(1.0 / 27.0)
     gap = (gap - gap.floor()).sub_(0.5).abs_().mul_(-5.0).add_(1.2).clamp_(0.0, 1.0)
-    depth.add_(spine.mul_(1.0 - gap * 0.25))
-    for name in ("clavicle", "scapula", "humerus"):
+    depth[window] += spine.mul_(2.0 * BONE * 0.55).mul_(1.0 - gap * 0.25)
+    for name, strength in (("clavicle", 0.07), ("scapula", 0.036), ("humerus", 0.036)):
         for side in ("right", "left"):
-            strength = 0.035 if name == "clavicle" else 0.018
-            depth.add_(canvas.half(f"{name}.{side}").clamp_(max=11.0).mul_(2.0 * strength))
-    depth.sub_(canvas.half("trachea").mul_(2.0 * SOFT)).sub_(canvas.half("bubble").mul_(2.0 * SOFT))
+            part, window = canvas.half(f"{name}.{side}")
+            depth[window] += part.clamp_(max=11.0).mul_(strength)
+    for name in ("trachea", "bubble"):
+        part, window = canvas.half(name)
+        depth[window] -= part.mul_(2.0 * SOFT)
     depth.add_(anatomy.cage(canvas, lm, broken))
     findings.paint(depth, canvas, air, lm, found, who.ap, texture, vessel)
     return depth.clamp_(min=0.0)
@@ -130,6 +141,16 @@ def sample(indices: Sequence[int] | Array, *, institution: str = "study", size: 
     index = np.asarray(indices, dtype=np.int64).reshape(-1)
     if not 32 <= size <= 1024:
         raise ValueError(f"size {size} is not in 32..1024")
+    return _draw(index, institution, size, seed)
+
+
+def describe(indices: Sequence[int] | Array, *, institution: str = "study", seed: int = 0) -> Batch:
+    """What `sample` tells of some indices, without rendering: image, masks, tips and pixel_spacing are None."""
+    return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, None, seed)
+
+
+def _draw(index: Array, institution: str, size: int | None, seed: int) -> Batch:
+    """`sample`, or `describe` where there is no size."""
     if index.size and index.min() < 0:
         raise ValueError("indices start at 0")
     with torch.no_grad():
@@ -154,6 +175,8 @@ def _join(parts: list[Batch], back: Array) -> Batch:
         if name == "report":
             flat = [text for value in values for text in value]
             joined[name] = [flat[k] for k in back]
+        elif values[0] is None:
+            joined[name] = None
         elif name == "image":
             joined[name] = torch.cat(values)[torch.from_numpy(back)]
         else:
@@ -161,8 +184,8 @@ def _join(parts: list[Batch], back: Array) -> Batch:
     return Batch(**joined)  # type: ignore[arg-type]
 
 
-def _one(index: Array, name: str, size: int, seed: int) -> Batch:
-    """`sample` for one institution."""
+def _one(index: Array, name: str, size: int | None, seed: int) -> Batch:
+    """`_draw` for one institution."""
     site = institution(name)
     who = roster(index, site, seed)
     patient, exam = who.patient_draws, who.exam_draws
@@ -171,27 +194,42 @@ def _one(index: Array, name: str, size: int, seed: int) -> Batch:
     found = findings.draw(patient, exam, site, who.acuity, age)
     held = devices.draw(patient, exam, site, who.acuity, age, found)
     labels = np.concatenate([found.present, held.present], axis=1).astype(np.float32)
-    report = wording.write(exam, site, found, held)
-    n = len(index)
+    patients = [f"{name}-p{k:08d}" for k in who.number.tolist()]
+    exams = [f"{p}-s{k}" for p, k in zip(patients, who.exam.tolist(), strict=True)]
+    image, masks, tips, spacing = None, None, None, None
+    if size is not None:
+        image, masks, tips, spacing = _render(who, site, size, female, age, found, held)
+    return Batch(
+        image=image, labels=labels, reported=_record(who, site, labels), masks=masks,
+        report=wording.write(exam, site, found, held), patient_id=np.array(patients, dtype=str),
+        study_id=np.array(exams, dtype=str), view=np.where(who.lateral, "LATERAL", np.where(who.ap, "AP", "PA")),
+        age=age, sex=np.where(female, "F", "M"), tips=tips, pixel_spacing=spacing,
+    )  # fmt: skip
+
+
+def _render(
+    who: Roster, site: Institution, size: int, female: Array, age: Array, found: Findings, held: Devices
+) -> tuple[Tensor, Array, Array, Array]:
+    """Images, masks, tips in pixels, pixel spacing. Parameters are drawn for many rows at once, planes for a chunk."""
+    n = len(who.number)
     image = torch.empty((n, 1, size, size))
     masks = np.empty((n, len(DEVICES), size, size), dtype=bool)
     tips = np.full((n, len(DEVICES), 2), np.nan)
     spacing = np.empty(n)
     chunk = max(1, CHUNK_PIXELS // (size * size))
-    for first in range(0, n, GROUP):  # parameters are drawn for many rows at once, planes for a chunk
+    for first in range(0, n, GROUP):
         rows = slice(first, first + GROUP)
         part, sick, worn = who.rows(rows), found.rows(rows), held.rows(rows)
         scene, lm = anatomy.build(part.patient_draws, part.exam_draws, female[rows], age[rows], part.ap)
         findings.deform(sick, scene, lm, part.exam_draws)
         findings.opacities(sick, scene, lm, part.patient_draws)
-        broken = findings.breaks(sick, part.patient_draws)
+        broken = findings.breaks(sick, part.patient_draws, scene, lm)
         view = look(part, site, size)
         thick = 1.0 + 0.35 * sick.on("edema") + 0.12 * part.patient_draws.normal("vessels")
         tree = anatomy.branches(part.patient_draws.child("tree"), scene, view, thick, size)
         wires = devices.lay(worn, part.exam_draws, scene, lm, sick, view, size, site.device_contrast)
         whole = Canvas.of(scene, view, size)
-        tips[rows] = pixels(worn.tips, view, size)
-        spacing[rows] = view.spacing
+        tips[rows], spacing[rows] = pixels(worn.tips, view, size), view.spacing
         for low in range(0, len(part.number), chunk):
             few = slice(low, low + chunk)
             here, canvas, ill = part.rows(few), whole.rows(few), sick.rows(few)
@@ -200,14 +238,7 @@ def _one(index: Array, name: str, size: int, seed: int) -> Batch:
             put = slice(first + low, first + low + len(depth))
             masks[put] = devices.render(depth, canvas, worn.rows(few), wires.rows(low, low + chunk)).numpy()
             image[put, 0] = expose(depth, here, site, marks)
-    patients = [f"{name}-p{k:08d}" for k in who.number.tolist()]
-    exams = [f"{p}-s{k}" for p, k in zip(patients, who.exam.tolist(), strict=True)]
-    return Batch(
-        image=image, labels=labels, reported=_record(who, site, labels), masks=masks, report=report,
-        patient_id=np.array(patients, dtype=str), study_id=np.array(exams, dtype=str),
-        view=np.where(who.lateral, "LATERAL", np.where(who.ap, "AP", "PA")), age=age, sex=np.where(female, "F", "M"),
-        tips=tips, pixel_spacing=spacing,
-    )  # fmt: skip
+    return image, masks, tips, spacing
 
 
 def _record(who: Roster, site: Institution, labels: Array) -> Array:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxrstudy.data.synthetic.draws import Draws, mix
+from cxrstudy.data.synthetic.draws import GOLDEN, Draws, mix
 from cxrstudy.data.synthetic.findings import BOTH, RIGHT
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS
 
@@ -87,14 +87,13 @@ NORMAL = ("No acute cardiopulmonary process.", "No acute cardiopulmonary abnorma
 class Voice:
     """A report's own random numbers, one after the other."""
 
-    def __init__(self, key: int) -> None:
-        self.words = mix(np.uint64(key) + np.arange(128, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).tolist()
-        self.at = 0
+    def __init__(self, units: list[float]) -> None:
+        self.units, self.at = units, 0
 
     def unit(self) -> float:
         """The next number in [0, 1)."""
         self.at += 1
-        return (self.words[self.at - 1] >> 11) * 2.0**-53
+        return self.units[self.at - 1]
 
     def one(self, options: tuple[str, ...]) -> str:
         """One of some phrases."""
@@ -125,8 +124,9 @@ def write(draws: Draws, site: Institution, found: Findings, held: Devices) -> li
     reports = []
     present, severity, sides = found.present.tolist(), found.severity.tolist(), found.side.tolist()
     devices, device_sides = held.present.tolist(), held.side.tolist()
-    for row, key in enumerate(draws.bits("report").tolist()):
-        voice = Voice(key)
+    steps = np.arange(160, dtype=np.uint64) * GOLDEN
+    for row, key in enumerate(draws.bits("report")):
+        voice = Voice(((mix(key + steps) >> np.uint64(11)) * 2.0**-53).tolist())
         tubes, said, denied, main = [], [], [], []
         for k, name in enumerate(DEVICES):
             mention, option = voice.unit(), voice.one(TUBES[name])
@@ -146,7 +146,9 @@ def write(draws: Draws, site: Institution, found: Findings, held: Devices) -> li
         filler = [voice.one(FILLER)] if voice.unit() < 0.6 else []
         order = [*tubes, *said, *denied, *filler] if voice.unit() < 0.7 else [*denied, *filler, *said, *tubes]
         impression = main or said or [voice.one(NORMAL) if not tubes else "Lines and tubes as above."]
-        findings = "" if voice.unit() < site.impression_only else "FINDINGS: " + " ".join(order or ["Lungs are clear."]) + " "
+        findings = (
+            "" if voice.unit() < site.impression_only else "FINDINGS: " + " ".join(order or ["Lungs are clear."]) + " "
+        )
         if not findings:
             impression = [*tubes, *said] or impression
         reports.append(f"{findings}IMPRESSION: " + " ".join(impression))

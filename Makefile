@@ -1,0 +1,46 @@
+# make study              set up .venv, run a preset (PRESET=mini), build the book
+# make study PRESET=nih DATA_ROOT=/path/to/ChestX-ray14
+# make test               set up .venv, lint, types, import rule, every test
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+PRESET ?= mini
+DATA_ROOT ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: study test test-slow check lab lock clean
+
+study: $(STAMP)
+	@DATA_ROOT="$(DATA_ROOT)" $(BIN)/cxrstudy run --preset $(PRESET); ran=$$?; \
+	  if [ $$ran -eq 2 ]; then exit 2; fi; $(BIN)/cxrstudy book && exit $$ran
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Python 3.11 to 3.13 is needed"'
+	@echo "installing the locked packages into $(VENV) (about 7 GB; some minutes; log: $(VENV)/install.log)"
+	@$(BIN)/python -m pip install -r requirements.lock > $(VENV)/install.log 2>&1 \
+	  && $(BIN)/python -m pip install --no-deps -e . >> $(VENV)/install.log 2>&1 \
+	  || { tail -n 30 $(VENV)/install.log; exit 1; }
+	@touch $@
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest --nbval-lax -m "not slow" tests notebooks
+
+test-slow: check
+	$(BIN)/python -m pytest --nbval-lax tests notebooks
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+# one universal lock for Python 3.11 to 3.13; needs uv
+lock:
+	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-annotate --no-header -o requirements.lock
+
+clean:
+	rm -rf _build runs

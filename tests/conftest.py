@@ -1,0 +1,49 @@
+"""One tiny study, run for real through the command line, and its book: shared by the tests that look at them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A clone of what the study needs, its runs, and how to call the command line on it."""
+
+    root: Path
+    runs: Path
+
+    def call(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"CXRSTUDY_ROOT": str(self.root), "CXRSTUDY_RUNS": str(self.runs)} | environment
+        command = [sys.executable, "-m", "cxrstudy.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.root, timeout=900, check=False)
+
+
+def clone(where: Path) -> Walk:
+    """A copy of the repository's own files (not the package, which is installed) that a test may change."""
+    for name in ("notebooks", "book", "data_cards"):
+        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    return Walk(where, where / "runs")
+
+
+@pytest.fixture(scope="session")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """The smoke preset, run once from nothing."""
+    walk = clone(tmp_path_factory.mktemp("walk"))
+    done = walk.call("run", "--preset", "smoke", "--cores", "2", "--quiet")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return walk
+
+
+@pytest.fixture(scope="session")
+def book(walked: Walk) -> Path:
+    """The built book of that study: the folder of its pages."""
+    done = walked.call("book")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return walked.root / "_build" / "_build" / "html"

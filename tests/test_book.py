@@ -1,0 +1,154 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from conftest import Walk
+
+PAGES = ("index.html", "data.html", "method.html", "results-smoke.html", "runs.html", "rerun.html")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"
+)
+
+
+class Tags(HTMLParser):
+    """Every start tag of a page with its attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
+
+    handle_startendtag = handle_starttag
+
+
+def pages(book: Path) -> list[Path]:
+    return [path for path in book.rglob("*.html") if "_static" not in path.parts]
+
+
+def test_the_pages_are_there(book: Path, walked: Walk) -> None:
+    assert all((book / page).is_file() for page in PAGES)
+    executed = list(walked.runs.glob("*/*/*/notebook.ipynb"))
+    assert executed
+    listed = (book / "runs.html").read_text()
+    for notebook in executed:
+        page = f"runs/smoke/{notebook.parent.parent.name}-{notebook.parent.name}.html"
+        assert (book / page).is_file()
+        assert f'href="{page}"' in listed
+
+
+def test_no_asset_comes_from_elsewhere(book: Path) -> None:
+    for path in pages(book):
+        for tag, attributes in Tags(path.read_text()).found:
+            if tag in ("script", "img", "iframe", "source", "video", "audio", "embed", "object"):
+                address = attributes.get("src") or attributes.get("data") or attributes.get("srcset") or ""
+                assert not re.match(r"(https?:)?//", address), f"{path}: <{tag}> {address}"
+            if tag == "link" and attributes.get("rel") != "canonical":
+                assert not re.match(r"(https?:)?//", attributes.get("href", "")), f"{path}: {attributes}"
+        inline = re.findall(r"<script(?![^>]*src=)[^>]*>(.*?)</script>", path.read_text(), re.S)
+        assert not [text for text in inline if "://" in text], f"{path}: an inline script names an address"
+    for path in [*book.rglob("*.css")]:
+        outside = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]+", path.read_text(errors="replace"))
+        assert not outside, f"{path}: {outside}"
+
+
+def test_every_figure_has_a_telling_text(book: Path) -> None:
+    figures = 0
+    for path in pages(book):
+        for tag, attributes in Tags(path.read_text()).found:
+            if tag == "img" and "logo" not in attributes.get("class", ""):
+                figures += 1
+                assert len(attributes.get("alt", "")) > 20, f"{path}: {attributes.get('src', '')[:60]}"
+    assert figures >= 10
+
+
+def test_every_link_within_the_book_leads_somewhere(book: Path) -> None:
+    for path in pages(book):
+        for tag, attributes in Tags(path.read_text()).found:
+            parts = urlsplit(attributes.get("href", "")) if tag == "a" else urlsplit("")
+            if parts.path and not parts.scheme:
+                target = (path.parent / unquote(parts.path)).resolve()
+                assert target.exists(), f"{path}: {attributes['href']}"
+
+
+def test_synthetic_results_say_so_and_the_door_says_not_for_clinical_use(book: Path) -> None:
+    for page in ("index.html", "results-smoke.html"):
+        assert "synthetic x-rays" in (book / page).read_text()
+    assert all("not for clinical use" in path.read_text() for path in pages(book))
+
+
+def test_a_number_in_prose_comes_from_its_record(walked: Walk, book: Path, tmp_path: Path) -> None:
+    shutil.copytree(walked.root, tmp_path / "copy", ignore=shutil.ignore_patterns("_build"))
+    walk = Walk(tmp_path / "copy", tmp_path / "copy" / "runs")
+    path = next(walk.runs.glob("smoke/classify/clip-n256-*/record.json"))
+    record = json.loads(path.read_text())
+    metric = next(
+        m for m in record["metrics"] if (m["task"], m["label"], m["metric"]) == ("findings", "macro", "auroc")
+    )
+    old, metric["value"] = f"{metric['value']:.3f}", 0.7777
+    assert f"{old} with 256 images" in prose(book / "index.html")
+    path.write_text(json.dumps(record))
+    assert walk.call("book").returncode == 0
+    said = prose(walk.root / "_build" / "_build" / "html" / "index.html")
+    assert "0.778 with 256 images" in said
+    assert f"{old} with 256 images" not in said
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page.read_text()))
+
+
+def test_an_unchanged_book_is_left_as_it_is(walked: Walk, book: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (walked.root / "_build").rglob("*") if path.is_file()}
+    done = walked.call("book")
+    assert done.returncode == 0
+    assert "up to date" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_copies_of_executed_notebooks_keep_their_time_stamps(walked: Walk, book: Path) -> None:
+    for notebook in walked.runs.glob("*/*/*/notebook.ipynb"):
+        copy = walked.root / "_build/src/runs/smoke" / f"{notebook.parent.parent.name}-{notebook.parent.name}.ipynb"
+        assert copy.stat().st_mtime == notebook.stat().st_mtime
+        assert copy.read_bytes() == notebook.read_bytes()
+
+
+@needs_browser
+@pytest.mark.parametrize("size", [(1300, 900), (390, 800)], ids=["desktop", "phone"])
+def test_in_a_real_browser(book: Path, size: tuple[int, int]) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        wrong: list[str] = []
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "request", lambda r: wrong.append(r.url) if r.url.split(":")[0] not in ("file", "data", "blob") else None
+        )
+        run = next(path.relative_to(book) for path in book.glob("runs/smoke/classify-*.html"))
+        for name in (*PAGES, str(run)):
+            page.goto((book / name).as_uri())
+            page.wait_for_timeout(300)
+            beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert beyond <= 0, f"{name} scrolls sideways by {beyond} px"
+            unseen = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)")
+            assert unseen == [], f"{name}: images that do not load"
+        page.goto((book / "method.html").as_uri())
+        page.wait_for_selector("mjx-container svg")
+        page.goto((book / "index.html").as_uri())
+        page.locator("article a", has_text="Every run").click()
+        assert page.title().startswith("Every run")
+        page.locator("article a", has_text="executed notebook").first.click()
+        assert "runs/smoke/" in page.url
+        browser.close()
+        assert wrong == []
