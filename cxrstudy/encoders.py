@@ -242,6 +242,7 @@ class Text(nn.Module):
             layers=shape.layers,
             output_dim=shape.dim,
             no_causal_mask=True,
+            use_pad_mask=True,
             pool_type="argmax",
             pad_id=0,
         )

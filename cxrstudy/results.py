@@ -131,7 +131,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: schema {record['schema']} is newer than this package reads ({SCHEMA}); update it"
             )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        _ = [record[key] for key in ("run", "stage", "preset", "subject", "metrics", "info", "environment")]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a run record ({error!r}); delete the run's folder and run it again") from None
     return record
 

@@ -267,7 +267,13 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
     A bare name is looked for in that order, and reaches every entry of its block.
     """
     raw = preset.model_dump()
-    blocks: dict[str, type[Parameters]] = {"ladders": Pretrain, "classify": Classify, "scale": Scale, "data": Data, "base": Pretrain}
+    blocks: dict[str, type[Parameters]] = {
+        "ladders": Pretrain,
+        "classify": Classify,
+        "scale": Scale,
+        "data": Data,
+        "base": Pretrain,
+    }
     for key, value in settings.items():
         block, _, name = key.rpartition(".")
         known = [b for b, model in blocks.items() if name in model.model_fields and name not in PLANNED]

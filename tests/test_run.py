@@ -108,11 +108,13 @@ def test_set_runs_beside_the_first_results_and_a_dry_run_leaves_nothing(copied: 
 def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(tmp_path: Path) -> None:
     walk = clone(tmp_path)
     template = walk.root / "notebooks" / "pretrain.ipynb"
-    sound = template.read_text()
-    broken = json.loads(sound)
-    check = next(c for c in broken["cells"] if "result = pretrain" in "".join(c["source"]))
-    check["source"] = [*check["source"], "\nassert p.paradigm != 'unicl', 'made to fail'"]
-    template.write_text(json.dumps(broken))
+    notebook = json.loads(template.read_text())
+    flag = tmp_path / "fail"
+    flag.touch()
+    cell = next(c for c in notebook["cells"] if "result = pretrain" in "".join(c["source"]))
+    trap = f"import os\nassert not (p.paradigm == 'unicl' and os.path.exists({str(flag)!r})), 'made to fail'\n"
+    cell["source"] = [trap, *cell["source"]]
+    template.write_text(json.dumps(notebook))
     preset = walk.root / "notebooks" / "presets" / "smoke.yml"
     small = yaml.safe_load(preset.read_text()) | {"controls": []}
     small["data"]["study"]["n_images"] = 400
@@ -123,16 +125,19 @@ def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
     assert "AssertionError: made to fail" in done.stdout
     table = load_records(walk.runs)
     assert set(table.loc[(table["stage"] == "classify") & (table["base"] != ""), "paradigm"]) == {"clip"}
-    notebook = next(walk.runs.glob("smoke/pretrain/unicl-*/notebook.ipynb"))
-    assert "made to fail" in notebook.read_text()
+    executed = next(walk.runs.glob("smoke/pretrain/unicl-*/notebook.ipynb"))
+    assert "made to fail" in executed.read_text()
     listed = walk.call("runs").stdout
     assert "1 failed" in listed
-    template.write_text(sound)
+    flag.unlink()
     before = stamps(walk)
     assert walk.call("run", "--preset", "smoke", "--quiet").returncode == 0
-    kept = {path for path, stamp in stamps(walk).items() if before.get(path) == stamp and path.endswith("record.json")}
-    assert any("/classify/base-clip-base" in path for path in kept)
-    assert any("/data/" in path for path in kept)
+    after = stamps(walk)
+    untouched = [path for path in before if "unicl" not in path and "/scale/" not in path]
+    assert untouched
+    assert all(after[path] == before[path] for path in untouched)
+    table = load_records(walk.runs)
+    assert set(table.loc[(table["stage"] == "classify") & (table["base"] != ""), "paradigm"]) == {"clip", "unicl"}
 
 
 def test_runs_lists_state_duration_and_headline(walked: Walk) -> None:

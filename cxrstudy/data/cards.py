@@ -132,7 +132,9 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     if not paths:
         raise CardError(f"card {card.name}: no table {table.path} under {base}; {card.access}")
     frames = [
-        pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, sep=table.separator, dtype=str)
+        pd.read_parquet(path).astype(str)
+        if path.suffix == ".parquet"
+        else pd.read_csv(path, sep=table.separator, dtype=str)
         for path in paths
     ]
     raw = pd.concat(frames, ignore_index=True)
@@ -148,13 +150,13 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         if column not in raw:
             raise CardError(f"card {card.name}: {paths[0]} has no column {column!r}; it has {', '.join(raw.columns)}")
     raw = raw.query(table.query) if table.query else raw
-    files = {Path(f).name: f for pattern in card.images for f in glob.glob(str(base / pattern))}
+    files = {Path(f).name: f for pattern in card.images for f in glob.glob(str(Path(glob.escape(str(base)), pattern)))}
     files |= {Path(f).stem: f for f in files.values()}
     path = raw[table.image_id].map(files)
     if path.notna().sum() == 0:
         raise CardError(f"card {card.name}: none of {len(raw)} images lies under {base} as {', '.join(card.images)}")
     raw = raw[path.notna()]
-    study_id = raw[table.study_id].astype(str).agg("-".join, axis=1)
+    study_id = raw[table.study_id[0]].str.cat(raw[table.study_id[1:]], sep="-")  # missing where a part is
     manifest = pd.DataFrame(
         {"image_id": raw[table.image_id], "patient_id": raw[table.patient_id], "study_id": study_id, "path": path}
     ).loc[raw.index]

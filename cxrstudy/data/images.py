@@ -69,11 +69,14 @@ def prepare(
     """Write ``manifest.parquet``, ``images.npy`` (N,size,size) uint8 and ``prepared.json`` into ``out``.
 
     Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason). A folder that stands
-    whole is returned as it is. ManifestError when no image at all can be read.
+    whole with the same ``info`` and size is returned as it is. ManifestError when no image at all can be read.
     """
     out = Path(out)
-    if (out / "prepared.json").is_file():
-        return open_prepared(out)
+    done = out / "prepared.json"
+    if done.is_file():
+        if (info | {"size": size}).items() <= json.loads(done.read_text()).items():
+            return open_prepared(out)
+        done.unlink()
     out.mkdir(parents=True, exist_ok=True)
     scratch = out / f".images.{os.getpid()}.npy"
     images = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size))
@@ -119,7 +122,7 @@ def prepare(
     pd.DataFrame(quarantine, columns=["image_id", "path", "reason"]).to_csv(out / "quarantine.csv", index=False)
     write_manifest(manifest.iloc[kept].reset_index(drop=True), out / "manifest.parquet")
     facts = {"size": size, "mean": float(mean), "std": float(variance**0.5), "quarantined": len(quarantine)}
-    (out / "prepared.json").write_text(json.dumps(info | facts, indent=1))
+    done.write_text(json.dumps(info | facts, indent=1))
     return open_prepared(out)
 
 

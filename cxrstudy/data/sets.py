@@ -23,6 +23,7 @@ def prepare_data(p: study.Data, *, progress: Callable[[Iterable], Iterable] = it
         "without_image": without,
         "show_images": drawn or card.show_images,
         "generator": synthetic.FINGERPRINT if drawn else None,
+        "asked": study.digest([p.model_dump(exclude={"out"}), card.model_dump()], 12),
     }
     return prepare(manifest, study.resolve(p.out), size=p.size, info=info, progress=progress)
 

@@ -4,8 +4,6 @@ Which sample stands at position p of the order is a pure function of (seed, p), 
 a checkpoint is weights, optimiser and one integer, and a killed run resumes where it was.
 """
 
-import hashlib
-import json
 import math
 import os
 import time
@@ -93,7 +91,8 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
     steps = math.ceil(p.samples_seen / p.batch_size)
     report_tokens, prompt_tokens = text.tokens(texts.reports), text.tokens(texts.prompts)
     has_report = np.array([bool(report) for report in texts.reports])
-    state = _resume(out, p, model, optimiser)
+    key = _key(p, prepared)
+    state = _resume(out, key, model, optimiser)
     curve: list[dict[str, float]] = state["curve"]
     flops, began, spent = state["flops"], time.monotonic(), state["seconds"]
     saved = began
@@ -143,7 +142,7 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
             curve.append({"step": step, "samples_seen": seen, "loss": value, "lr": rate})
         if time.monotonic() - saved > p.checkpoint_seconds:
             saved = time.monotonic()
-            _checkpoint(out, p, model, optimiser, step + 1, curve, flops, spent + saved - began)
+            _checkpoint(out, key, model, optimiser, step + 1, curve, flops, spent + saved - began)
     seconds = spent + time.monotonic() - began
     table = pd.DataFrame(curve)
     table.to_csv(out / "curve.csv", index=False)
@@ -198,25 +197,25 @@ def build(p: study.Pretrain, prepared: stores.Prepared, texts: Captions) -> tupl
     return image_encoder, (text or encoders.build_text(corpus, image_encoder.channels, seed=p.seed)).train()
 
 
-def _key(p: study.Pretrain) -> str:
-    kept = p.model_dump(exclude={"out", "threads", "checkpoint_seconds"})
-    return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=8).hexdigest()
+def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:
+    """What a checkpoint must agree on to be resumed: parameters and data."""
+    return study.digest([p.model_dump(exclude={"out", "threads", "checkpoint_seconds"}), prepared.info], 16)
 
 
 def _checkpoint(
-    out: Path, p: study.Pretrain, model: nn.Module, optimiser: Any, step: int, curve: Any, flops: float, seconds: float
+    out: Path, key: str, model: nn.Module, optimiser: Any, step: int, curve: Any, flops: float, seconds: float
 ) -> None:
-    state = {"key": _key(p), "step": step, "curve": curve, "flops": flops, "seconds": seconds}
+    state = {"key": key, "step": step, "curve": curve, "flops": flops, "seconds": seconds}
     scratch = out / f".checkpoint.{os.getpid()}.pt"
     torch.save(state | {"model": model.state_dict(), "optimiser": optimiser.state_dict()}, scratch)
     os.replace(scratch, out / "checkpoint.pt")
 
 
-def _resume(out: Path, p: study.Pretrain, model: nn.Module, optimiser: Any) -> dict[str, Any]:
+def _resume(out: Path, key: str, model: nn.Module, optimiser: Any) -> dict[str, Any]:
     path = out / "checkpoint.pt"
     if path.is_file():
         state = torch.load(path, weights_only=True)
-        if state["key"] == _key(p):
+        if state["key"] == key:
             model.load_state_dict(state["model"])
             optimiser.load_state_dict(state["optimiser"])
             return state

@@ -49,7 +49,7 @@ class Draws:
         """Streams below these, told apart by a name and a number a row."""
         return Draws(mix(self.bits(name) + np.asarray(number, dtype=np.uint64) * GOLDEN))
 
-    def rows(self, index: Array) -> Draws:
+    def rows(self, index: Any) -> Draws:
         """The streams of some rows."""
         return Draws(self.key[index])
 

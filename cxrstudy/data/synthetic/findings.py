@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cxrstudy.data.synthetic.anatomy import ALL, BONE, SOFT, SOLID, Canvas, Scene, Tensor, Window, rib_height
+from cxrstudy.data.synthetic.anatomy import BONE, SIDES, SOFT, SOLID, rib_height
 from cxrstudy.data.synthetic.draws import Array, Draws
+from cxrstudy.data.synthetic.projection import ALL, Canvas, Rows, Scene, Tensor, Window
 from cxrstudy.data.vocabulary import FINDINGS
 
 if TYPE_CHECKING:
@@ -19,14 +20,16 @@ RIGHT, LEFT, BOTH = 0, 1, 2
 BREAKS = 4  # at most, of neighbouring ribs
 SOLIDS = (  # finding, shape, how much fuller than an ellipsoid, share of the contrast of solid tissue
     ("consolidation", "consolidation", 1.5, 0.8),
-    ("nodule_mass", "nodule_mass", 1.0, 1.4),
+    ("nodule_mass", "nodule_mass", 1.0, 1.8),
     ("atelectasis", "plate", 1.0, 0.7),
 )
+TWO_SIDED = {"cardiomegaly": 1.0, "edema": 1.0, "pleural_effusion": 0.4, "atelectasis": 0.3, "consolidation": 0.15}
+KEEP = {"cardiomegaly": 0.95, "nodule_mass": 0.97, "fracture": 0.95}  # chance that a state stays to the next exam
 INDEX = {name: k for k, name in enumerate(FINDINGS)}
 
 
 @dataclass
-class Findings:
+class Findings(Rows):
     """Per row and finding (N, 8), in the order of FINDINGS: present, severity in [0, 1], side (RIGHT, LEFT, BOTH)."""
 
     present: Array
@@ -34,17 +37,9 @@ class Findings:
     side: Array
     failure: Array  # (N,) heart failure, the cause behind cardiomegaly, edema and effusion
 
-    def rows(self, index: Array | slice) -> Findings:
-        """Some rows."""
-        return Findings(self.present[index], self.severity[index], self.side[index], self.failure[index])
-
     def on(self, name: str) -> Array:
         """float64 (N,): 1 where the finding is present."""
         return self.present[:, INDEX[name]].astype(np.float64)
-
-    def bad(self, name: str) -> Array:
-        """float64 (N,): severity where present, else 0."""
-        return self.on(name) * self.severity[:, INDEX[name]]
 
     def where(self, name: str) -> tuple[Array, Array]:
         """float64 (N,) twice: 1 where the finding is on the right, on the left."""
@@ -57,31 +52,26 @@ def sticky(patient: Draws, exam: Draws, name: str, keep: float = 0.8) -> Array:
     return np.where(exam.chance(f"keep.{name}", keep), patient.uniform(name), exam.uniform(name))
 
 
-def draw(patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Array) -> Findings:
-    """The findings of each row's exam; `acuity` (N,) 0 ambulatory, 1 ward, 2 intensive care."""
-    n = len(acuity)
+def draw(patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Array, number: Array) -> Findings:
+    """The findings of each row's exam; `acuity` (N,) 0 ambulatory, 1 ward, 2 intensive care; `number` of the exam."""
     old = np.clip((age - 20.0) / 60.0, 0.0, 1.2)
-    rate = {name: np.asarray(values)[acuity] for name, values in site.finding_rates.items()}
-    failure = sticky(patient, exam, "failure", 0.9) < rate["heart_failure"] * (0.3 + old)
-    p = {name: rate[name] for name in FINDINGS}
+    p = {name: np.asarray(values)[acuity] for name, values in site.finding_rates.items()}
+    failure = sticky(patient, exam, "failure", 0.9) < p.pop("heart_failure") * (0.3 + old)
     p["cardiomegaly"] = np.where(failure, 0.75, p["cardiomegaly"] * (0.5 + old))
     p["edema"] = np.where(failure, 0.22 + 0.17 * acuity, p["edema"])
-    present = np.zeros((n, len(FINDINGS)), dtype=bool)
-    for name in ("cardiomegaly", "edema", "consolidation", "pneumothorax", "nodule_mass", "fracture"):
-        present[:, INDEX[name]] = sticky(patient, exam, name) < p[name]
-    p["pleural_effusion"] = p["pleural_effusion"] + 0.25 * failure + 0.15 * present[:, INDEX["edema"]]
-    present[:, INDEX["pleural_effusion"]] = sticky(patient, exam, "pleural_effusion") < p["pleural_effusion"]
-    p["atelectasis"] = p["atelectasis"] + 0.15 * present[:, INDEX["pleural_effusion"]]
-    present[:, INDEX["atelectasis"]] = sticky(patient, exam, "atelectasis") < p["atelectasis"]
-    severity = np.stack(
-        [np.clip(patient.uniform(f"{f}.severity") + exam.normal(f"{f}.drift", 0.0, 0.12), 0, 1) for f in FINDINGS], 1
-    )
-    both = {"pleural_effusion": 0.4, "atelectasis": 0.3, "consolidation": 0.15, "cardiomegaly": 1.0, "edema": 1.0}
-    sides = []
+    has = {name: sticky(patient, exam, name, KEEP.get(name, 0.8)) < p[name] for name in FINDINGS}
+    for name, more in (
+        ("pleural_effusion", 0.25 * failure + 0.15 * has["edema"]), ("atelectasis", 0.15 * has["pleural_effusion"]),
+    ):  # fmt: skip
+        has[name] = sticky(patient, exam, name) < p[name] + more
+    severity, side = [], []
     for name in FINDINGS:
+        course = patient.normal(f"{name}.trend", 0.0, 0.10) * number + exam.normal(f"{name}.drift", 0.0, 0.10)
+        severity.append(np.clip(patient.uniform(f"{name}.severity") + course, 0.0, 1.0))
         one = patient.chance(f"{name}.side", 0.5).astype(np.int64)
-        sides.append(np.where(patient.chance(f"{name}.both", both.get(name, 0.0)), BOTH, one))
-    return Findings(present, severity, np.stack(sides, axis=1), failure)
+        side.append(np.where(patient.chance(f"{name}.both", TWO_SIDED.get(name, 0.0)), BOTH, one))
+    present = np.stack([has[name] for name in FINDINGS], axis=1)
+    return Findings(present, np.stack(severity, axis=1), np.stack(side, axis=1), failure)
 
 
 def deform(found: Findings, scene: Scene, lm: dict[str, Array], exam: Draws) -> None:
@@ -93,9 +83,8 @@ def deform(found: Findings, scene: Scene, lm: dict[str, Array], exam: Draws) -> 
         shape[:, 0] += 10.0 * (grow - 1.0) * 4.0 * (name == "heart")
         scene.shapes[name] = shape
     shift = np.zeros(scene.number)
-    for sign, side, loss, gas in zip(
-        (-1.0, 1.0), ("right", "left"), found.where("atelectasis"), found.where("pneumothorax"), strict=True
-    ):
+    losses, gases = found.where("atelectasis"), found.where("pneumothorax")
+    for (sign, side), loss, gas in zip(SIDES, losses, gases, strict=True):
         dome = scene.shapes[f"dome.{side}"].copy()
         dome[:, 1] -= loss * (5.0 + 14.0 * found.severity[:, INDEX["atelectasis"]])
         scene.shapes[f"dome.{side}"] = dome
@@ -110,59 +99,48 @@ def breaks(found: Findings, patient: Draws, scene: Scene, lm: dict[str, Array]) 
     about each break into the scene."""
     side = np.where(found.side[:, INDEX["fracture"]] == RIGHT, -1.0, 1.0)
     count = 2.0 + np.floor(2.99 * found.severity[:, INDEX["fracture"]])
-    step = found.on("fracture") * patient.uniform("fracture.step", 7.0, 10.0)
+    step = found.on("fracture") * patient.uniform("fracture.step", 9.0, 13.0)
     first = np.floor(patient.uniform("fracture.rib", 4.0, 7.0))
     for k in range(BREAKS):
         there = found.on("fracture") * (k < count)
         x, z = side * patient.uniform(f"fracture.x{k}", 56.0, 74.0), -60.0 * lm["depth"]
         y = rib_height(first + k, z, lm)
-        radius = 0.01 + there * patient.uniform(f"fracture.size{k}", 7.0, 10.0)
+        radius = 0.01 + there * patient.uniform(f"fracture.size{k}", 7.5, 10.5)
         scene.add(f"break{k}", (x, y, z), (radius, radius * 0.8, radius))
     return np.stack([side, first, count, step], axis=1)
 
 
-def inside(scene: Scene, side: str, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
-    """A place in a lung from coordinates within its unit ball (x outwards)."""
-    lung = scene.shapes[f"lung.{side}"]
-    return (
-        lung[:, 0] + np.sign(lung[:, 0]) * x * lung[:, 3],
-        lung[:, 1] + y * lung[:, 4],
-        lung[:, 2] + z * lung[:, 5],
-    )
-
-
 def opacities(found: Findings, scene: Scene, lm: dict[str, Array], patient: Draws) -> None:
     """Put the shapes of the opacities into the scene; radii near 0 where absent (assumed sizes, in mm)."""
-    for side, on in zip(("right", "left"), range(2), strict=True):
-        d = patient.child(f"opacity.{side}")
-        for name, low, high in (("consolidation", 20.0, 42.0), ("nodule_mass", 8.0, 20.0)):
+    for on, (s, side) in enumerate(SIDES):
+        d, lung = patient.child(f"opacity.{side}"), scene.shapes[f"lung.{side}"]
+        for name, low, high in (("consolidation", 20.0, 42.0), ("nodule_mass", 10.0, 23.0)):
             there = found.where(name)[on]
-            x, y = d.uniform(f"{name}.x", -0.3, 0.6), d.uniform(f"{name}.y", -0.72, 0.12)
-            place = inside(scene, side, x, y, 0.0 * there)
-            z = place[2] + d.uniform(f"{name}.z", -0.5, 0.5) * 80.0 * lm["depth"]
+            x = lung[:, 0] + s * d.uniform(f"{name}.x", -0.3, 0.6) * lung[:, 3]  # outwards from the lung's middle
+            y = lung[:, 1] + d.uniform(f"{name}.y", -0.72, 0.12) * lung[:, 4]
+            z = lung[:, 2] + d.uniform(f"{name}.z", -0.5, 0.5) * lung[:, 5]
             r = 0.01 + there * (low + (high - low) * found.severity[:, INDEX[name]]) * lm["scale"]
             flat = 1.0 if name == "nodule_mass" else d.uniform("flat", 0.65, 1.0)
-            scene.add(f"{name}.{side}", (place[0], place[1], z), (r, r * flat, r), d.normal(f"{name}.tilt", 0.0, 0.5))
+            scene.add(f"{name}.{side}", (x, y, z), (r, r * flat, r), d.normal(f"{name}.tilt", 0.0, 0.5))
         there = found.where("atelectasis")[on]
-        x, y, z = inside(scene, side, d.uniform("plate.x", -0.3, 0.25), 0.0 * there, d.uniform("plate.z", -0.4, 0.3))
-        y = scene.shapes[f"dome.{side}"][:, 1] - 110.0 - d.uniform("plate.y", -8.0, 22.0)
+        top = scene.shapes[f"dome.{side}"][:, 1] - 110.0
+        x, z = lung[:, 0] + s * d.uniform("plate.x", -19.0, 16.0), lung[:, 2] + d.uniform("plate.z", -33.0, 25.0)
         long = 0.01 + there * d.uniform("plate.long", 26.0, 44.0)
         thick = 0.01 + there * (3.0 + 4.0 * found.severity[:, INDEX["atelectasis"]])
-        scene.add(f"plate.{side}", (x, y, z), (long, thick, long), d.normal("plate.tilt", 0.0, 0.35))
-        lm[f"level.{side}"] = (
-            scene.shapes[f"dome.{side}"][:, 1] - 94.0 - 48.0 * found.severity[:, INDEX["pleural_effusion"]]
-        )
+        spot = (x, top - d.uniform("plate.y", -8.0, 22.0), z)
+        scene.add(f"plate.{side}", spot, (long, thick, long), d.normal("plate.tilt", 0.0, 0.35))
+        lm[f"level.{side}"] = top + 20.0 - 45.0 * found.severity[:, INDEX["pleural_effusion"]]
         lost = 14.0 + 34.0 * found.severity[:, INDEX["pneumothorax"]]  # mm between the chest wall and the lung
-        rest = scene.shapes[f"lung.{side}"].copy()
-        rest[:, 0] -= np.sign(rest[:, 0]) * lost * 0.5
+        rest = lung.copy()
+        rest[:, 0] -= s * lost * 0.5
         rest[:, 1] += lost * 0.75
         for axis, share in ((3, 0.5), (4, 0.5), (5, 0.3)):
             rest[:, axis] -= lost * share
         scene.shapes[f"rest.{side}"] = rest
         scene.shapes[f"pleura.{side}"] = rest + np.array([0, 0, 0, 2.2, 2.2, 2.2, 0])
-        hilum = scene.shapes[f"hilum.{side}"]
+        x, y, z = scene.shapes[f"hilum.{side}"][:, :3].T
         haze = 0.01 + found.on("edema")
-        scene.add(f"haze.{side}", tuple(hilum[:, :3].T + np.array([[0], [12], [0]])), (62 * haze, 82 * haze, 60 * haze))
+        scene.add(f"haze.{side}", (x, y + 12.0, z), (62 * haze, 82 * haze, 60 * haze))
 
 
 def paint(
@@ -171,12 +149,12 @@ def paint(
 ) -> None:  # fmt: skip
     """Add the findings' optical depth to `depth` in place; each costs only the rows that have it."""
     for on, side in enumerate(("right", "left")):
-        for name, shape, full, strength in SOLIDS:
+        for name, shape, fuller, strength in SOLIDS:
             rows = np.flatnonzero(found.where(name)[on])
             if len(rows):
                 part, pick = canvas.rows(rows), torch.from_numpy(rows)
                 chord, window = part.half(f"{shape}.{side}")
-                chord = torch.minimum(chord.mul_(2.0 * full), air[side][pick][window])
+                chord = torch.minimum(chord.mul_(2.0 * fuller), air[side][pick][window])
                 if name == "consolidation":
                     chord.mul_(texture[pick][window].mul(0.5).add_(0.75).clamp_(0.2, 1.0))
                 add(depth, pick, window, chord.mul_(strength * SOLID))
@@ -206,7 +184,7 @@ def paint(
         part, pick = canvas.rows(rows), torch.from_numpy(rows)
         for k in range(BREAKS):
             chord, window = part.half(f"break{k}")
-            add(depth, pick, window, chord.mul_(BONE))
+            add(depth, pick, window, chord.mul_(1.8 * BONE))
     rows = np.flatnonzero(found.on("edema"))
     if len(rows):
         part, pick = canvas.rows(rows), torch.from_numpy(rows)

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
 from cxrstudy.data.synthetic import anatomy, devices, findings, wording
-from cxrstudy.data.synthetic.anatomy import ALL, BONE, SOFT, SOLID, Canvas, Tensor, View
 from cxrstudy.data.synthetic.devices import Devices
 from cxrstudy.data.synthetic.draws import Array
 from cxrstudy.data.synthetic.findings import Findings
 from cxrstudy.data.synthetic.institution import BLOCK, POOL, Institution, Roster, institution, roster
+from cxrstudy.data.synthetic.projection import POINTS, Canvas, Scene, Tensor, View, turn
 from cxrstudy.data.vocabulary import DEVICES, LABELS
 
-SHADOWS = (  # soft tissue that shows against a lung: shape, lung, share of the contrast
-    ("arch", "left", 0.8), ("hilum.right", "right", 0.8), ("hilum.left", "left", 0.8), ("atrium", "right", 0.8),
-    ("aorta", "left", 0.6),
-)  # fmt: skip
 GROUP = 512  # rows whose parameters are drawn together
-CHUNK_PIXELS = 64 * 64 * 64  # planes of 256 KB stay in the cache
+CHUNK_PIXELS = 64 * 64 * 64  # pixels drawn together: 16 rows at 64 px are half as fast as 64, for the calls' sake
+GLYPHS = torch.tensor([  # "L" and "R", five dots wide and seven high
+    [int(dot) for dot in glyph]
+    for glyph in ("10000" * 6 + "11111", "11110" "10001" "10001" "11110" "10100" "10010" "10001")
+], dtype=torch.float32)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N images with all that is known of them; L labels and D devices in the order of the vocabulary."""
+    """N images with all that is known of them; L labels, F findings and D devices in the order of the vocabulary.
+    `describe` leaves image, masks, tips and pixel_spacing None."""
 
-    image: Tensor | None  # None where only described; float32 (N, 1, size, size) in [0, 1], bone bright
+    image: Tensor | None  # float32 (N, 1, size, size) in [0, 1], bone bright
     labels: Array  # float32 (N, L), the truth in {0, 1}
     reported: Array  # float32 (N, L), structured labels with their errors, NaN where not recorded
     masks: Array | None  # bool (N, D, size, size)
@@ -40,70 +40,30 @@ class Batch:
     view: Array  # str (N,): "PA", "AP", "LATERAL"
     age: Array  # float64 (N,), years
     sex: Array  # str (N,): "F", "M"
+    severity: Array  # float64 (N, F) in [0, 1], NaN where absent
+    side: Array  # str (N, F): "right", "left", "bilateral", "" where absent
+    malpositioned: Array  # bool (N, D), as devices.RULES say; False where absent
+    scanner: Array  # str (N,)
     tips: Array | None  # float64 (N, D, 2): column and row of the device's tip in pixels, NaN where absent
     pixel_spacing: Array | None  # float64 (N,), mm
 
 
 def look(who: Roster, site: Institution, size: int) -> View:
-    """How each row is imaged: distances, positioning, field."""
+    """How each row is imaged: distances, positioning, field. A lateral has the patient's left at the detector."""
     d = who.image_draws
-    tangent = d.normal("turn", 0.0, np.where(who.ap, 0.08, 0.045))
+    cos, sin = turn(d.normal("turn", 0.0, np.where(who.ap, 0.08, 0.045)))
+    cos, sin = np.where(who.lateral, -sin, cos), np.where(who.lateral, cos, sin)
     roll = d.normal("roll", 0.0, np.where(who.ap, 0.045, 0.025))
-    cos, sin = anatomy.turn(tangent)
     near = np.where(who.ap, -1.0, 1.0)  # AP: the plate lies behind the back
     source = np.where(who.ap, d.uniform("source", 1150.0, 1500.0), d.uniform("source", 1750.0, 1850.0))
     shift_u, shift_v = d.normal("u", 0.0, np.where(who.ap, 12.0, 8.0)), d.normal("v", 0.0, 13.0)
-    spacing = d.uniform("field", *site.field) / size
-    return View(cos, sin, roll, near, source, shift_u, shift_v, spacing)
+    return View(cos, sin, roll, near, source, shift_u, shift_v, d.uniform("field", *site.plate) / size)
 
 
 def pixels(points: Array, view: View, size: int) -> Array:
     """Body points (n, D, 3) as column and row of the image, (n, D, 2); whole numbers are pixel centres."""
-    wide = view.rows((slice(None), None))
-    u, v = wide.project(points[..., 0], points[..., 1], points[..., 2])
+    u, v = view.rows(POINTS).project(points[..., 0], points[..., 1], points[..., 2])
     return np.stack([u, v], axis=-1) / view.spacing[:, None, None] + (size / 2 - 0.5)
-
-
-def optical_depth(
-    canvas: Canvas, who: Roster, lm: dict[str, Array], found: Findings, tree: tuple[Array, ...], broken: Array
-) -> Tensor:
-    """What the beam meets, without devices: float32 (n, size, size)."""
-    d = who.exam_draws
-    air = anatomy.lungs(canvas)
-    body = canvas.half("torso", ALL)[0]
-    for name in ("neck", "trapezius", "shoulder.right", "shoulder.left"):
-        part, window = canvas.half(name)
-        body[window] = torch.maximum(body[window], part)
-    for name in ("breast.right", "breast.left"):
-        part, window = canvas.soft(name)
-        body[window] += part.mul_(canvas.column(17.0 * lm["bust"]))
-    depth = body.mul_(2.0 * SOFT)
-    both = air["right"] + air["left"]
-    texture = canvas.texture(d, "texture", 12)
-    grain = canvas.texture(d, "grain", 28)
-    vessel = anatomy.vessels(canvas, *tree)
-    vessel.mul_((both * 0.02).clamp_(0.0, 1.0)).mul_(0.20)
-    depth.add_(vessel)
-    dense = 1.0 - 0.05 * who.patient_draws.normal("density") - 0.05 * d.normal("density")  # of the healthy lung
-    depth.sub_(both * canvas.column(SOLID * dense)).add_((texture * 0.6 + grain).mul_(both).mul_(0.0013))
-    depth.add_(canvas.texture(d, "tissue", 7).mul_(0.14))
-    for name, side, share in SHADOWS:
-        part, window = canvas.half(name)
-        depth[window] += torch.minimum(part.mul_(2.0), air[side][window]).mul_(SOLID * share)
-    spine, window = canvas.half("spine")
-    gap = (canvas.y[:, window[1]] - canvas.column(lm["dome"])).mul_(1.0 / 27.0)
-    gap = (gap - gap.floor()).sub_(0.5).abs_().mul_(-5.0).add_(1.2).clamp_(0.0, 1.0)
-    depth[window] += spine.mul_(2.0 * BONE * 0.55).mul_(1.0 - gap * 0.25)
-    for name, strength in (("clavicle", 0.07), ("scapula", 0.036), ("humerus", 0.036)):
-        for side in ("right", "left"):
-            part, window = canvas.half(f"{name}.{side}")
-            depth[window] += part.clamp_(max=11.0).mul_(strength)
-    for name in ("trachea", "bubble"):
-        part, window = canvas.half(name)
-        depth[window] -= part.mul_(2.0 * SOFT)
-    depth.add_(anatomy.cage(canvas, lm, broken))
-    findings.paint(depth, canvas, air, lm, found, who.ap, texture, vessel)
-    return depth.clamp_(min=0.0)
 
 
 def power(base: Any) -> Any:
@@ -113,58 +73,82 @@ def power(base: Any) -> Any:
     return 1.0 / (base * base)
 
 
-def expose(depth: Tensor, who: Roster, site: Institution, lm: dict[str, Array]) -> Tensor:
+def machine(who: Roster, site: Institution) -> tuple[Array, dict[str, Array]]:
+    """Each row's scanner, the exam's own: names (N,) and parameters (N,) by name."""
+    both = (*site.fixed, *site.mobile)
+    chosen = np.where(
+        who.ap, len(site.fixed) + who.exam_draws.bits("mobile") % np.uint64(len(site.mobile)),
+        who.exam_draws.bits("fixed") % np.uint64(len(site.fixed)),
+    ).astype(np.int64)  # fmt: skip
+    table = {f.name: np.array([getattr(scanner, f.name) for scanner in both])[chosen] for f in fields(both[0])}
+    return table.pop("name"), table
+
+
+def expose(depth: Tensor, canvas: Canvas, who: Roster, site: Institution, lm: dict[str, Array]) -> Tensor:
     """Optical depth to a displayed image in [0, 1], bone bright.
 
     A gamma-distributed beam spectrum gives the transmission (1 + depth/8)^-8, Beer-Lambert with beam hardening; the
     display curve T0 / (T0 + T) is a sigmoid in the depth, like the tables of digital detectors.
     """
-    d, size = who.image_draws, depth.shape[-1]
-    column = Canvas.column
-    gain = d.uniform("gain", *site.gain) / 8.0
-    beam = power((depth * column(gain)).add_(1.0))
-    noise = d.planes("noise", size, size).mul_(site.noise * max(size / 64.0, 1.0) ** 0.5)
-    beam = beam.add_(0.002).mul_(noise.add_(1.0))
+    d, size, column = who.image_draws, depth.shape[-1], canvas.column
+    scanner = machine(who, site)[1]
+    gain = d.uniform("gain", *site.gain) * scanner["gain"] * np.where(who.lateral, 0.1, 0.125)  # an eighth of it
     aim = lm["body.depth"] - 0.5 * lm["lung.depth"]  # automatic exposure: between lung and abdomen
-    middle = column(power(1.0 + gain * aim) * d.normal("exposure", 1.0, 0.13))
+    aimed = power(1.0 + gain * aim)
+    noise = d.planes("noise", size, size).mul_(column(scanner["noise"] * max(size / 64.0, 1.0) ** 0.5))
+    beam = power((depth * column(gain)).add_(1.0)).mul_(noise.add_(1.0)).add_(column(aimed * scanner["scatter"]))
+    middle = column(aimed * d.normal("exposure", 1.0, 0.13))
     shown = middle / (beam + middle)
-    low, high = column(d.uniform("low", 0.08, 0.14)), column(d.uniform("high", 0.76, 0.84))
-    return shown.sub_(low).div_(high - low).clamp_(0.0, 1.0)
+    low = column(scanner["dark"] + d.uniform("low", -0.02, 0.03))
+    high = column(scanner["bright"] + d.uniform("high", -0.04, 0.04))
+    shown = shown.sub_(low).div_(high - low).clamp_(0.0, 1.0)
+    return torch.maximum(shown, marker(canvas, who, scanner["marker"]))
+
+
+def marker(canvas: Canvas, who: Roster, share: Array) -> Tensor:
+    """Burned-in side markers in [0, 1]: an L on the patient's left or an R on the right, in an upper corner."""
+    d, half = who.image_draws, canvas.view.spacing * canvas.size / 2
+    right = d.chance("marker.right", 0.4) & ~who.lateral
+    dot = d.uniform("marker.dot", 1.6, 2.6)  # mm
+    u = np.where(right, -1.0, 1.0) * half * d.uniform("marker.u", 0.72, 0.9)
+    v = -half * d.uniform("marker.v", 0.6, 0.93)
+    column = ((canvas.u - canvas.column(u)) / canvas.column(dot)).floor().long()
+    row = ((canvas.v - canvas.column(v)) / canvas.column(dot)).floor().long()
+    on = ((column >= 0) & (column < 5)) & ((row >= 0) & (row < 7))
+    place = (row.clamp(0, 6) * 5 + column.clamp(0, 4)).view(len(right), -1)
+    lit = GLYPHS[torch.from_numpy(right.astype(np.int64))].gather(1, place).view(on.shape) * on
+    return lit.mul_(canvas.column(d.chance("marker", share) * d.uniform("marker.light", 0.75, 1.0)))
 
 
 def sample(indices: Sequence[int] | Array, *, institution: str = "study", size: int, seed: int = 0) -> Batch:
     """The images of some indices (any integers from 0) of an institution, `size` pixels to the side.
 
     A sample depends on (seed, institution, index) alone, to the bit, whatever is asked for beside it. "public" is the
-    pool: its blocks of 16 indices go round public-0 to public-7.
+    pool: its blocks of 16 indices go round public-0 to public-7. "-faint" after a name makes the devices faint.
     """
-    index = np.asarray(indices, dtype=np.int64).reshape(-1)
     if not 32 <= size <= 1024:
         raise ValueError(f"size {size} is not in 32..1024")
-    return _draw(index, institution, size, seed)
+    return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, size, seed)
 
 
 def describe(indices: Sequence[int] | Array, *, institution: str = "study", seed: int = 0) -> Batch:
-    """What `sample` tells of some indices, without rendering: image, masks, tips and pixel_spacing are None."""
+    """What `sample` tells of some indices, without rendering."""
     return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, None, seed)
 
 
-def _draw(index: Array, institution: str, size: int | None, seed: int) -> Batch:
+def _draw(index: Array, name: str, size: int | None, seed: int) -> Batch:
     """`sample`, or `describe` where there is no size."""
     if index.size and index.min() < 0:
         raise ValueError("indices start at 0")
+    stem, dash, contrast = name.partition("-faint")
     with torch.no_grad():
-        if institution != "public":
-            return _one(index, institution, size, seed)
+        if stem != "public":
+            return _one(index, institution(name), size, seed)
         block = index // BLOCK
-        site, own = block % POOL, block // POOL * BLOCK + index % BLOCK
-        order, parts = [], []
-        for k in np.unique(site):
-            rows = np.flatnonzero(site == k)
-            order.append(rows)
-            parts.append(_one(own[rows], f"public-{k}", size, seed))
-        back = np.argsort(np.concatenate(order)) if order else np.zeros(0, dtype=np.int64)
-        return _join(parts or [_one(index, "public-0", size, seed)], back)
+        number, own = block % POOL, block // POOL * BLOCK + index % BLOCK
+        rows = [np.flatnonzero(number == k) for k in range(POOL)]
+        parts = [_one(own[r], institution(f"public-{k}{dash}{contrast}"), size, seed) for k, r in enumerate(rows)]
+        return _join(parts, np.argsort(np.concatenate(rows)))
 
 
 def _join(parts: list[Batch], back: Array) -> Batch:
@@ -184,60 +168,85 @@ def _join(parts: list[Batch], back: Array) -> Batch:
     return Batch(**joined)  # type: ignore[arg-type]
 
 
-def _one(index: Array, name: str, size: int | None, seed: int) -> Batch:
-    """`_draw` for one institution."""
-    site = institution(name)
+@dataclass
+class Case:
+    """All that is drawn of some rows before anything is rendered."""
+
+    who: Roster
+    female: Array
+    age: Array
+    found: Findings
+    held: Devices
+
+
+def _case(index: Array, site: Institution, seed: int) -> tuple[Case, Case]:
+    """Some indices' exams, and the exams before them (the same where an exam is the patient's first)."""
     who = roster(index, site, seed)
-    patient, exam = who.patient_draws, who.exam_draws
-    female = patient.chance("female", site.female)
-    age = np.clip(patient.normal("age", *site.age), 18.0, 95.0) + 0.1 * who.exam
-    found = findings.draw(patient, exam, site, who.acuity, age)
-    held = devices.draw(patient, exam, site, who.acuity, age, found)
+    female = who.patient_draws.chance("female", site.female)
+    start = np.clip(who.patient_draws.normal("age", *site.age), 18.0, 95.0)
+    cases = []
+    for exam, number in ((who.exam_draws, who.exam), (who.prior_draws, np.maximum(who.exam - 1, 0))):
+        age = start + 0.1 * number
+        found = findings.draw(who.patient_draws, exam, site, who.acuity, age, number)
+        cases.append(Case(who, female, age, found, devices.draw(who.patient_draws, exam, site, who.acuity, age, found)))
+    return cases[0], cases[1]
+
+
+def _one(index: Array, site: Institution, size: int | None, seed: int) -> Batch:
+    """`_draw` for one institution."""
+    now, before = _case(index, site, seed)
+    who, found, held = now.who, now.found, now.held
     labels = np.concatenate([found.present, held.present], axis=1).astype(np.float32)
-    patients = [f"{name}-p{k:08d}" for k in who.number.tolist()]
+    patients = [f"{site.name}-p{k:08d}" for k in who.number.tolist()]
     exams = [f"{p}-s{k}" for p, k in zip(patients, who.exam.tolist(), strict=True)]
-    image, masks, tips, spacing = None, None, None, None
-    if size is not None:
-        image, masks, tips, spacing = _render(who, site, size, female, age, found, held)
+    report = wording.write(who.exam_draws, site, (found, held), (before.found, before.held), who.exam > 0)
+    image, masks, tips, spacing = (None,) * 4 if size is None else _render(now, site, size)
     return Batch(
-        image=image, labels=labels, reported=_record(who, site, labels), masks=masks,
-        report=wording.write(exam, site, found, held), patient_id=np.array(patients, dtype=str),
-        study_id=np.array(exams, dtype=str), view=np.where(who.lateral, "LATERAL", np.where(who.ap, "AP", "PA")),
-        age=age, sex=np.where(female, "F", "M"), tips=tips, pixel_spacing=spacing,
+        image=image, labels=labels, reported=_record(who, site, labels), masks=masks, report=report,
+        patient_id=np.array(patients, dtype=str), study_id=np.array(exams, dtype=str), age=now.age,
+        view=np.where(who.lateral, "LATERAL", np.where(who.ap, "AP", "PA")), sex=np.where(now.female, "F", "M"),
+        severity=np.where(found.present, found.severity, np.nan), malpositioned=held.malpositioned,
+        side=np.where(found.present, np.array(wording.SIDES)[found.side], ""), scanner=machine(who, site)[0],
+        tips=tips, pixel_spacing=spacing,
     )  # fmt: skip
 
 
-def _render(
-    who: Roster, site: Institution, size: int, female: Array, age: Array, found: Findings, held: Devices
-) -> tuple[Tensor, Array, Array, Array]:
+def prepare(case: Case, site: Institution, size: int) -> tuple[Scene, dict[str, Array], View, Array]:
+    """The ill bodies of some rows as they are imaged: scene, landmarks, view, broken ribs."""
+    who, d = case.who, case.who.patient_draws
+    scene, lm = anatomy.build(d, who.exam_draws, case.female, case.age, who.ap, who.lateral)
+    findings.deform(case.found, scene, lm, who.exam_draws)
+    findings.opacities(case.found, scene, lm, d)
+    return scene, lm, look(who, site, size), findings.breaks(case.found, d, scene, lm)
+
+
+def _render(case: Case, site: Institution, size: int) -> tuple[Tensor, Array, Array, Array]:
     """Images, masks, tips in pixels, pixel spacing. Parameters are drawn for many rows at once, planes for a chunk."""
-    n = len(who.number)
-    image = torch.empty((n, 1, size, size))
-    masks = np.empty((n, len(DEVICES), size, size), dtype=bool)
-    tips = np.full((n, len(DEVICES), 2), np.nan)
-    spacing = np.empty(n)
-    chunk = max(1, CHUNK_PIXELS // (size * size))
+    n, chunk = len(case.age), max(1, CHUNK_PIXELS // (size * size))
+    image, masks = torch.empty((n, 1, size, size)), np.empty((n, len(DEVICES), size, size), dtype=bool)
+    tips, spacing = np.empty((n, len(DEVICES), 2)), np.empty(n)
     for first in range(0, n, GROUP):
         rows = slice(first, first + GROUP)
-        part, sick, worn = who.rows(rows), found.rows(rows), held.rows(rows)
-        scene, lm = anatomy.build(part.patient_draws, part.exam_draws, female[rows], age[rows], part.ap)
-        findings.deform(sick, scene, lm, part.exam_draws)
-        findings.opacities(sick, scene, lm, part.patient_draws)
-        broken = findings.breaks(sick, part.patient_draws, scene, lm)
-        view = look(part, site, size)
-        thick = 1.0 + 0.35 * sick.on("edema") + 0.12 * part.patient_draws.normal("vessels")
-        tree = anatomy.branches(part.patient_draws.child("tree"), scene, view, thick, size)
-        wires = devices.lay(worn, part.exam_draws, scene, lm, sick, view, size, site.device_contrast)
+        part = Case(case.who.rows(rows), case.female[rows], case.age[rows], case.found.rows(rows), case.held.rows(rows))
+        who, found, held, patient = part.who, part.found, part.held, part.who.patient_draws
+        scene, lm, view, broken = prepare(part, site, size)
+        thick = 1.0 + 0.35 * found.on("edema") + 0.12 * patient.normal("vessels")
+        tree = anatomy.branches(patient.child("tree"), scene, view, thick, size)
+        wires, ends = devices.lay(held, who.exam_draws, scene, lm, found, view, size, site.device_contrast)
+        tips[rows], spacing[rows] = pixels(ends, view, size), view.spacing
         whole = Canvas.of(scene, view, size)
-        tips[rows], spacing[rows] = pixels(worn.tips, view, size), view.spacing
-        for low in range(0, len(part.number), chunk):
+        for low in range(0, len(part.age), chunk):
             few = slice(low, low + chunk)
-            here, canvas, ill = part.rows(few), whole.rows(few), sick.rows(few)
+            here, canvas, ill = who.rows(few), whole.rows(few), found.rows(few)
             marks = {k: v[few] for k, v in lm.items()}
-            depth = optical_depth(canvas, here, marks, ill, tuple(t[few] for t in tree), broken[few])
+            depth, air, texture, vessel = anatomy.healthy(
+                canvas, here.patient_draws, here.image_draws, marks, tuple(t[few] for t in tree), broken[few]
+            )
+            findings.paint(depth, canvas, air, marks, ill, here.ap, texture, vessel)
+            depth.clamp_(min=0.0)
             put = slice(first + low, first + low + len(depth))
-            masks[put] = devices.render(depth, canvas, worn.rows(few), wires.rows(low, low + chunk)).numpy()
-            image[put, 0] = expose(depth, here, site, marks)
+            masks[put] = devices.render(depth, canvas, held.rows(few), wires.between(low, low + chunk)).numpy()
+            image[put, 0] = expose(depth, canvas, here, site, marks)
     return image, masks, tips, spacing
 
 
@@ -250,6 +259,3 @@ def _record(who: Roster, site: Institution, labels: Array) -> Array:
         out[:, k] = np.where(error, 1.0 - labels[:, k], labels[:, k])
         out[lost | d.chance(f"blank.{name}", site.label_blank), k] = np.nan
     return out
-
-
-__all__ = ["Batch", "sample"]

@@ -1,0 +1,439 @@
+"""Presets and parameters: wrong ones are refused by name, and a plan changes exactly where its preset does."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxrstudy import study
+from cxrstudy.study import STAGES, StudyError, validated
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = sorted(path.stem for path in (ROOT / "notebooks" / "presets").glob("*.yml"))
+stages = pytest.mark.parametrize("stage", STAGES)
+quick = settings(deadline=None, max_examples=25)
+
+
+def preset(**changes):
+    whole = {
+        "title": "A test's own",
+        "minutes": 1,
+        "hardware": "any",
+        "data": {
+            "study": {"n_images": 400, "size": 32},
+            "public": {"institution": "public", "n_images": 100, "size": 32, "fractions": {"pretrain": 1.0}},
+        },
+        "base": {"clip-base": {"data": "public", "n_images": 64, "samples_seen": 128}},
+        "ladders": [ladder()],
+        "controls": ["pixels"],
+    }
+    return whole | changes
+
+
+def ladder(**changes):
+    grid = {"paradigm": ["clip", "unicl"], "n_images": [16, 32], "samples_seen": 64, "batch_size": 16}
+    return {"data": "study", "base": "clip-base"} | grid | changes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("repository")
+    (place / "notebooks" / "presets").mkdir(parents=True)
+    return place
+
+
+def plan(folder, content, changed=None, data_root=""):
+    """The plan of a preset written as YAML (or as the text given) into a repository of its own."""
+    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+    (folder / "notebooks" / "presets" / "one.yml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXRSTUDY_ROOT", str(folder))
+        return study.plan("one", changed, data_root)
+
+
+def names(runs):
+    return {run.name for run in runs}
+
+
+def slugs(some):
+    return {name.rsplit("-", 1)[0] for name in some}
+
+
+def refused(folder, content, *said, changed=None):
+    with pytest.raises(StudyError) as caught:
+        plan(folder, content, changed)
+    for part in said:
+        assert part in str(caught.value)
+
+
+# ---- parameters ----------------------------------------------------------------------------------------------------
+@stages
+@quick
+@given(name=st.from_regex(r"[a-z][a-z_]{0,11}", fullmatch=True))
+def test_an_unknown_parameter_is_refused_by_name_beside_the_known_ones(stage, name):
+    known = list(STAGES[stage].model_fields)
+    if name in known:
+        return
+    with pytest.raises(StudyError) as caught:
+        validated(stage, {name: 1})
+    assert repr(name) in str(caught.value)
+    assert stage in str(caught.value)
+    assert all(other in str(caught.value) for other in known)
+
+
+WRONG = {
+    str: [5, None, ["a"]],
+    int: ["5", 1.5, True, None],
+    float: ["high", None, [0.1]],
+    list: ["train", 5],
+    dict: [[]],
+}
+ILL = [
+    (stage, name, value)
+    for stage, model in STAGES.items()
+    for name, default in model().model_dump().items()
+    for value in WRONG[type(default)]
+]
+
+
+@pytest.mark.parametrize(("stage", "name", "value"), ILL)
+def test_an_ill_typed_parameter_is_refused_by_name(stage, name, value):
+    with pytest.raises(StudyError, match=rf"{stage} parameters: {name}: "):
+        validated(stage, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value"),
+    [
+        ("data", "size", 16),
+        ("data", "n_images", -1),
+        ("pretrain", "lr", 0.0),
+        ("pretrain", "warmup", 1.0),
+        ("pretrain", "label_share", 1.01),
+        ("pretrain", "batch_size", 1),
+        ("pretrain", "paradigm", "dino"),
+        ("classify", "resamples", 19),
+        ("scale", "form", "exponential"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(stage, name, value):
+    with pytest.raises(StudyError, match=rf"{name}: .*{value}"):
+        validated(stage, {name: value})
+
+
+def test_every_fault_is_named_at_once_and_where_it_stands():
+    with pytest.raises(StudyError) as caught:
+        validated("pretrain", {"lr": "high", "n_imagess": 5, "seed": -1}, "here")
+    assert str(caught.value).startswith("here: ")
+    assert all(name in str(caught.value) for name in ("lr", "'n_imagess'", "seed"))
+
+
+@quick
+@given(n=st.integers(2, 10**7), seen=st.integers(1, 10**7))
+def test_more_images_than_samples_seen_is_refused_with_a_remedy(n, seen):
+    values = {"n_images": n, "samples_seen": seen}
+    if n <= seen:
+        p = validated("pretrain", values)
+        assert (p.n_images, p.samples_seen) == (n, seen)
+        return
+    with pytest.raises(StudyError) as caught:
+        validated("pretrain", values)
+    for part in (f"n_images ({n})", f"samples_seen ({seen})", "Lower n_images or raise samples_seen"):
+        assert part in str(caught.value)
+
+
+def test_checked_parameters_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        validated("data", {}).size = 128
+
+
+# ---- paths ---------------------------------------------------------------------------------------------------------
+def test_a_relative_path_lies_in_the_repository_and_runs_where_they_are_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(tmp_path / "clone"))
+    monkeypatch.delenv("CXRSTUDY_RUNS", raising=False)
+    assert study.resolve("data_cards/x.md") == tmp_path / "clone" / "data_cards" / "x.md"
+    assert study.resolve("runs/a/b") == tmp_path / "clone" / "runs" / "a" / "b"
+    assert study.resolve(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "big disk"))
+    assert study.resolve("runs/a/b") == tmp_path / "big disk" / "a" / "b"
+    assert study.resolve("runsheet/a") == tmp_path / "clone" / "runsheet" / "a"
+
+
+def test_the_root_is_found_upwards_from_here(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXRSTUDY_ROOT", raising=False)
+    (tmp_path / "notebooks" / "presets").mkdir(parents=True)
+    deep = tmp_path / "book" / "pages"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    assert study.root() == tmp_path
+
+
+@quick
+@given(st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5)), min_size=2))
+def test_a_digest_hangs_on_the_values_and_not_on_their_order(values):
+    assert study.digest(values) == study.digest(dict(reversed(values.items())))
+    first = next(iter(values))
+    assert study.digest(values, 12) != study.digest(values | {first: "another value"}, 12)
+
+
+# ---- a plan's shape ------------------------------------------------------------------------------------------------
+def check_shape(runs):
+    """Every run comes after those it needs, reads their folders and no other, and has a name and folder of its own."""
+    assert len(names(runs)) == len(runs)
+    done = {}
+    for run in runs:
+        values = [v for k, v in run.parameters.items() if k != "out"]
+        read = {item for v in values for item in (v if isinstance(v, list) else [v]) if str(item).startswith("runs/")}
+        read.discard("runs/")
+        assert set(run.needs) <= set(done)
+        assert read == {done[need].folder for need in run.needs}
+        assert run.parameters["out"] == run.folder == f"runs/{run.preset}/{run.stage}/{run.name}"
+        assert validated(run.stage, run.parameters).model_dump() == run.parameters
+        done[run.name] = run
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_of_the_repository_plans(name, monkeypatch):
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(ROOT))
+    runs = study.plan(name, {}, "/some/data")
+    check_shape(runs)
+    assert {run.stage for run in runs} == set(STAGES)
+    assert name in study.preset_names()
+    real = study.load_preset(name).needs_root
+    assert any(run.parameters.get("root") == "/some/data" for run in runs) == real
+    if real:
+        with pytest.raises(StudyError, match="DATA_ROOT"):
+            study.plan(name)
+
+
+def test_the_repository_has_the_presets_that_newcomers_and_ci_run():
+    assert {"smoke", "mini", "nih"} <= set(PRESETS)
+
+
+grids = st.lists(st.integers(2, 64), min_size=1, max_size=4, unique=True)
+
+
+@quick
+@given(n=grids, paradigms=st.sampled_from([["clip"], ["unicl"], ["clip", "unicl"]]), seeds=st.integers(1, 3))
+def test_a_ladder_is_unfolded_into_every_combination(folder, n, paradigms, seeds):
+    own = ladder(n_images=n, paradigm=paradigms, seed=list(range(seeds)))
+    runs = plan(folder, preset(ladders=[own]))
+    check_shape(runs)
+    told = [(r.parameters["paradigm"], r.parameters["n_images"], r.parameters["seed"]) for r in runs if in_ladder(r)]
+    assert sorted(told) == sorted((p, k, s) for p in paradigms for k in n for s in range(seeds))
+    judged = [run for run in runs if run.stage == "classify"]
+    assert len(judged) == len(told) + 2  # the base and the control
+    assert len({run.parameters["encoder"] for run in judged}) == len(judged)
+    assert set(runs[-1].needs) == names(judged)
+
+
+def in_ladder(run):
+    return run.stage == "pretrain" and bool(run.parameters["base"])
+
+
+@quick
+@given(n=grids, more=st.integers(2, 64))
+def test_one_more_grid_value_adds_its_runs_and_those_that_read_them(folder, n, more):
+    before = plan(folder, preset(ladders=[ladder(n_images=n)]))
+    after = plan(folder, preset(ladders=[ladder(n_images=[*n, more])]))
+    if more in n:
+        assert names(before) == names(after)
+        return
+    added, gone = names(after) - names(before), names(before) - names(after)
+    assert slugs(gone) == {"scale"}
+    assert sorted(r.stage for r in after if r.name in added) == ["classify"] * 2 + ["pretrain"] * 2 + ["scale"]
+    assert slugs(added) == {f"clip-n{more}-s0", f"unicl-n{more}-s0", "scale"}
+
+
+LADDER = {f"{p}-n{n}-s0" for p in ("clip", "unicl") for n in (16, 32)}
+DATA, BASE, JUDGED = {"study", "public"}, {"clip-base"}, LADDER | {"base-clip-base", "pixels"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "data", "pretrain", "classify"),
+    [
+        ({"lr": 0.01}, set(), LADDER, LADDER),
+        ({"ladders.lr": 0.01}, set(), LADDER, LADDER),
+        ({"precision": "fp32"}, set(), LADDER, LADDER),
+        ({"base.lr": 0.01}, set(), LADDER | BASE, LADDER | {"base-clip-base"}),
+        ({"data.seed": 3}, DATA, LADDER | BASE, JUDGED),
+        ({"size": 48}, DATA, LADDER | BASE, JUDGED),
+        ({"pooling": "mean"}, set(), set(), JUDGED),
+        ({"classify.seed": 1}, set(), set(), JUDGED),
+        ({"resamples": 50}, set(), set(), JUDGED),
+        ({"scale.resamples": 50}, set(), set(), set()),
+        ({"form": "m4", "metric": "auprc"}, set(), set(), set()),
+    ],
+)
+def test_set_renames_exactly_the_runs_it_reaches(folder, changed, data, pretrain, classify):
+    before, after = plan(folder, preset()), plan(folder, preset(), changed)
+    check_shape(after)
+    for stage, expected in (("data", data), ("pretrain", pretrain), ("classify", classify), ("scale", {"scale"})):
+        old, new = (names(run for run in runs if run.stage == stage) for runs in (before, after))
+        assert slugs(new - old) == slugs(old - new) == expected
+        assert slugs(new) == slugs(old)
+    known = names(before)
+    for run in after:
+        if run.name not in known and set(run.needs) <= known:  # reached itself, not by what it reads
+            assert all(run.parameters[key.rpartition(".")[2]] == value for key, value in changed.items())
+
+
+def test_set_of_a_grid_value_takes_the_place_of_the_grid(folder):
+    before, after = plan(folder, preset()), plan(folder, preset(), {"n_images": [32, 48]})
+    assert slugs(names(after) - names(before)) == {"clip-n48-s0", "unicl-n48-s0", "scale"}
+    assert slugs(names(before) - names(after)) == {"clip-n16-s0", "unicl-n16-s0", "scale"}
+
+
+def test_set_to_the_value_that_stands_already_changes_nothing(folder):
+    assert plan(folder, preset(), {"samples_seen": 64, "base.samples_seen": 128}) == plan(folder, preset())
+
+
+@pytest.mark.parametrize(
+    "key", ["n_imagess", "ladders.n_imagess", "steps.lr", "classify.lr", "data.base", "out", "base"]
+)
+def test_set_of_an_unknown_name_is_refused_beside_the_known_ones(folder, key):
+    refused(folder, preset(), f"--set {key}", "n_images", "samples_seen", "resamples", changed={key: 1})
+
+
+def test_set_of_an_ill_typed_value_is_refused(folder):
+    refused(folder, preset(), "lr", "high", changed={"lr": "high"})
+
+
+# ---- folds ---------------------------------------------------------------------------------------------------------
+@settings(deadline=None, max_examples=10)
+@given(k=st.integers(3, 6), n=grids)
+def test_the_held_fold_is_never_pretrained_on(folder, k, n):
+    runs = plan(folder, preset(folds=k, ladders=[ladder(n_images=n)], controls=["pixels"]))
+    check_shape(runs)
+    by_folder = {run.folder: run for run in runs}
+    folds = [f"fold{i}" for i in range(k)]
+    continued = 0
+    for run in (run for run in runs if run.stage == "classify"):
+        assert run.parameters["folds"] == folds
+        encoders = run.parameters["fold_encoders"]
+        continued += bool(encoders)
+        assert len(encoders) in (0, k)
+        for held, encoder in zip(folds, encoders, strict=False):
+            trained = by_folder[encoder].parameters
+            assert sorted([*trained["splits"], held]) == folds
+            assert trained["n_images"] in n
+    assert continued == 2 * len(n)
+    assert sum(in_ladder(run) for run in runs) == 2 * len(n) * k
+
+
+# ---- what a plan refuses -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [("samples_seen", 64, 128), ("batch_size", 16, 8), ("lr", 0.001, 0.01), ("warmup", 0.1, 0.2)],
+)
+def test_unequal_budgets_are_refused_within_a_ladder_and_allowed_between_paradigms(folder, key, value, other):
+    first, second = (ladder(paradigm="clip", n_images=n, **{key: v}) for n, v in ((16, value), (32, other)))
+    refused(folder, preset(ladders=[first, second]), "clip ladder", key, "clip-n16-s0", "clip-n32-s0", str(other))
+    refused(folder, preset(ladders=[first | {key: [value, other]}]), "clip ladder", key)
+    check_shape(plan(folder, preset(ladders=[first, second | {"paradigm": "unicl"}])))
+
+
+def test_unequal_budgets_are_allowed_between_bases_and_between_sizes(folder):
+    base = preset()["base"]["clip-base"]
+    first, second = ladder(n_images=16), ladder(samples_seen=128)
+    bases = {"clip-base": base, "other": base | {"seed": 1}}
+    check_shape(plan(folder, preset(base=bases, ladders=[first, second | {"base": "other"}])))
+    data = preset()["data"]
+    data["large"] = data["study"] | {"size": 64}
+    check_shape(plan(folder, preset(data=data, ladders=[first, second | {"data": "large"}])))
+    refused(folder, preset(ladders=[first, second]), "samples_seen")
+
+
+def test_a_preset_whose_subset_exceeds_its_budget_is_refused_with_the_remedy(folder):
+    refused(folder, preset(ladders=[ladder(n_images=[16, 65])]), "clip-n65-s0", "n_images (65)", "raise samples_seen")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ladders": [ladder(base="dino-base")]}, ["ladder", "base 'dino-base'", "clip-base"]),
+        ({"ladders": [ladder(data="hospital")]}, ["ladder", "data 'hospital'", "study, public"]),
+        ({"base": {"clip-base": {"data": "nowhere"}}}, ["base clip-base", "data 'nowhere'", "study, public"]),
+        ({"base": {"clip-base": {"n_images": 2}}}, ["base clip-base", "data None"]),
+        ({"ladders": [ladder(n_imagess=5)]}, ["'n_imagess'", "known", "samples_seen"]),
+        ({"classify": {"resample": 5}}, ["'resample'", "known", "resamples"]),
+        ({"scale": {"shape": "power"}}, ["'shape'", "known", "form"]),
+        ({"data": {"study": {"institute": "study"}}}, ["'institute'", "known", "institution"]),
+        ({"ladder": []}, ["one.yml", "'ladder'", "known", "ladders"]),
+        ({"minutes": "ten"}, ["one.yml", "minutes"]),
+        ({"ladders": [{"paradigm": "clip"}]}, ["one.yml", "ladders.0.data"]),
+    ],
+)
+def test_a_preset_that_does_not_hold_is_refused_where_it_does_not(folder, changes, said):
+    refused(folder, preset() | changes, *said)
+
+
+@pytest.mark.parametrize("key", ["title", "hardware", "minutes", "data", "ladders"])
+def test_a_preset_that_lacks_a_key_is_refused_by_its_name(folder, key):
+    refused(folder, {k: v for k, v in preset().items() if k != key}, "one.yml", f"{key}: Field required")
+
+
+@pytest.mark.parametrize("text", ["title: [unclosed", "a: b: c", "", "- a\n- list\n", "only words"])
+def test_a_file_that_is_no_preset_is_refused_by_its_name(folder, text):
+    refused(folder, text, "one.yml")
+
+
+def test_a_preset_that_is_not_there_is_refused_beside_those_that_are(folder, monkeypatch):
+    plan(folder, preset())
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(folder))
+    with pytest.raises(StudyError, match=r"no preset 'two'; there are: one"):
+        study.plan("two")
+
+
+# ---- from a notebook -----------------------------------------------------------------------------------------------
+def shell(*cells):
+    """What from_notebook sees of IPython: the cells run so far (the last one is running) and the names they bound."""
+    bound = {}
+    for cell in cells:
+        exec(cell, bound)
+    return SimpleNamespace(user_ns=bound | {"In": ["", *cells, "p = study.from_notebook(...)"]})
+
+
+DEFAULTS = "# Parameters\nn_images = 500  # size of the nested subset\nlr: float = 0.001\nout = ''\n"
+
+
+def test_values_that_papermill_injects_win_over_the_defaults():
+    own = "# Parameters\nn_images = 64\nout = '/tmp/somewhere'\n"
+    p = study.from_notebook("pretrain", shell("import os\nlr = 5.0", DEFAULTS, own))
+    assert (p.n_images, p.lr, p.out) == (64, 0.001, "/tmp/somewhere")
+    assert p == validated("pretrain", {"n_images": 64, "lr": 0.001, "out": "/tmp/somewhere"})
+
+
+@pytest.mark.parametrize(("injected", "said"), [("n_imagess = 5", "'n_imagess'"), ("lr = 'high'", "lr: ")])
+def test_a_wrong_name_or_type_that_papermill_injects_is_refused(injected, said):
+    with pytest.raises(StudyError) as caught:
+        study.from_notebook("pretrain", shell(DEFAULTS, f"# Parameters\n{injected}\n"))
+    assert said in str(caught.value)
+    assert "pretrain.ipynb" in str(caught.value)
+
+
+def test_names_of_other_cells_are_no_parameters():
+    p = study.from_notebook("pretrain", shell("answer = 42", DEFAULTS, "import time\nstarted = 1.0"))
+    assert p.n_images == 500
+
+
+def test_a_parameters_cell_run_again_by_hand_is_the_one_that_counts():
+    p = study.from_notebook("pretrain", shell(DEFAULTS, "x = 1", "# Parameters\nn_images = 32\nsamples_seen = 64\n"))
+    assert (p.n_images, p.samples_seen) == (32, 64)
+
+
+def test_without_a_parameters_cell_it_says_which_to_run():
+    with pytest.raises(StudyError, match=r"scale\.ipynb.*# Parameters"):
+        study.from_notebook("scale", shell("x = 1"))
+
+
+def test_without_an_out_a_scratch_folder_bears_the_parameters():
+    plain, again, other = (
+        study.from_notebook("pretrain", shell(f"# Parameters\nn_images = {n}\n")).out for n in (64, 64, 32)
+    )
+    assert plain == again
+    assert plain != other
+    assert plain.startswith("runs/scratch/pretrain/pretrain-")
