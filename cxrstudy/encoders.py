@@ -219,7 +219,7 @@ class TextShape:
 
     vocabulary: int = 512
     context: int = 40
-    width: int = 96
+    width: int = 64
     layers: int = 1
     heads: int = 4
     dim: int = 128

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ETT, CVC, PICC, SWAN, NGT, CHEST, PACER, LEAD = range(len(DEVICES) + 1)
 RADIUS = np.array([5.5, 1.3, 1.0, 1.4, 2.4, 4.6, 1.2, 0.8])  # mm, outer; the last is a monitor's lead, no device
 HOLLOW = np.array([1.0, 0.0, 0.0, 0.0, 0.6, 1.0, 0.0, 0.0])  # 1: only the walls show, 0: solid
-STRENGTH = (0.42, 0.32, 0.32, 0.32, 0.28, 0.42, 0.46, 0.26)  # optical depth of a solid line two pixels wide or more
+STRENGTH = (0.42, 0.32, 0.32, 0.32, 0.28, 0.48, 0.44, 0.26)  # optical depth of a solid line two pixels wide or more
 CONTRAST = {"clear": 1.0, "faint": 0.45}  # named settings of a device's optical depth
 RULES = (  # whence `reach` (mm) counts, well placed between, drawn mean and sd, drawn ranges of the misplaced
     ("above the carina", 30.0, 70.0, (50.0, 8.0), ((-25.0, 18.0), (78.0, 95.0))),

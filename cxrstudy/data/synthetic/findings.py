@@ -105,7 +105,7 @@ def breaks(found: Findings, patient: Draws, scene: Scene, lm: dict[str, Array]) 
         there = found.on("fracture") * (k < count)
         x, z = side * patient.uniform(f"fracture.x{k}", 56.0, 74.0), -60.0 * lm["depth"]
         y = rib_height(first + k, z, lm)
-        radius = 0.01 + there * patient.uniform(f"fracture.size{k}", 7.5, 10.5)
+        radius = 0.01 + there * patient.uniform(f"fracture.size{k}", 8.0, 11.0)
         scene.add(f"break{k}", (x, y, z), (radius, radius * 0.8, radius))
     return np.stack([side, first, count, step], axis=1)
 
@@ -184,7 +184,7 @@ def paint(
         part, pick = canvas.rows(rows), torch.from_numpy(rows)
         for k in range(BREAKS):
             chord, window = part.half(f"break{k}")
-            add(depth, pick, window, chord.mul_(1.8 * BONE))
+            add(depth, pick, window, chord.mul_(2.7 * BONE))
     rows = np.flatnonzero(found.on("edema"))
     if len(rows):
         part, pick = canvas.rows(rows), torch.from_numpy(rows)

@@ -1,0 +1,341 @@
+"""The loop shows exactly what it says, remembers whom it saw, and resumes to the bit."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxrstudy import encoders, study
+from cxrstudy.data import cards, images
+from cxrstudy.data.manifest import assign_splits, nested_subset
+from cxrstudy.data.sets import prepare_data
+from cxrstudy.pretrain.augment import augment
+from cxrstudy.pretrain.loop import learning_rate, positions, precision, pretrain, seen_patients, subset_rows
+
+torch.set_num_threads(1)
+quick = settings(deadline=None, max_examples=50)
+SPLITS = {"pretrain": 0.7, "other": 0.3}
+
+
+# ---- the order, the rate, the precision ----------------------------------------------------------------------------
+@quick
+@given(n=st.integers(1, 40), epochs=st.integers(1, 5), seed=st.integers(0, 2**32), data=st.data())
+def test_each_epoch_is_a_permutation_and_any_slice_is_that_of_the_whole(n, epochs, seed, data):
+    whole = positions(n, 0, n * epochs, seed)
+    for epoch in whole.reshape(epochs, n):
+        assert sorted(epoch) == list(range(n))
+    start = data.draw(st.integers(0, n * epochs - 1))
+    stop = data.draw(st.integers(start + 1, n * epochs))
+    np.testing.assert_array_equal(positions(n, start, stop, seed), whole[start:stop])
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = {tuple(positions(50, 50 * epoch, 50 * epoch + 50, seed)) for epoch in range(4) for seed in range(4)}
+    assert len(orders) == 16
+
+
+@quick
+@given(steps=st.integers(1, 3000), peak=st.floats(1e-6, 1.0), warmup=st.floats(0, 0.99))
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing(steps, peak, warmup):
+    rates = np.array([learning_rate(step, steps, peak, warmup) for step in range(steps)])
+    ramp = max(1, round(warmup * steps))
+    np.testing.assert_allclose(rates[:ramp], peak * np.arange(1, ramp + 1) / ramp)
+    assert rates.max() == pytest.approx(peak)
+    assert (np.diff(rates[ramp:]) <= 0).all()
+    assert (rates > 0).all()
+    assert learning_rate(steps, steps, peak, warmup) == pytest.approx(0 if steps > ramp else peak, abs=1e-12)
+
+
+def test_the_precision_asked_for_is_the_one_used():
+    cpu = torch.device("cpu")
+    assert precision("fp32", cpu) == torch.float32
+    assert precision("bf16", cpu) == torch.bfloat16
+    assert (precision("auto", cpu) == torch.bfloat16) == torch.cpu._is_amx_tile_supported()
+    assert precision("auto", torch.device("cuda")) == torch.bfloat16
+
+
+# ---- augmentation --------------------------------------------------------------------------------------------------
+STILL = {"shift": 0.0, "scale": 0.0, "degrees": 0.0, "brightness": 0.0, "contrast": 0.0}
+
+
+def drawn(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_augmentation_is_a_pure_function_of_its_generator_and_each_image_has_its_own_draw():
+    x = torch.rand(1, 1, 16, 16).expand(6, -1, -1, -1).contiguous()
+    one = augment(x, drawn(1))
+    assert one.shape == x.shape
+    assert torch.equal(one, augment(x, drawn(1)))
+    assert not torch.equal(one, augment(x, drawn(2)))
+    assert (torch.cdist(one.flatten(1), one.flatten(1)) + torch.eye(6) > 1e-3).all()
+    torch.testing.assert_close(augment(x, drawn(1), **STILL), x)
+
+
+def test_what_is_on_the_left_stays_on_the_left():
+    x = torch.zeros(200, 1, 32, 32)
+    x[:, :, 12:20, 4:12] = 1.0
+    moved = augment(x, drawn(0), **STILL | {"shift": 0.06, "scale": 0.1, "degrees": 6.0})
+    assert (moved[..., :16].sum((1, 2, 3)) > 10 * moved[..., 16:].sum((1, 2, 3))).all()
+    down = (moved.sum((1, 3)) * torch.arange(32)).sum(1) / moved.sum((1, 2, 3))
+    assert down.std() > 0.3  # it does move
+    assert (down - 15.5).abs().max() < 6
+
+
+def test_brightness_and_contrast_stay_within_what_is_said():
+    x = torch.ones(500, 1, 4, 4)
+    lit = augment(x, drawn(0), **STILL | {"brightness": 0.2})[:, 0, 0, 0] - 1
+    stretched = augment(x, drawn(0), **STILL | {"contrast": 0.3})[:, 0, 0, 0] - 1
+    for change, most in ((lit, 0.2), (stretched, 0.3)):
+        assert 0.95 * most < change.abs().max() <= most + 1e-6
+        assert abs(float(change.mean())) < 0.1 * most
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "study-abc"
+    prepare_data(study.Data(n_images=120, size=32, fractions=SPLITS, out=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """Images of which one in three has no report."""
+    folder = tmp_path_factory.mktemp("data") / "silent"
+    manifest = assign_splits(cards.load_manifest("synthetic", n_images=60), fractions={"pretrain": 1.0})
+    manifest["report"] = [None if k % 3 == 0 else report for k, report in enumerate(manifest["report"])]
+    images.prepare(manifest, folder, size=32, info={"kind": "synthetic", "institution": "synthetic:study"})
+    return folder
+
+
+def parameters(data, out, **changes):
+    own = {"n_images": 64, "samples_seen": 96, "batch_size": 16, "precision": "fp32", "checkpoint_seconds": 1000.0}
+    return study.validated("pretrain", own | {"data": str(data), "out": str(out)} | changes)
+
+
+def go(data, out, progress=iter, **changes):
+    return pretrain(parameters(data, out, **changes), data, progress=progress)
+
+
+def weights(out):
+    return [(out / "encoder" / f"{name}.safetensors").read_bytes() for name in ("model", "text")]
+
+
+def patients(out):
+    return (out / "encoder" / "patients.txt").read_text().split("\n")
+
+
+@pytest.fixture(scope="module")
+def base(data, tmp_path_factory):
+    """A finished run from random weights, on the other split: the folder and what it gave back."""
+    out = tmp_path_factory.mktemp("runs") / "clip-base-123abc"
+    return out, go(data, out, splits=["other"], n_images=20)
+
+
+def test_a_run_gives_back_and_leaves_what_it_says(data, tmp_path):
+    shown = []
+
+    def progress(steps):
+        shown.append(steps)
+        yield from steps
+
+    result = go(data, tmp_path / "run", progress)
+    assert shown == [range(6)]
+    assert result["samples_seen"] == 96
+    assert result["unique_images"] == 64
+    assert result["epochs"] == 1.5
+    assert result["precision"] == "float32"
+    assert result["flops"] > 96 * 1e6
+    assert result["images_per_second"] == pytest.approx(96 / result["seconds_training"])
+    curve = result["curve"]
+    assert list(curve["samples_seen"]) == [16, 96]
+    assert result["loss"] == pytest.approx(curve["loss"].mean())
+    assert 1 < curve["loss"].iloc[0] < 6  # log(16) is 2.8
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "curve.csv"), curve)
+    told = {"paradigm": "clip", "n_images": 64, "samples_seen": 96, "seed": 0, "data": "study-abc", "base": ""}
+    told |= {"encoder": "cnn_mini", "kind": "synthetic", "institution": "synthetic:study"}
+    assert result["subject"] == told
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["curve.csv", "encoder"]
+    encoder = encoders.load_encoder(tmp_path / "run" / "encoder")
+    assert encoder.info == told
+    info = images.open_prepared(data).info
+    assert (encoder.input_size, encoder.mean, encoder.std) == (32, info["mean"], info["std"])
+    assert encoders.load_text(tmp_path / "run" / "encoder", encoder.channels) is not None
+
+
+def test_patients_seen_are_the_subsets_and_its_bases(data, base, tmp_path):
+    prepared = images.open_prepared(data)
+    manifest = prepared.manifest
+    pool = manifest[manifest["split"] == "pretrain"]
+    own = set(nested_subset(pool, 64, seed=3)["patient_id"])
+    bases = set(nested_subset(manifest[manifest["split"] == "other"], 20, seed=0)["patient_id"])
+    assert patients(base[0]) == sorted(bases)
+    go(data, tmp_path / "alone", seed=3)
+    assert patients(tmp_path / "alone") == sorted(own)
+    for where in (base[0] / "encoder", base[0]):  # the run's folder serves as well as its encoder's
+        result = go(data, tmp_path / "continued", seed=3, base=str(where))
+        assert result["subject"]["base"] == "clip-base-123abc"
+        assert patients(tmp_path / "continued") == sorted(own | bases)
+    assert own.isdisjoint(bases)
+    assert seen_patients(str(tmp_path / "continued")) == sorted(own | bases)
+    assert seen_patients("") == seen_patients("random:cnn_mini") == []
+
+
+def test_a_continued_run_starts_from_its_base(data, base, tmp_path):
+    go(data, tmp_path / "run", base=str(base[0] / "encoder"), lr=1e-12)
+    started, ended = (encoders.load_encoder(out / "encoder") for out in (base[0], tmp_path / "run"))
+    assert (ended.mean, ended.std, ended.architecture) == (started.mean, started.std, started.architecture)
+    for a, b in zip(started.parameters(), ended.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+    texts = [encoders.load_text(out / "encoder", started.channels) for out in (base[0], tmp_path / "run")]
+    assert texts[0].tokenizer.to_str() == texts[1].tokenizer.to_str()
+    torch.testing.assert_close(texts[0].image_projection.weight, texts[1].image_projection.weight)
+
+
+@pytest.mark.parametrize("paradigm", ["clip", "unicl"])
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(data, tmp_path, paradigm):
+    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+        torch.manual_seed(np.random.default_rng().integers(2**31))  # whatever the caller's random state is
+        go(data, tmp_path / name, seed=seed, paradigm=paradigm)
+    assert weights(tmp_path / "one") == weights(tmp_path / "again")
+    assert all(a != b for a, b in zip(weights(tmp_path / "one"), weights(tmp_path / "other"), strict=True))
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(k):
+    def progress(steps):
+        for step in steps:
+            if step == k:
+                raise Killed
+            yield step
+
+    return progress
+
+
+def start_of(found):
+    def progress(steps):
+        found.append(steps.start)
+        yield from steps
+
+    return progress
+
+
+@pytest.mark.parametrize(("paradigm", "k"), [("clip", 1), ("unicl", 4)])
+def test_a_killed_run_resumes_to_the_same_weights_to_the_bit(data, tmp_path, paradigm, k):
+    whole = go(data, tmp_path / "whole", paradigm=paradigm)
+    cut = tmp_path / "cut"
+    with pytest.raises(Killed):
+        go(data, cut, killed_after(k), paradigm=paradigm, checkpoint_seconds=1e-9)
+    assert not (cut / "encoder").exists()
+    starts = []
+    resumed = go(data, cut, start_of(starts), paradigm=paradigm)
+    assert starts == [k]
+    assert weights(cut) == weights(tmp_path / "whole")
+    pd.testing.assert_frame_equal(resumed["curve"], whole["curve"])
+    assert resumed["flops"] == whole["flops"]
+    assert resumed["samples_seen"] == 96
+    assert not (cut / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_of_another_run_or_of_other_data_is_not_resumed(data, silent, tmp_path):
+    with pytest.raises(Killed):
+        go(data, tmp_path / "run", killed_after(3), checkpoint_seconds=1e-9)
+    kept, starts = (tmp_path / "run" / "checkpoint.pt").read_bytes(), []
+    go(data, tmp_path / "run", start_of(starts), lr=2e-3)
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(kept)
+    own = parameters(data, tmp_path / "run", paradigm="unicl", n_images=60, samples_seen=96)
+    pretrain(own, silent, progress=start_of(starts))
+    assert starts == [0, 0]
+
+
+def test_it_learns(data, tmp_path):
+    result = go(data, tmp_path / "run", n_images=32, samples_seen=640, lr=3e-3)
+    assert result["curve"]["loss"].iloc[0] > 0.8 * math.log(16)
+    assert result["curve"]["loss"].iloc[-1] < 0.6 * math.log(16)
+
+
+def test_a_last_batch_that_is_not_full_is_shown_and_counted(data, tmp_path):
+    result = go(data, tmp_path / "run", samples_seen=70)
+    assert result["samples_seen"] == 70
+    assert result["epochs"] == pytest.approx(70 / 64)
+    assert list(result["curve"]["step"]) == [0, 4]
+    assert list(result["curve"]["samples_seen"]) == [16, 70]
+
+
+ONE_LEFT = pytest.mark.xfail(
+    reason="a last batch of one is dropped: 65 reported, 64 shown, last loss unchecked", strict=True
+)
+
+
+@ONE_LEFT
+def test_a_last_sample_that_is_alone_is_shown_or_not_counted(data, tmp_path):
+    result = go(data, tmp_path / "run", samples_seen=65)
+    assert result["curve"]["samples_seen"].iloc[-1] == result["samples_seen"]
+
+
+def test_half_precision_runs_and_says_so(data, tmp_path):
+    result = go(data, tmp_path / "run", samples_seen=64, precision="bf16")
+    assert result["precision"] == "bfloat16"
+    assert math.isfinite(result["loss"])
+    encoder = encoders.load_encoder(tmp_path / "run" / "encoder")
+    assert all(weight.dtype == torch.float32 for weight in encoder.parameters())
+
+
+# ---- which images --------------------------------------------------------------------------------------------------
+def test_subsets_are_nested_and_drawn_from_the_splits_asked_for(data):
+    prepared = images.open_prepared(data)
+    small, large = (subset_rows(prepared, parameters(data, "", n_images=n)) for n in (32, 64))
+    np.testing.assert_array_equal(large[:32], small)
+    assert set(prepared.manifest["split"].iloc[large]) == {"pretrain"}
+    both = parameters(data, "", n_images=120, samples_seen=120, splits=["pretrain", "other"])
+    assert sorted(subset_rows(prepared, both)) == list(range(120))
+    assert list(subset_rows(prepared, parameters(data, "", seed=1))) != list(large)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_images": 119, "samples_seen": 200}, ["n_images is 119", "['pretrain']", "hold "]),
+        ({"splits": ["pretrian"]}, ["splits", "'pretrian'", "['other', 'pretrain']"]),
+        ({"splits": ["pretrain", "fold7"]}, ["splits", "'fold7'"]),
+        ({"batch_size": 65}, ["batch_size 65", "n_images 64"]),
+    ],
+)
+def test_a_subset_that_cannot_be_had_is_refused_by_name(data, tmp_path, changes, said):
+    with pytest.raises(ValueError, match=r"images|split") as caught:
+        go(data, tmp_path / "run", **changes)
+    assert all(part in str(caught.value) for part in said)
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+def test_clip_without_reports_is_refused_with_how_many_lack_one_and_unicl_is_not(silent, tmp_path):
+    own = {"n_images": 60, "samples_seen": 64}
+    with pytest.raises(ValueError, match="'clip' needs a report for every image") as caught:
+        go(silent, tmp_path / "run", **own)
+    assert "lacks 20" in str(caught.value)
+    result = go(silent, tmp_path / "run", paradigm="unicl", label_share=0.0, **own)
+    assert math.isfinite(result["loss"])
+
+
+@pytest.mark.parametrize("seen", [96, pytest.param(65, marks=ONE_LEFT)])
+def test_a_loss_that_is_no_longer_finite_stops_the_run_at_its_step(data, tmp_path, seen):
+    with pytest.raises(FloatingPointError) as caught:
+        go(data, tmp_path / "run", lr=1e30, warmup=0.0, samples_seen=seen)
+    assert f"at step {math.ceil(seen / 16) - 1}" in str(caught.value)
+    assert "study-" in str(caught.value)
+    assert "lower lr" in str(caught.value)
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+def test_data_that_is_not_prepared_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data\.ipynb") as caught:
+        go(tmp_path / "nothing", tmp_path / "run")
+    assert str(tmp_path / "nothing") in str(caught.value)
