@@ -88,18 +88,23 @@ def assemble(source: Path) -> None:
     machine = toc["parts"][1]["chapters"]
     machine[:0] = [{"file": f"results-{name}"} for name in presets or ["mini"]]
     entry: dict[str, Any] = next(chapter for chapter in machine if chapter["file"] == "runs")
-    lines = ["# Every run", "", "Each run is one notebook that Papermill executed with the parameters it shows.", ""]
+    lines = [
+        "# Every run",
+        "",
+        "A run is one notebook, executed by Papermill; its name opens it as it was executed.",
+        "",
+    ]
     if not presets:
         lines += ["Nothing has been run on this machine yet: `make study` starts.", ""]
     for preset in presets:
-        lines += [f"## {preset}", "", "| run | stage | result | notebook |", "|---|---|---|---|"]
+        lines += [f"## {preset}", "", "| executed notebook | stage | result |", "|---|---|---|"]
         for row in run_table(preset):
             page = f"runs/{preset}/{row['stage']}-{row['name']}"
             keep.add(_copy(row["notebook"], source / f"{page}.ipynb"))
             entry.setdefault("sections", []).append({"file": page, "title": f"{preset}: {row['stage']} {row['name']}"})
             failed = f"**failed**: {notebook_error(row['notebook']) or 'stopped before its end'}".replace("|", "\\|")
             said = headline_of(row["record"]) if row["record"] else failed
-            lines.append(f"| `{row['name']}` | {row['stage']} | {said} | [executed notebook](<{page}.ipynb>) |")
+            lines.append(f"| [{row['name']}](<{page}.ipynb>) | {row['stage']} | {said} |")
         lines.append("")
     for name, text in (("runs.md", "\n".join(lines)), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
         if not (source / name).is_file() or (source / name).read_text() != text:

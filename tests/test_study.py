@@ -303,10 +303,16 @@ def test_set_of_an_ill_typed_value_is_refused(folder):
 
 
 # ---- folds ---------------------------------------------------------------------------------------------------------
+def folds_of(k):
+    data = preset()["data"]
+    data["study"]["fractions"] = {f"fold{i}": 1 / k for i in range(k)}
+    return data
+
+
 @settings(deadline=None, max_examples=10)
 @given(k=st.integers(3, 6), n=grids)
 def test_the_held_fold_is_never_pretrained_on(folder, k, n):
-    runs = plan(folder, preset(folds=k, ladders=[ladder(n_images=n)], controls=["pixels"]))
+    runs = plan(folder, preset(folds=k, data=folds_of(k), ladders=[ladder(n_images=n)]))
     check_shape(runs)
     by_folder = {run.folder: run for run in runs}
     folds = [f"fold{i}" for i in range(k)]
@@ -345,6 +351,16 @@ def test_unequal_budgets_are_allowed_between_bases_and_between_sizes(folder):
     data["large"] = data["study"] | {"size": 64}
     check_shape(plan(folder, preset(data=data, ladders=[first, second | {"data": "large"}])))
     refused(folder, preset(ladders=[first, second]), "samples_seen")
+
+
+@pytest.mark.xfail(reason="a ladder that starts from random weights is not checked", strict=True)
+def test_unequal_budgets_are_refused_in_a_ladder_without_a_base(folder):
+    refused(folder, preset(ladders=[ladder(base=""), ladder(base="", n_images=48, samples_seen=128)]), "samples_seen")
+
+
+@pytest.mark.xfail(reason="folds that the data does not have are found only when a run fails", strict=True)
+def test_folds_that_the_data_does_not_have_are_refused(folder):
+    refused(folder, preset(folds=4), "fold", "study")
 
 
 def test_a_preset_whose_subset_exceeds_its_budget_is_refused_with_the_remedy(folder):

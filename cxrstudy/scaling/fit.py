@@ -30,25 +30,26 @@ _SEARCHED = np.log([[0.005, 3.0], [1e-5, 1e3]])  # of the exponent and, for m4, 
 
 @dataclass(frozen=True)
 class ScalingFit:
-    """A fitted law: ``exponent`` b, ``floor`` c, ``scale`` a. ``noise`` is a run's standard deviation as a share of the
-    curve (of sigma, where that was given); it rests on ``dof`` degrees of freedom (infinite: sigma stands)."""
+    """A fitted law: ``exponent`` b, ``floor`` c, ``scale`` a. A run's standard deviation is ``noise`` times sigma where
+    that was given, else times the curve to the power ``growth``; ``noise`` rests on ``dof`` degrees of freedom
+    (infinite: sigma stands)."""
 
-    form: str
     exponent: float
-    floor: float
     scale: float
+    floor: float
     noise: float
     dof: float
-    resamples: int
-    seed: int
-    relative: bool
+    growth: float
     runs: "_Runs" = field(repr=False)
     node: Floats = field(repr=False)
+    least: float = field(repr=False)
+    resamples: int = 0
+    seed: int = 0
+    rivals: "tuple[ScalingFit, ...]" = field(default=(), repr=False)  # the same with a lower and a higher growth
 
     def predict(self, n: ArrayLike) -> Floats:
         """The fitted curve at n, of any shape; infinity gives the floor. ValueError: n not positive."""
-        at = _positive(n, "n", finite=False)
-        return self.runs.curve((self.exponent, self.scale, self.floor), at)
+        return self.runs.curve((self.exponent, self.scale, self.floor), _positive(n, "n", finite=False))
 
     def interval(self, n: ArrayLike, level: float = 0.95, noise: bool = False) -> tuple[Floats, Floats]:
         """(lo, hi), each in n's shape: of the noise-free curve or, with ``noise``, of one new run's value.
@@ -56,46 +57,45 @@ class ScalingFit:
         ``interval(np.inf)`` is the floor's. ValueError: n not positive, level outside (0, 1).
         """
         at, best = _positive(n, "n", finite=False), self.predict(n)
-        node, _, threshold, reach = self._region(level)
-        ends = self.runs.extremes(node, at.ravel(), threshold)
+        node, _, reach = self._region(level)
+        ends = self.runs.extremes(node, at.ravel(), self.least + reach**2)
         lo, hi = np.fmin(ends[0].reshape(at.shape), best), np.fmax(ends[1].reshape(at.shape), best)
         if noise:  # adding squares is exact where the curve is linear in its parameters
             order = np.argsort(self.runs.n)
             sigma = np.interp(np.log(at), np.log(self.runs.n[order]), self.runs.spread[order])
-            extra = reach * (best if self.relative else sigma)
+            extra = reach * (sigma if np.isnan(self.growth) else best**self.growth)
             lo, hi = best - np.hypot(best - lo, extra), best + np.hypot(hi - best, extra)
-        return lo, hi
+        every = [(lo, hi), *(rival.interval(at, level, noise) for rival in self.rivals)]
+        return np.min([lo for lo, _ in every], axis=0), np.max([hi for _, hi in every], axis=0)
 
     def exponent_interval(self, level: float = 0.95) -> tuple[float, float]:
         """(lo, hi) of the exponent; an end at 0.005 or 3, the range searched, means that the data set none."""
-        node, rss, threshold, _ = self._region(level)
-        inside = np.exp(node[rss <= threshold, 0])
-        return float(inside.min(initial=self.exponent)), float(inside.max(initial=self.exponent))
+        node, rss, reach = self._region(level)
+        every = [np.exp(node[rss <= self.least + reach**2, 0]), *(r.exponent_interval(level) for r in self.rivals)]
+        return float(np.concatenate(every).min()), float(np.concatenate(every).max())
 
     def samples(self, n: ArrayLike) -> Floats:
         """Curves refitted to simulated data, (resamples, *n.shape), to carry uncertainty into derived quantities.
 
         A parametric bootstrap whose noise level is drawn too (s^2 dof / chi^2). For the curve itself use `interval`.
         """
-        rng, at, dof = np.random.default_rng(self.seed), _positive(n, "n", finite=False), min(self.dof, 1e12)
-        node = self._region(0.9999, fine=24)[0]
-        factor = self.noise * np.sqrt(dof / rng.chisquare(dof, (self.resamples, 1)))
-        y = self.predict(self.runs.n) + factor * self.runs.spread * rng.normal(size=(self.resamples, len(self.runs.n)))
-        curves = []
+        rng, at, runs = np.random.default_rng(self.seed), _positive(n, "n", finite=False), self.runs
+        node, dof = self._region(0.9999, fine=24)[0], min(self.dof, 1e12)
+        noise = self.noise * np.sqrt(dof / rng.chisquare(dof, (self.resamples, 1))) * runs.spread
+        y, curves = self.predict(runs.n) + noise * rng.normal(size=noise.shape), []
         for some in np.array_split(y, 1 + y.size * len(node) // 10**6):
-            rss, coefficients = self.runs.project(node, some)
+            rss, coefficients = runs.project(node, some)
             row, best = np.arange(len(some)), rss.argmin(axis=1)
-            law = self.runs.parameters(node[best], [k[row, best] for k in coefficients])
-            curves.append(self.runs.curve([v[:, None] for v in law], at.ravel()))
+            law = runs.parameters(node[best], [k[row, best] for k in coefficients])
+            curves.append(runs.curve([v[:, None] for v in law], at.ravel()))
         return np.concatenate(curves).reshape(self.resamples, *at.shape)
 
-    def _region(self, level: float, fine: int = 100) -> tuple[Floats, Floats, float, float]:
-        """Nodes in the box that just holds the level's region, their residual sums, the threshold, its root's part."""
+    def _region(self, level: float, fine: int = 100) -> tuple[Floats, Floats, float]:
+        """Nodes in a box that just holds the level's region, their residual sums, and the root of the rise allowed."""
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         reach = self.noise * float(stats.t.ppf((1 + level) / 2, self.dof))
-        threshold = float(self.runs.project(self.node, self.runs.error[None])[0][0, 0]) + reach**2
-        return *self.runs.zoom(4, fine, within=threshold, start=self.node), threshold, reach
+        return *self.runs.zoom(4, fine, within=self.least + reach**2, start=self.node), reach
 
 
 def fit_scaling(
@@ -111,8 +111,9 @@ def fit_scaling(
     """Fit ``error`` (K,) measured at ``n`` (K,) images: one entry a run, so that seeds repeat an n.
 
     ``sigma``, scalar or (K,): the standard deviation of each error between runs; where the residuals exceed it (chi^2
-    at 5%) it is scaled up to them. Without it the noise is taken as proportional to the curve and estimated from the
-    residuals, which one run an n allows but leaves wide. ``plateau`` (m4): the error of a random guess.
+    at 5%) it is scaled up to them. Without it the noise is estimated from the residuals, which one run an n allows but
+    leaves wide: it may be the same everywhere or proportional to the curve, so its growth (a power between 0 and 1) is
+    estimated too and intervals span one deviation of it either way. ``plateau`` (m4): the error of a random guess.
     ``resamples`` and ``seed`` serve `ScalingFit.samples` alone.
 
     ValueError, with the reason: an unknown form; shapes that differ; a value not finite or not positive; fewer than 3
@@ -130,19 +131,14 @@ def fit_scaling(
     if form == "m4" and y.min() >= plateau:
         raise ValueError(f"every error is at the ceiling: {y.min():g} or more, and a random guess has {plateau:g}")
     runs = _Runs(form, plateau, size, y, y if sigma is None else np.broadcast_to(_positive(sigma, "sigma"), y.shape))
-    for _ in range(4):  # the curve sets the noise, the noise the weights of the curve
-        node, rss = runs.zoom(8, 60)
-        node = node[[rss.argmin()]]
-        least, coefficients = runs.project(node, y[None])
-        b, a, c = (float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients]))
-        if sigma is not None:
-            break
-        runs = replace(runs, spread=runs.curve((b, a, c), size))
-    rest, dof = float(least[0, 0]), len(y) - (2 if form == "power" else 3)
-    _refuse_flat(runs, rest, dof, sigma is not None)
-    given = sigma is not None and (dof < 1 or rest <= stats.chi2.ppf(0.95, dof))
-    noise, rests_on = (1.0, np.inf) if given else (float(np.sqrt(rest / dof)), float(dof))
-    return ScalingFit(form, b, c, a, noise, rests_on, resamples, seed, sigma is None, runs, node)
+    fit = _fit(runs, np.nan if sigma is not None else 0.5)
+    _refuse_flat(fit, sigma is not None)
+    if sigma is None:
+        middle, deviation = _growth(fit)
+        fit = _fit(fit.runs, middle)
+        ends = (max(middle - deviation, 0), min(middle + deviation, 1))
+        fit = replace(fit, rivals=tuple(_fit(fit.runs, end) for end in ends))
+    return replace(fit, resamples=resamples, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -305,10 +301,36 @@ class _Runs:
         return self.plateau if self.form == "m4" else np.inf
 
 
-def _refuse_flat(runs: _Runs, least: float, dof: int, given: bool) -> None:
+def _fit(runs: _Runs, growth: float) -> ScalingFit:
+    """Least squares, the noise growing as the fitted curve to the power ``growth``; NaN: the spread is sigma."""
+    given, curve = bool(np.isnan(growth)), runs.error
+    for _ in range(1 if given else 3):  # the curve sets the noise, the noise the weights of the curve
+        runs = runs if given else replace(runs, spread=curve**growth)
+        node, rss = runs.zoom(8, 60)
+        node = node[[rss.argmin()]]
+        sums, coefficients = runs.project(node, runs.error[None])
+        b, a, c = (float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients]))
+        curve = runs.curve((b, a, c), runs.n)
+    least, dof = float(sums[0, 0]), len(runs.n) - (2 if runs.form == "power" else 3)
+    stands = given and (dof < 1 or least <= stats.chi2.ppf(0.95, dof))
+    noise, rests_on = (1.0, np.inf) if stands else (float(np.sqrt(least / dof)), float(dof))
+    return ScalingFit(b, a, c, noise, rests_on, growth, runs, node, least)
+
+
+def _growth(fit: ScalingFit) -> tuple[float, float]:
+    """Posterior mean and deviation of the noise's growth, flat on [0, 1] beforehand, from a fit's residuals."""
+    curve, power = fit.predict(fit.runs.n), np.linspace(0, 1, 41)
+    square = ((fit.runs.error - curve) / curve ** power[:, None]) ** 2
+    log_odds = -fit.dof * (np.log(square.mean(axis=1) + 1e-300) / 2 + power * np.log(curve).mean())
+    weight = special.softmax(log_odds)
+    return float(weight @ power), float(np.sqrt(weight @ (power - weight @ power) ** 2))
+
+
+def _refuse_flat(fit: ScalingFit, given: bool) -> None:
     """ValueError unless the errors fall: by the slope of log error on log n, or by the fit against a constant (5%)."""
-    n, error, spread = runs.n, runs.error, runs.spread
-    weight, free = (error / spread) ** 2, len(error) - dof - 1
+    n, error, spread, least = fit.runs.n, fit.runs.error, fit.runs.spread, fit.least
+    free = 1 if fit.runs.form == "power" else 2  # parameters beyond a constant
+    weight, dof = (error / spread) ** 2, len(error) - free - 1
     x, y = (v - np.average(v, weights=weight) for v in (np.log(n), np.log(error)))
     gram = (weight * x * x).sum()
     slope = (weight * x * y).sum() / gram

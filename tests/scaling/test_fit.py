@@ -248,8 +248,8 @@ def test_joint_law_of_chinchilla_as_refitted_by_besiroglu_et_al():
         warnings.simplefilter("error")
         fit = fit_joint(size, tokens, loss)
     np.testing.assert_allclose([fit.alpha, fit.beta], [0.348, 0.366], atol=0.01)
-    assert fit.E == pytest.approx(1.817, abs=0.03) and fit.A == pytest.approx(482, rel=0.1)
-    assert fit.B == pytest.approx(2085, rel=0.1)
+    assert pytest.approx(1.817, abs=0.03) == fit.E and pytest.approx(482, rel=0.1) == fit.A
+    assert pytest.approx(2085, rel=0.1) == fit.B
 
     def huber(e, a, alpha, b, beta):
         return special.huber(1e-3, np.log(e + a * size**-alpha + b * tokens**-beta) - np.log(loss)).sum()
