@@ -55,8 +55,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.architecture, self.arguments, self.input_size = architecture, dict(arguments), input_size
         self.mean, self.std, self.info = mean, std, dict(info or {})
-        self.trunk: Any = timm.create_model(architecture, num_classes=0, pretrained=pretrained, **arguments)
-        self.channels = int(self.trunk.num_features)
+        trunk: Any = timm.create_model(architecture, num_classes=0, pretrained=pretrained, **arguments)
+        self.trunk, self.channels = trunk, int(trunk.num_features)
         self.in_chans = int(arguments.get("in_chans", 3))
 
     def normalise(self, images: Any) -> Tensor:

@@ -287,6 +287,11 @@ def test_set_of_a_grid_value_takes_the_place_of_the_grid(folder):
     assert slugs(names(before) - names(after)) == {"clip-n16-s0", "unicl-n16-s0", "scale"}
 
 
+def test_a_default_that_is_spelled_out_renames_nothing(folder):
+    told = ladder(weight_decay=0.05, seed=0, label_share=0.5)
+    assert plan(folder, preset(ladders=[told], classify={"resamples": 1000})) == plan(folder, preset())
+
+
 def test_set_to_the_value_that_stands_already_changes_nothing(folder):
     assert plan(folder, preset(), {"samples_seen": 64, "base.samples_seen": 128}) == plan(folder, preset())
 
@@ -421,6 +426,11 @@ def test_values_that_papermill_injects_win_over_the_defaults():
     p = study.from_notebook("pretrain", shell("import os\nlr = 5.0", DEFAULTS, own))
     assert (p.n_images, p.lr, p.out) == (64, 0.001, "/tmp/somewhere")
     assert p == validated("pretrain", {"n_images": 64, "lr": 0.001, "out": "/tmp/somewhere"})
+
+
+def test_defaults_that_papermill_leaves_alone_stand_though_the_notebook_begins_with_them():
+    p = study.from_notebook("pretrain", shell("# Parameters\nlr = 0.5\nn_images = 8", "# Parameters\nn_images = 64"))
+    assert (p.n_images, p.lr) == (64, 0.5)
 
 
 @pytest.mark.parametrize(("injected", "said"), [("n_imagess = 5", "'n_imagess'"), ("lr = 'high'", "lr: ")])

@@ -54,7 +54,8 @@ class ScalingFit:
     def interval(self, n: ArrayLike, level: float = 0.95, noise: bool = False) -> tuple[Floats, Floats]:
         """(lo, hi), each in n's shape: of the noise-free curve or, with ``noise``, of one new run's value.
 
-        ``interval(np.inf)`` is the floor's. ValueError: n not positive, level outside (0, 1).
+        Beyond the ladder a run's noise is that of the ladder's end. ``interval(np.inf)`` is the floor's.
+        ValueError: n not positive, level outside (0, 1).
         """
         at, best = _positive(n, "n", finite=False), self.predict(n)
         node, _, reach = self._region(level)
@@ -62,8 +63,7 @@ class ScalingFit:
         lo, hi = np.fmin(ends[0].reshape(at.shape), best), np.fmax(ends[1].reshape(at.shape), best)
         if noise:  # adding squares is exact where the curve is linear in its parameters
             order = np.argsort(self.runs.n)
-            sigma = np.interp(np.log(at), np.log(self.runs.n[order]), self.runs.spread[order])
-            extra = reach * (sigma if np.isnan(self.growth) else best**self.growth)
+            extra = reach * np.interp(np.log(at), np.log(self.runs.n[order]), self.runs.spread[order])
             lo, hi = best - np.hypot(best - lo, extra), best + np.hypot(hi - best, extra)
         every = [(lo, hi), *(rival.interval(at, level, noise) for rival in self.rivals)]
         return np.min([lo for lo, _ in every], axis=0), np.max([hi for _, hi in every], axis=0)
@@ -112,8 +112,8 @@ def fit_scaling(
 
     ``sigma``, scalar or (K,): the standard deviation of each error between runs; where the residuals exceed it (chi^2
     at 5%) it is scaled up to them. Without it the noise is estimated from the residuals, which one run an n allows but
-    leaves wide: it may be the same everywhere or proportional to the curve, so its growth (a power between 0 and 1) is
-    estimated too and intervals span one deviation of it either way. ``plateau`` (m4): the error of a random guess.
+    leaves wide. It may be the same everywhere (growth 0) or proportional to the curve (1): the growth is estimated too,
+    and intervals span fits with 0.75 of its deviation less and more. ``plateau`` (m4): the error of a random guess.
     ``resamples`` and ``seed`` serve `ScalingFit.samples` alone.
 
     ValueError, with the reason: an unknown form; shapes that differ; a value not finite or not positive; fewer than 3
@@ -130,14 +130,17 @@ def fit_scaling(
         raise ValueError(f"{form} needs at least {need} distinct n, got {distinct}")
     if form == "m4" and y.min() >= plateau:
         raise ValueError(f"every error is at the ceiling: {y.min():g} or more, and a random guess has {plateau:g}")
-    runs = _Runs(form, plateau, size, y, y if sigma is None else np.broadcast_to(_positive(sigma, "sigma"), y.shape))
+    spread = np.sqrt(y) if sigma is None else np.broadcast_to(_positive(sigma, "sigma"), y.shape)
+    runs = _Runs(form, plateau, size, y, spread)
     fit = _fit(runs, np.nan if sigma is not None else 0.5)
+    if sigma is None:  # the curve sets the noise, the noise the weights of the curve
+        fit = _fit(replace(runs, spread=fit.predict(size) ** 0.5), 0.5)
     _refuse_flat(fit, sigma is not None)
     if sigma is None:
-        middle, deviation = _growth(fit)
-        fit = _fit(fit.runs, middle)
-        ends = (max(middle - deviation, 0), min(middle + deviation, 1))
-        fit = replace(fit, rivals=tuple(_fit(fit.runs, end) for end in ends))
+        (middle, deviation), curve = _growth(fit), fit.predict(size)
+        growths = (middle, middle - 0.75 * deviation, middle + 0.75 * deviation)
+        fit, *rivals = (_fit(replace(runs, spread=curve**growth), growth) for growth in growths)
+        fit = replace(fit, rivals=tuple(rivals))
     return replace(fit, resamples=resamples, seed=seed)
 
 
@@ -284,8 +287,10 @@ class _Runs:
         """
         full = _SEARCHED[: 2 if self.form == "m4" else 1].T
         (low, high), turn = full, np.eye(len(full[0]))
-        count = fine if self.form == "m4" else 4 * fine
+        count, node, rss = fine if self.form == "m4" else 4 * fine, full[:0], full[:0, 0]
         for _ in range(rounds):
+            if np.max(high - low) < 1e-8:
+                break
             axes = np.linspace(low, high, count).T
             node = np.clip(np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, len(axes)) @ turn.T, *full)
             node = node if start is None else np.concatenate([node, start])
@@ -302,24 +307,20 @@ class _Runs:
 
 
 def _fit(runs: _Runs, growth: float) -> ScalingFit:
-    """Least squares, the noise growing as the fitted curve to the power ``growth``; NaN: the spread is sigma."""
-    given, curve = bool(np.isnan(growth)), runs.error
-    for _ in range(1 if given else 3):  # the curve sets the noise, the noise the weights of the curve
-        runs = runs if given else replace(runs, spread=curve**growth)
-        node, rss = runs.zoom(8, 60)
-        node = node[[rss.argmin()]]
-        sums, coefficients = runs.project(node, runs.error[None])
-        b, a, c = (float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients]))
-        curve = runs.curve((b, a, c), runs.n)
+    """Weighted least squares. ``growth`` tells what the spread is: the curve to that power; NaN: a given sigma."""
+    node, rss = runs.zoom(8, 60)
+    node = node[[rss.argmin()]]
+    sums, coefficients = runs.project(node, runs.error[None])
+    law = [float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients])]
     least, dof = float(sums[0, 0]), len(runs.n) - (2 if runs.form == "power" else 3)
-    stands = given and (dof < 1 or least <= stats.chi2.ppf(0.95, dof))
+    stands = np.isnan(growth) and (dof < 1 or least <= stats.chi2.ppf(0.95, dof))
     noise, rests_on = (1.0, np.inf) if stands else (float(np.sqrt(least / dof)), float(dof))
-    return ScalingFit(b, a, c, noise, rests_on, growth, runs, node, least)
+    return ScalingFit(law[0], law[1], law[2], noise, rests_on, growth, runs, node, least)
 
 
 def _growth(fit: ScalingFit) -> tuple[float, float]:
-    """Posterior mean and deviation of the noise's growth, flat on [0, 1] beforehand, from a fit's residuals."""
-    curve, power = fit.predict(fit.runs.n), np.linspace(0, 1, 41)
+    """Posterior mean and deviation of the noise's growth, flat on [-0.5, 1.5] beforehand, from a fit's residuals."""
+    curve, power = fit.predict(fit.runs.n), np.linspace(-0.5, 1.5, 41)
     square = ((fit.runs.error - curve) / curve ** power[:, None]) ** 2
     log_odds = -fit.dof * (np.log(square.mean(axis=1) + 1e-300) / 2 + power * np.log(curve).mean())
     weight = special.softmax(log_odds)
