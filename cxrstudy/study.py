@@ -322,11 +322,17 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         return add("classify", slug, values, (on, *needs))
 
     points: list[str] = []
+    rungs: list[str] = []
     evaluated: dict[tuple[str, str], None] = {}
     for ladder in preset.ladders:
         on = _named(ladder.data, data, f"preset {name}: ladder", "data")
         from_ = _named(ladder.base, base, f"preset {name}: ladder", "base") if ladder.base else ""
         evaluated[(on, from_)] = None
+        absent = sorted(set(folds) - set(runs[on].parameters["fractions"]))
+        if absent:
+            raise StudyError(
+                f"preset {name}: folds is {preset.folds}, but data {ladder.data} has no split {absent[0]!r}"
+            )
         for values in _unfold(ladder.model_dump(exclude={"data", "base"}), Pretrain):
             values |= {"data": folder(on), "base": folder(from_) if from_ else ""}
             slug = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
@@ -338,13 +344,14 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
                 trained = [
                     add("pretrain", f"{slug}-{h}", values | o, needs) for h, o in zip(folds, others, strict=True)
                 ]
+            rungs += trained
             points.append(classify(slug, on, [folder(run) for run in trained], tuple(trained)))
     for on, from_ in evaluated:
         if from_:
             points.append(classify(f"base-{runs[from_].name.rsplit('-', 1)[0]}", on, [folder(from_)], (from_,)))
         for control in preset.controls:
             points.append(classify(control.replace(":", "-"), on, [control], ()))
-    check_ladders(list(runs.values()))
+    check_ladders([runs[rung] for rung in rungs], {run.folder: run.parameters.get("size") for run in runs.values()})
     points = list(dict.fromkeys(points))
     add("scale", "scale", preset.scale | {"records": [folder(p) for p in points]}, tuple(points))
     return list(runs.values())
@@ -368,14 +375,14 @@ def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, A
 EQUAL = ("samples_seen", "batch_size", "lr", "warmup", "weight_decay", "precision")
 
 
-def check_ladders(runs: list[Run]) -> None:
-    """Refuse unequal budgets within one ladder (same paradigm, base, architecture and size in px)."""
-    sizes = {run.folder: run.parameters["size"] for run in runs if run.stage == "data"}
+def check_ladders(rungs: list[Run], sizes: dict[str, Any]) -> None:
+    """Refuse unequal budgets within one ladder (same paradigm, base, architecture and size in px).
+
+    ``sizes``: the size in px of each data run's folder.
+    """
     seen: dict[tuple, Run] = {}
-    for run in runs:
+    for run in rungs:
         p = run.parameters
-        if run.stage != "pretrain" or not p["base"]:
-            continue
         first = seen.setdefault((p["paradigm"], p["base"], p["encoder"], sizes[p["data"]]), run)
         for key in EQUAL:
             if first.parameters[key] != p[key]:

@@ -358,12 +358,10 @@ def test_unequal_budgets_are_allowed_between_bases_and_between_sizes(folder):
     refused(folder, preset(ladders=[first, second]), "samples_seen")
 
 
-@pytest.mark.xfail(reason="a ladder that starts from random weights is not checked", strict=True)
 def test_unequal_budgets_are_refused_in_a_ladder_without_a_base(folder):
     refused(folder, preset(ladders=[ladder(base=""), ladder(base="", n_images=48, samples_seen=128)]), "samples_seen")
 
 
-@pytest.mark.xfail(reason="folds that the data does not have are found only when a run fails", strict=True)
 def test_folds_that_the_data_does_not_have_are_refused(folder):
     refused(folder, preset(folds=4), "fold", "study")
 

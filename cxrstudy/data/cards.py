@@ -103,7 +103,8 @@ def load_manifest(
     base = Path(root).expanduser()
     if not str(root) or not base.is_dir():
         raise CardError(f"card {described.name}: root {str(root)!r} is not a folder; {described.access}")
-    assert described.table is not None
+    if described.table is None:
+        raise CardError(f"card {described.name}: a real data set needs `table` in its front matter")
     manifest = _real(described, described.table, base)
     return manifests.nested_subset(manifest, n_images, seed=seed) if n_images else manifest
 
@@ -149,7 +150,7 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     for column in used:
         if column not in raw:
             raise CardError(f"card {card.name}: {paths[0]} has no column {column!r}; it has {', '.join(raw.columns)}")
-    raw = raw.query(table.query) if table.query else raw
+    raw = _query(raw, card, table.query) if table.query else raw
     files = {Path(f).name: f for pattern in card.images for f in glob.glob(str(Path(glob.escape(str(base)), pattern)))}
     files |= {Path(f).stem: f for f in files.values()}
     path = raw[table.image_id].map(files)
@@ -174,6 +175,16 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     out = manifests.validate(manifest.reset_index(drop=True), f"card {card.name}, {paths[0]}")
     out.attrs["without_image"] = int(path.isna().sum())
     return out
+
+
+def _query(raw: pd.DataFrame, card: Card, query: str) -> pd.DataFrame:
+    try:
+        kept = raw.query(query)
+    except Exception as error:  # pandas raises a dozen kinds
+        raise CardError(f"card {card.name}: table.query {query!r} does not hold: {error}") from error
+    if not isinstance(kept, pd.DataFrame) or kept.empty:
+        raise CardError(f"card {card.name}: table.query {query!r} keeps no row")
+    return kept
 
 
 def _theirs(labels: Labels, ours: str) -> list[str]:

@@ -64,11 +64,17 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
     names = p.labels or [name for name in label_names(table) if name in LABELS and _both(table, name)]
     parts = _parts(table, p)
     scores, tests, probes, subjects = [], [], [], []
-    cached: dict[str, tuple[Any, dict[str, Any], set[str], np.ndarray]] = {}
+    opened: dict[str, tuple[Any, dict[str, Any], set[str]]] = {}
+    for k, triple in enumerate(parts):  # before anything is computed
+        name = p.fold_encoders[k] if p.fold_encoders else p.encoder
+        if name not in opened:
+            opened[name] = open_subject(name, prepared.info["size"], p.seed)
+        _refuse_leak(opened[name][2], triple[2] if p.folds else pd.concat(triple), name)
+    cached: dict[str, np.ndarray] = {}
     for k, (train, validation, test) in enumerate(parts):
         name = p.fold_encoders[k] if p.fold_encoders else p.encoder
+        encoder, subject, _ = opened[name]
         if name not in cached:
-            encoder, subject, patients = open_subject(name, prepared.info["size"], p.seed)
             rows = np.concatenate([part["row"].to_numpy() for part in (train, validation, test)])
             if encoder is None:
                 x = covariates(prepared.manifest)
@@ -76,9 +82,8 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
                 pooled = encode(encoder, prepared, rows, pooling=p.pooling, progress=progress)
                 x = np.zeros((len(prepared.manifest), pooled.shape[1]), np.float32)
                 x[rows] = pooled
-            cached[name] = (encoder, subject, patients, x)
-        _, subject, patients, x = cached[name]
-        _refuse_leak(patients, test if p.folds else pd.concat([train, validation, test]), name)
+            cached[name] = x
+        x = cached[name]
         probe = fit_probe(
             x[train["row"]],
             label_array(train, names, truth=True),
@@ -86,7 +91,7 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
             x_val=x[validation["row"]],
             y_val=label_array(validation, names, truth=True),
         )
-        scores.append(probe.decision_function(x[test["row"]]))
+        scores.append(probe.decision_function(x[test["row"]]).astype(np.float32))  # judged as they are kept
         tests.append(test)
         probes.append(probe)
         subjects.append(subject)
@@ -171,7 +176,7 @@ def save_scores(result: dict[str, Any], path: Path) -> None:
     """Per-image test scores, from which every metric can be recomputed: Parquet, float32."""
     columns = {"image_id": result["test"]["image_id"].to_numpy(), "patient_id": result["test"]["patient_id"].to_numpy()}
     for k, name in enumerate(result["names"]):
-        columns[f"score:{name}"] = result["scores"][:, k].astype(np.float32)
+        columns[f"score:{name}"] = result["scores"][:, k]
         columns[f"truth:{name}"] = result["truth"][:, k].astype(np.float32)
     pd.DataFrame(columns).to_parquet(path, index=False, compression="zstd")
 

@@ -43,6 +43,17 @@ def positions(n_images: int, start: int, stop: int, seed: int) -> np.ndarray:
     return orders[place - epochs.start * n_images]
 
 
+def batch_edges(samples_seen: int, batch_size: int) -> list[int]:
+    """Where batches begin and end: full ones, but a last one of a single sample, which has no negative, takes one more
+    from the batch before it (or joins it, where that would then be alone)."""
+    edges = [*range(0, samples_seen, batch_size), samples_seen]
+    if edges[-1] - edges[-2] == 1 and len(edges) > 2:
+        edges[-2] -= 1
+        if edges[-2] - edges[-3] < 2:
+            del edges[-2]
+    return edges
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """Linear warm-up over a share of the steps, then a cosine to zero."""
     ramp = max(1, round(warmup * steps))
@@ -88,7 +99,8 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
     others = [w for w in model.parameters() if w.ndim < 2]
     groups = [{"params": decayed, "weight_decay": p.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=p.lr, fused=True)
-    steps = math.ceil(p.samples_seen / p.batch_size)
+    edges = batch_edges(p.samples_seen, p.batch_size)
+    steps = len(edges) - 1
     report_tokens, prompt_tokens = text.tokens(texts.reports), text.tokens(texts.prompts)
     has_report = np.array([bool(report) for report in texts.reports])
     key = _key(p, prepared)
@@ -102,9 +114,7 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
         rate = learning_rate(step, steps, p.lr, p.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        take = positions(p.n_images, step * p.batch_size, min((step + 1) * p.batch_size, p.samples_seen), p.seed)
-        if len(take) < 2:  # a last batch of one has no negative
-            break
+        take = positions(p.n_images, edges[step], edges[step + 1], p.seed)
         rng = np.random.default_rng([p.seed, step, 1])
         generator.manual_seed(int(rng.integers(2**62)))
         x = augment(image_encoder.normalise(prepared.images[rows[take]]).to(device), generator)
@@ -138,8 +148,7 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
             if not math.isfinite(value):
                 ids = subset["image_id"].iloc[take].head(5).tolist()
                 raise FloatingPointError(f"loss is {value} at step {step} (images {ids} ...); lower lr or look at them")
-            seen = min((step + 1) * p.batch_size, p.samples_seen)
-            curve.append({"step": step, "samples_seen": seen, "loss": value, "lr": rate})
+            curve.append({"step": step, "samples_seen": edges[step + 1], "loss": value, "lr": rate})
         if time.monotonic() - saved > p.checkpoint_seconds:
             saved = time.monotonic()
             _checkpoint(out, key, model, optimiser, step + 1, curve, flops, spent + saved - began)

@@ -71,8 +71,9 @@ class ScalingFit:
     def exponent_interval(self, level: float = 0.95) -> tuple[float, float]:
         """(lo, hi) of the exponent; an end at 0.005 or 3, the range searched, means that the data set none."""
         node, rss, reach = self._region(level)
-        every = [np.exp(node[rss <= self.least + reach**2, 0]), *(r.exponent_interval(level) for r in self.rivals)]
-        return float(np.concatenate(every).min()), float(np.concatenate(every).max())
+        inside = np.exp(node[rss <= self.least + reach**2, 0])
+        every = np.concatenate([[self.exponent], inside, *(rival.exponent_interval(level) for rival in self.rivals)])
+        return float(every.min()), float(every.max())
 
     def samples(self, n: ArrayLike) -> Floats:
         """Curves refitted to simulated data, (resamples, *n.shape), to carry uncertainty into derived quantities.
@@ -295,7 +296,7 @@ class _Runs:
             node = np.clip(np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, len(axes)) @ turn.T, *full)
             node = node if start is None else np.concatenate([node, start])
             rss = self.project(node, self.error[None])[0][0]
-            kept = node[[rss.argmin()]] if within is None else node[rss <= within]
+            kept = node[[rss.argmin()]] if within is None else node[rss <= max(within, rss.min())]
             before, turn = turn, np.linalg.eigh(np.cov(kept.T))[1] if len(axes) == 2 < len(kept) else turn
             margin = np.abs(turn.T @ before) @ (high - low) / (count - 1) * (4 if within is None else 1)
             low, high = (kept @ turn).min(axis=0) - margin, (kept @ turn).max(axis=0) + margin

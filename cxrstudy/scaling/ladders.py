@@ -1,6 +1,7 @@
 """Ladders in the tidy table: the points of each scaling curve, and the law fitted to it."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def fit_ladders(
     fits: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for (task, paradigm), ladder in points(table, metric).groupby(["task", "paradigm"]):
+        if ladder["samples_seen"].nunique() > 1:
+            budgets = sorted(ladder["samples_seen"].unique())
+            raise ValueError(f"the {paradigm} runs are no ladder: their samples_seen differ ({budgets})")
         n = ladder["n_images"].to_numpy(float)
         sigma = ((ladder["high"] - ladder["low"]) / (2 * 1.96)).to_numpy(float)
         row = {"task": task, "paradigm": paradigm, "form": form, "points": len(ladder)}
@@ -75,6 +79,7 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
     each record; runs whose base was not evaluated are left out. Patients are resampled; seeds are not, so the interval
     holds sampling variance alone.
     """
+    same_patients(table)
     measure = {"auroc": auroc, "auprc": auprc}[metric]
     judged = table[table["stage"] == "classify"]
     rows = []
@@ -95,7 +100,8 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
         bases = reference(table, task, metric)
         base_folder = bases[bases["paradigm"] != "control"].set_index("run")["folder"]
         for row in ladder.itertuples():
-            own = [folder for run, folder in base_folder.items() if str(run).startswith(f"base-{_slug(row.base)}-")]
+            pattern = re.escape(f"base-{_slug(row.base)}-") + "[^-]+"
+            own = [folder for run, folder in base_folder.items() if re.fullmatch(pattern, str(run))]
             if own:
                 value, draws = resampled(row.folder)
                 base_value, base_draws = resampled(own[0])

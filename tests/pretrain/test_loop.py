@@ -270,12 +270,6 @@ def test_a_last_batch_that_is_not_full_is_shown_and_counted(data, tmp_path):
     assert list(result["curve"]["samples_seen"]) == [16, 70]
 
 
-ONE_LEFT = pytest.mark.xfail(
-    reason="a last batch of one is dropped: 65 reported, 64 shown, last loss unchecked", strict=True
-)
-
-
-@ONE_LEFT
 def test_a_last_sample_that_is_alone_is_shown_or_not_counted(data, tmp_path):
     result = go(data, tmp_path / "run", samples_seen=65)
     assert result["curve"]["samples_seen"].iloc[-1] == result["samples_seen"]
@@ -325,7 +319,7 @@ def test_clip_without_reports_is_refused_with_how_many_lack_one_and_unicl_is_not
     assert math.isfinite(result["loss"])
 
 
-@pytest.mark.parametrize("seen", [96, pytest.param(65, marks=ONE_LEFT)])
+@pytest.mark.parametrize("seen", [96, 65])
 def test_a_loss_that_is_no_longer_finite_stops_the_run_at_its_step(data, tmp_path, seen):
     with pytest.raises(FloatingPointError) as caught:
         go(data, tmp_path / "run", lr=1e30, warmup=0.0, samples_seen=seen)
