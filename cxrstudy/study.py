@@ -216,7 +216,7 @@ class Preset(BaseModel):
     data: dict[str, dict[str, Any]]
     base: dict[str, dict[str, Any]] = {}
     ladders: list[Ladder]
-    folds: int = Field(0, description="0 = fixed splits; k = cross-fitted over k patient folds")
+    folds: int = Field(0, ge=0, description="0 = fixed splits; k = cross-fitted over k patient folds, at least 3")
     classify: dict[str, Any] = {}
     controls: list[str] = []
     scale: dict[str, Any] = {}
@@ -249,8 +249,8 @@ def load_preset(name: str) -> Preset:
     if not path.is_file():
         raise StudyError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
     try:
-        preset = Preset(**yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
+        preset = Preset(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: not YAML: {error}") from None
     except (ValidationError, TypeError) as error:
         message = _explain(error, str(path), Preset) if isinstance(error, ValidationError) else f"{path}: {error}"
@@ -306,6 +306,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
     def folder(run: str) -> str:
         return runs[run].folder
 
+    if preset.folds in (1, 2):
+        raise StudyError(
+            f"preset {name}: folds is {preset.folds}; one is held, one validates, so at least 3 are needed"
+        )
     folds = [f"fold{k}" for k in range(preset.folds)]
     data: dict[str, str] = {}
     for key, values in preset.data.items():
@@ -369,6 +373,9 @@ def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, A
         n for n, f in model.model_fields.items() if list in (get_origin(f.annotation), *get_args(f.annotation))
     }
     axes = {k: v if isinstance(v, list) and k not in takes_list else [v] for k, v in values.items()}
+    empty = [name for name, choices in axes.items() if not choices]
+    if empty:
+        raise StudyError(f"{empty[0]} is an empty list: the grid would hold no run")
     return [dict(zip(axes, combo, strict=True)) for combo in itertools.product(*axes.values())]
 
 

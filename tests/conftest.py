@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads collapse under any other load
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -99,7 +99,7 @@ def load_manifest(
     """
     described = read_card(card)
     if described.kind == "synthetic":
-        return _synthetic(institution, n_images or int(described.counts["default_images"]), seed)
+        return _synthetic(institution, n_images or int(described.counts.get("default_images", 3000)), seed)
     base = Path(root).expanduser()
     if not str(root) or not base.is_dir():
         raise CardError(f"card {described.name}: root {str(root)!r} is not a folder; {described.access}")
@@ -207,7 +207,7 @@ def _labels(raw: pd.DataFrame, labels: Labels) -> dict[str, pd.Series]:
             text = raw[name]
             unknown = sorted(set(text.dropna()) - set(labels.values))
             if unknown:
-                raise CardError(f"column {name!r} holds {unknown[0]!r}, which the card's labels.values does not map")
+                raise CardError(f"card column {name!r} holds {unknown[0]!r}, which its labels.values does not map")
             numbers.append(text.map(labels.values).astype(float).where(text.notna(), absent))
         columns[f"label:{ours}"] = pd.concat(numbers, axis=1).max(axis=1)  # several of theirs: present if any is
     return columns

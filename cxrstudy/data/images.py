@@ -107,6 +107,7 @@ def prepare(
                     images[len(kept)] = image
                     kept.append(row)
     if not kept:
+        scratch.unlink()
         raise ManifestError(f"none of {len(manifest)} images could be read; the first: {quarantine[0]}")
     whole = images[: len(kept)]
     sums = [

@@ -85,7 +85,7 @@ def assign_splits(manifest: pd.DataFrame, *, fractions: dict[str, float], seed: 
     ``fractions`` maps split to its share of patients, summing to 1; ValueError if they do not.
     """
     shares = np.array(list(fractions.values()), dtype=float)
-    if not len(shares) or (shares < 0).any() or not np.isclose(shares.sum(), 1.0, atol=1e-9):
+    if not len(shares) or (shares < 0).any() or not np.isclose(shares.sum(), 1.0, rtol=0, atol=1e-9):
         raise ValueError(f"fractions must be at least 0 and sum to 1, not {fractions}")
     edges = np.cumsum(shares)[:-1]
     place = np.searchsorted(edges, _unit_hash(manifest["patient_id"], f"split:{seed}"), side="right")

@@ -177,9 +177,10 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
         "base": Path(p.base).parent.name if Path(p.base).name == "encoder" else Path(p.base).name,
     }
     image_encoder.info |= subject
-    encoders.save_encoder(image_encoder.cpu(), out / "encoder", text.cpu())
     patients = set(subset["patient_id"]) | set(seen_patients(p.base))
+    (out / "encoder").mkdir(exist_ok=True)  # patients first: an encoder without them would pass every check for leaks
     (out / "encoder" / "patients.txt").write_text("\n".join(sorted(patients)), encoding="utf-8")
+    encoders.save_encoder(image_encoder.cpu(), out / "encoder", text.cpu())
     (out / "checkpoint.pt").unlink(missing_ok=True)
     return info | {"subject": subject, "curve": table}
 

@@ -49,9 +49,10 @@ def fit_ladders(
     fits: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for (task, paradigm), ladder in points(table, metric).groupby(["task", "paradigm"]):
-        if ladder["samples_seen"].nunique() > 1:
-            budgets = sorted(ladder["samples_seen"].unique())
-            raise ValueError(f"the {paradigm} runs are no ladder: their samples_seen differ ({budgets})")
+        for held in ("samples_seen", "base", "data", "encoder"):
+            if ladder[held].nunique() > 1:
+                found = sorted(ladder[held].unique())
+                raise ValueError(f"the {paradigm} runs are no ladder: their {held} differ ({found})")
         n = ladder["n_images"].to_numpy(float)
         sigma = ((ladder["high"] - ladder["low"]) / (2 * 1.96)).to_numpy(float)
         row = {"task": task, "paradigm": paradigm, "form": form, "points": len(ladder)}
@@ -98,10 +99,12 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
             return float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
 
         bases = reference(table, task, metric)
-        base_folder = bases[bases["paradigm"] != "control"].set_index("run")["folder"]
         for row in ladder.itertuples():
             pattern = re.escape(f"base-{_slug(row.base)}-") + "[^-]+"
-            own = [folder for run, folder in base_folder.items() if re.fullmatch(pattern, str(run))]
+            near = bases[(bases["paradigm"] != "control") & (bases["data"] == row.data)]
+            own = [
+                folder for run, folder in zip(near["run"], near["folder"], strict=True) if re.fullmatch(pattern, run)
+            ]
             if own:
                 value, draws = resampled(row.folder)
                 base_value, base_draws = resampled(own[0])

@@ -20,7 +20,7 @@ from cxrstudy.data.manifest import (
 )
 from cxrstudy.data.vocabulary import LABELS
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(deadline=None, max_examples=30)
 ids = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6)
 seeds = st.integers(0, 2**32)
 

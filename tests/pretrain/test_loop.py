@@ -17,7 +17,7 @@ from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.loop import learning_rate, positions, precision, pretrain, seen_patients, subset_rows
 
 torch.set_num_threads(1)
-quick = settings(deadline=None, max_examples=50)
+quick = settings(deadline=None, max_examples=30)
 SPLITS = {"pretrain": 0.7, "other": 0.3}
 
 

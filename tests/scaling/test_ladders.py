@@ -279,3 +279,12 @@ def test_gains_between_runs_judged_on_different_patients_are_refused(runs):
     judge("clip-n200-s0-abc", 1.5, seed=5, n_images=200)
     with pytest.raises(ValueError, match="different patients"):
         gains(load_records(runs), resamples=50)
+
+
+def test_each_run_is_compared_with_its_base_on_the_same_data(runs):
+    base_run(skill=3.0, name="base-clip-base-aaaaaa", seed=2, data="large-1")
+    base = base_run(skill=1.0, data="study-1")
+    own = judge("clip-n200-s0-abc", 1.5, seed=5, n_images=200, data="study-1")
+    found = gains(load_records(runs), resamples=50).set_index("task")
+    for task in TASKS:
+        assert found.loc[task, "gain"] == pytest.approx(own[task, "auroc"] - base[task, "auroc"])
