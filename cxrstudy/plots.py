@@ -220,7 +220,8 @@ def gallery(prepared: Any, *, count: int = 8, size: int = 256) -> Shown:
     captions = []
     for _, row in chosen.iterrows():
         present = [phrase(column[6:]) for column in labels if row[column] == 1]
-        captions.append(f"{row.get('view', '')}: {', '.join(present) or 'no label recorded'}")
+        more = f" and {len(present) - 4} more" if len(present) > 4 else ""
+        captions.append(f"{row.get('view', '')}: {', '.join(present[:4]) or 'no label recorded'}{more}")
     masks = None
     if prepared.info["kind"] == "synthetic":
         from cxrstudy.data import synthetic  # imports torch, which no other figure needs

@@ -36,7 +36,7 @@ def open_subject(name: str, size: int, seed: int) -> tuple[Any, dict[str, Any], 
         return encoder, {"paradigm": kind, "encoder": name, "n_images": 0, "samples_seen": 0, "seed": seed}, set()
     listed = folder / "patients.txt"
     if encoder.info.get("n_images") and not listed.is_file():
-        raise LeakError(f"{folder}: patients.txt is missing, so nobody can tell whom it was pretrained on; run it again")
+        raise LeakError(f"{folder}: patients.txt is missing: nobody can tell whom it was pretrained on; run it again")
     patients = set(listed.read_text(encoding="utf-8").split("\n")) if listed.is_file() else set()
     return encoder, dict(encoder.info), patients
 

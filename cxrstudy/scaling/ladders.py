@@ -54,7 +54,7 @@ def fit_ladders(
                 found = sorted(ladder[held].unique())
                 raise ValueError(f"the {paradigm} runs are no ladder: their {held} differ ({found})")
         n = ladder["n_images"].to_numpy(float)
-        sigma = ((ladder["high"] - ladder["low"]) / (2 * 1.96)).to_numpy(float)
+        sigma = own_noise(table, ladder, metric)
         row = {"task": task, "paradigm": paradigm, "form": form, "points": len(ladder)}
         try:
             fit = fit_scaling(
@@ -73,6 +73,38 @@ def fit_ladders(
     return pd.DataFrame(fits).reindex(columns=columns), pd.concat(curves) if curves else none
 
 
+def own_noise(table: pd.DataFrame, ladder: pd.DataFrame, metric: str, resamples: int = 400) -> np.ndarray:
+    """Standard deviation of each run's macro ``metric`` (K,) beside that of its ladder, over resampled test patients.
+
+    All runs are judged on the same patients, whose sampling moves a curve as a whole and cannot bend it: what is left
+    after each resample's mean over the ladder is taken away is a run's own noise. From the scores kept with the
+    records; from the interval's width, which holds both, for a ladder that has kept none.
+    """
+    folders = [Path(folder) for folder in ladder["folder"]]
+    if len(folders) < 2 or not all((folder / "scores.parquet").is_file() for folder in folders):
+        return ((ladder["high"] - ladder["low"]) / (2 * 1.96)).to_numpy(float)
+    names = _labels(table, str(ladder["task"].iloc[0]))
+    draws = np.stack([_resampled(str(folder), names, metric, resamples, 0)[1] for folder in folders], axis=1)
+    rest = draws - draws.mean(axis=1, keepdims=True)
+    return rest.std(axis=0) * np.sqrt(len(folders) / (len(folders) - 1))
+
+
+def _labels(table: pd.DataFrame, task: str) -> tuple[str, ...]:
+    """Labels of a task that were judged in any run."""
+    rows = table[(table["stage"] == "classify") & (table["task"] == task) & (table["label"] != "macro")]
+    return tuple(rows.loc[rows["value"].notna(), "label"].unique())
+
+
+@functools.cache
+def _resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
+    """Macro metric of a run from its kept scores, and of each resample (resamples,) of its test patients."""
+    measure = {"auroc": auroc, "auprc": auprc}[metric]
+    kept = pd.read_parquet(Path(folder) / "scores.parquet").sort_values("image_id")
+    y, s = (kept[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
+    draws = bootstrap(measure, y, s, groups=kept["patient_id"].to_numpy(), resamples=resamples, seed=seed)
+    return float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
+
+
 def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Continued minus base, macro ``metric``, with the interval of the paired difference on the same resamples.
 
@@ -81,23 +113,12 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
     holds sampling variance alone.
     """
     same_patients(table)
-    measure = {"auroc": auroc, "auprc": auprc}[metric]
-    judged = table[table["stage"] == "classify"]
     rows = []
     for task in ("findings", "lines_tubes"):
-        labels = judged[(judged["task"] == task) & (judged["label"] != "macro")]
-        names = list(labels.loc[labels["value"].notna(), "label"].unique())
+        names = _labels(table, task)
         ladder = points(table[table["task"] == task], metric)
         if ladder.empty or not names:
             continue
-
-        @functools.cache
-        def resampled(folder: str, names: tuple[str, ...] = tuple(names)) -> tuple[float, np.ndarray]:
-            kept = pd.read_parquet(Path(folder) / "scores.parquet").sort_values("image_id")
-            y, s = (kept[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
-            draws = bootstrap(measure, y, s, groups=kept["patient_id"].to_numpy(), resamples=resamples, seed=seed)
-            return float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
-
         bases = reference(table, task, metric)
         for row in ladder.itertuples():
             pattern = re.escape(f"base-{_slug(row.base)}-") + "[^-]+"
@@ -106,8 +127,8 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
                 folder for run, folder in zip(near["run"], near["folder"], strict=True) if re.fullmatch(pattern, run)
             ]
             if own:
-                value, draws = resampled(row.folder)
-                base_value, base_draws = resampled(own[0])
+                value, draws = _resampled(row.folder, names, metric, resamples, seed)
+                base_value, base_draws = _resampled(own[0], names, metric, resamples, seed)
                 low, high = np.nanpercentile(draws - base_draws, [2.5, 97.5])
                 point = {"task": task, "paradigm": row.paradigm, "n_images": row.n_images, "seed": row.seed}
                 rows.append(point | {"gain": value - base_value, "low": low, "high": high})
