@@ -133,18 +133,27 @@ def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> l
             )
             own = gained[(gained["task"] == task) & (gained["paradigm"] == paradigm)]
             if len(own):
-                best = own.sort_values("n_images").iloc[-1]
-                sure = "the interval excludes zero" if best["low"] * best["high"] > 0 else "the interval includes zero"
-                gain = f"{best['gain']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]"
-                text += f"; at the largest subset it is {gain} against its base ({sure})"
+                ends = own.sort_values("n_images").iloc[[0, -1]]
+                told = [
+                    f"{row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}] with {human(row.n_images)}, {_sign(row)}"
+                    for row in ends.itertuples()
+                ]
+                text += f". Against its base: {'; '.join(told)}"
             fit = fits[(fits["task"] == task) & (fits["paradigm"] == paradigm)]
             if len(fit) and fit["refused"].iloc[0]:
                 text += f". No law was fitted: {fit['refused'].iloc[0]}"
             elif len(fit):
                 exponent, count = fit["exponent"].iloc[0], int(fit["points"].iloc[0])
-                text += f". The fitted error falls as n^-{exponent:.2f} ({count} points: indicative)"
+                tenfold = 1 - 10**-exponent
+                text += (
+                    f". Fitted through {count} points, ten times the images cut the error by {tenfold:.1%} (indicative)"
+                )
             said.append(text.rstrip(".") + ".")
     return said
+
+
+def _sign(row: Any) -> str:
+    return "better" if row.low > 0 else "worse" if row.high < 0 else "no clear difference"
 
 
 def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:

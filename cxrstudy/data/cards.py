@@ -11,12 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cxrstudy import study
 from cxrstudy.data import manifest as manifests
 from cxrstudy.data import synthetic
-from cxrstudy.data.vocabulary import LABELS
+from cxrstudy.data.vocabulary import LABELS, VIEWS
+
+SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 
 
 class CardError(ValueError):
@@ -39,7 +41,7 @@ class Table(_Strict):
     age: str | None = None
     sex: str | None = None
     report: str | None = None
-    views: dict[str, str] = Field({}, description="their name of a view -> ours; others become missing")
+    views: dict[str, str] = Field({}, description="their name of a view -> ours; others become missing; empty: as ours")
     sexes: dict[str, str] = Field({"F": "F", "M": "M"}, description="their name of a sex -> ours")
     query: str = Field("", description="keep only the rows that meet this pandas query (e.g. frontal views)")
 
@@ -51,8 +53,13 @@ class Labels(_Strict):
     column: str | None = Field(None, description="list: that column")
     separator: str = Field("|", description="list: what joins the names")
     names: dict[str, str | list[str]] = Field(description="our name -> theirs, or several of theirs")
-    values: dict[str, float | None] = Field({}, description="columns: their value, as text -> 1, 0 or null")
+    values: dict[str, float | None] = Field({}, description="columns: their value, as written -> 1, 0 or null")
     missing: Literal["absent", "unknown"] = Field(description="what a label that is not given means")
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _as_text(cls, values: Any) -> Any:
+        return {str(key): value for key, value in values.items()} if isinstance(values, dict) else values
 
 
 class Card(_Strict):
@@ -151,9 +158,7 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         if column not in raw:
             raise CardError(f"card {card.name}: {paths[0]} has no column {column!r}; it has {', '.join(raw.columns)}")
     raw = _query(raw, card, table.query) if table.query else raw
-    files = {Path(f).name: f for pattern in card.images for f in glob.glob(str(Path(glob.escape(str(base)), pattern)))}
-    files |= {Path(f).stem: f for f in files.values()}
-    path = raw[table.image_id].map(files)
+    path = _find_images(card, base, raw[table.image_id])
     if path.notna().sum() == 0:
         raise CardError(f"card {card.name}: none of {len(raw)} images lies under {base} as {', '.join(card.images)}")
     raw = raw[path.notna()]
@@ -162,7 +167,7 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         {"image_id": raw[table.image_id], "patient_id": raw[table.patient_id], "study_id": study_id, "path": path}
     ).loc[raw.index]
     if table.view:
-        manifest["view"] = raw[table.view].map(table.views)
+        manifest["view"] = raw[table.view].map(table.views or {view: view for view in VIEWS})
     if table.age:  # '058Y' in older releases of ChestX-ray14, 414 where a digit slipped: beyond 130 is unknown
         age = pd.to_numeric(raw[table.age].str.extract(r"(\d+)", expand=False), errors="coerce")
         manifest["age"] = age.where(age <= 130)
@@ -175,6 +180,31 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     out = manifests.validate(manifest.reset_index(drop=True), f"card {card.name}, {paths[0]}")
     out.attrs["without_image"] = int(path.isna().sum())
     return out
+
+
+def _find_images(card: Card, base: Path, ids: pd.Series) -> pd.Series:
+    """The file of each image id (its name below root, its file name, or that without .dcm, .png, .jpg, .jpeg), missing
+    where there is none; CardError where an id fits several files."""
+    found = {f for pattern in card.images for f in glob.glob(str(Path(glob.escape(str(base)), pattern)))}
+    exact: dict[str, set[str]] = {}
+    short: dict[str, set[str]] = {}
+    for file in sorted(found):
+        path = Path(file)
+        for name in (path.name, path.relative_to(base).as_posix()):
+            exact.setdefault(name, set()).add(file)
+            if path.suffix.lower() in SUFFIXES:
+                short.setdefault(name.removesuffix(path.suffix), set()).add(file)
+
+    def pick(name: object) -> str | None:
+        files = exact.get(str(name)) or short.get(str(name)) or set()
+        if len(files) > 1:
+            raise CardError(
+                f"card {card.name}: image {name!r} could be any of {len(files)} files ({', '.join(sorted(files)[:2])}); "
+                f"let column {card.table and card.table.image_id!r} hold the path below root"
+            )
+        return next(iter(files), None)
+
+    return ids.map(pick)
 
 
 def _query(raw: pd.DataFrame, card: Card, query: str) -> pd.DataFrame:

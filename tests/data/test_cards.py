@@ -317,3 +317,26 @@ def test_a_query_that_does_not_hold_is_refused_by_its_text(tmp_path, query):
 def test_rows_that_make_no_manifest_are_refused_by_file_row_and_column(tmp_path, changes, said):
     write_rows(tmp_path, rows() | changes)
     refused(write_card(tmp_path), tmp_path, "hospital", "rows.csv", "row 1", said, error=ManifestError)
+
+
+def test_an_image_id_that_fits_several_files_is_refused_and_a_path_below_root_tells_them_apart(tmp_path):
+    table = rows()
+    write_rows(tmp_path, table)
+    path = write_card(tmp_path)
+    first = load_manifest(path, root=tmp_path)["path"].iloc[0]
+    twin = tmp_path / "images_2" / Path(first).name
+    twin.parent.mkdir(exist_ok=True)
+    twin.write_bytes(Path(first).read_bytes())
+    facts = yaml.safe_load(path.read_text().split("---\n")[1])
+    path.write_text(f"---\n{yaml.safe_dump(facts | {'images': ['**/*.png', *facts['images'], 'images_2/*']})}---\n")
+    refused(path, tmp_path, "hospital", Path(first).name, "path below root")
+
+
+def test_an_exact_file_name_comes_before_one_without_its_suffix(tmp_path):
+    from cxrstudy.data.cards import _find_images, read_card
+
+    card = read_card("nih_chestxray14").model_copy(update={"images": ["*"]})
+    for name in ("1.2.3", "1.2.3.1", "a.png", "a"):
+        (tmp_path / name).touch()
+    found = _find_images(card, tmp_path, pd.Series(["1.2.3", "1.2.3.1", "a", "a.png", "b"]))
+    assert [None if pd.isna(f) else Path(f).name for f in found] == ["1.2.3", "1.2.3.1", "a", "a.png", None]
