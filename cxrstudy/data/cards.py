@@ -199,7 +199,7 @@ def _find_images(card: Card, base: Path, ids: pd.Series) -> pd.Series:
         files = exact.get(str(name)) or short.get(str(name)) or set()
         if len(files) > 1:
             raise CardError(
-                f"card {card.name}: image {name!r} could be any of {len(files)} files ({', '.join(sorted(files)[:2])}); "
+                f"card {card.name}: image {name!r} fits {len(files)} files ({', '.join(sorted(files)[:2])}); "
                 f"let column {card.table and card.table.image_id!r} hold the path below root"
             )
         return next(iter(files), None)
