@@ -266,10 +266,13 @@ def overview() -> list[Row]:
 
 
 def run_table(preset: str) -> list[dict[str, Any]]:
-    """Every run folder of a preset with an executed notebook: name, stage, record or None, notebook path."""
+    """Every run of a preset with an executed notebook: name, stage, record or None, notebook path."""
+    planned = {run["name"] for plan in read_plans() if plan["preset"] == preset for run in plan["runs"]}
     rows = []
     for notebook in sorted((study.runs_root() / preset).glob("*/*/notebook.ipynb")):
         record = notebook.with_name("record.json")
+        if not record.is_file() and notebook.parent.name not in planned:
+            continue  # what a changed preset no longer asks for, and never ended
         rows.append(
             {
                 "name": notebook.parent.name,

@@ -25,9 +25,9 @@ from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval
 
 Floats = NDArray[np.float64]
 Input = ArrayLike | torch.Tensor
-_MEMORY = 5  # curvature pairs of L-BFGS
+_MEMORY = 10  # curvature pairs of L-BFGS
 _STEPS = 500
-_TOLERANCE = 1e-10  # on the Newton decrement g'H^-1 g: twice the mean log loss still to be gained
+_TOLERANCE = 1e-9  # on the Newton decrement g'H^-1 g: twice the mean log loss still to be gained
 _CELLS = 2 * 10**7  # images x columns solved together
 
 
