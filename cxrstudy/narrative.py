@@ -185,9 +185,7 @@ def caution(preset: str) -> str:
 
     described = study.load_preset(preset)
     cards_ = [read_card(values["card"]) for values in described.data.values()]
-    return "\n\n".join(
-        f"```{{admonition}} {card.title}\n:class: warning\n{card.caution}\n```" for card in cards_ if card.caution
-    )
+    return "\n\n".join(f"> **Read this first: {card.title}.** {card.caution}" for card in cards_ if card.caution)
 
 
 def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:

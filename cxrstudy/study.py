@@ -134,7 +134,7 @@ class Scale(Parameters):
     """scale.ipynb: fit error against n_images for each paradigm and task from the records of a ladder."""
 
     records: list[str] = Field([], description="run folders to read; empty = every run under `runs`")
-    runs: str = Field("runs", description="where to look when `records` is empty")
+    runs: str = Field("runs/mini", description="where to look when `records` is empty")
     form: Literal["power", "power_floor", "m4"] = Field("power", description="form of the fitted law")
     metric: str = Field("auroc", description="metric whose error (1 - value) is fitted")
     resamples: int = Field(1000, ge=20, description="bootstrap resamples of the fit")
@@ -172,19 +172,22 @@ def from_notebook(stage: str, shell: Any) -> Any:
     """
     cells = [source for source in shell.user_ns["In"][:-1] if source]
     marked = [source.lstrip().startswith("# Parameters") for source in cells]
-    if True not in marked:
-        raise StudyError(f"{stage}.ipynb: run the cell that starts with '# Parameters' first")
-    stop = len(marked) - marked[::-1].index(True)
-    start = stop - 1
-    while start > 0 and marked[start - 1]:
-        start -= 1
-    names = [
-        target.id
-        for source in cells[start:stop]
-        for statement in ast.parse(source).body
-        for target in (getattr(statement, "targets", None) or [getattr(statement, "target", None)])
-        if isinstance(target, ast.Name)
-    ]
+    if True in marked:
+        stop = len(marked) - marked[::-1].index(True)
+        start = stop - 1
+        while start > 0 and marked[start - 1]:
+            start -= 1
+        names = [
+            target.id
+            for source in cells[start:stop]
+            for statement in ast.parse(source).body
+            for target in (getattr(statement, "targets", None) or [getattr(statement, "target", None)])
+            if isinstance(target, ast.Name)
+        ]
+    else:  # a runner that keeps no history, as nbval: what of the parameters the notebook has defined
+        names = [name for name in STAGES[stage].model_fields if name in shell.user_ns]
+        if not names:
+            raise StudyError(f"{stage}.ipynb: run the cell that starts with '# Parameters' first")
     parameters = validated(stage, {name: shell.user_ns[name] for name in names}, f"{stage}.ipynb")
     if not parameters.out:
         name = f"{stage}-{digest(parameters.model_dump(exclude={'out'}))}"
