@@ -360,7 +360,7 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             points.append(classify(control.replace(":", "-"), on, [control], ()))
     check_ladders([runs[rung] for rung in rungs], {run.folder: run.parameters.get("size") for run in runs.values()})
     points = list(dict.fromkeys(points))
-    add("scale", "scale", preset.scale | {"records": [folder(p) for p in points]}, tuple(points))
+    add("scale", "scale", preset.scale | {"records": [folder(p) for p in points], "runs": ""}, tuple(points))
     return list(runs.values())
 
 
