@@ -46,7 +46,7 @@ def test_recovers_a_law_without_noise(form, b, floor, top):
 
 @forms
 @given(**curves, seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=4)
 def test_order_of_runs_and_units_do_not_matter(form, b, floor, top, seed):
     rng = np.random.default_rng(seed)
     n = np.repeat(SIZES, 2)
@@ -98,8 +98,8 @@ def test_interval_is_the_profile_likelihood(form):
 def test_intervals_hold_as_often_as_they_say(form, noise):
     """Nominal 95% over random laws, ladders and noise of 1-3%, three seeds a size: the curve at the smallest size, the
     middle, the largest, and ten times beyond; a new run there; and the exponent. Measured over 500 to 2,000 draws:
-    94.6-98%, widths 1.1-1.35 times those of an interval that knows the noise."""
-    rng, draws = np.random.default_rng(0), 60
+    93.6-98.3%, widths 1.1-1.4 times those of an interval that knows the noise."""
+    rng, draws = np.random.default_rng(0), 50
     inside = np.zeros((draws, 9))
     for i in range(draws):
         sizes = SIZES if rng.random() < 0.5 else LADDER[::3]
@@ -211,13 +211,13 @@ def test_refusals_name_the_reason():
 
 def test_noise_alone_is_seldom_taken_for_a_law():
     rng, passed = np.random.default_rng(1), 0
-    for _ in range(100):
+    for _ in range(60):
         try:
             fit_scaling(np.repeat(SIZES, 3), 0.2 * (1 + 0.02 * rng.normal(size=15)))
             passed += 1
         except ValueError:
             pass
-    assert passed <= 10
+    assert passed <= 7
 
 
 # ---- the joint law -------------------------------------------------------------------------------------------------
