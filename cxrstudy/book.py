@@ -19,7 +19,7 @@ import nbformat
 import yaml
 
 from cxrstudy import study
-from cxrstudy.results import write_text
+from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table
 
 PAGES = ("index", "data")  # executed with the presets that have runs; results.ipynb once a preset
@@ -36,7 +36,7 @@ def presets_run() -> list[str]:
     return sorted((n for n in names if n in study.preset_names()), key=lambda n: (n != "mini", n == "smoke", n))
 
 
-def build(out: str | Path = "", *, strict: bool = True) -> int:
+def build(out: str | Path = "") -> int:
     """Build the book into ``out`` (default ``_build`` in the clone); 0 when it stands, 1 when it could not be built."""
     top = Path(out).expanduser().resolve() if str(out) else study.root() / "_build"
     source, html = top / "src", top / "_build" / "html"
@@ -46,13 +46,12 @@ def build(out: str | Path = "", *, strict: bool = True) -> int:
         print(f"the book is up to date: {html / 'index.html'}")
         return 0
     try:
-        assemble(source)
+        assemble(source, key)
     except PageError as error:
         print(f"a page could not be computed: {error}", file=sys.stderr)
         return 1
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
-    command += ["build", str(source), "--path-output", str(top)]
-    command += ["-W", "-n", "--keep-going"] if strict else []
+    command += ["build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     write_text(top / "build.log", done.stdout + done.stderr)
@@ -66,8 +65,11 @@ def build(out: str | Path = "", *, strict: bool = True) -> int:
     return 0
 
 
-def assemble(source: Path) -> None:
-    """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents."""
+def assemble(source: Path, key: str) -> None:
+    """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents.
+
+    ``key`` stands for all that the computed pages depend on (``_inputs``).
+    """
     book, keep = study.root() / "book", set()
     for path in sorted(p for p in book.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
@@ -80,7 +82,6 @@ def assemble(source: Path) -> None:
     wanted += [
         (book / "results.ipynb", source / f"results-{name}.ipynb", {"preset": name}) for name in presets or ["mini"]
     ]
-    key = _inputs()
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda item: _execute(item[0], item[1], item[2], key), wanted))
     keep |= {target for _, target, _ in wanted}
@@ -107,8 +108,7 @@ def assemble(source: Path) -> None:
             lines.append(f"| [{row['name']}](<{page}.ipynb>) | {row['stage']} | {said} |")
         lines.append("")
     for name, text in (("runs.md", "\n".join(lines)), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
-        if not (source / name).is_file() or (source / name).read_text() != text:
-            write_text(source / name, text)
+        write_changed(source / name, text)
         keep.add(source / name)
     for path in source.rglob("*"):  # pages of runs that no longer stand
         if path.is_file() and path not in keep and "__pycache__" not in path.parts:

@@ -6,7 +6,6 @@ An encoder folder holds ``model.safetensors`` and ``config.json`` (timm reads bo
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
+
+from cxrstudy.files import write_text
 
 # Small architectures that learn in minutes on a CPU: (timm name, arguments).
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -164,6 +165,17 @@ def load_encoder(name_or_path: str | Path, *, size: int = 64, seed: int = 0) -> 
     return encoder.eval().requires_grad_(False)
 
 
+def encoder_folder(path: Path) -> Path | None:
+    """The encoder folder that ``path`` is, or holds as a run's folder does; None where there is none."""
+    return next((folder for folder in (path / "encoder", path) if (folder / "encoder.json").is_file()), None)
+
+
+def listed_patients(folder: Path) -> set[str] | None:
+    """Patients whose images an encoder was pretrained on, its base's included; None where nothing says so."""
+    listed = folder / "patients.txt"
+    return set(listed.read_text(encoding="utf-8").split("\n")) if listed.is_file() else None
+
+
 def _load_folder(folder: Path) -> Encoder:
     facts = json.loads((folder / "encoder.json").read_text())
     encoder = Encoder(
@@ -208,9 +220,7 @@ def save_encoder(encoder: Encoder, folder: str | Path, text: "Text | None" = Non
         "text": None if text is None else text.shape,
         "info": encoder.info,
     }
-    scratch = folder / f".encoder.{os.getpid()}.json"
-    scratch.write_text(json.dumps(facts, indent=1))
-    os.replace(scratch, folder / "encoder.json")
+    write_text(folder / "encoder.json", json.dumps(facts, indent=1))
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:
             if row["stage"] == "data" and row["record"]:
                 prepared = open_prepared(row["notebook"].parent)
                 key = (prepared.info["institution"], prepared.info["size"])
-                found.setdefault(key, (row["name"].rsplit("-", 1)[0], prepared, read_card(prepared.info["card"])))
+                found.setdefault(key, (study.slug(row["name"]), prepared, read_card(prepared.info["card"])))
     return list(found.values())
 
 

@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+Progress = Callable[[Iterable], Iterable]  # what long loops take: `track` in notebooks, `iter` where nobody looks
 
 
 def track(items: Iterable[Item], what: str = "") -> Iterator[Item]:

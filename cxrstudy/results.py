@@ -22,18 +22,11 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy import study
+from cxrstudy.files import write_text
 
 SCHEMA = 1
 SUBJECT = ("paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind", "data", "patients")
 VERSIONS = ("torch", "timm", "open_clip_torch", "pandas", "papermill")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write or replace ``path`` whole: a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 @functools.cache

@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cxrstudy import study
-from cxrstudy.results import read_record, write_text
+from cxrstudy.files import write_changed
+from cxrstudy.results import read_record
 
 HEADLINES = ("findings", "lines_tubes")
 
@@ -45,18 +46,14 @@ def read_plan(preset: str, variant: str = "") -> list[dict[str, Any]]:
     return json.loads(path.read_text())["runs"] if path.is_file() else []
 
 
-def write_plan(preset: str, runs: list[study.Run], settings: dict[str, Any]) -> Path:
-    """Write ``runs/<preset>/plan[-digest].json`` and return it; untouched when it stands already."""
-    variant = variant_name(settings)
-    path = plan_path(preset, variant)
+def write_plan(path: Path, preset: str, runs: list[study.Run], variant: str = "") -> Path:
+    """Write a plan and return its path; untouched when it stands already."""
     content = {
         "preset": preset,
         "variant": variant,
         "runs": [{"name": r.name, "stage": r.stage, "parameters": r.parameters, "needs": r.needs} for r in runs],
     }
-    text = json.dumps(content, indent=1)
-    if not path.is_file() or path.read_text() != text:
-        write_text(path, text)
+    write_changed(path, json.dumps(content, indent=1))
     return path
 
 
@@ -66,15 +63,11 @@ def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple
     place = study.runs_root() / preset
     if not place.is_dir():
         return runs, {run.name: "not run yet" for run in runs}
-    known = {path: path.read_text() for path in place.glob("plan*.json")}
-    plan = write_plan(preset, runs, settings)
+    plan = write_plan(place / f".preview-{os.getpid()}.json", preset, runs)
     try:
         return runs, stale(preset, plan)
     finally:
-        if plan in known:
-            plan.write_text(known[plan])
-        else:
-            plan.unlink()
+        plan.unlink()
 
 
 def read_plans() -> list[dict[str, Any]]:
@@ -121,7 +114,8 @@ def run_preset(preset: str, *, cores: int, settings: dict[str, Any], data_root: 
     """Execute what is missing or stale of a preset; 0 when all its runs stand, 1 when one failed."""
     runs = study.plan(preset, settings, data_root)
     with _alone(preset):
-        plan = write_plan(preset, runs, settings)
+        variant = variant_name(settings)
+        plan = write_plan(plan_path(preset, variant), preset, runs, variant)
         waiting = stale(preset, plan)
         if not waiting:
             print(f"{preset}: all {len(runs)} runs stand; nothing to do")
@@ -158,7 +152,7 @@ def _watch(process: subprocess.Popen, runs: list[study.Run], began: float, quiet
     reported: set[str] = set()
     while True:
         ended = process.poll() is not None
-        busy = []
+        at_work = []
         for run in runs:
             record = folder(run) / "record.json"
             if run.name not in reported and record.is_file() and record.stat().st_mtime >= began:
@@ -169,8 +163,8 @@ def _watch(process: subprocess.Popen, runs: list[study.Run], began: float, quiet
             elif run.name not in reported:
                 note = folder(run) / "progress"
                 if note.is_file() and note.stat().st_mtime >= began:
-                    busy.append(f"{run.name.rsplit('-', 1)[0]} {note.read_text()}")
-        bar.set_postfix_str("; ".join(busy[:2]), refresh=False)
+                    at_work.append(f"{study.slug(run.name)} {note.read_text()}")
+        bar.set_postfix_str("; ".join(at_work[:2]), refresh=False)
         if sys.stdout.isatty():
             bar.refresh()
         if ended:
@@ -254,11 +248,12 @@ def overview() -> list[Row]:
     """Every planned run with its state, duration and headline."""
     rows = []
     for plan in read_plans():
+        live = busy(plan["preset"])
         for item in plan["runs"]:
             run = study.Run(item["name"], item["stage"], plan["preset"], item["parameters"], tuple(item["needs"]))
-            kind, why = state(run, busy(plan["preset"]))
+            kind, why = state(run, live)
             record = read_record(folder(run)) if kind == "done" else None
-            note = headline(run).partition(", ")[2] if record else why
+            note = headline_of(record).partition(", ")[2] if record else why
             rows.append(
                 Row(plan["preset"], plan["variant"], run, kind, record["info"]["seconds"] if record else 0, note)
             )

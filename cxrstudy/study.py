@@ -13,7 +13,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -50,6 +50,11 @@ def resolve(path: str | Path) -> Path:
 def digest(value: Any, length: int = 6) -> str:
     """A short name for a JSON-like value."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def slug(run: str) -> str:
+    """A run's name without its digest."""
+    return run.rsplit("-", 1)[0]
 
 
 # --------------------------------------------------------------------------------------- parameters of the notebooks
@@ -298,10 +303,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         raise StudyError(f"preset {name!r} reads real images: say where they lie, DATA_ROOT=PATH or --data-root PATH")
     runs: dict[str, Run] = {}
 
-    def add(stage: str, slug: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> str:
+    def add(stage: str, label: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> str:
         values = {key: value for key, value in values.items() if key != "out"}
-        checked = validated(stage, values, f"preset {name}, {stage} {slug}").model_dump(exclude={"out"})
-        run = f"{slug}-{digest([stage, checked])}"
+        checked = validated(stage, values, f"preset {name}, {stage} {label}").model_dump(exclude={"out"})
+        run = f"{label}-{digest([stage, checked])}"
         out = f"runs/{name}/{stage}/{run}"
         runs[run] = Run(run, stage, name, checked | {"out": out}, needs)
         return run
@@ -323,10 +328,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         on = _named(values.get("data"), data, f"preset {name}: base {key}", "data")
         base[key] = add("pretrain", key, values | {"data": folder(on)}, (on,))
 
-    def classify(slug: str, on: str, encoders: list[str], needs: tuple[str, ...]) -> str:
+    def classify(label: str, on: str, encoders: list[str], needs: tuple[str, ...]) -> str:
         which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
         values = preset.classify | {"data": folder(on), "folds": folds} | which
-        return add("classify", slug, values, (on, *needs))
+        return add("classify", label, values, (on, *needs))
 
     points: list[str] = []
     rungs: list[str] = []
@@ -342,20 +347,20 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             )
         for values in _unfold(ladder.model_dump(exclude={"data", "base"}), Pretrain):
             values |= {"data": folder(on), "base": folder(from_) if from_ else ""}
-            slug = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
+            label = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
             needs = (on, from_) if from_ else (on,)
             if not folds:
-                trained = [add("pretrain", slug, values, needs)]
+                trained = [add("pretrain", label, values, needs)]
             else:
                 others = [{"splits": [f for f in folds if f != held]} for held in folds]
                 trained = [
-                    add("pretrain", f"{slug}-{h}", values | o, needs) for h, o in zip(folds, others, strict=True)
+                    add("pretrain", f"{label}-{h}", values | o, needs) for h, o in zip(folds, others, strict=True)
                 ]
             rungs += trained
-            points.append(classify(slug, on, [folder(run) for run in trained], tuple(trained)))
+            points.append(classify(label, on, [folder(run) for run in trained], tuple(trained)))
     for on, from_ in evaluated:
         if from_:
-            points.append(classify(f"base-{runs[from_].name.rsplit('-', 1)[0]}", on, [folder(from_)], (from_,)))
+            points.append(classify(f"base-{slug(from_)}", on, [folder(from_)], (from_,)))
         for control in preset.controls:
             points.append(classify(control.replace(":", "-"), on, [control], ()))
     check_ladders([runs[rung] for rung in rungs], {run.folder: run.parameters.get("size") for run in runs.values()})
@@ -372,9 +377,7 @@ def _named(key: Any, known: dict[str, str], where: str, block: str) -> str:
 
 def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, Any]]:
     """Every combination of the values that are lists, but for parameters that are lists themselves."""
-    takes_list = {
-        n for n, f in model.model_fields.items() if list in (get_origin(f.annotation), *get_args(f.annotation))
-    }
+    takes_list = {name for name, field in model.model_fields.items() if get_origin(field.annotation) is list}
     axes = {k: v if isinstance(v, list) and k not in takes_list else [v] for k, v in values.items()}
     empty = [name for name, choices in axes.items() if not choices]
     if empty:

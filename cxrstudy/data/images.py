@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ from PIL import Image
 
 from cxrstudy.data import dicom, synthetic
 from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
+from cxrstudy.files import write_text
+from cxrstudy.progress import Progress
 
 CHUNK = 256  # images handled at a time
-Progress = Callable[[Iterable], Iterable]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def prepare(
     pd.DataFrame(quarantine, columns=["image_id", "path", "reason"]).to_csv(out / "quarantine.csv", index=False)
     write_manifest(manifest.iloc[kept].reset_index(drop=True), out / "manifest.parquet")
     facts = {"size": size, "mean": float(mean), "std": float(variance**0.5), "quarantined": len(quarantine)}
-    done.write_text(json.dumps(info | facts, indent=1))
+    write_text(done, json.dumps(info | facts, indent=1))
     return open_prepared(out)
 
 

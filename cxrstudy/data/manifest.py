@@ -6,13 +6,13 @@ report (string or missing); ``label:NAME`` (structured labels as recorded: 1, 0 
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cxrstudy.data.vocabulary import LABELS, VIEWS
+from cxrstudy.files import replacing
 
 REQUIRED = ("image_id", "patient_id", "study_id", "path")
 ALLOWED = {"view": VIEWS, "sex": ("F", "M")}
@@ -62,11 +62,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
 def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
     """Validate and write a manifest atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    validate(manifest, str(path)).to_parquet(scratch, index=False)
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        validate(manifest, str(path)).to_parquet(scratch, index=False)
 
 
 def _unit_hash(values: pd.Series, key: str) -> np.ndarray:

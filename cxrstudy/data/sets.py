@@ -1,15 +1,15 @@
 """A data run: card to manifest, patients to splits, images to one array; what every other notebook then reads."""
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cxrstudy import study
 from cxrstudy.data import cards, synthetic
 from cxrstudy.data.images import Prepared, open_prepared, prepare
 from cxrstudy.data.manifest import assign_splits
+from cxrstudy.progress import Progress
 
 
-def prepare_data(p: study.Data, *, progress: Callable[[Iterable], Iterable] = iter) -> Prepared:
+def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     """Prepare the data set that ``p`` describes in ``p.out`` (see ``images.prepare``), or open it if it stands."""
     card = cards.read_card(p.card)
     manifest = cards.load_manifest(p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed)
@@ -28,7 +28,7 @@ def prepare_data(p: study.Data, *, progress: Callable[[Iterable], Iterable] = it
     return prepare(manifest, study.resolve(p.out), size=p.size, info=info, progress=progress)
 
 
-def open_data(folder: str, *, progress: Callable[[Iterable], Iterable] = iter) -> tuple[Prepared, Path]:
+def open_data(folder: str, *, progress: Progress = iter) -> tuple[Prepared, Path]:
     """The prepared data in ``folder``; for an empty name the small synthetic default, made on the spot once."""
     if folder:
         path = study.resolve(folder)

@@ -1,6 +1,5 @@
 """From images to feature rows: one pass of a frozen encoder, patch features pooled in the parts asked for."""
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cxrstudy.data.images import Prepared
-
-Progress = Callable[[Iterable], Iterable]
+from cxrstudy.progress import Progress
 
 
 def pool_tokens(tokens: Tensor, pooling: str) -> Tensor:

@@ -1,6 +1,5 @@
 """The one protocol under which every encoder is judged: who is labelled, who is tested, and that nobody leaks."""
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ from cxrstudy import encoders, study
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import label_array, label_names, patients_hash
 from cxrstudy.data.vocabulary import DEVICES, LABELS
-from cxrstudy.evaluate.classification import Probe, evaluate, fit_probe
+from cxrstudy.evaluate.classification import evaluate, fit_probe
 from cxrstudy.evaluate.features import covariates, encode
-
-Progress = Callable[[Iterable], Iterable]
-CONTROLS = ("pixels", "covariates")
+from cxrstudy.progress import Progress
 
 
 class LeakError(ValueError):
@@ -26,19 +23,16 @@ def open_subject(name: str, size: int, seed: int) -> tuple[Any, dict[str, Any], 
     """(encoder, what it is, patients it was pretrained on) for a value of the parameter ``encoder``."""
     if name == "covariates":
         return None, {"paradigm": "control", "encoder": "covariates", "n_images": 0, "samples_seen": 0}, set()
-    folder = study.resolve(name)
-    folder = folder / "encoder" if (folder / "encoder" / "encoder.json").is_file() else folder
-    is_folder = (folder / "encoder.json").is_file()
-    encoder = encoders.load_encoder(folder if is_folder else name, size=size, seed=seed)
-    if not is_folder:
+    folder = encoders.encoder_folder(study.resolve(name))
+    encoder = encoders.load_encoder(folder or name, size=size, seed=seed)
+    if folder is None:
         control = name == "pixels" or name.startswith("random:")
         kind = "control" if control else "open weights"
         return encoder, {"paradigm": kind, "encoder": name, "n_images": 0, "samples_seen": 0, "seed": seed}, set()
-    listed = folder / "patients.txt"
-    if encoder.info.get("n_images") and not listed.is_file():
+    patients = encoders.listed_patients(folder)
+    if encoder.info.get("n_images") and patients is None:
         raise LeakError(f"{folder}: patients.txt is missing: nobody can tell whom it was pretrained on; run it again")
-    patients = set(listed.read_text(encoding="utf-8").split("\n")) if listed.is_file() else set()
-    return encoder, dict(encoder.info), patients
+    return encoder, dict(encoder.info), patients or set()
 
 
 def labelled_rows(prepared: Prepared, p: study.Classify) -> pd.DataFrame:
@@ -65,18 +59,17 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
     table = labelled_rows(prepared, p)
     names = p.labels or [name for name in label_names(table) if name in LABELS and _both(table, name)]
     parts = _parts(table, p)
-    scores, tests, probes, subjects = [], [], [], []
+    judged = p.fold_encoders or [p.encoder] * len(parts)
+    scores, tests, probes = [], [], []
     opened: dict[str, tuple[Any, dict[str, Any], set[str]]] = {}
-    for k, triple in enumerate(parts):  # before anything is computed
-        name = p.fold_encoders[k] if p.fold_encoders else p.encoder
+    for name, triple in zip(judged, parts, strict=True):  # before anything is computed
         if name not in opened:
             opened[name] = open_subject(name, prepared.info["size"], p.seed)
         _refuse_leak(opened[name][2], triple[2] if p.folds else pd.concat(triple), name)
     cached: dict[str, np.ndarray] = {}
-    for k, (train, validation, test) in enumerate(parts):
-        name = p.fold_encoders[k] if p.fold_encoders else p.encoder
-        encoder, subject, _ = opened[name]
+    for name, (train, validation, test) in zip(judged, parts, strict=True):
         if name not in cached:
+            encoder = opened[name][0]
             rows = np.concatenate([part["row"].to_numpy() for part in (train, validation, test)])
             if encoder is None:
                 x = covariates(prepared.manifest)
@@ -96,11 +89,10 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
         scores.append(probe.decision_function(x[test["row"]]).astype(np.float32))  # judged as they are kept
         tests.append(test)
         probes.append(probe)
-        subjects.append(subject)
     held, pooled_scores = pd.concat(tests), np.concatenate(scores)
     truth = label_array(held, names, truth=True)
     labelled = pd.concat([part for parts_ in parts for part in parts_])
-    subject = subjects[0] | {
+    subject = opened[judged[0]][1] | {
         "data": Path(p.data).name,
         "kind": prepared.info["kind"],
         "institution": prepared.info["institution"],
@@ -181,6 +173,3 @@ def save_scores(result: dict[str, Any], path: Path) -> None:
         columns[f"score:{name}"] = result["scores"][:, k]
         columns[f"truth:{name}"] = result["truth"][:, k].astype(np.float32)
     pd.DataFrame(columns).to_parquet(path, index=False, compression="zstd")
-
-
-__all__ = ["CONTROLS", "LeakError", "Probe", "labelled_rows", "open_subject", "run", "save_scores", "score"]

@@ -4,10 +4,9 @@ Which sample stands at position p of the order is a pure function of (seed, p), 
 a checkpoint is weights, optimiser and one integer, and a killed run resumes where it was.
 """
 
+import contextlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from cxrstudy import encoders, study
 from cxrstudy.data import images as stores
 from cxrstudy.data.manifest import nested_subset
+from cxrstudy.files import replacing
 from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.clip import Captions, captions, clip_loss, mixed, target_ids, unicl_loss
-
-Progress = Callable[[Iterable], Iterable]
+from cxrstudy.progress import Progress
 
 
 def precision(asked: str, device: torch.device) -> torch.dtype:
@@ -124,22 +123,19 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
         chosen = torch.from_numpy(as_prompt)[:, None]
         tokens = torch.where(chosen, prompt_tokens[texts.label_set[take]], report_tokens[take])
         tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(device)
-        counter = FlopCounterMode(display=False) if flops == 0 else None
-        if counter:
-            counter.__enter__()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            pooled = image_encoder.pool(x.contiguous(memory_format=torch.channels_last))
-            image_rows, text_rows = text.embed_image(pooled), text.embed_text(tokens)
-        image_rows, text_rows, scale = image_rows.float(), text_rows.float(), text.scale()
-        if p.paradigm == "clip":
-            loss = clip_loss(image_rows, text_rows, scale)
-        else:
-            targets = target_ids(texts.label_set[take], as_prompt).to(device)
-            loss = unicl_loss(image_rows, text_rows, targets, scale)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with FlopCounterMode(display=False) if flops == 0 else contextlib.nullcontext() as counter:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                pooled = image_encoder.pool(x.contiguous(memory_format=torch.channels_last))
+                image_rows, text_rows = text.embed_image(pooled), text.embed_text(tokens)
+            image_rows, text_rows, scale = image_rows.float(), text_rows.float(), text.scale()
+            if p.paradigm == "clip":
+                loss = clip_loss(image_rows, text_rows, scale)
+            else:
+                targets = target_ids(texts.label_set[take], as_prompt).to(device)
+                loss = unicl_loss(image_rows, text_rows, targets, scale)
+            loss.backward()
         if counter:
-            counter.__exit__(None, None, None)
             flops = counter.get_total_flops() / len(take)  # a sample; the same at every step but for text length
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -186,18 +182,16 @@ def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) 
 
 
 def seen_patients(encoder: str) -> list[str]:
-    """Patients whose images an encoder folder was pretrained on, its base's included; none are known for others."""
-    path = study.resolve(encoder) / "patients.txt" if encoder else None
-    path = path if path is None or path.is_file() else path.parent / "encoder" / "patients.txt"
-    return path.read_text(encoding="utf-8").split("\n") if path is not None and path.is_file() else []
+    """Patients whose images an encoder was pretrained on, its base's included; none are known of a mere name."""
+    folder = encoders.encoder_folder(study.resolve(encoder)) if encoder else None
+    return sorted((encoders.listed_patients(folder) if folder else None) or ())
 
 
 def build(p: study.Pretrain, prepared: stores.Prepared, texts: Captions) -> tuple[encoders.Encoder, encoders.Text]:
     """Image encoder and text tower: the base's, or new ones; a base without a text tower gets a new one."""
     corpus = texts.prompts + [report for report in texts.reports if report]
     if p.base:
-        folder = study.resolve(p.base)
-        folder = folder / "encoder" if (folder / "encoder").is_dir() else folder
+        folder = encoders.encoder_folder(study.resolve(p.base)) or study.resolve(p.base)
         image_encoder = encoders.load_encoder(folder).requires_grad_(True).train()
         text = encoders.load_text(folder, image_encoder.channels)
     else:
@@ -216,9 +210,8 @@ def _checkpoint(
     out: Path, key: str, model: nn.Module, optimiser: Any, step: int, curve: Any, flops: float, seconds: float
 ) -> None:
     state = {"key": key, "step": step, "curve": curve, "flops": flops, "seconds": seconds}
-    scratch = out / f".checkpoint.{os.getpid()}.pt"
-    torch.save(state | {"model": model.state_dict(), "optimiser": optimiser.state_dict()}, scratch)
-    os.replace(scratch, out / "checkpoint.pt")
+    with replacing(out / "checkpoint.pt") as scratch:
+        torch.save(state | {"model": model.state_dict(), "optimiser": optimiser.state_dict()}, scratch)
 
 
 def _resume(out: Path, key: str, model: nn.Module, optimiser: Any) -> dict[str, Any]:

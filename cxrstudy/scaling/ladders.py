@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxrstudy import study
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap
 from cxrstudy.scaling.fit import fit_scaling
 
@@ -121,7 +122,7 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
             continue
         bases = reference(table, task, metric)
         for row in ladder.itertuples():
-            pattern = re.escape(f"base-{_slug(row.base)}-") + "[^-]+"
+            pattern = re.escape(f"base-{study.slug(row.base)}-") + "[^-]+"
             near = bases[(bases["paradigm"] != "control") & (bases["data"] == row.data)]
             own = [
                 folder for run, folder in zip(near["run"], near["folder"], strict=True) if re.fullmatch(pattern, run)
@@ -133,7 +134,3 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
                 point = {"task": task, "paradigm": row.paradigm, "n_images": row.n_images, "seed": row.seed}
                 rows.append(point | {"gain": value - base_value, "low": low, "high": high})
     return pd.DataFrame(rows, columns=["task", "paradigm", "n_images", "seed", "gain", "low", "high"])
-
-
-def _slug(run: str) -> str:
-    return run.rsplit("-", 1)[0]
