@@ -1,0 +1,217 @@
+"""The words in which radiologists name findings, lines and tubes, deny them and doubt them; `reports` reads by them."""
+
+# Phrases: regular expressions that begin with two letters, split at ' | '; the text they meet is lower case with single
+# blanks for blanks, hyphens and wrapped lines. Where several fit at one place, the first one down this page counts. In
+# a name's place, 'name?' is doubted (an opacity that curators do not count as the finding), 'name!' denied, '+' both.
+_SEEN = (
+    "(?:seen|identified|visuali[sz]ed|demonstrated|present|evident|appreciated|detected|noted|apparent|observed|visible"
+    "|confirmed|found|recogni[sz]ed|shown|suspected|discernible)"
+)
+_SLIGHT = (
+    "(?:(?:significant|interval|appreciable|definite|acute|substantial|evidence of|apparent|obvious|major|further"
+    "|radiographic|detectable|other|marked|great|clear|particular|significantly|appreciably|substantially|greatly|much"
+    "|visible|relevant|considerable) )*"
+)
+_CHANGE = "(?:chang|increas|decreas|improve|worsen|progress|differen|alter)\\w*"
+_NEARLY = (
+    "(?:nearly|almost|partially|partly|mostly|largely|incompletely|near|partial|incomplete|nearly complete"
+    "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually|essentially)"
+)
+CUES = {
+    "idle": (  # cue words that deny nothing
+        f"no {_SLIGHT}{_CHANGE} | without {_SLIGHT}{_CHANGE} | not {_SLIGHT}{_CHANGE} | not only | not as "
+        "| not well "
+        "| not (?:fully|optimally|entirely|completely|adequately|included|imaged|evaluated|assessed|enough"
+        "|convincingly) "
+        f"| {_NEARLY} (?:completely |entirely |totally |complete )?(?:resol\\w+|clear(?:ed|ing)|remov\\w+"
+        "|disappear\\w+) | normal for | normal variant\\w* | normal post\\w* | lordotic "
+        "| except(?:ed|ional)\\w* | known | no doubt | may (?:19|20)\\d\\d | no comparison\\w* | no prior\\w* "
+        "| no previous\\w* | clear up"
+    ),
+    "doubted": (  # what stands before
+        "cannot (?:be )?(?:\\w+ )?(?:be )?(?:excluded|ruled out) | can not be (?:\\w+ )?(?:excluded|ruled out) "
+        "| can't be (?:\\w+ )?(?:excluded|ruled out) | not (?:be )?(?:\\w+ )?(?:excluded|ruled out) "
+        "| could (?:not )?be (?:\\w+ )?(?:excluded|ruled out) | (?:is|are|remains?|also) possible "
+        "| is questioned | (?:is|remains?) (?:a |another |also )?(?:a )?(?:consideration|possibility|concern) "
+        "| (?:may|might|could|can) (?:also |still )?(?:be present|exist|be considered|coexist) "
+        "| (?:may|might|could|can) (?:also )?(?:have|look|appear) (?:\\w+ )?(?:\\w+ )?(?:appearance|like"
+        "|similar)\\w* "
+        "| (?:should|must|would have to|has to|needs? to) be (?:\\w+ )?(?:considered|excluded|ruled out) "
+        "| (?:is|thought|felt|considered) (?:to be )?less likely | less likely(?=[.;\\n]) "
+        "| (?:is|are|remains?) (?:also )?(?:in|on|within) the differential"
+    ),
+    "weak": (  # what comes
+        "(?:can ?not|can't|could not|unable to|difficult to|hard to) (?:\\w+ )?(?:exclude|rule out) | exclude "
+        "| rule out | ruling out | excluding | r/o | possib(?:le|ly|ility|ilities) | may | might | could "
+        "| question(?:able|ably|ed|able)? | suspicious (?:for|of) | suspicion | perhaps | less likely "
+        "| equivocal | potential(?:ly)? | concern(?:ing|ed)?(?: for)? | worrisome | differential "
+        "| raises?\\b(?: the)? | can (?:be|represent|reflect|indicate) | considerations? | etiolog(?:y|ies) "
+        "| such as | cannot be | maybe | suggestion | if | unclear | dubious | doubtful | conceivab(?:le|ly) "
+        "| query | uncertain whether"
+    ),
+    "aside": (  # named, not found
+        "history | hx | h/o | evaluate(?: for)? | evaluation for | for evaluation of | assess(?:ment)? for "
+        "| recommend\\w* | to document | to confirm | follow ?up to | reason for | clinical (?:concern|question) "
+        "| advised? | screening for | symptoms of | treated for | complain\\w* | correlat\\w* | workup"
+    ),
+    "gone": (  # denies what stands before or, if nothing does, what comes
+        f"removal(?! of) | resolution(?! of) | no longer(?: \\w*{_SEEN})? | not (?:\\w+ ){{0,2}}{_SEEN} "
+        "| nowhere | resolved | removed | cleared | absent | disappeared | unlikely | was discontinued "
+        "| withdrawn and | ruled out | excluded | not likely | has been out | is negative | none "
+        "| (?:replaced|exchanged) (?:by|with|for) | taken out"
+    ),
+    "no": (
+        "no | without | w/o | free of | free from | clear of | negative for | absence of | denies | never "
+        "| neither | nor | not | lack of | lacks | rather than | resolution | removal | exclusion of | nil "
+        "| clearing of | clearance of | instead of | devoid of"
+    ),
+    "but": (  # ends every scope
+        "but | however | though | although | except | otherwise | which | while | whereas | yet | aside from "
+        "| apart from | other than | there (?:is|are|has|have|was|were|remains?) | besides | despite "
+        "| in addition | status post"
+    ),
+    "with": "with | after | following | associated | because | since | again | now | remains?",
+    "due": "secondary to | due to | related to",  # a denial's
+    "strong": (
+        "(?:compatible|consistent)(?: with)? | represent\\w* | suggest(?:s|ed|ing|ive)? | indicat\\w+ "
+        "| favou?r\\w* | felt to | thought to | in keeping | reflect\\w*"
+    ),
+    "likely": "probab(?:le|ly) | (?:most |very )?likely | presum\\w+",
+    "or": "or | versus | vs | and/or",
+    "and": "and",
+}
+_JUGULAR = "(?:internal jugular|external jugular|jugular|ijv?|subclavian|femoral)"
+_BLUR = "(?:disease|process|infiltrat|consolid|infecti|pneumon)\\w*"
+TERMS = {
+    "": (  # nothing of ours, whatever its words
+        "(?:prior|previous|old|remote|recent|resolved) (?:\\w+ )?pneumonia "
+        "| pericardial (?:fluid|effusion|thickening)(?: or effusion)?s? | joint effusions? | knee effusions? "
+        "| mass effect | (?:body|bone|muscle|ventricular) mass | mass like "
+        "| fracture[ds]? (?:(?!or |and |with|no )\\w+ ){0,3}(?:wire|suture|lead|catheter)s? "
+        "| soft tissue (?:edema|mass) "
+        "| subcutaneous edema | peripheral edema | pedal edema | (?:ecg|ekg) (?:lead|wire|device)s? "
+        "| monitor(?:ing)? (?:lead|wire|line|device)s? | telemetry (?:lead|wire)s? | superficial leads? "
+        "| overlying leads? | catheterization "
+        "| heart (?:failure|valve|rate|disease|attack|border|block|transplant)s? "
+        "| cardiac (?:monitor\\w*|valve|surgery|arrest|border|apex|catheterization) | side ports? "
+        "| (?:scalp|ankle|leg|extremity|cerebral|laryngeal) edema"
+    ),
+    "cardiomegaly": "cardio ?meg\\w+ | cardiac enlargement",
+    "pleural_effusion": (
+        "(?:pleural|plueral) (?:based )?(?:\\w+ )?(?:eff?us\\w+|fluid) | eff?us(?:ion|on|in|io)s? "
+        "| (?:hydro|hemo|haemo|pyo)thorax | pleuroeffusion"
+    ),
+    "pleural_effusion+pneumothorax": "(?:hydro|hemo|haemo) ?pneumothora\\w+",
+    "pneumothorax": "pneumo ?thora\\w* | (?:pneumo|penumo|pnuemo|pnemo|pneomo|pneumu)th\\w+ | pneumthorax | ptx",
+    "consolidation": (
+        f"consolid\\w+(?: {_BLUR})? | consolodat\\w+ | infiltrat\\w+(?: {_BLUR})? | infiltrate "
+        f"| air ?spaces? {_BLUR}(?: {_BLUR})? | alveolar {_BLUR} | pneumonias? | pnuemonia | penumonia "
+        "| pnemonia | bronchopneumonia | pneumonic \\w+"
+    ),
+    "consolidation?": "(?:air ?spaces?|alveolar) (?:opaci|densit|shadow|filling|change|abnormal)\\w*",
+    "atelectasis": "at(?:ele|ale|lec)\\w* | lob(?:ar|e) collapse | collapsed? (?:of the )?(?:\\w+ ){0,2}(?:lobe|lung)",
+    "edema": "edema | oedema | edematous",
+    "nodule_mass": (
+        "nodules? | round(?:ed)? nodular(?: \\w+){0,2}? (?:opaci|densit|lesion)\\w* "
+        "| nodular(?: \\w+)? lesions? | mass(?:es)? | micronodules? | metastas[ei]s "
+        "| metastatic (?:\\w+ )?(?:disease|lesion|nodule)s?"
+    ),
+    "nodule_mass?": "nodular(?: \\w+){0,3}? (?:opaci|densit|focus|foci|shadow)\\w* | nodularit(?:y|ies)",
+    "fracture": (
+        "fractures? | fractured (?:\\w+ ){0,3}(?:rib|clavicle|humerus|vertebra|sternum|scapula|bone)\\w* "
+        "| ribs? (?:is|are) fractured | fx"
+    ),
+    "tracheostomy_tube": "tracheostomy(?: tube| cannula)? | trach(?: tube)? | tracheotomy(?: tube)?",
+    "gastrostomy_tube": (
+        "gastrostomy(?: tube| catheter)? | gastrojejunostomy(?: tube)? | (?:g|gj|j) tube | peg(?: tube)? "
+        "| jejunostomy(?: tube)?"
+    ),
+    "endotracheal_tube": (
+        "endo ?tracheal(?: tube)? | ett | et tube | tracheal tube | intubat(?:ed|ion) | nasotracheal tube"
+    ),
+    "endotracheal_tube!": "extubat(?:ed|ion)",
+    "nasogastric_tube": (
+        "(?:naso|oro) ?gastric(?: tube| catheter)? | ng(?: tube| catheter)?(?! ?/) | ngt | ogt | og(?: tube)? "
+        "| nasoenteric(?: tube)? | enteric (?:\\w+ )?(?:tube|catheter)s? | feeding (?:tube|catheter) "
+        "| dobb? ?hoff(?: tube| catheter)? | gastric tube | naso(?:jejunal|duodenal)(?: tube)?"
+    ),
+    "swan_ganz_catheter": (
+        "swan(?: ganz)?(?: catheter)? | pulmonary arter(?:y|ial) (?:catheter|line) | pa (?:catheter|line) "
+        "| right heart catheter"
+    ),
+    "picc": (
+        "picc?(?: line| catheter)s? | picc | peripherally inserted (?:central )?(?:venous )?(?:catheter|line) "
+        "| upper extremity (?:central )?(?:venous )?(?:catheter|line)"
+    ),
+    "chest_tube": (
+        "chest (?:tube|drain|drainage tube|drainage catheter)s? | (?:tube )?thoracostomy(?: tube| catheter)?s? "
+        "| pleural (?:drain|tube|catheter|drainage catheter|pigtail catheter)s? "
+        "| pig ?tail(?: pleural)?(?: catheter| drain| tube)?s? | intercostal (?:drain|tube|catheter)s? "
+        "| pleurx(?: catheter)?s? | thoracic drains?"
+    ),
+    "other_catheter": (
+        "(?:hemo)?dialysis (?:\\w+ )?(?:catheter|line)s? | perm ?cath\\w* | hd catheter | vas ?cath\\w* "
+        "| quinton(?: \\w+)? catheter | dual lumen (?:\\w+ )?catheter "
+        f"| {_JUGULAR} (?:\\w+ ){{0,2}}(?:hemo)?dialysis catheter | ventriculo ?peritoneal(?: shunt)? | vp shunt "
+        "| shunt(?: tubing| catheter)?s? | jp drain | (?:mediastinal )?drains? | drainage catheters? "
+        "| port a cath\\w* | porta ?cath\\w* | medi ?ports? | power ?ports? "
+        "| (?:chest |infusion |subcutaneous )?ports? | intra aortic balloon(?: pump)? | iabp "
+        "| umbilical (?:\\w+ )?(?:catheter|line)s?"
+    ),
+    "central_venous_catheter": (
+        "central (?:\\w+ )?(?:venous )?(?:catheter|line|access)s? | cvc | cvl | central venous "
+        "| hickman(?: \\w+)? | broviac(?: \\w+)? "
+        f"| {_JUGULAR} (?:approach |vein |venous |central |tunneled |triple lumen )*(?:catheter|line|cvc|cvl"
+        "|sheath|introducer|cordis|access)s? | venous (?:catheter|line)s? | svc (?:catheter|line) "
+        "| triple lumen catheter"
+    ),
+    "catheter": "catheters? | xxxx a xxxx",
+    "tip": "tip (?:\\w+ ){0,6}(?:svc|superior (?:vena )?(?:cava|xxxx)|cavo ?atrial|right atrium)",
+    "pacemaker": (
+        "pace ?makers? | pacers? | aicds? | icds?(?! \\d) | defibrillators? "
+        "| pacing (?:\\w+ )?(?:lead|wire|device|electrode)s? "
+        "| cardiac (?:\\w+ )?(?:conduction|rhythm|pacing|pacer|implantable|generator|device)(?: \\w+)?(?: device)? "
+        "| cardiac xxxx(?: and| with)? leads?| cardiac (?:\\w+ )?leads? | crt d "
+        "| (?:atrial|ventricular|rv|ra|lv|shock|chamber) (?:\\w+ )?leads? "
+        "| biventricular (?:\\w+ )?(?:device|pacer|lead)s? | (?:dual|single) (?:chamber|lead) (?:\\w+ )?\\w+ "
+        "| transvenous leads? | leads? tips? | cardiac stimulation leads? | pulse generator "
+        "| leads? terminat\\w+ in the (?:right|left)"
+    ),
+}
+SIZES = {  # the heart, what is said of its size, and whose size it may be instead
+    "heart": (
+        "heart(?: size| shadow| silhouette)? "
+        "| cardiac(?: mediastinal| and mediastinal)?(?: silhouette| shadow| contour| size| outline| diameter"
+        "| transverse diameter)?s? "
+        "| cardio ?mediastinal(?: silhouette| shadow| contour| size| structure| outline)?s? "
+        "| cardio ?thoracic(?: ratio)? | cardiopericardial silhouette"
+    ),
+    "upper": (
+        "(?:at )?(?:the )?(?:upper|top|high)(?: limits?)?(?: of)?(?: the)? normal(?: limits?)?(?: in size)? "
+        "| upper limits? | high normal | top normal"
+    ),
+    "large": (
+        "enlarg\\w+ | large | borderline | prominent | prominence | increased? | widen\\w* | globular | big | generous"
+    ),
+    "fine": "normal | unremarkable | within (?:\\w+ )?(?:limits?)? ?(?:of )?normal",
+    "same": "stable | unchanged | similar | obscured",
+    "elsewhere": (
+        "aort\\w+ | hil(?:ar|um|a) | pulmonary (?:arter|vascul|vessel|hil)\\w* | mediastin\\w+ | vascul\\w+ | lungs?"
+    ),
+}
+ABNORMAL = (  # what else keeps a film from being normal
+    "granulom\\w+ | calcif\\w+ | calcinosis | scolio\\w+ | degenerat\\w+ | spondyl\\w+ | emphysem\\w+ | copd "
+    "| hyper ?(?:inflat|expan|disten|lucen|aerat)\\w+ | hypo ?(?:inflat|aerat|ventilat|expan)\\w+ "
+    "| low (?:lung )?volumes? | lung volumes are (?:\\w+ )?low | scar\\w* | fibro\\w+ | thicken\\w+ | blunt\\w+ "
+    "| opaci\\w+ | densit\\w+ | tortuo\\w+ | ectasia | ectatic | atheroscl\\w+ | hernia\\w* | elevat\\w+ "
+    "| eventration | osteophyt\\w* | osteopeni\\w+ | kypho\\w+ | deformit\\w+ | congesti\\w+ | prominen\\w+ "
+    "| increased | interstitial | cuffing | lucenc\\w+ | clips? | sternotomy | wires? | cabg | hardware "
+    "| fusion | prosthe\\w+ | stents? | valves? | anchors? | arthr\\w+ | foreign | implants? | bullets? "
+    "| adenopathy | lymphadenopathy | enlarged | widen\\w* | cyst\\w* | bulla\\w* | blebs? | cavit\\w+ "
+    "| pneumo(?:peritoneum|mediastinum) | curvature | dextro\\w+ | levo\\w+ | wedg\\w+ | compression "
+    "| sclero\\w+ | bronchiectasis | surgical | postsurgical | post(?: )?operative | rods? | streaky | markings "
+    "| flatten\\w* | crowding | shallow | azygos | devices? | mastectomy | unfolded | resect\\w+ | narrowing "
+    "| spurring | bronchitis | hyperten\\w+ | reticular\\w* | spinal dysraph\\w* | coarse\\w* | uncoiled "
+    "| chronic | plate(?:s|like) | screws? | displac\\w+ | ectop\\w+ | sarcoid\\w* | gastric distention "
+    "| dilat\\w+"
+)
