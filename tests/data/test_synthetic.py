@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cxrstudy.data.synthetic import FINGERPRINT, describe, devices, institution, render, sample
+from cxrstudy.data.reports import extract_labels
+from cxrstudy.data.synthetic import FINGERPRINT, alone, describe, devices, institution, render, sample
 from cxrstudy.data.synthetic.findings import LEFT, RIGHT
 from cxrstudy.data.synthetic.projection import ALL, Canvas, Scene, View
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS, VIEWS
@@ -216,6 +218,48 @@ def test_a_mirrored_patient_gives_a_mirrored_image() -> None:
     back = Canvas.of(mirrored, View(**turned, **rest), 64)
     assert there.half("a", ALL)[0].max() > 1.0
     assert torch.equal(there.half("a", ALL)[0], back.half("a", ALL)[0].flip(-1))
+
+
+def test_every_plane_is_computed_on_the_device_asked_for() -> None:
+    """Fake tensors run the whole of it on a GPU that need not be there: an operand left behind raises."""
+    case, _ = render._case(np.arange(64), STUDY, 0)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        ((rows, image, masks, _, _),) = render._pieces(case, STUDY, 64, "cuda")
+    assert rows == slice(0, 64)
+    assert image.device.type == masks.device.type == "cuda"
+    assert masks.shape == (64, len(DEVICES), 64, 64)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_draws_the_same_to_a_thousandth() -> None:
+    here, there = sample(range(200), size=64), sample(range(200), size=64, device="cuda")
+    assert there.image.device.type == "cuda"
+    assert (here.image - there.image.cpu()).abs().max() < 1e-3
+    assert (here.masks != there.masks).mean() < 1e-4
+
+
+@pytest.mark.parametrize("label", ["nodule_mass", "edema", "picc", "chest_tube"])
+def test_alone_a_label_changes_the_image_and_nothing_else_is_there(label) -> None:
+    image, bare, masks = alone(range(8), label, size=64)
+    assert ((image - bare).abs().amax((1, 2, 3)) > 0.02).all()
+    shown = masks.any((2, 3))
+    assert np.array_equal(shown, np.tile(np.array(DEVICES) == label, (8, 1)))
+
+
+@pytest.mark.parametrize("site", ["study", "public-0", "public-5"])
+def test_reports_say_what_they_were_told_to(site) -> None:
+    said = describe(range(3000), institution=site)
+    present = said.told == 1
+    assert (said.labels[present] == 1).all()  # nothing is asserted that is not there
+    assert (said.labels[said.told == 0] == 0).all()
+    read = np.zeros_like(present)
+    for row, text in enumerate(said.report):
+        for name, status in extract_labels(text).items():
+            if status == "present" and name in LABELS:
+                read[row, LABELS.index(name)] = True
+    hits = (present & read).sum(0)
+    f1 = 2 * hits / (present.sum(0) + read.sum(0))
+    assert (f1 >= 0.98).all(), dict(zip(LABELS, f1.round(3), strict=True))
 
 
 def test_large_indices_and_other_seeds_give_other_images() -> None:

@@ -4,9 +4,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from cxrstudy.data import vocabulary
-from cxrstudy.data.synthetic.render import Batch, describe, sample
+from cxrstudy.data.synthetic.render import Batch, alone, describe, sample
 
 SOURCES = [*sorted(Path(__file__).parent.glob("*.py")), Path(vocabulary.__file__)]
 FINGERPRINT = sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()[:12]  # parameters are in sources
 
-__all__ = ["FINGERPRINT", "Batch", "describe", "sample"]
+__all__ = ["FINGERPRINT", "Batch", "alone", "describe", "sample"]

@@ -17,6 +17,11 @@ SOLID = SOFT - LUNG  # what a solid opacity adds where it replaces lung
 BRANCHES = 8  # vessels a lung
 RIB_GAP, RIB_TILT, RIB_FIRST = 23.0, 0.42, 1.8  # mm between ribs; slope down to the front; ribs above the apex
 SIDES = ((-1.0, "right"), (1.0, "left"))
+BONES = (  # optical depth a mm of half chord
+    ("clavicle.{}", 0.06), ("collar.{}", 0.06), ("scapula.{}", 0.030), ("humerus.{}", 0.012), ("shaft.{}", 0.03),
+    ("sternum", 0.02),
+)  # fmt: skip
+TRUNK = ("trapezius", "shoulder", "axilla", "arm")
 SHADOWS = (  # soft tissue that shows against a lung: shape, lung, share of the contrast
     ("arch", "left", 0.8), ("hilum.right", "right", 0.8), ("hilum.left", "left", 0.8), ("atrium", "right", 0.8),
     ("aorta", "left", 0.6),
@@ -39,17 +44,24 @@ def build(
     body = wide * (0.7 + 0.3 * habitus)
     add("torso", (0, 130, -5), (170 * body, 395 * scale, 108 * depth * habitus))
     add("neck", (0, -205, -15), (62 * scale, 120, 62 * scale))
-    add("trapezius", (0, -125 * scale, -30), (140 * wide, 50 * scale, 55))
     bust = np.where(female, patient.uniform("bust", 0.2, 1.3), 0.4 * (habitus > 1.05)) + 0.01
     up = np.where(lateral, -130.0, 0.0)  # the arms are raised for a lateral view
+    away = exam.normal("arms", np.where(supine, -2.0, 12.0), 8.0)  # mm from the trunk
     shrug, sway, sag = exam.normal("shrug", -0.2, 0.06), exam.normal("bust.x", 0, 5), exam.normal("bust.y", 0, 9)
     for s, name in SIDES:
         x = s * wide
-        add(f"shoulder.{name}", (x * 140, -75 * scale + up, -15), (82, 66 * habitus, 72 * habitus), s * 0.45)
+        add(f"trapezius.{name}", (x * 66, -140 * scale, -30), (112 * wide, 36 * habitus, 48), s * 0.3)
+        add(f"shoulder.{name}", (x * 156, -92 * scale + up, -15), (84, 60 * habitus, 66 * habitus), s * 0.5)
+        add(f"axilla.{name}", (x * 138, -8 * scale + 0.5 * up, -15), (50, 120, 62 * habitus), s * 0.12)
+        hang = np.where(lateral, -330.0, 62.0)  # beside the chest, or raised
+        add(f"arm.{name}", (s * (206 * wide + away), hang, -12), (44 * habitus, 168, 46 * habitus), s * -0.08)
+        add(f"shaft.{name}", (s * (204 * wide + away), hang, -12), (11, 150, 11), s * -0.08)
         add(f"lung.{name}", (x * 72, 25 * scale, -8), (64 * wide, 153 * scale, 82 * depth))
         add(f"scapula.{name}", (x * np.where(supine, 120, 142), -62, -75), (22, 62, 5), s * -0.28)
-        add(f"clavicle.{name}", (x * 74, -110 * scale, 45), (74 * wide, 6.5, 6), s * shrug)
-        add(f"humerus.{name}", (x * 182, -100 * scale + up, -10), (22, 26, 22))
+        lift = x * 74 * (shrug + 0.2)  # an S: the inner half rises more than the outer
+        add(f"clavicle.{name}", (x * 44, -107 * scale - 0.3 * s * lift, 50), (46 * wide, 6.5, 6), s * (shrug - 0.08))
+        add(f"collar.{name}", (x * 112, -117 * scale + s * lift, 28), (46 * wide, 6, 6), s * (shrug + 0.24))
+        add(f"humerus.{name}", (x * 181, -88 * scale + up, -10), (23, 27, 23), s * -0.2)
         add(f"hilum.{name}", (x * 43 - s, -8 - 8 * s, -8), (15, 24, 16), s * 0.35)
         add(f"dome.{name}", (x * 76, low + rise * (s > 0) + 110, 8), (78 * wide, 110, 90 * depth))
         add(f"breast.{name}", (s * (80 + sway), 62 + sag + 15 * bust, 85), (66, 60, 30 * bust), s * 0.3)
@@ -89,7 +101,7 @@ def lungs(canvas: Canvas) -> dict[str, Tensor]:
         length = whole[1] - whole[0]
         for name in ("heart", "mediastinum", f"dome.{side}"):
             length.sub_(overlap(whole, canvas.span(name, window)))
-        air[side] = torch.zeros(len(canvas.numbers), canvas.size, canvas.size)
+        air[side] = torch.zeros(len(canvas.numbers), canvas.size, canvas.size, device=canvas.device)
         air[side][window] = length.clamp_(min=0.0)
     return air
 
@@ -143,7 +155,7 @@ def cage(canvas: Canvas, lm: dict[str, Array], broken: Array) -> Tensor:
     tilt, down, start = f32(RIB_TILT / gap), canvas.y * f32(lean_cos / gap), f32(lm["top"] / gap - RIB_FIRST)
     total = torch.zeros_like(path)
     hurt = np.flatnonzero(broken[:, 3] != 0.0)
-    pick = torch.from_numpy(hurt)
+    pick = canvas.put(hurt)
     for w in (near, far):
         z, x = w * cos - canvas.x * sin, canvas.x * cos + w * sin
         phase = (down - start) - z * tilt - x * f32(lean_sin / gap)
@@ -154,7 +166,8 @@ def cage(canvas: Canvas, lm: dict[str, Array], broken: Array) -> Tensor:
             phase[pick] = phase[pick] + outer * (step / f32(gap)[pick])
         edge = phase.sub_(phase.floor()).sub_(0.5).abs_()
         band = edge.neg_().add_(0.27).mul_(6.0).clamp_(0.0, 1.0)
-        bony = z.neg_().add_(62.0).mul_(0.05).clamp_(0.0, 1.0)  # cartilage in front hardly shows
+        bony = z.mul(-0.008).add_(0.85).clamp_(0.55, 1.0)  # in front, ribs are flatter
+        bony.mul_(z.neg_().add_(62.0).mul_(0.05).clamp_(0.0, 1.0))  # and cartilage hardly shows
         total.add_(band.mul_(bony))
     thin = path.neg_().add_(1.4).clamp_(0.35, 1.0)  # the wall is seen edge-on at the sides
     shown = (f32(lm["dome"] + 85.0) - canvas.y).mul_(0.02).clamp_(0.0, 1.0)  # the lowest ribs end at the sides
@@ -168,7 +181,7 @@ def healthy(
     smooth texture, and the optical depth of the vessels; planes are float32 (n, size, size)."""
     air = lungs(canvas)
     body = canvas.half("torso", ALL)[0]
-    for name in ("neck", "trapezius", "shoulder.right", "shoulder.left"):
+    for name in ("neck", *(f"{part}.{side}" for _, side in SIDES for part in TRUNK)):
         part, window = canvas.half(name)
         body[window] = torch.maximum(body[window], part)
     for name in ("breast.right", "breast.left"):
@@ -188,10 +201,10 @@ def healthy(
     gap = (canvas.y[:, window[1]] - canvas.column(lm["dome"])).mul_(1.0 / 27.0)  # discs between vertebrae
     gap = (gap - gap.floor()).sub_(0.5).abs_().mul_(-5.0).add_(1.2).clamp_(0.0, 1.0)
     depth[window] += spine.mul_(2.0 * BONE * 0.55).mul_(1.0 - gap * 0.25)
-    for name, strength in (("clavicle.{}", 0.07), ("scapula.{}", 0.036), ("humerus.{}", 0.036), ("sternum", 0.02)):
+    for name, strength in BONES:
         for side in ("right", "left") if "{" in name else ("",):
             part, window = canvas.half(name.format(side))
-            depth[window] += part.clamp_(max=8.0 if "clav" in name else 16.0).mul_(strength)
+            depth[window] += part.clamp_(max=8.0 if name[0] == "c" else 16.0).mul_(strength)
     for name in ("trachea", "bubble"):
         part, window = canvas.half(name)
         depth[window] -= part.mul_(2.0 * SOFT)

@@ -27,8 +27,8 @@ STRENGTH = (0.42, 0.32, 0.32, 0.32, 0.28, 0.48, 0.44, 0.26)  # optical depth of 
 CONTRAST = {"clear": 1.0, "faint": 0.45}  # named settings of a device's optical depth
 RULES = (  # whence `reach` (mm) counts, well placed between, drawn mean and sd, drawn ranges of the misplaced
     ("above the carina", 30.0, 70.0, (50.0, 8.0), ((-25.0, 18.0), (78.0, 95.0))),
-    ("below the carina", -15.0, 60.0, (28.0, 11.0), ((66.0, 100.0), (-45.0, -22.0))),
-    ("below the carina", -15.0, 60.0, (28.0, 11.0), ((66.0, 100.0), (-45.0, -22.0))),
+    ("below the carina", -15.0, 60.0, (15.0, 19.0), ((66.0, 100.0), (-45.0, -22.0))),
+    ("below the carina", -15.0, 60.0, (15.0, 19.0), ((66.0, 100.0), (-45.0, -22.0))),
     ("right of the midline", 0.0, 45.0, (24.0, 6.5), ((52.0, 80.0), (52.0, 80.0))),
     ("below the left dome's top", 15.0, 90.0, (45.0, 9.0), ((-120.0, 2.0), (-120.0, 2.0))),
     ("inside the rib cage", 15.0, 100.0, (62.0, 13.0), ((-16.0, 8.0), (-16.0, 8.0))),
@@ -132,7 +132,7 @@ def course(device: int, d: Draws, side: Array, reach: Array, lm: dict[str, Array
             (s * (195 * wide), entry + 45 + j("a", 8), 10), (s * np.where(out, 148, 134) * wide, entry + j("b", 5), 5),
             (s * np.where(out, 142 * wide, (112 + j("c", 5)) * wide), 0.5 * (entry + aim), -20), (s * tip, aim, -30),
         )]  # fmt: skip
-    can = (s * 88 * wide + j("a", 13), -68 + j("b", 18), 90)
+    can = (s * 88 * wide + j("a", 13), -68 + j("b", 18), 76)
     vein = [can, (s * (70 + j("c", 5)) * wide, top + 14, 55), (s * 40 * wide, top + 26 + j("e", 4), 30), *join]
     floor = 76 * k + j("f", 5)
     beyond = np.minimum(18.0, reach - 6.0)  # of a lead that has slipped back nothing crosses the valve
@@ -208,8 +208,8 @@ def lay(
 def render(depth: Tensor, canvas: Canvas, held: Devices, wires: Wires) -> Tensor:
     """Add the devices' optical depth to `depth` in place; their masks, bool (n, 7, size, size)."""
     size, spacing = canvas.size, canvas.view.spacing
-    masks = torch.zeros((len(depth), len(DEVICES), size, size), dtype=torch.bool)
-    added = torch.zeros((len(wires.row), size, size))
+    masks = torch.zeros((len(depth), len(DEVICES), size, size), dtype=torch.bool, device=canvas.device)
+    added = torch.zeros((len(wires.row), size, size), device=canvas.device)
     for thick in (False, True):  # in two, as a wide reach is slow
         few = np.flatnonzero((RADIUS[wires.device] > 3.0) == thick)
         device, mm, part = wires.device[few], spacing[wires.row[few]], canvas.rows(wires.row[few])
@@ -222,7 +222,7 @@ def render(depth: Tensor, canvas: Canvas, held: Devices, wires: Wires) -> Tensor
         shown = (far * blur).add_(0.5).clamp_(0.0, 1.0)
         hollow = canvas.column(0.45 * HOLLOW[device])
         shown.sub_((far + 1.6).mul_(blur).add_(0.5).clamp_(0.0, 1.0).mul_(hollow))  # walls 1.6 mm thick
-        added[torch.from_numpy(few)] = shown.mul_(canvas.column(wires.level[few]))
+        added[canvas.put(few)] = shown.mul_(canvas.column(wires.level[few]))
         for k, (row, which) in enumerate(zip(wires.row[few].tolist(), device.tolist(), strict=True)):
             if which != LEAD:
                 masks[row, which] |= far[k] <= 0.0
@@ -231,7 +231,7 @@ def render(depth: Tensor, canvas: Canvas, held: Devices, wires: Wires) -> Tensor
     for name, level in (*((f"electrode{k}", 0.45) for k in range(ELECTRODES)), ("generator", 1.2 * STRENGTH[PACER])):
         rows = np.flatnonzero(held.present[:, PACER] if name == "generator" else held.monitored)
         if len(rows):
-            pick, disc = torch.from_numpy(rows), canvas.rows(rows).soft(name, ALL)[0]
+            pick, disc = canvas.put(rows), canvas.rows(rows).soft(name, ALL)[0]
             if name == "generator":
                 masks[pick, PACER] |= disc > 0.0
             depth[pick] = depth[pick] + disc.mul_(4.0).clamp_(0.0, 1.0).mul_(level)

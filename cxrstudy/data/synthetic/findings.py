@@ -105,7 +105,7 @@ def breaks(found: Findings, patient: Draws, scene: Scene, lm: dict[str, Array]) 
         there = found.on("fracture") * (k < count)
         x, z = side * patient.uniform(f"fracture.x{k}", 56.0, 74.0), -60.0 * lm["depth"]
         y = rib_height(first + k, z, lm)
-        radius = 0.01 + there * patient.uniform(f"fracture.size{k}", 8.0, 11.0)
+        radius = 0.01 + there * patient.uniform(f"fracture.size{k}", 6.0, 9.0)
         scene.add(f"break{k}", (x, y, z), (radius, radius * 0.8, radius))
     return np.stack([side, first, count, step], axis=1)
 
@@ -152,7 +152,7 @@ def paint(
         for name, shape, fuller, strength in SOLIDS:
             rows = np.flatnonzero(found.where(name)[on])
             if len(rows):
-                part, pick = canvas.rows(rows), torch.from_numpy(rows)
+                part, pick = canvas.rows(rows), canvas.put(rows)
                 chord, window = part.half(f"{shape}.{side}")
                 chord = torch.minimum(chord.mul_(2.0 * fuller), air[side][pick][window])
                 if name == "consolidation":
@@ -160,7 +160,7 @@ def paint(
                 add(depth, pick, window, chord.mul_(strength * SOLID))
         rows = np.flatnonzero(found.where("pleural_effusion")[on])
         if len(rows):
-            part, pick = canvas.rows(rows), torch.from_numpy(rows)
+            part, pick = canvas.rows(rows), canvas.put(rows)
             bad, flat = found.severity[rows, INDEX["pleural_effusion"]], supine[rows] * 0.7
             top = canvas.column(lm[f"level.{side}"][rows])
             lung, window = part.soft(f"lung.{side}")
@@ -171,7 +171,7 @@ def paint(
             add(depth, pick, window, full.mul_(air[side][pick][window]).mul_(SOLID * 0.8))
         rows = np.flatnonzero(found.where("pneumothorax")[on])
         if len(rows):
-            part, pick = canvas.rows(rows), torch.from_numpy(rows)
+            part, pick = canvas.rows(rows), canvas.put(rows)
             window = part.window(f"lung.{side}")
             cavity = air[side][pick][window]
             core = part.half(f"rest.{side}", window)[0]
@@ -181,13 +181,13 @@ def paint(
             add(depth, pick, window, (line - bare).mul_(cavity > 0.0).sub_((cavity - left).mul_(SOFT - SOLID)))
     rows = np.flatnonzero(found.on("fracture"))
     if len(rows):
-        part, pick = canvas.rows(rows), torch.from_numpy(rows)
+        part, pick = canvas.rows(rows), canvas.put(rows)
         for k in range(BREAKS):
             chord, window = part.half(f"break{k}")
-            add(depth, pick, window, chord.mul_(2.7 * BONE))
+            add(depth, pick, window, chord.mul_(2.2 * BONE))
     rows = np.flatnonzero(found.on("edema"))
     if len(rows):
-        part, pick = canvas.rows(rows), torch.from_numpy(rows)
+        part, pick = canvas.rows(rows), canvas.put(rows)
         haze = part.soft("haze.right", ALL)[0].add_(part.soft("haze.left", ALL)[0])
         lungs = air["right"][pick].add(air["left"][pick])
         cloud = texture[pick].mul(0.55).add_(0.8).clamp_(0.2, 1.5)

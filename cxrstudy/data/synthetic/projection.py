@@ -106,39 +106,47 @@ def coefficients(shapes: Array, view: View) -> Array:
 
 def root(plane: Tensor) -> Tensor:
     """Square root in place: NumPy's rounds correctly and takes zeros at full speed, torch's (MKL) is 8 times slower."""
+    if plane.device.type != "cpu":
+        return plane.sqrt_()
     np.sqrt(plane.numpy(), out=plane.numpy())
     return plane
 
 
 class Canvas:
-    """The pixel grid of some rows and the planes drawn on it; planes are float32 (n, size, size)."""
+    """The pixel grid of some rows and the planes drawn on it; planes are float32 (n, size, size), on the device of
+    `numbers`. What is drawn of a patient is NumPy's, so that a device sees the same patient to the bit."""
 
     def __init__(self, view: View, size: int, numbers: Tensor, bounds: Array, place: dict[str, int]) -> None:
         ticks = np.arange(size) + 0.5 - size / 2
-        grid = torch.from_numpy((ticks[None] * view.spacing[:, None]).astype(np.float32))
+        self.device = numbers.device
+        grid = self.put((ticks[None] * view.spacing[:, None]).astype(np.float32))
         self.u, self.v, self.size, self.view = grid[:, None, :], grid[:, :, None], size, view
         self.numbers, self.bounds, self.place = numbers, bounds, place
         middle = self.column(view.magnify(0.0 * view.cos))
         self.x, self.y = (self.u - self.column(view.shift_u)) / middle, (self.v - self.column(view.shift_v)) / middle
 
-    @staticmethod
-    def column(value: Array) -> Tensor:
+    def put(self, value: Array) -> Tensor:
+        """An array as a tensor on the canvas's device."""
+        return torch.from_numpy(value).to(self.device)
+
+    def column(self, value: Array) -> Tensor:
         """Numbers (N,) to go with planes: float32 (N, 1, 1)."""
-        return torch.from_numpy(np.asarray(value, dtype=np.float32))[:, None, None]
+        return self.put(np.asarray(value, dtype=np.float32))[:, None, None]
 
     @classmethod
-    def of(cls, scene: Scene, view: View, size: int) -> Canvas:
+    def of(cls, scene: Scene, view: View, size: int, device: str = "cpu") -> Canvas:
         """The canvas on which a scene is seen; `bounds` int (N, K, 4) are the pixels an ellipsoid can touch."""
         numbers = coefficients(np.stack(list(scene.shapes.values()), axis=1), view)
         u, v, k, a, b, c = (numbers[..., i].astype(np.float64) for i in range(6))
         wide, tall = np.sqrt(k / (a - b * b / (4.0 * c))), np.sqrt(k / (c - b * b / (4.0 * a)))
         edges = np.stack([v - tall, v + tall, u - wide, u + wide], axis=-1) / view.spacing[:, None, None] + size / 2
         bounds = np.clip(np.floor(edges) + np.array([-1, 2, -1, 2]), 0, size).astype(np.int64)
-        return cls(view, size, torch.from_numpy(numbers), bounds, {name: k for k, name in enumerate(scene.shapes)})
+        places = {name: k for k, name in enumerate(scene.shapes)}
+        return cls(view, size, torch.from_numpy(numbers).to(device), bounds, places)
 
     def rows(self, index: Array | slice) -> Canvas:
         """The canvas of some rows."""
-        pick = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
+        pick = self.put(index) if isinstance(index, np.ndarray) else index
         return Canvas(self.view.rows(index), self.size, self.numbers[pick], self.bounds[index], self.place)
 
     def window(self, name: str) -> Window:
@@ -175,8 +183,8 @@ class Canvas:
 
     def texture(self, draws: Draws, name: str, cells: int) -> Tensor:
         """Smooth noise, about -1 to 1: random values on a lattice of `cells` to the image's side, interpolated."""
-        lattice = draws.planes(name, cells + 2, cells + 2).mul_(0.6)
-        place = (torch.arange(self.size, dtype=torch.float32) + 0.5) * (cells / self.size)
+        lattice = draws.planes(name, cells + 2, cells + 2).to(self.device).mul_(0.6)
+        place = (torch.arange(self.size, dtype=torch.float32, device=self.device) + 0.5) * (cells / self.size)
         low = place.floor()
         t = place - low
         t = t * t * (3.0 - 2.0 * t)
@@ -194,17 +202,17 @@ class Canvas:
         spacing, size = self.view.spacing[:, None], self.size
         column, row = u / spacing + size / 2 - 0.5, v / spacing + size / 2 - 0.5
         count = int(reach * size / FIELD_LEAST + 0.5)  # never of the batch at hand: a sample must not feel its fellows
-        steps = torch.arange(-count, count + 1)
-        c, r, thick = (torch.from_numpy(a.astype(np.float32, order="C")) for a in (column, row, radius))
+        steps = torch.arange(-count, count + 1, device=self.device)
+        c, r, thick = (self.put(a.astype(np.float32, order="C")) for a in (column, row, radius))
         ci, ri = (c + 0.5).floor().int()[..., None] + steps, (r + 0.5).floor().int()[..., None] + steps
-        mm = torch.from_numpy(spacing.astype(np.float32))[..., None]
+        mm = self.put(spacing.astype(np.float32))[..., None]
         dc, dr = (ci - c[..., None]).mul_(mm), (ri - r[..., None]).mul_(mm)
         far = root((dc * dc)[..., None, :] + (dr * dr)[..., :, None]).sub_(thick[..., None, None])
         wide = size + 2  # a rim of one pixel takes what falls outside
         ci, ri = (ci + 1).clamp_(0, wide - 1), (ri + 1).clamp_(0, wide - 1)
-        start = torch.arange(len(c))[:, None, None] * (wide * wide)
+        start = torch.arange(len(c), device=self.device)[:, None, None] * (wide * wide)
         place = (start + ri * wide)[..., :, None] + ci[..., None, :]
-        plane = torch.full((len(c) * wide * wide,), 1e3)
+        plane = torch.full((len(c) * wide * wide,), 1e3, device=self.device)
         plane.scatter_reduce_(0, place.reshape(-1), far.reshape(-1), "amin")
         return plane.view(-1, wide, wide)[:, 1:-1, 1:-1]
 

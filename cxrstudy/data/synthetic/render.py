@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,9 +13,10 @@ from cxrstudy.data.synthetic import anatomy, devices, findings, wording
 from cxrstudy.data.synthetic.devices import Devices
 from cxrstudy.data.synthetic.draws import Array
 from cxrstudy.data.synthetic.findings import Findings
-from cxrstudy.data.synthetic.institution import BLOCK, POOL, Institution, Roster, institution, roster
+from cxrstudy.data.synthetic.institution import BLOCK, POOL, Institution, Roster, roster
+from cxrstudy.data.synthetic.institution import institution as find_institution
 from cxrstudy.data.synthetic.projection import POINTS, Canvas, Scene, Tensor, View, turn
-from cxrstudy.data.vocabulary import DEVICES, LABELS
+from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
 
 GROUP = 512  # rows whose parameters are drawn together
 CHUNK_PIXELS = 64 * 64 * 64  # pixels drawn together: 16 rows at 64 px are half as fast as 64, for the calls' sake
@@ -35,6 +36,7 @@ class Batch:
     reported: Array  # float32 (N, L), structured labels with their errors, NaN where not recorded
     masks: Array | None  # bool (N, D, size, size)
     report: list[str]
+    told: Array  # float32 (N, L), what the report was told to say: 1 present, 0 absent, 0.5 doubted, NaN not mentioned
     patient_id: Array  # str (N,)
     study_id: Array  # str (N,)
     view: Array  # str (N,): "PA", "AP", "LATERAL"
@@ -95,7 +97,9 @@ def expose(depth: Tensor, canvas: Canvas, who: Roster, site: Institution, lm: di
     gain = d.uniform("gain", *site.gain) * scanner["gain"] * np.where(who.lateral, 0.1, 0.125)  # an eighth of it
     aim = lm["body.depth"] - 0.5 * lm["lung.depth"]  # automatic exposure: between lung and abdomen
     aimed = power(1.0 + gain * aim)
-    noise = d.planes("noise", size, size).mul_(column(scanner["noise"] * max(size / 64.0, 1.0) ** 0.5))
+    noise = (
+        d.planes("noise", size, size).to(canvas.device).mul_(column(scanner["noise"] * max(size / 64.0, 1.0) ** 0.5))
+    )
     beam = power((depth * column(gain)).add_(1.0)).mul_(noise.add_(1.0)).add_(column(aimed * scanner["scatter"]))
     middle = column(aimed * d.normal("exposure", 1.0, 0.13))
     shown = middle / (beam + middle)
@@ -116,19 +120,22 @@ def marker(canvas: Canvas, who: Roster, share: Array) -> Tensor:
     row = ((canvas.v - canvas.column(v)) / canvas.column(dot)).floor().long()
     on = ((column >= 0) & (column < 5)) & ((row >= 0) & (row < 7))
     place = (row.clamp(0, 6) * 5 + column.clamp(0, 4)).view(len(right), -1)
-    lit = GLYPHS[torch.from_numpy(right.astype(np.int64))].gather(1, place).view(on.shape) * on
+    lit = GLYPHS.to(canvas.device)[canvas.put(right.astype(np.int64))].gather(1, place).view(on.shape) * on
     return lit.mul_(canvas.column(d.chance("marker", share) * d.uniform("marker.light", 0.75, 1.0)))
 
 
-def sample(indices: Sequence[int] | Array, *, institution: str = "study", size: int, seed: int = 0) -> Batch:
+def sample(
+    indices: Sequence[int] | Array, *, institution: str = "study", size: int, seed: int = 0, device: str = "cpu"
+) -> Batch:
     """The images of some indices (any integers from 0) of an institution, `size` pixels to the side.
 
     A sample depends on (seed, institution, index) alone, to the bit, whatever is asked for beside it. "public" is the
-    pool: its blocks of 16 indices go round public-0 to public-7. "-faint" after a name makes the devices faint.
+    pool: its blocks of 16 indices go round public-0 to public-7. "-faint" after a name makes the devices faint. Planes
+    are computed, and images left, on the torch `device`; other devices may round differently (within 1e-3).
     """
     if not 32 <= size <= 1024:
         raise ValueError(f"size {size} is not in 32..1024")
-    return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, size, seed)
+    return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, size, seed, device)
 
 
 def describe(indices: Sequence[int] | Array, *, institution: str = "study", seed: int = 0) -> Batch:
@@ -136,18 +143,38 @@ def describe(indices: Sequence[int] | Array, *, institution: str = "study", seed
     return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, None, seed)
 
 
-def _draw(index: Array, name: str, size: int | None, seed: int) -> Batch:
+def alone(
+    indices: Sequence[int] | Array, label: str, *, institution: str = "study", size: int, severity: float = 0.7
+) -> tuple[Tensor, Tensor, Array]:
+    """The x-rays of some indices as if `label` were all that their patients had: images with it and without, (N, 1,
+    size, size) each, and masks (N, D, size, size). For looking at, and for tests of what a finding adds."""
+    with torch.no_grad():
+        site = find_institution(institution)
+        case, _ = _case(np.asarray(indices, dtype=np.int64), site, 0)
+        case.found.present[:] = case.held.present[:] = case.held.monitored[:] = False
+        bare = _render(case, site, size)[0]
+        if label in FINDINGS:
+            case.found.present[:, FINDINGS.index(label)] = True
+            case.found.severity[:, FINDINGS.index(label)] = severity
+        else:
+            case.held.present[:, DEVICES.index(label)] = True
+        image, masks, _, _ = _render(case, site, size)
+        return image, bare, masks
+
+
+def _draw(index: Array, name: str, size: int | None, seed: int, device: str = "cpu") -> Batch:
     """`sample`, or `describe` where there is no size."""
     if index.size and index.min() < 0:
         raise ValueError("indices start at 0")
     stem, dash, contrast = name.partition("-faint")
     with torch.no_grad():
         if stem != "public":
-            return _one(index, institution(name), size, seed)
+            return _one(index, find_institution(name), size, seed, device)
         block = index // BLOCK
         number, own = block % POOL, block // POOL * BLOCK + index % BLOCK
         rows = [np.flatnonzero(number == k) for k in range(POOL)]
-        parts = [_one(own[r], institution(f"public-{k}{dash}{contrast}"), size, seed) for k, r in enumerate(rows)]
+        sites = [find_institution(f"public-{k}{dash}{contrast}") for k in range(POOL)]
+        parts = [_one(own[r], site, size, seed, device) for site, r in zip(sites, rows, strict=True)]
         return _join(parts, np.argsort(np.concatenate(rows)))
 
 
@@ -162,7 +189,7 @@ def _join(parts: list[Batch], back: Array) -> Batch:
         elif values[0] is None:
             joined[name] = None
         elif name == "image":
-            joined[name] = torch.cat(values)[torch.from_numpy(back)]
+            joined[name] = torch.cat(values)[torch.from_numpy(back).to(values[0].device)]
         else:
             joined[name] = np.concatenate(values)[back]
     return Batch(**joined)  # type: ignore[arg-type]
@@ -192,17 +219,17 @@ def _case(index: Array, site: Institution, seed: int) -> tuple[Case, Case]:
     return cases[0], cases[1]
 
 
-def _one(index: Array, site: Institution, size: int | None, seed: int) -> Batch:
+def _one(index: Array, site: Institution, size: int | None, seed: int, device: str) -> Batch:
     """`_draw` for one institution."""
     now, before = _case(index, site, seed)
     who, found, held = now.who, now.found, now.held
     labels = np.concatenate([found.present, held.present], axis=1).astype(np.float32)
     patients = [f"{site.name}-p{k:08d}" for k in who.number.tolist()]
     exams = [f"{p}-s{k}" for p, k in zip(patients, who.exam.tolist(), strict=True)]
-    report = wording.write(who.exam_draws, site, (found, held), (before.found, before.held), who.exam > 0)
-    image, masks, tips, spacing = (None,) * 4 if size is None else _render(now, site, size)
+    report, told = wording.write(who.exam_draws, site, (found, held), (before.found, before.held), who.exam > 0)
+    image, masks, tips, spacing = (None,) * 4 if size is None else _render(now, site, size, device)
     return Batch(
-        image=image, labels=labels, reported=_record(who, site, labels), masks=masks, report=report,
+        image=image, labels=labels, reported=_record(who, site, labels), masks=masks, report=report, told=told,
         patient_id=np.array(patients, dtype=str), study_id=np.array(exams, dtype=str), age=now.age,
         view=np.where(who.lateral, "LATERAL", np.where(who.ap, "AP", "PA")), sex=np.where(now.female, "F", "M"),
         severity=np.where(found.present, found.severity, np.nan), malpositioned=held.malpositioned,
@@ -220,12 +247,14 @@ def prepare(case: Case, site: Institution, size: int) -> tuple[Scene, dict[str, 
     return scene, lm, look(who, site, size), findings.breaks(case.found, d, scene, lm)
 
 
-def _render(case: Case, site: Institution, size: int) -> tuple[Tensor, Array, Array, Array]:
-    """Images, masks, tips in pixels, pixel spacing. Parameters are drawn for many rows at once, planes for a chunk."""
-    n, chunk = len(case.age), max(1, CHUNK_PIXELS // (size * size))
-    image, masks = torch.empty((n, 1, size, size)), np.empty((n, len(DEVICES), size, size), dtype=bool)
-    tips, spacing = np.empty((n, len(DEVICES), 2)), np.empty(n)
-    for first in range(0, n, GROUP):
+Piece = tuple[slice, Tensor, Tensor, Array, Array]
+
+
+def _pieces(case: Case, site: Institution, size: int, device: str) -> Iterator[Piece]:
+    """Images and masks on the device, tips in pixels and pixel spacing, with the rows they are of. Parameters are drawn
+    for many rows at once, planes for a chunk."""
+    chunk = max(1, CHUNK_PIXELS // (size * size))
+    for first in range(0, len(case.age), GROUP):
         rows = slice(first, first + GROUP)
         part = Case(case.who.rows(rows), case.female[rows], case.age[rows], case.found.rows(rows), case.held.rows(rows))
         who, found, held, patient = part.who, part.found, part.held, part.who.patient_draws
@@ -233,8 +262,8 @@ def _render(case: Case, site: Institution, size: int) -> tuple[Tensor, Array, Ar
         thick = 1.0 + 0.35 * found.on("edema") + 0.12 * patient.normal("vessels")
         tree = anatomy.branches(patient.child("tree"), scene, view, thick, size)
         wires, ends = devices.lay(held, who.exam_draws, scene, lm, found, view, size, site.device_contrast)
-        tips[rows], spacing[rows] = pixels(ends, view, size), view.spacing
-        whole = Canvas.of(scene, view, size)
+        tips = pixels(ends, view, size)
+        whole = Canvas.of(scene, view, size, device)
         for low in range(0, len(part.age), chunk):
             few = slice(low, low + chunk)
             here, canvas, ill = who.rows(few), whole.rows(few), found.rows(few)
@@ -244,9 +273,22 @@ def _render(case: Case, site: Institution, size: int) -> tuple[Tensor, Array, Ar
             )
             findings.paint(depth, canvas, air, marks, ill, here.ap, texture, vessel)
             depth.clamp_(min=0.0)
-            put = slice(first + low, first + low + len(depth))
-            masks[put] = devices.render(depth, canvas, held.rows(few), wires.between(low, low + chunk)).numpy()
-            image[put, 0] = expose(depth, canvas, here, site, marks)
+            masks = devices.render(depth, canvas, held.rows(few), wires.between(low, low + chunk))
+            image = expose(depth, canvas, here, site, marks)
+            yield slice(first + low, first + low + len(depth)), image, masks, tips[few], view.spacing[few]
+
+
+def _render(case: Case, site: Institution, size: int, device: str = "cpu") -> tuple[Tensor, Array, Array, Array]:
+    """All that `_pieces` gives, joined: images stay on the device."""
+    n = len(case.age)
+    image = torch.empty((n, 1, size, size), device=device)
+    masks, tips, spacing = (
+        np.empty((n, len(DEVICES), size, size), dtype=bool),
+        np.empty((n, len(DEVICES), 2)),
+        np.empty(n),
+    )
+    for put, planes, shown, ends, mm in _pieces(case, site, size, device):
+        image[put, 0], masks[put], tips[put], spacing[put] = planes, shown.cpu().numpy(), ends, mm
     return image, masks, tips, spacing
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrstudy.data.synthetic.draws import GOLDEN, Array, Draws, code, mix
-from cxrstudy.data.vocabulary import DEVICES, FINDINGS, phrase
+from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS, phrase
 
 if TYPE_CHECKING:
     from cxrstudy.data.synthetic.devices import Devices
@@ -147,8 +147,11 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def finding(voice: Voice, site: Institution, name: str, side: int, bad: float, before: float | None) -> str:
-    """A finding that is reported; `before`: severity at the prior exam, -1 if absent, None: not compared."""
+def finding(
+    voice: Voice, site: Institution, name: str, side: int, bad: float, before: float | None
+) -> tuple[str, float]:
+    """A finding that is reported, and 1, or 0.5 where it is doubted; `before`: severity at the prior exam, -1 if
+    absent, None: not compared."""
     grades = GRADE[min(int(bad * 3.0), 2)]
     words = {
         "side": f"{SIDES[side]} " if voice.unit() < site.side_mention else "",
@@ -156,60 +159,73 @@ def finding(voice: Voice, site: Institution, name: str, side: int, bad: float, b
     }  # fmt: skip
     noun, doubt = NOUN[name].format(**words), voice.unit()
     if doubt < site.hedge * (1.5 - bad):
-        return sentence(voice.one(WEAK if voice.unit() < 0.6 else STRONG).format(noun))
+        weak = voice.unit() < 0.6
+        return sentence(voice.one(WEAK if weak else STRONG).format(noun)), 0.5 if weak else 1.0
     if before is not None:
         step = "new" if before < 0 else "more" if bad - before > 0.12 else "less" if before - bad > 0.12 else "same"
-        return sentence(voice.one(CHANGE[step]).format(noun))
+        return sentence(voice.one(CHANGE[step]).format(noun)), 1.0
     text = voice.one(SAID[name]).format(**words)
     for grade in GRADE:
         text = text.replace(f"is {grade[0]} enlarged", f"is {grade[0]}ly enlarged")
-    return sentence(text)
+    return sentence(text), 1.0
 
 
 def write(
     draws: Draws, site: Institution, now: tuple[Findings, Devices], before: tuple[Findings, Devices], follow: Array
-) -> list[str]:
-    """The reports of some exams, one a row; `follow` (N,) says where there is a prior exam."""
+) -> tuple[list[str], Array]:
+    """The reports of some exams, one a row, and what each was told to say of every label, float32 (N, L): 1 present, 0
+    absent, 0.5 doubted, NaN not mentioned. `follow` (N,) says where there is a prior exam."""
     steps = np.arange(160, dtype=np.uint64) * GOLDEN
     found = [a.tolist() for a in (now[0].present, now[0].severity, now[0].side, before[0].present, before[0].severity)]
     held = [a.tolist() for a in (now[1].present, now[1].side, now[1].reach, now[1].malpositioned, before[1].present)]
     rows = zip(draws.bits("report"), follow.tolist(), zip(*found, strict=True), zip(*held, strict=True), strict=True)
-    return [
+    both = [
         _report(Voice(((mix(key + steps) >> np.uint64(11)) * 2.0**-53).tolist(), site.dialect), site, prior, ill, worn)
         for key, prior, ill, worn in rows
     ]
+    told = [[words.get(name, np.nan) for name in LABELS] for _, words in both]
+    return [text for text, _ in both], np.array(told, dtype=np.float32).reshape(-1, len(LABELS))
 
 
-def _report(voice: Voice, site: Institution, prior: bool, ill: tuple, worn: tuple) -> str:
-    """One report: tubes, findings said and denied, filler, and an impression."""
+def _report(voice: Voice, site: Institution, prior: bool, ill: tuple, worn: tuple) -> tuple[str, dict[str, float]]:
+    """One report (tubes, findings said and denied, filler, and an impression), and what it was told to say."""
     tubes, said, denied, main = [], [], [], []
+    told: dict[str, float] = {}
+    unsaid: dict[str, float] = {}  # told in FINDINGS alone
     for name, there, side, reach, wrong, was in zip(DEVICES, *worn, strict=True):
         mention, compare = voice.unit(), voice.unit()
         if there and mention < (site.device_mention + 1.0) / 2.0 if wrong else there and mention < site.device_mention:
             low = name == "endotracheal_tube" and wrong and reach < 0
             options = LOW if low else (WRONG if wrong else TUBES)[name]
             tubes.append(sentence(voice.one(options).format(side=f"{SIDES[side]} ", cm=max(round(reach / 10), 0))))
+            told[name] = 1.0
             if wrong:
                 main.append(tubes[-1])
         elif was and not there and prior and mention < site.device_mention and compare < site.compare:
             tubes.append(voice.one(REMOVED).format(phrase(name)))
+            told[name] = 0.0
     for name, there, bad, side, was, worse in zip(FINDINGS, *ill, strict=True):
         mention, compare = voice.unit(), prior and voice.unit() < site.compare
         if there and mention < site.mild_mention + (1.0 - site.mild_mention) * min(1.5 * bad, 1.0):
-            said.append(finding(voice, site, name, side, bad, (worse if was else -1.0) if compare else None))
+            text, told[name] = finding(voice, site, name, side, bad, (worse if was else -1.0) if compare else None)
+            said.append(text)
             if bad > 0.3:
                 main.append(said[-1])
         elif there:
             continue
         elif was and compare:
             said.append(sentence(voice.one(CHANGE["gone"]).format(NOUN[name].format(side="", grade="", size=""))))
+            told[name] = 0.0
         elif voice.unit() < site.overcall:
             said.append(sentence(voice.one(WEAK).format(NOUN[name].format(side="", grade="", size=""))))
+            told[name] = 0.5
         elif name in DENIED and mention < site.negation:
             denied.append(voice.one(DENIED[name]))
+            unsaid[name] = 0.0
     filler = [voice.one(FILLER)] if voice.unit() < 0.6 else []
     order = [*tubes, *said, *denied, *filler] if voice.unit() < 0.7 else [*denied, *filler, *said, *tubes]
     close = main or said or [voice.one(NORMAL) if not tubes else "Lines and tubes as above."]
     if voice.unit() < site.impression_only:
-        return "IMPRESSION: " + " ".join([*tubes, *said] or close)
-    return f"FINDINGS: {' '.join(order or ['The lungs are clear.'])} IMPRESSION: {' '.join(dict.fromkeys(close))}"
+        return "IMPRESSION: " + " ".join([*tubes, *said] or close), told
+    text = f"FINDINGS: {' '.join(order or ['The lungs are clear.'])} IMPRESSION: {' '.join(dict.fromkeys(close))}"
+    return text, told | unsaid
