@@ -67,7 +67,7 @@ def report(data_root: str = "") -> int:
                 problems.append(f"{preset.memory_gb:g} GB of memory")
             study.plan(name, data_root=data_root or ("/nowhere" if preset.needs_root else ""))
             for values in preset.data.values():
-                if preset.needs_root and cards.read_card(values["card"]).kind == "real":
+                if preset.needs_root and cards.read_card(values["card"]).table:
                     if not data_root:
                         problems.append(f"a folder with {values['card']}: DATA_ROOT=PATH")
                     else:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cxrstudy import study
 from cxrstudy.data import manifest as manifests
 from cxrstudy.data import synthetic
-from cxrstudy.data.vocabulary import LABELS, VIEWS
+from cxrstudy.data.vocabulary import FINDINGS, LABELS, VIEWS
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 
@@ -105,7 +105,7 @@ def load_manifest(
     partial download). CardError names the file or column that is not as the card says.
     """
     described = read_card(card)
-    if described.kind == "synthetic":
+    if described.kind == "synthetic" and described.table is None:
         return _synthetic(institution, n_images or int(described.counts.get("default_images", 3000)), seed)
     base = Path(root).expanduser()
     if not str(root) or not base.is_dir():
@@ -132,6 +132,12 @@ def _synthetic(institution: str, n_images: int, seed: int) -> pd.DataFrame:
     }
     columns |= {f"label:{name}": described.reported[:, k] for k, name in enumerate(LABELS)}
     columns |= {f"truth:{name}": described.labels[:, k] for k, name in enumerate(LABELS)}
+    for k, name in enumerate(FINDINGS):
+        if name not in (
+            "cardiomegaly",
+            "edema",
+        ):  # a side is recorded with its finding, where that is there to have one
+            columns[f"side:{name}"] = np.where(described.reported[:, k] == 1, described.side[:, k], "")
     return manifests.validate(pd.DataFrame(columns), f"synthetic institution {institution}")
 
 

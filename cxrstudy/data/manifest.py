@@ -1,8 +1,9 @@
 """The manifest: one Parquet table, a row an image, that every data set is turned into; splits and nested subsets.
 
 Columns: image_id, patient_id, study_id, path (strings; image_id unique); view, sex (strings or missing); age (years);
-report (string or missing); ``label:NAME`` (structured labels as recorded: 1, 0 or missing = unknown); ``truth:NAME``
-(where the truth is known, as it is of the synthetic institution); split (after ``assign_splits``).
+report (string or missing); ``label:NAME`` (structured labels as recorded: 1, 0 or missing = unknown); ``side:NAME``
+(right, left, bilateral or empty, as recorded); ``truth:NAME`` (where the truth is known, as it is of the synthetic
+institution); split (after ``assign_splits``).
 """
 
 import hashlib

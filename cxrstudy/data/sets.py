@@ -15,7 +15,7 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     manifest = cards.load_manifest(p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed)
     without = manifest.attrs.get("without_image", 0)
     manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
-    drawn = card.kind == "synthetic"
+    drawn = card.kind == "synthetic" and card.table is None  # an export of it is read as files are
     info = {
         "card": card.name,
         "kind": card.kind,

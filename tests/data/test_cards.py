@@ -56,7 +56,7 @@ def test_every_card_of_the_repository_parses_and_is_complete(name):
     card = read_card(name)
     assert card.name == name
     assert all((card.title, card.licence, card.access, card.citation, card.contamination))
-    if card.kind == "real":
+    if card.kind == "real" or name == "synthetic_dicom":
         assert card.table is not None
         assert card.labels is not None
         assert card.images
@@ -340,3 +340,15 @@ def test_an_exact_file_name_comes_before_one_without_its_suffix(tmp_path):
         (tmp_path / name).touch()
     found = _find_images(card, tmp_path, pd.Series(["1.2.3", "1.2.3.1", "a", "a.png", "b"]))
     assert [None if pd.isna(f) else Path(f).name for f in found] == ["1.2.3", "1.2.3.1", "a", "a.png", None]
+
+
+COVID = ROOT.parent / "shared" / "data" / "covid_notes"
+
+
+@pytest.mark.skipif(not COVID.is_dir(), reason="needs the real x-rays and notes of ../shared/data/covid_notes")
+def test_real_notes_stand_beside_their_images():
+    manifest = load_manifest("covid_notes", root=COVID)
+    assert len(manifest) == 164
+    assert manifest["report"].str.len().min() > 10
+    assert (manifest["label:endotracheal_tube"] == 1).sum() == 23
+    assert set(manifest["view"].dropna()) == {"PA", "AP"}

@@ -1,0 +1,121 @@
+"""The synthetic institution as files: DICOM, tables, reports and masks, to try whatever reads a real data set."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+from cxrstudy.data import synthetic
+from cxrstudy.data.vocabulary import DEVICES, LABELS
+from cxrstudy.progress import Progress
+
+CHUNK = 64  # x-rays drawn at a time
+VIEW_POSITION = {"PA": "PA", "AP": "AP", "LATERAL": "LL"}
+
+
+def export_synthetic(
+    out: str | Path,
+    *,
+    n: int = 200,
+    institution: str = "study",
+    size: int = 512,
+    bits: int = 16,
+    seed: int = 0,
+    start: int = 0,
+    progress: Progress = iter,
+) -> Path:
+    """Write images ``start`` to ``start + n`` of an institution into the new folder ``out``, which is returned.
+
+    ``images/*.dcm`` (``bits`` 8, 12 or 16 stored a pixel; mobile machines write MONOCHROME1, fixed ones MONOCHROME2),
+    ``masks/*.png`` (bit k of a pixel: device k of the vocabulary), ``reports/*.txt``, ``images.csv`` (a row an image;
+    labels as the institution recorded them) and ``truth.csv`` (what is so: labels, severity, side, tips in pixels).
+    The card ``synthetic_dicom`` reads it all back. ValueError when ``out`` holds something already or ``bits`` is odd.
+    """
+    out = Path(out).expanduser()
+    if bits not in (8, 12, 16):
+        raise ValueError(f"bits {bits}: a detector stores 8, 12 or 16 bits a pixel")
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise ValueError(f"{out} is there already and not empty; name a new folder, or remove it")
+    scratch = out.with_name(f".{out.name}.partial")  # nobody takes half an export for a whole one
+    shutil.rmtree(scratch, ignore_errors=True)
+    for folder in ("images", "masks", "reports"):
+        (scratch / folder).mkdir(parents=True)
+    tables: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+    for first in progress(range(start, start + n, CHUNK)):
+        index = np.arange(first, min(first + CHUNK, start + n))
+        batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
+        names = [f"{institution}-{seed}-{k:07d}" for k in index.tolist()]
+        for row, name in enumerate(names):
+            _dicom(batch, row, name, seed, bits).save_as(scratch / "images" / f"{name}.dcm", enforce_file_format=True)
+            bit = (np.asarray(batch.masks)[row] << np.arange(len(DEVICES))[:, None, None]).sum(0)
+            Image.fromarray(bit.astype(np.uint8)).save(scratch / "masks" / f"{name}.png")
+            (scratch / "reports" / f"{batch.study_id[row]}.txt").write_text(batch.report[row] + "\n", encoding="utf-8")
+        tables.append(_tables(batch, names))
+    for k, file in enumerate(("images.csv", "truth.csv")):
+        pd.concat([pair[k] for pair in tables]).to_csv(scratch / file, index=False)
+    facts = {"institution": institution, "seed": seed, "start": start, "n": n, "generator": synthetic.FINGERPRINT}
+    (scratch / "export.json").write_text(json.dumps(facts | {"size": size, "bits": bits, "synthetic": True}, indent=1))
+    if out.is_dir():
+        out.rmdir()
+    scratch.rename(out)
+    return out
+
+
+def _tables(batch: synthetic.Batch, names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of ``images.csv`` and ``truth.csv``."""
+    who: dict[str, Any] = {"image_id": names}
+    who |= {key: getattr(batch, key) for key in ("patient_id", "study_id", "view", "age", "sex", "scanner")}
+    who |= {"pixel_spacing_mm": np.round(np.asarray(batch.pixel_spacing), 4), "report": batch.report}
+    who |= {name: pd.array(batch.reported[:, k], dtype="Int8") for k, name in enumerate(LABELS)}
+    truth: dict[str, Any] = {"image_id": names}
+    truth |= {name: batch.labels[:, k].astype(int) for k, name in enumerate(LABELS)}
+    for k, name in enumerate(LABELS[: batch.severity.shape[1]]):
+        truth |= {f"{name}_severity": np.round(batch.severity[:, k], 3), f"{name}_side": batch.side[:, k]}
+    for k, name in enumerate(DEVICES):
+        tip = np.round(np.asarray(batch.tips)[:, k], 2)
+        truth |= {f"{name}_malpositioned": batch.malpositioned[:, k].astype(int)}
+        truth |= {f"{name}_tip_column": tip[:, 0], f"{name}_tip_row": tip[:, 1]}
+    return pd.DataFrame(who), pd.DataFrame(truth)
+
+
+def _dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) -> FileDataset:
+    """One x-ray as a Digital X-Ray Image Storage - For Presentation object (PS3.3 A.26); uids follow from the ids."""
+    patient, exam, top = str(batch.patient_id[row]), str(batch.study_id[row]), 2**bits - 1
+    stored = np.rint(np.asarray(batch.image)[row, 0].astype(np.float64) * top)
+    inverse = "mobile" in str(batch.scanner[row])
+    stored = (top - stored if inverse else stored).astype(np.uint8 if bits == 8 else np.uint16)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", name])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds = FileDataset("", Dataset(), preamble=b"\0" * 128, file_meta=meta)
+    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=["study", str(seed), exam])
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=["series", str(seed), exam, str(batch.view[row])])
+    ds.PatientID, ds.PatientName, ds.PatientSex = patient, f"SYNTHETIC^{patient}", str(batch.sex[row])
+    ds.PatientBirthDate = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ""
+    ds.PatientAge, ds.StudyID = f"{int(batch.age[row]):03d}Y", exam[-16:]
+    ds.Modality, ds.PresentationIntentType, ds.BodyPartExamined = "DX", "FOR PRESENTATION", "CHEST"
+    ds.Manufacturer, ds.ManufacturerModelName = "cxrstudy (synthetic)", str(batch.scanner[row])
+    ds.ImageComments = "Synthetic: drawn by a program; no patient is behind it. Not for clinical use."
+    ds.ViewPosition, ds.ImageLaterality = VIEW_POSITION[str(batch.view[row])], "U"
+    ds.PatientOrientation = ["A", "F"] if ds.ViewPosition == "LL" else ["L", "F"]
+    ds.SeriesNumber, ds.InstanceNumber, ds.ImageType = 1, 1, ["ORIGINAL", "PRIMARY"]
+    ds.BurnedInAnnotation, ds.LossyImageCompression = "NO", "00"
+    ds.ImagerPixelSpacing = [round(float(np.asarray(batch.pixel_spacing)[row]), 5)] * 2
+    ds.SamplesPerPixel, ds.PixelRepresentation = 1, 0
+    ds.Rows, ds.Columns = stored.shape
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8 if bits == 8 else 16, bits, bits - 1
+    ds.PhotometricInterpretation = "MONOCHROME1" if inverse else "MONOCHROME2"
+    ds.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
+    ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "LOG", 1 if inverse else -1
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = 0, 1, "US"
+    ds.WindowCenter, ds.WindowWidth = (top + 1) // 2, top + 1  # the whole range: 0 and 1 are its ends
+    ds.PixelData = stored.tobytes()
+    return ds
