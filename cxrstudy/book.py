@@ -22,7 +22,7 @@ from cxrstudy import study
 from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table
 
-PAGES = ("index", "data")  # executed with the presets that have runs; results.ipynb once a preset
+PAGES = ("index", "data", "gallery")  # executed with the presets that have runs; results.ipynb once a preset
 HIDDEN = {"parameters", "injected-parameters"}
 
 
@@ -162,7 +162,7 @@ def _inputs() -> str:
         for p in sorted((top / folder).rglob("*"))
     ]
     for path in files:
-        if path.is_file() and path.suffix in (".py", ".md", ".yml", ".ipynb", ".css"):
+        if path.is_file() and path.suffix in (".py", ".md", ".yml", ".ipynb", ".css", ".csv"):
             state.update(str(path).encode() + path.read_bytes())
     runs = study.runs_root()
     for path in sorted(

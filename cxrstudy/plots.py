@@ -6,7 +6,6 @@ Colours are colour-blind safe and never alone: each paradigm has its marker and 
 import base64
 import html
 import io
-import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,7 +15,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from cxrstudy.data.vocabulary import DEVICES, phrase
+from cxrstudy.data.vocabulary import phrase
 from cxrstudy.scaling.ladders import points, reference
 
 _COLOURS = sns.color_palette("colorblind").as_hex()
@@ -156,40 +155,23 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
     return show(figure, f"{title} Training loss against samples seen, {ends}.")
 
 
-def images(
-    pictures: np.ndarray, captions: list[str], *, masks: np.ndarray | None = None, title: str = "", columns: int = 4
-) -> Shown:
-    """A panel of x-rays (N,H,W); ``masks`` (N,D,H,W) are drawn over them in the order of DEVICES, with a key."""
-    rows = -(-len(pictures) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.9 * rows), squeeze=False)
-    palette = sns.color_palette("colorblind", len(DEVICES))
-    drawn: set[int] = set()
-    for axes in panels.flat:
-        axes.axis("off")
-    for k, (axes, picture, caption) in enumerate(zip(panels.flat, pictures, captions, strict=False)):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255 if picture.dtype == np.uint8 else 1, interpolation="bicubic")
-        axes.set_title(textwrap.fill(caption, 34), fontsize=6.5)
-        if masks is not None:
-            for d, mask in enumerate(masks[k]):
-                if mask.any():
-                    drawn.add(d)
-                    over = np.zeros((*mask.shape, 4))
-                    over[mask] = (*palette[d], 0.65)
-                    axes.imshow(over, interpolation="nearest")
-    if drawn:
-        handles = [plt.Line2D([], [], color=palette[d], lw=3, label=phrase(DEVICES[d])) for d in sorted(drawn)]
-        figure.legend(
-            handles=handles,
-            loc="lower center",
-            ncols=4,
-            fontsize=8,
-            frameon=False,
-            bbox_to_anchor=(0.5, -0.03 - 0.02 * (len(handles) > 4)),
-        )
-    if title:
-        figure.suptitle(title)
-    figure.tight_layout()
-    return show(figure, f"{title} {len(pictures)} x-rays: {'; '.join(captions)}.", raster=True)
+def checks(table: pd.DataFrame, *, title: str = "") -> Shown:
+    """How held-out images fared during a run: effective rank of their features and, where it was asked, their score."""
+    figure, axes = plt.subplots(figsize=(6.2, 2.8))
+    axes.plot(table["samples_seen"], table["effective_rank"], "o-", color=_COLOURS[0], label="effective rank (left)")
+    axes.set(xlabel="samples seen", ylabel="effective rank", title=title)
+    axes.set_ylim(bottom=0)
+    lines, said = (
+        list(axes.lines),
+        [f"rank from {table['effective_rank'].iloc[0]:.1f} to {table['effective_rank'].iloc[-1]:.1f}"],
+    )
+    if "score" in table:
+        right = axes.twinx()
+        right.plot(table["samples_seen"], table["score"], "s--", color=_COLOURS[1], label="neighbours' AUROC (right)")
+        lines += right.lines
+        said.append(f"AUROC from {table['score'].iloc[0]:.3f} to {table['score'].iloc[-1]:.3f}")
+    axes.legend(handles=lines, fontsize=8)
+    return show(figure, f"{title} Held-out images while training: {', '.join(said)}.")
 
 
 def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
@@ -206,31 +188,3 @@ def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
     return show(
         figure, f"{title} Prevalence of {len(shares)} labels by split, highest {highest.idxmax()} {highest.max():.2f}."
     )
-
-
-def gallery(prepared: Any, *, count: int = 8, size: int = 256) -> Shown:
-    """Some of a data set's x-rays with what is recorded of them: synthetic ones drawn anew at ``size`` with their
-    devices marked, real ones as prepared; a word instead where the terms do not allow images to be passed on."""
-    if not prepared.info["show_images"]:
-        return Shown("<p>The terms of this data set do not allow its images to be shown here.</p>", "no images shown")
-    labels = [column for column in prepared.manifest if column.startswith("label:")]
-    interest = prepared.manifest[labels].sum(axis=1).to_numpy()
-    spread = np.linspace(0, len(interest) - 1, count).astype(int)  # from nothing at all to the fullest label sets
-    chosen = prepared.manifest.iloc[np.argsort(interest, kind="stable")[spread]]
-    captions = []
-    for _, row in chosen.iterrows():
-        present = [phrase(column[6:]) for column in labels if row[column] == 1]
-        more = f" and {len(present) - 4} more" if len(present) > 4 else ""
-        captions.append(f"{row.get('view', '')}: {', '.join(present[:4]) or 'no label recorded'}{more}")
-    masks = None
-    if prepared.info["kind"] == "synthetic":
-        from cxrstudy.data import synthetic  # imports torch, which no other figure needs
-
-        parts = chosen["path"].str.split(":", expand=True)
-        batch = synthetic.sample(
-            parts[3].astype(int).to_numpy(), institution=parts.iloc[0, 1], size=size, seed=int(parts.iloc[0, 2])
-        )
-        pictures, masks = np.asarray(batch.image)[:, 0], np.asarray(batch.masks)
-    else:
-        pictures = prepared.images[chosen.index.to_numpy()]
-    return images(pictures, captions, masks=masks, title=f"{prepared.info['institution']} ({prepared.info['kind']}).")

@@ -25,7 +25,11 @@ from cxrstudy import study
 from cxrstudy.files import write_text
 
 SCHEMA = 1
-SUBJECT = ("paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind", "data", "patients")
+SUBJECT = (
+    "paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind", "data",
+    "generator",  # fingerprint of the synthetic institution that drew the images
+    "patients",
+)  # fmt: skip
 VERSIONS = ("torch", "timm", "open_clip_torch", "pandas", "papermill")
 
 
@@ -140,7 +144,8 @@ def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     ``root`` is a folder searched for records, or a list of run folders. Columns: value, low, high, n, positives (of
     the metric); n_images, samples_seen, paradigm, seed, institution, encoder, base, kind (synthetic or real), data,
-    patients (hash of the labelled patients); preset, run, stage, hardware, commit, seconds, folder.
+    generator (fingerprint of the synthetic institution), patients (hash of the labelled patients); preset, run, stage,
+    hardware, commit, seconds, folder.
     """
     if isinstance(root, str | Path):
         records = find_records(root)
