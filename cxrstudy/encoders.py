@@ -23,6 +23,10 @@ from cxrstudy.files import write_text
 # Small architectures that learn in minutes on a CPU: (timm name, arguments).
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn_mini": ("resnet10t", {"channels": (16, 32, 64, 128), "stem_width": 8, "output_stride": 16, "in_chans": 1}),
+    "hybrid_mini": (  # convolutions to an eighth of the size, then two transformer blocks
+        "vit_tiny_r_s16_p8_224",
+        {"patch_size": 2, "embed_dim": 128, "depth": 2, "num_heads": 4, "in_chans": 1, "dynamic_img_size": True},
+    ),
     "davit_mini": (
         "davit_tiny",
         {"embed_dims": (32, 64, 128), "depths": (1, 1, 2), "num_heads": (2, 4, 8), "window_size": 4, "in_chans": 1},
@@ -115,7 +119,7 @@ def build_encoder(name: str, size: int, *, seed: int = 0, pretrained: bool = Fal
     architecture, arguments = SMALL.get(name, (name, {}))
     if not timm.is_model(architecture):
         raise ValueError(f"no encoder {name!r}: neither ours ({', '.join(SMALL)}) nor one of timm's")
-    arguments = dict(arguments) if name in SMALL else _sized(architecture, size)
+    arguments = _sized(architecture, size) | arguments
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -85,7 +85,9 @@ class Pretrain(Parameters):
     data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
     base: str = Field("", description="encoder folder to continue from; empty = start from random weights")
     encoder: str = Field("cnn_mini", description="architecture when there is no base: ours or any timm name")
-    paradigm: Literal["clip", "unicl"] = Field("clip", description="objective: reports alone, or reports and labels")
+    paradigm: Literal["clip", "unicl", "clip+labels", "dinov2"] = Field(
+        "clip", description="objective: reports; reports and labels as text; reports beside a label loss; images alone"
+    )
     n_images: int = Field(500, ge=2, description="size of the nested subset of images")
     samples_seen: int = Field(4000, ge=1, description="compute budget: images shown in all, repeats included")
     splits: list[str] = Field(["pretrain"], description="splits the subset is drawn from")
@@ -93,11 +95,29 @@ class Pretrain(Parameters):
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's decay, not on biases, norms and gains")
+    clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    report_part: Literal["joined", "sampled", "findings", "impression"] = Field(
+        "joined", description="clip, unicl: what of a report is shown; sampled = FINDINGS or IMPRESSION, drawn anew"
+    )
     label_share: float = Field(0.5, ge=0, le=1, description="unicl: share of samples whose text is a label prompt")
+    prompts: Literal["set", "name"] = Field("set", description="unicl: a prompt says all labels of an image, or one")
+    sides: bool = Field(False, description="unicl: prompts say right, left or bilateral where that is recorded")
+    positives: Literal["equal", "overlap"] = Field(
+        "equal", description="unicl: pairs that count as matches have equal targets, or share a label"
+    )
+    label_weight: float = Field(1.0, ge=0, description="clip+labels: weight of the label loss")
+    dino: dict[str, Any] = Field({}, description="dinov2: what differs from pretrain.dinov2.DinoConfig")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are kept; 0 = the last ones")
+    collapse: float = Field(0.1, gt=0, description="a continued run stops when its held-out score falls by more")
     seed: int = Field(0, ge=0, description="seed of subset, order, initialisation, augmentation")
     threads: int = Field(1, ge=1, description="CPU threads of this run (several runs go side by side)")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto = bf16 where the hardware has it")
+    accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, one after the other")
+    processes: int = Field(1, ge=1, description="processes (GPUs) that share each batch")
+    compile: bool = Field(False, description="torch.compile the encoder")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how often the state is saved for resuming")
+    checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0 = by time alone")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
     @model_validator(mode="after")
@@ -223,7 +243,7 @@ class Preset(BaseModel):
     licences: str = "none"
     data: dict[str, dict[str, Any]]
     base: dict[str, dict[str, Any]] = {}
-    ladders: list[Ladder]
+    ladders: list[Ladder] = []
     folds: int = Field(0, ge=0, description="0 = fixed splits; k = cross-fitted over k patient folds, at least 3")
     classify: dict[str, Any] = {}
     controls: list[str] = []
@@ -312,7 +332,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         return run
 
     def folder(run: str) -> str:
-        return runs[run].folder
+        return runs[run].folder if run in runs else run
+
+    def waits(*names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name in runs)
 
     if preset.folds in (1, 2):
         raise StudyError(
@@ -325,6 +348,9 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         data[key] = add("data", key, extra | values)
     base: dict[str, str] = {}
     for key, values in preset.base.items():
+        if list(values) == ["shipped"]:  # an encoder folder of the repository, or a name of published weights
+            base[key] = values["shipped"]
+            continue
         on = _named(values.get("data"), data, f"preset {name}: base {key}", "data")
         base[key] = add("pretrain", key, values | {"data": folder(on)}, (on,))
 
@@ -348,7 +374,7 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         for values in _unfold(ladder.model_dump(exclude={"data", "base"}), Pretrain):
             values |= {"data": folder(on), "base": folder(from_) if from_ else ""}
             label = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
-            needs = (on, from_) if from_ else (on,)
+            needs = waits(on, from_)
             if not folds:
                 trained = [add("pretrain", label, values, needs)]
             else:
@@ -360,12 +386,14 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             points.append(classify(label, on, [folder(run) for run in trained], tuple(trained)))
     for on, from_ in evaluated:
         if from_:
-            points.append(classify(f"base-{slug(from_)}", on, [folder(from_)], (from_,)))
+            label = slug(from_) if from_ in runs else from_.rstrip("/").rsplit("/", 1)[-1]
+            points.append(classify(f"base-{label}", on, [folder(from_)], waits(from_)))
         for control in preset.controls:
             points.append(classify(control.replace(":", "-"), on, [control], ()))
     check_ladders([runs[rung] for rung in rungs], {run.folder: run.parameters.get("size") for run in runs.values()})
     points = list(dict.fromkeys(points))
-    add("scale", "scale", preset.scale | {"records": [folder(p) for p in points], "runs": ""}, tuple(points))
+    if points:
+        add("scale", "scale", preset.scale | {"records": [folder(p) for p in points], "runs": ""}, tuple(points))
     return list(runs.values())
 
 
@@ -385,7 +413,7 @@ def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, A
     return [dict(zip(axes, combo, strict=True)) for combo in itertools.product(*axes.values())]
 
 
-EQUAL = ("samples_seen", "batch_size", "lr", "warmup", "weight_decay", "precision")
+EQUAL = ("samples_seen", "batch_size", "lr", "warmup", "weight_decay", "clip", "ema", "dino", "precision")
 
 
 def check_ladders(rungs: list[Run], sizes: dict[str, Any]) -> None:

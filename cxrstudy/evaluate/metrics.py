@@ -65,6 +65,21 @@ def bootstrap(
     return np.concatenate([np.stack(block, axis=1) for block in blocks])
 
 
+def knn_auroc(x: ArrayLike, y: ArrayLike, k: int = 20) -> float:
+    """How well features tell labels apart without any fit: macro AUROC of the share of positives among each image's
+    ``k`` nearest others by cosine, labels in {0, 1, NaN} (unknown ones have no say). ``x`` (N,C), ``y`` (N,L)."""
+    rows, labels = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    rows = rows - rows.mean(0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12
+    near = rows @ rows.T
+    np.fill_diagonal(near, -np.inf)
+    nearest = labels[np.argpartition(-near, min(k, len(rows) - 1) - 1, axis=1)[:, :k]]
+    known = ~np.isnan(nearest)
+    share = np.where(known, nearest, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+    both = ((labels == 1).sum(0) > 1) & ((labels == 0).sum(0) > 1)
+    return float(np.mean(auroc(labels[:, both], share[:, both]))) if both.any() else 0.5
+
+
 def interval(samples: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
     """Percentile interval over the first axis, ignoring NaN: (lo, hi), each ``samples.shape[1:]``; NaN if none is left.
 

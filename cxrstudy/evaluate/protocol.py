@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrstudy import encoders, study
+from cxrstudy import encoders, study, weights
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import label_array, label_names, patients_hash
 from cxrstudy.data.vocabulary import DEVICES, LABELS
@@ -24,7 +24,7 @@ def open_subject(name: str, size: int, seed: int) -> tuple[Any, dict[str, Any], 
     if name == "covariates":
         return None, {"paradigm": "control", "encoder": "covariates", "n_images": 0, "samples_seen": 0}, set()
     folder = encoders.encoder_folder(study.resolve(name))
-    encoder = encoders.load_encoder(folder or name, size=size, seed=seed)
+    encoder = weights.load_encoder(folder or name, size=size, seed=seed)
     if folder is None:
         control = name == "pixels" or name.startswith("random:")
         kind = "control" if control else "open weights"
@@ -96,6 +96,7 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
         "data": Path(p.data).name,
         "kind": prepared.info["kind"],
         "institution": prepared.info["institution"],
+        "generator": prepared.info.get("generator"),
         "patients": patients_hash(labelled),
     }
     return {

@@ -1,11 +1,21 @@
 """The one compute-matched pretraining loop: ``samples_seen`` images are shown whatever the subset's size.
 
 Which sample stands at position p of the order is a pure function of (seed, p), and so is every random draw of a step:
-a checkpoint is weights, optimiser and one integer, and a killed run resumes where it was.
+a checkpoint is weights, optimiser and one integer, and a killed run resumes where it was. On several processes every
+rank draws the whole batch's numbers and keeps its part, so that they do what one process would.
+
+    torchrun --nproc-per-node 8 --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        -m cxrstudy.pretrain.loop RUN/parameters.yml     # on each of two machines that share the run's folder
 """
 
 import contextlib
+import copy
+import itertools
+import json
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,16 +23,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+import yaml
+from torch import Tensor, nn
+from torch import distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from cxrstudy import encoders, study
+from cxrstudy import encoders, modelcard, study, weights
 from cxrstudy.data import images as stores
 from cxrstudy.data.manifest import nested_subset
-from cxrstudy.files import replacing
-from cxrstudy.pretrain.augment import augment
-from cxrstudy.pretrain.clip import Captions, captions, clip_loss, mixed, target_ids, unicl_loss
+from cxrstudy.files import write_text
+from cxrstudy.pretrain import checkpoint
+from cxrstudy.pretrain.clip import ImageText
+from cxrstudy.pretrain.distil import SelfDistilled
+from cxrstudy.pretrain.monitor import CHECKS, Monitor, Score
 from cxrstudy.progress import Progress
+
+LOGGED = 10  # steps between two points of the learning curve, at which alone the device is waited for
 
 
 def precision(asked: str, device: torch.device) -> torch.dtype:
@@ -75,110 +91,167 @@ def subset_rows(prepared: stores.Prepared, p: study.Pretrain) -> np.ndarray:
     return nested_subset(pool, p.n_images, seed=p.seed)["row"].to_numpy()
 
 
-def pretrain(p: study.Pretrain, data: str | Path, *, progress: Progress = iter) -> dict[str, Any]:
+def pretrain(
+    p: study.Pretrain, data: str | Path, *, progress: Progress = iter, score: Score | None = None
+) -> dict[str, Any]:
     """Run or resume one pretraining run; the encoder is saved in ``<out>/encoder``.
 
-    Args: ``data`` is a prepared folder. Returns info (samples_seen, unique_images, epochs, flops, images_per_second,
-    seconds_training, loss), ``subject`` and ``curve`` (DataFrame step, samples_seen, loss, lr), also in
-    ``<out>/curve.csv``. FloatingPointError, naming step and images, when the loss is no longer finite.
+    Args: ``data`` is a prepared folder; ``score`` judges the features of held-out images while the run goes on (see
+    ``monitor``). Returns info (samples_seen, unique_images, epochs, flops, images_per_second, seconds_training, loss,
+    moved), ``subject``, ``curve`` and ``checks`` (DataFrames, also in ``<out>/curve.csv`` and ``checks.csv``).
+    FloatingPointError, naming step, images and the last good checkpoint, when the loss is no longer finite;
+    ``monitor.Collapsed`` when the encoder is being destroyed.
     """
-    torch.set_num_threads(p.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = study.resolve(p.out)
     out.mkdir(parents=True, exist_ok=True)
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if p.processes > 1 and world == 1:
+        return _launch(p, Path(data), out, progress)
+    torch.set_num_threads(p.threads)
+    rank, device = (dist.get_rank() if world > 1 else 0), _device()
     prepared = stores.open_prepared(data)
     rows = subset_rows(prepared, p)
     subset = prepared.manifest.iloc[rows]
-    texts = captions(subset)
-    if p.paradigm == "clip" and not all(texts.reports):
-        raise ValueError(f"paradigm 'clip' needs a report for every image; {p.data} lacks {texts.reports.count('')}")
-    image_encoder, text = build(p, prepared, texts)
-    model = nn.ModuleDict({"image": image_encoder, "text": text}).to(device).to(memory_format=torch.channels_last)
-    decayed = [w for w in model.parameters() if w.ndim >= 2]
-    others = [w for w in model.parameters() if w.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": p.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=p.lr, fused=True)
+    base = _base(p, prepared)
+    encoder = base.encoder
+    began_as = [w.detach().clone() for w in encoder.parameters()]
+    objective: Any = (SelfDistilled if p.paradigm == "dinov2" else ImageText)(p, base, subset)
+    objective.train().to(device).to(memory_format=torch.channels_last)
+    if p.gradient_checkpointing:
+        encoder.trunk.set_grad_checkpointing(True)
+    if world > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    if p.compile:
+        _compile(objective)
+    average = copy.deepcopy(objective.encoder).requires_grad_(False) if p.ema else None
+    whole = nn.ModuleDict({"objective": objective} | ({"average": average} if average is not None else {}))
+    optimiser = torch.optim.AdamW(objective.groups(), lr=p.lr, fused=True)
     edges = batch_edges(p.samples_seen, p.batch_size)
-    steps = len(edges) - 1
-    report_tokens, prompt_tokens = text.tokens(texts.reports), text.tokens(texts.prompts)
-    has_report = np.array([bool(report) for report in texts.reports])
+    steps, dtype = len(edges) - 1, precision(p.precision, device)
+    _divisible(edges, p.accumulate * world)
     key = _key(p, prepared)
-    state = _resume(out, key, model, optimiser)
-    curve: list[dict[str, float]] = state["curve"]
-    flops, began, spent = state["flops"], time.monotonic(), state["seconds"]
-    saved = began
-    dtype = precision(p.precision, device)
+    fresh: dict[str, Any] = {"step": 0, "curve": [], "checks": [], "flops": 0.0, "seconds": 0.0}
+    state = checkpoint.load(out, key, whole, optimiser) or fresh
+    monitor = Monitor(p, prepared, rows, score, state["checks"], continued=bool(p.base))
+    curve, flops, began = state["curve"], state["flops"], time.monotonic()
+    saved, good = began, state["step"]
     generator = torch.Generator()
+    pending: list[tuple[int, Tensor]] = []
+
+    def settle() -> None:
+        """Read the losses of the steps since this was last done; the first that is not finite ends the run."""
+        for at, value in pending:
+            if not math.isfinite(float(value)):
+                shown = subset["image_id"].iloc[positions(p.n_images, edges[at], edges[at + 1], p.seed)].tolist()
+                kept = f"the last good checkpoint is of step {good}" if good else "no checkpoint was kept yet"
+                raise FloatingPointError(
+                    f"loss is {float(value)} at step {at} (images {shown[:5]} ...); {kept}; lower lr or look at them"
+                )
+        pending.clear()
+
     for step in progress(range(state["step"], steps)):
+        if step % max(1, steps // CHECKS) == 0 and rank == 0:
+            monitor.check(objective.encoder, edges[step], curve)
         rate = learning_rate(step, steps, p.lr, p.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        take = positions(p.n_images, edges[step], edges[step + 1], p.seed)
+        objective.set_rates(optimiser, rate, step, steps)
         rng = np.random.default_rng([p.seed, step, 1])
         generator.manual_seed(int(rng.integers(2**62)))
-        x = augment(image_encoder.normalise(prepared.images[rows[take]]).to(device), generator)
-        as_prompt = np.zeros(len(take), bool)
-        if p.paradigm == "unicl":
-            as_prompt = mixed(texts.label_set[take], has_report[take], p.label_share, rng)
-        chosen = torch.from_numpy(as_prompt)[:, None]
-        tokens = torch.where(chosen, prompt_tokens[texts.label_set[take]], report_tokens[take])
-        tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(device)
         optimiser.zero_grad(set_to_none=True)
+        batch = positions(p.n_images, edges[step], edges[step + 1], p.seed)
         with FlopCounterMode(display=False) if flops == 0 else contextlib.nullcontext() as counter:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                pooled = image_encoder.pool(x.contiguous(memory_format=torch.channels_last))
-                image_rows, text_rows = text.embed_image(pooled), text.embed_text(tokens)
-            image_rows, text_rows, scale = image_rows.float(), text_rows.float(), text.scale()
-            if p.paradigm == "clip":
-                loss = clip_loss(image_rows, text_rows, scale)
-            else:
-                targets = target_ids(texts.label_set[take], as_prompt).to(device)
-                loss = unicl_loss(image_rows, text_rows, targets, scale)
-            loss.backward()
+            for take in np.split(batch, p.accumulate):
+                low, high = rank * len(take) // world, (rank + 1) * len(take) // world
+                x = encoder.normalise(prepared.images[rows[take[low:high]]]).to(device, non_blocking=True)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss, parts = objective.step_loss(x, take, low, rng, generator, step, steps)
+                (loss / p.accumulate).backward()
         if counter:
-            flops = counter.get_total_flops() / len(take)  # a sample; the same at every step but for text length
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            flops = counter.get_total_flops() * world / len(batch)  # a sample; alike at every step but for text length
+        if world > 1:
+            _average_gradients(objective)
+        nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
         optimiser.step()
-        value = loss.item() if step % 10 == 0 or step == steps - 1 else None
-        if value is not None:
-            if not math.isfinite(value):
-                ids = subset["image_id"].iloc[take].head(5).tolist()
-                raise FloatingPointError(f"loss is {value} at step {step} (images {ids} ...); lower lr or look at them")
-            curve.append({"step": step, "samples_seen": edges[step + 1], "loss": value, "lr": rate})
-        if time.monotonic() - saved > p.checkpoint_seconds:
+        objective.after(step, steps)
+        if average is not None:
+            blend = min(p.ema, (1 + step) / (10 + step))  # the first steps' weights are soon forgotten
+            torch._foreach_lerp_(list(average.parameters()), list(objective.encoder.parameters()), 1 - blend)
+            for mine, now in zip(average.buffers(), objective.encoder.buffers(), strict=True):
+                mine.copy_(now)
+        pending.append((step, loss.detach()))
+        due = time.monotonic() - saved > p.checkpoint_seconds
+        due = due or bool(p.checkpoint_steps and (step + 1) % p.checkpoint_steps == 0)
+        logged = step % LOGGED == 0 or step == steps - 1
+        if logged or due:
+            settle()
+        if logged:
+            point = {"step": step, "samples_seen": edges[step + 1], "loss": float(loss.detach()), "lr": rate}
+            curve.append(point | {name: float(part) for name, part in parts.items()})
+        if due and rank == 0:
+            spent, good = state["seconds"] + time.monotonic() - began, step + 1
+            facts = {"key": key, "step": step + 1, "curve": curve, "checks": monitor.checks, "flops": flops}
+            checkpoint.save(out, whole, optimiser, facts | {"seconds": spent})
             saved = time.monotonic()
-            _checkpoint(out, key, model, optimiser, step + 1, curve, flops, spent + saved - began)
-    seconds = spent + time.monotonic() - began
-    table = pd.DataFrame(curve)
-    table.to_csv(out / "curve.csv", index=False)
-    info = {
-        "samples_seen": p.samples_seen,
-        "unique_images": int(min(p.n_images, p.samples_seen)),
-        "epochs": p.samples_seen / p.n_images,
-        "flops": flops * p.samples_seen,
-        "seconds_training": seconds,
-        "images_per_second": p.samples_seen / seconds,
-        "precision": str(dtype).removeprefix("torch."),
-        "loss": float(table["loss"].tail(10).mean()),
-    }
-    subject = {
+    seconds = state["seconds"] + time.monotonic() - began
+    result: dict[str, Any] = {}
+    if rank == 0:
+        monitor.check(objective.encoder, p.samples_seen, curve)
+        if average is not None:
+            objective.encoder.load_state_dict(average.state_dict())
+        info = {
+            "samples_seen": p.samples_seen,
+            "unique_images": int(min(p.n_images, p.samples_seen)),
+            "epochs": p.samples_seen / p.n_images,
+            "flops": flops * p.samples_seen,
+            "seconds_training": seconds,
+            "images_per_second": p.samples_seen / seconds,
+            "precision": str(dtype).removeprefix("torch."),
+            "processes": world,
+            "loss": float(np.mean([point["loss"] for point in curve[-10:]])),
+            "moved": _moved(began_as, objective.encoder),
+        }
+        subject = _subject(p, prepared, encoder.info["encoder"])
+        spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")
+        objective.encoder.info |= subject | {name: info[name] for name in spent}
+        _finish(objective, out, set(subset["patient_id"]) | set(seen_patients(p.base)))
+        tables = {"curve": pd.DataFrame(curve), "checks": pd.DataFrame(monitor.checks)}
+        for name, table in tables.items():
+            table.to_csv(out / f"{name}.csv", index=False)
+        checkpoint.remove(out)
+        result = info | {"subject": subject} | tables
+    if world > 1:
+        dist.barrier()
+    return result
+
+
+def _finish(objective: Any, out: Path, patients: set[str]) -> None:
+    """Save the encoder; patients first, as an encoder without them would pass every check for leaks."""
+    (out / "encoder").mkdir(exist_ok=True)
+    write_text(out / "encoder" / "patients.txt", "\n".join(sorted(patients)))
+    objective.save(out / "encoder")
+    modelcard.model_card(out / "encoder")
+
+
+def _subject(p: study.Pretrain, prepared: stores.Prepared, encoder: str) -> dict[str, Any]:
+    return {
         "paradigm": p.paradigm,
         "n_images": p.n_images,
         "samples_seen": p.samples_seen,
         "seed": p.seed,
         "institution": prepared.info["institution"],
+        "generator": prepared.info.get("generator"),
         "kind": prepared.info["kind"],
         "data": Path(p.data).name,
-        "encoder": image_encoder.info["encoder"],
+        "encoder": encoder,
         "base": Path(p.base).parent.name if Path(p.base).name == "encoder" else Path(p.base).name,
     }
-    image_encoder.info |= subject
-    patients = set(subset["patient_id"]) | set(seen_patients(p.base))
-    (out / "encoder").mkdir(exist_ok=True)  # patients first: an encoder without them would pass every check for leaks
-    (out / "encoder" / "patients.txt").write_text("\n".join(sorted(patients)), encoding="utf-8")
-    encoders.save_encoder(image_encoder.cpu(), out / "encoder", text.cpu())
-    (out / "checkpoint.pt").unlink(missing_ok=True)
-    return info | {"subject": subject, "curve": table}
+
+
+def _moved(before: list[Tensor], encoder: nn.Module) -> float:
+    """How far the weights went, as a share of their length."""
+    after = [w.detach().cpu() for w in encoder.parameters()]
+    pairs = list(zip(before, after, strict=True))
+    far, long = (sum(float(v.square().sum()) for v in vs) for vs in ([a - b for b, a in pairs], before))
+    return math.sqrt(far / max(long, 1e-12))
 
 
 def seen_patients(encoder: str) -> list[str]:
@@ -187,39 +260,108 @@ def seen_patients(encoder: str) -> list[str]:
     return sorted((encoders.listed_patients(folder) if folder else None) or ())
 
 
-def build(p: study.Pretrain, prepared: stores.Prepared, texts: Captions) -> tuple[encoders.Encoder, encoders.Text]:
-    """Image encoder and text tower: the base's, or new ones; a base without a text tower gets a new one."""
-    corpus = texts.prompts + [report for report in texts.reports if report]
+def _base(p: study.Pretrain, prepared: stores.Prepared) -> weights.Loaded:
+    """What the run continues, or a new encoder with the grey statistics of the data."""
     if p.base:
-        folder = encoders.encoder_folder(study.resolve(p.base)) or study.resolve(p.base)
-        image_encoder = encoders.load_encoder(folder).requires_grad_(True).train()
-        text = encoders.load_text(folder, image_encoder.channels)
-    else:
-        image_encoder = encoders.build_encoder(p.encoder, prepared.info["size"], seed=p.seed)
-        image_encoder.mean, image_encoder.std = prepared.info["mean"], prepared.info["std"]
-        text = None
-    return image_encoder, (text or encoders.build_text(corpus, image_encoder.channels, seed=p.seed)).train()
+        base = weights.open_base(p.base, size=prepared.info["size"])
+        base.encoder.requires_grad_(True)
+        return base
+    encoder = encoders.build_encoder(p.encoder, prepared.info["size"], seed=p.seed)
+    encoder.mean, encoder.std = prepared.info["mean"], prepared.info["std"]
+    return weights.Loaded(encoder, weights.Report())
 
 
 def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:
     """What a checkpoint must agree on to be resumed: parameters and data."""
-    return study.digest([p.model_dump(exclude={"out", "threads", "checkpoint_seconds"}), prepared.info], 16)
+    where = {"out", "threads", "checkpoint_seconds", "checkpoint_steps", "processes"}
+    return study.digest([p.model_dump(exclude=where), prepared.info], 16)
 
 
-def _checkpoint(
-    out: Path, key: str, model: nn.Module, optimiser: Any, step: int, curve: Any, flops: float, seconds: float
-) -> None:
-    state = {"key": key, "step": step, "curve": curve, "flops": flops, "seconds": seconds}
-    with replacing(out / "checkpoint.pt") as scratch:
-        torch.save(state | {"model": model.state_dict(), "optimiser": optimiser.state_dict()}, scratch)
+# ---- several processes ---------------------------------------------------------------------------------------------
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", torch.cuda.current_device())
 
 
-def _resume(out: Path, key: str, model: nn.Module, optimiser: Any) -> dict[str, Any]:
-    path = out / "checkpoint.pt"
-    if path.is_file():
-        state = torch.load(path, weights_only=True)
-        if state["key"] == key:
-            model.load_state_dict(state["model"])
-            optimiser.load_state_dict(state["optimiser"])
-            return state
-    return {"step": 0, "curve": [], "flops": 0.0, "seconds": 0.0}
+def _divisible(edges: list[int], parts: int) -> None:
+    """ValueError unless every batch falls into equal parts."""
+    odd = next((b - a for a, b in itertools.pairwise(edges) if (b - a) % parts), 0)
+    if odd:
+        raise ValueError(
+            f"a batch of {odd} does not fall into {parts} equal parts (accumulate x processes): let batch_size be a "
+            "multiple of them, and samples_seen a multiple of batch_size"
+        )
+
+
+def _average_gradients(objective: nn.Module) -> None:
+    """The mean over ranks; all in one message, as they are small beside the activations."""
+    gradients = [w.grad for w in objective.parameters() if w.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _compile(objective: nn.Module) -> None:
+    """Compile the encoders' blocks, which are alike, or a whole trunk that has none."""
+    for module in objective.modules():
+        if isinstance(module, encoders.Encoder):
+            blocks = getattr(module.trunk, "blocks", None)
+            if blocks is None:
+                module.trunk.forward_features = torch.compile(module.trunk.forward_features)
+            for block in blocks or ():
+                block.compile()
+
+
+def _launch(p: study.Pretrain, data: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """``pretrain`` on ``p.processes`` processes of this machine through torch's elastic launcher."""
+    file, log, done = out / "launch.yml", out / "launch.log", out / "steps"
+    write_text(file, yaml.safe_dump(p.model_dump() | {"data": str(data.resolve())}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(p.threads), "CXRSTUDY_STEPS": str(done)}
+    write_text(done, "0")
+    with log.open("w") as stream:
+        run = subprocess.Popen(
+            [*command, "-m", "cxrstudy.pretrain.loop", str(file)], stdout=stream, stderr=stream, env=environment
+        )
+        try:
+            for step in progress(range(len(batch_edges(p.samples_seen, p.batch_size)) - 1)):
+                while run.poll() is None and int(done.read_text() or 0) <= step:
+                    time.sleep(0.1)
+            code = run.wait()
+        finally:
+            if run.poll() is None:
+                run.terminate()
+    if code:
+        raise RuntimeError(f"{p.processes} processes failed; {log} ends: {log.read_text()[-1500:]}")
+    result = json.loads((out / "result.json").read_text())
+    for left in (file, done, out / "result.json"):
+        left.unlink()
+    return result | {name: pd.read_csv(out / f"{name}.csv") for name in ("curve", "checks")}
+
+
+def _worker(file: str) -> None:
+    """One rank, started by torchrun."""
+    p = study.validated("pretrain", yaml.safe_load(Path(file).read_text(encoding="utf-8")), file)
+    _device()
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    note = Path(os.environ.get("CXRSTUDY_STEPS", os.devnull))
+
+    def progress(steps: Any) -> Any:
+        for step in steps:
+            yield step
+            if dist.get_rank() == 0:
+                note.write_text(str(step + 1))
+
+    result = pretrain(p, study.resolve(p.data), progress=progress)
+    if dist.get_rank() == 0:
+        plain = {name: value for name, value in result.items() if name not in ("curve", "checks")}
+        write_text(study.resolve(p.out) / "result.json", json.dumps(plain))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _worker(sys.argv[1])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval
+from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval, knn_auroc
 
 REFERENCE = {auroc: roc_auc_score, auprc: average_precision_score}
 both = pytest.mark.parametrize("metric", [auroc, auprc])
@@ -179,3 +179,14 @@ def test_refusals_name_the_reason(metric):
 def test_a_score_that_is_nan_is_harmless_where_the_label_is_unknown():
     y, s = np.array([0, 1, np.nan, 1]), np.array([0.1, 0.9, np.nan, np.inf])
     assert auroc(y, s) == auprc(y, s) == 1
+
+
+def test_knn_auroc_is_one_where_neighbours_share_labels_and_a_half_where_they_do_not():
+    rng = np.random.default_rng(0)
+    y = (np.arange(300) % 3 == np.arange(3)[:, None]).T.astype(float)
+    apart = np.eye(3)[np.arange(300) % 3] + 0.05 * rng.normal(size=(300, 3))
+    assert knn_auroc(apart, y) == pytest.approx(1.0)
+    assert knn_auroc(rng.normal(size=(300, 8)), y) == pytest.approx(0.5, abs=0.08)
+    y[:30, 0] = np.nan
+    assert knn_auroc(apart, y) > 0.99
+    assert knn_auroc(apart, np.zeros((300, 2))) == 0.5

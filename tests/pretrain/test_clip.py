@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from cxrstudy.data.vocabulary import FINDINGS
-from cxrstudy.pretrain.clip import captions, clip_loss, mixed, prompt, target_ids, unicl_loss
+from cxrstudy.pretrain.clip import (
+    captions,
+    clip_loss,
+    label_loss,
+    mixed,
+    overlap_rows,
+    prompt,
+    target_ids,
+    unicl_loss,
+)
 
 torch.set_num_threads(1)
 quick = settings(deadline=None, max_examples=40)
@@ -143,24 +152,47 @@ def test_captions_are_the_report_and_the_prompt_of_what_is_recorded_as_present()
     nan = math.nan
     own = labelled(picc=[1, 0, nan, 1, 0], edema=[1, 0, 0, 1, nan], hernia=[0, 0, 0, 0, 1])
     told = captions(own.assign(report=["a", None, "b", "", "c"]))
-    assert told.reports == ["a", "", "b", "", "c"]
+    assert told.reports == [["a", "", "b", "", "c"]]
     assert len(told.prompts) == len(set(told.prompts)) == 3
-    assert [told.prompts[k] for k in told.label_set] == [
+    assert [told.prompts[k] for (k,) in told.options] == [
         "x-ray chest pulmonary edema, PICC line",
         "x-ray chest no finding, no device",
         "x-ray chest no finding, no device",
         "x-ray chest pulmonary edema, PICC line",
         "x-ray chest hernia",
     ]
-    assert captions(own).reports == [""] * 5
+    assert captions(own).reports == [[""] * 5]
+    np.testing.assert_array_equal(told.labels, [[1, 1, 0], [0, 0, 0], [0, nan, 0], [1, 1, 0], [nan, 0, 1]])
+
+
+def test_a_prompt_a_name_gives_each_label_its_own_and_says_its_side():
+    own = labelled(edema=[1, 0, 1], nodule_mass=[1, 0, 0])
+    told = captions(own.assign(**{"side:nodule_mass": ["left", None, None]}), prompts="name")
+    said = [[told.prompts[k] for k in options] for options in told.options]
+    assert said == [
+        ["x-ray chest pulmonary edema", "x-ray chest left nodule or mass"],
+        ["x-ray chest no finding, no device"],
+        ["x-ray chest pulmonary edema"],
+    ]
+
+
+def test_parts_of_a_report_are_its_sections_or_all_of_it_where_it_has_none():
+    text = "FINDINGS: The heart is large. IMPRESSION: Cardiomegaly."
+    own = pd.DataFrame({"report": [text, "Nothing new."]})
+    by = {part: captions(own, part=part).reports for part in ("joined", "findings", "impression", "sampled")}
+    assert by["joined"] == [[text, "Nothing new."]]
+    assert [row[0].strip() for row in by["findings"]] == ["The heart is large."]
+    assert [row[0].strip() for row in by["impression"]] == ["Cardiomegaly."]
+    assert by["sampled"] == by["findings"] + by["impression"]
+    assert by["impression"][0][1] == "Nothing new."
 
 
 @quick
 @given(st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, math.nan])] * 3), min_size=1, max_size=20))
 def test_images_share_a_label_set_exactly_where_the_same_labels_are_present(rows):
     columns = dict(zip(FINDINGS[:3], np.array(rows).T, strict=True))
-    label_set = captions(labelled(**columns)).label_set
-    assert label_set.shape == (len(rows),)
+    label_set = [k for (k,) in captions(labelled(**columns)).options]
+    assert len(label_set) == len(rows)
     present = [tuple(value == 1 for value in row) for row in rows]
     for a, one in zip(present, label_set, strict=True):
         for b, other in zip(present, label_set, strict=True):
@@ -170,15 +202,15 @@ def test_images_share_a_label_set_exactly_where_the_same_labels_are_present(rows
 def test_without_any_label_every_image_has_the_prompt_of_none():
     told = captions(pd.DataFrame({"report": ["a", "b"]}))
     assert told.prompts == [prompt([])]
-    assert list(told.label_set) == [0, 0]
+    assert told.options == [[0], [0]]
 
 
 @quick
 @given(has=st.lists(st.booleans(), min_size=1, max_size=30), share=st.floats(0, 1), seed=seeds)
 def test_whoever_has_no_report_takes_the_prompt_and_shares_0_and_1_are_exact(has, share, seed):
-    has, label_set = np.array(has), np.zeros(len(has), int)
+    has = np.array(has)
     for s in (0.0, share, 1.0):
-        chosen = mixed(label_set, has, s, np.random.default_rng(seed))
+        chosen = mixed(has, s, np.random.default_rng(seed))
         assert chosen.dtype == bool
         assert chosen.shape == has.shape
         assert chosen[~has].all()
@@ -189,7 +221,7 @@ def test_whoever_has_no_report_takes_the_prompt_and_shares_0_and_1_are_exact(has
 def test_the_share_is_met_among_those_with_a_report():
     n = 20000
     has = np.arange(n) % 2 == 0
-    chosen = mixed(np.zeros(n, int), has, 0.3, np.random.default_rng(0))
+    chosen = mixed(has, 0.3, np.random.default_rng(0))
     assert chosen[has].mean() == pytest.approx(0.3, abs=0.02)
 
 
@@ -202,3 +234,39 @@ def test_prompts_of_one_label_set_are_positives_and_a_report_is_of_its_image_alo
     for i, (one, is_prompt) in enumerate(pairs):
         for j, (other, is_other) in enumerate(pairs):
             assert bool(ids[i] == ids[j]) == (i == j or (is_prompt and is_other and one == other))
+
+
+@quick
+@given(rows=label_rows, seed=seeds, scale=scales)
+def test_overlap_counts_pairs_that_share_a_label_and_equals_a_naive_reference(rows, seed, scale):
+    image, text = rows_of(len(rows), 5, seed)
+    shared = [
+        [i == j or any(a == b == 1 for a, b in zip(r, s, strict=True)) for j, s in enumerate(rows)]
+        for i, r in enumerate(rows)
+    ]
+    loss = unicl_loss(image, text, torch.tensor(rows), scale, "overlap")
+    torch.testing.assert_close(loss, naive(image, text, shared, scale))
+
+
+def test_overlap_needs_label_rows():
+    image, text = rows_of(3, 4, 0)
+    with pytest.raises(ValueError, match="label rows"):
+        unicl_loss(image, text, torch.arange(3), 1.0, "overlap")
+
+
+def test_a_report_overlaps_with_nothing_and_prompts_of_none_with_each_other():
+    labels = np.array([[1, 0], [1, 1], [0, 0], [0, math.nan], [1, 0]])
+    rows = overlap_rows(labels, np.array([True, True, True, True, False]))
+    shared = (rows @ rows.T > 0).int().tolist()
+    assert shared == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
+
+
+@quick
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=3, max_size=3), min_size=1, max_size=8), seeds)
+def test_the_label_loss_is_the_mean_over_what_is_known(rows, seed):
+    scores = torch.randn(len(rows), 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    known = [
+        (s, y) for ss, yy in zip(scores.tolist(), rows, strict=True) for s, y in zip(ss, yy, strict=True) if y == y
+    ]
+    wanted = np.mean([math.log1p(math.exp(-s if y else s)) for s, y in known]) if known else 0.0
+    assert float(label_loss(scores, torch.tensor(rows, dtype=torch.float64))) == pytest.approx(wanted)

@@ -8,13 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from cxrstudy import encoders, study
 from cxrstudy.data import cards, images
 from cxrstudy.data.manifest import assign_splits, nested_subset
 from cxrstudy.data.sets import prepare_data
+from cxrstudy.data.synthetic import FINGERPRINT
 from cxrstudy.pretrain.augment import augment
+from cxrstudy.pretrain.distil import SETTLE, configure
 from cxrstudy.pretrain.loop import learning_rate, positions, precision, pretrain, seen_patients, subset_rows
+from cxrstudy.pretrain.monitor import Collapsed, Monitor, effective_rank
 
 torch.set_num_threads(1)
 quick = settings(deadline=None, max_examples=30)
@@ -155,14 +159,23 @@ def test_a_run_gives_back_and_leaves_what_it_says(data, tmp_path):
     curve = result["curve"]
     assert list(curve["samples_seen"]) == [16, 96]
     assert result["loss"] == pytest.approx(curve["loss"].mean())
+    assert {"contrastive", "logit_scale"} <= set(curve)
+    assert 0.01 < result["moved"] < 1
+    assert list(result["checks"]["samples_seen"]) == [0, 16, 32, 48, 64, 80, 96]
+    assert (result["checks"]["effective_rank"] > 1).all()
     assert 1 < curve["loss"].iloc[0] < 6  # log(16) is 2.8
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "curve.csv"), curve)
     told = {"paradigm": "clip", "n_images": 64, "samples_seen": 96, "seed": 0, "data": "study-abc", "base": ""}
     told |= {"encoder": "cnn_mini", "kind": "synthetic", "institution": "synthetic:study"}
+    told |= {"generator": FINGERPRINT}
     assert result["subject"] == told
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["curve.csv", "encoder"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checks.csv", "curve.csv", "encoder"]
     encoder = encoders.load_encoder(tmp_path / "run" / "encoder")
-    assert encoder.info == told
+    spent = {name: result[name] for name in ("unique_images", "epochs", "flops", "seconds_training")}
+    assert encoder.info == told | spent | {"precision": "float32", "processes": 1}
+    card = (tmp_path / "run" / "encoder" / "README.md").read_text()
+    assert "samples_seen: 96" in card
+    assert "not for clinical use" in card.lower()
     info = images.open_prepared(data).info
     assert (encoder.input_size, encoder.mean, encoder.std) == (32, info["mean"], info["std"])
     assert encoders.load_text(tmp_path / "run" / "encoder", encoder.channels) is not None
@@ -242,15 +255,17 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_bit(data, tmp_path, par
     pd.testing.assert_frame_equal(resumed["curve"], whole["curve"])
     assert resumed["flops"] == whole["flops"]
     assert resumed["samples_seen"] == 96
-    assert not (cut / "checkpoint.pt").exists()
+    assert not list(cut.glob("checkpoint*"))
 
 
 def test_a_checkpoint_of_another_run_or_of_other_data_is_not_resumed(data, silent, tmp_path):
     with pytest.raises(Killed):
         go(data, tmp_path / "run", killed_after(3), checkpoint_seconds=1e-9)
-    kept, starts = (tmp_path / "run" / "checkpoint.pt").read_bytes(), []
+    kept, starts = {f: f.read_bytes() for f in (tmp_path / "run").glob("checkpoint*")}, []
+    assert sorted(f.name for f in kept) == ["checkpoint-3.safetensors", "checkpoint.pt"]
     go(data, tmp_path / "run", start_of(starts), lr=2e-3)
-    (tmp_path / "run" / "checkpoint.pt").write_bytes(kept)
+    for file, content in kept.items():
+        file.write_bytes(content)
     own = parameters(data, tmp_path / "run", paradigm="unicl", n_images=60, samples_seen=96)
     pretrain(own, silent, progress=start_of(starts))
     assert starts == [0, 0]
@@ -323,7 +338,8 @@ def test_clip_without_reports_is_refused_with_how_many_lack_one_and_unicl_is_not
 def test_a_loss_that_is_no_longer_finite_stops_the_run_at_its_step(data, tmp_path, seen):
     with pytest.raises(FloatingPointError) as caught:
         go(data, tmp_path / "run", lr=1e30, warmup=0.0, samples_seen=seen)
-    assert f"at step {math.ceil(seen / 16) - 1}" in str(caught.value)
+    assert "at step 1 " in str(caught.value)
+    assert "no checkpoint was kept yet" in str(caught.value)
     assert "study-" in str(caught.value)
     assert "lower lr" in str(caught.value)
     assert not (tmp_path / "run" / "encoder").exists()
@@ -333,3 +349,103 @@ def test_data_that_is_not_prepared_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.ipynb") as caught:
         go(tmp_path / "nothing", tmp_path / "run")
     assert str(tmp_path / "nothing") in str(caught.value)
+
+
+# ---- images alone --------------------------------------------------------------------------------------------------
+DINO = {"paradigm": "dinov2", "encoder": "hybrid_mini", "n_images": 32, "samples_seen": 64, "dino": {"prototypes": 32}}
+
+
+@pytest.fixture(scope="module")
+def distilled(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "dino-base"
+    return out, go(data, out, **DINO)
+
+
+def test_dinov2_runs_in_the_same_loop_and_keeps_its_heads(distilled):
+    out, result = distilled
+    assert {"dino", "ibot", "koleo", "teacher_entropy", "teacher_spread"} <= set(result["curve"])
+    assert {"teacher_entropy", "effective_rank"} <= set(result["checks"])
+    assert result["moved"] > 0
+    assert sorted(path.name for path in (out / "encoder").glob("*.safetensors")) == [
+        "dino.safetensors",
+        "model.safetensors",
+    ]
+    encoder = encoders.load_encoder(out / "encoder")
+    assert encoder.info["paradigm"] == "dinov2"
+    assert encoder.pool(torch.zeros(1, 1, 32, 32)).shape == (1, 128)
+
+
+def test_dinov2_goes_on_from_its_own_heads_and_gives_new_ones_time_to_settle(data, distilled, base, tmp_path):
+    kept = load_file(distilled[0] / "encoder" / "dino.safetensors")
+    go(data, tmp_path / "on", **DINO | {"base": str(distilled[0]), "lr": 1e-12})
+    for name, tensor in load_file(tmp_path / "on" / "encoder" / "dino.safetensors").items():
+        torch.testing.assert_close(tensor, kept[name], atol=1e-5, rtol=1e-4)
+    own = parameters(data, tmp_path / "x", **DINO | {"base": str(distilled[0])})
+    assert configure(own, new_heads=False).freeze_trunk == 0
+    assert configure(own, new_heads=True).freeze_trunk == SETTLE
+    assert configure(own.model_copy(update={"dino": {"freeze_trunk": 0.3}}), new_heads=True).freeze_trunk == 0.3
+    result = go(data, tmp_path / "from-clip", **DINO | {"base": str(base[0])})  # whose heads there never were
+    assert result["subject"]["encoder"] == "cnn_mini"
+
+
+def test_heads_of_another_shape_and_constants_that_there_are_not_are_refused(data, distilled, tmp_path):
+    with pytest.raises(ValueError, match="another shape"):
+        go(data, tmp_path / "run", **DINO | {"base": str(distilled[0]), "dino": {"prototypes": 64}})
+    with pytest.raises(ValueError, match="no constant 'protoypes'"):
+        go(data, tmp_path / "run", **DINO | {"dino": {"protoypes": 64}})
+
+
+def test_a_killed_dinov2_run_resumes_to_the_bit(data, distilled, tmp_path):
+    with pytest.raises(Killed):
+        go(data, tmp_path / "cut", killed_after(2), **DINO | {"checkpoint_steps": 1})
+    go(data, tmp_path / "cut", **DINO)
+    for name in ("model", "dino"):
+        files = [out / "encoder" / f"{name}.safetensors" for out in (distilled[0], tmp_path / "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+# ---- is it being destroyed? ----------------------------------------------------------------------------------------
+def test_a_rate_that_destroys_a_continued_encoder_is_a_collapse_and_stops_the_run(data, base, tmp_path):
+    said = []
+
+    def score(features, labels):
+        assert features.shape == (len(labels), 128)
+        said.append(float(np.std(features)))
+        return 0.9 if len(said) == 1 else 0.7
+
+    with pytest.raises(Collapsed, match=r"from 0\.900 to 0\.700") as caught:
+        pretrain(parameters(data, tmp_path / "run", base=str(base[0])), data, score=score)
+    assert "Lower lr" in str(caught.value)
+    assert not (tmp_path / "run" / "encoder").exists()
+    said.clear()
+    own = parameters(data, tmp_path / "fresh")  # from random weights there is nothing to lose
+    assert list(pretrain(own, data, score=score)["checks"]["score"])[:2] == [0.9, 0.7]
+
+
+def test_features_that_fall_together_are_a_collapse(data, tmp_path):
+    prepared, p = images.open_prepared(data), parameters(data, tmp_path / "run")
+    monitor = Monitor(p, prepared, np.arange(4), None, [], continued=False)
+    encoder = encoders.build_encoder("cnn_mini", 32)
+    monitor.check(encoder, 0, [])
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.mul_(0.0)
+    with pytest.raises(Collapsed, match="directions"):
+        monitor.check(encoder, 16, [])
+
+
+@quick
+@given(rank=st.integers(1, 6), seed=st.integers(0, 2**31))
+def test_the_effective_rank_is_at_most_the_rank_and_reached_where_directions_are_alike(rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, rank, generator=generator) @ torch.randn(rank, 12, generator=generator)
+    assert 1 - 1e-4 <= effective_rank(x) <= rank + 1e-3
+    even = torch.linalg.qr(torch.randn(64, rank, generator=generator, dtype=torch.float64))[0]
+    apart = torch.cat([even, -even])  # centred, and every direction alike
+    assert effective_rank(apart) == pytest.approx(rank, rel=1e-6)
+
+
+def test_published_weights_that_are_not_here_are_refused_with_where_they_go(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(tmp_path))
+    with pytest.raises(encoders.MissingWeights, match="rad-dino"):
+        go(data, tmp_path / "run", base="rad-dino")

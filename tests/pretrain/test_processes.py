@@ -1,0 +1,145 @@
+"""Runs that are killed, and runs on several processes: the weights are those of one run left in peace."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import distributed as dist
+
+from cxrstudy import study
+from cxrstudy.data.sets import prepare_data
+from cxrstudy.pretrain.clip import clip_loss, unicl_loss
+from cxrstudy.pretrain.gather import gathered
+from cxrstudy.pretrain.loop import pretrain
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "study-abc"
+    prepare_data(study.Data(n_images=120, size=32, fractions={"pretrain": 0.7, "other": 0.3}, out=str(folder)))
+    return folder
+
+
+def parameters(data: Path, out: Path, **changes: object) -> study.Pretrain:
+    own = {
+        "n_images": 64,
+        "samples_seen": 320,
+        "batch_size": 16,
+        "precision": "fp32",
+        "data": str(data),
+        "out": str(out),
+    }
+    return study.validated("pretrain", own | changes)
+
+
+def fork(call: Callable[[], object]) -> int:
+    """A child that runs ``call``, with torch imported already; its exit code is 0 if that went well."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        call()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def ranks(count: int, meet: Path, call: Callable[[int], object]) -> None:
+    """``call(rank)`` on ``count`` gloo processes."""
+
+    def one(rank: int) -> None:
+        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=count)
+        call(rank)
+        dist.destroy_process_group()
+
+    children = [fork(lambda rank=rank: one(rank)) for rank in range(count)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    files = sorted((out / "encoder").glob("*.safetensors"))
+    return {f"{file.stem}.{name}": weight for file in files for name, weight in load_file(file).items()}
+
+
+def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(data, tmp_path) -> None:
+    whole = parameters(data, tmp_path / "whole", paradigm="unicl", ema=0.9)
+    began = time.monotonic()
+    pretrain(whole, data)
+    lasts, rng, killed = time.monotonic() - began, random.Random(0), []
+    cut = parameters(data, tmp_path / "cut", paradigm="unicl", ema=0.9, checkpoint_steps=1)
+    for _ in range(4):
+        child = fork(lambda: pretrain(cut, data))
+        time.sleep(rng.uniform(0.2, 0.6) * lasts)
+        os.kill(child, signal.SIGKILL)
+        killed.append(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
+    kept = [int(f.stem.split("-")[1]) for f in (tmp_path / "cut").glob("checkpoint-*.safetensors")]
+    pretrain(cut, data)
+    assert killed[0]
+    assert kept or not all(killed)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_gloo_losses_of_two_ranks_are_those_of_the_joined_batch(tmp_path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(2, 8, 5, generator=generator, dtype=torch.float64), dim=-1)
+    targets = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4])
+    losses = {"clip": lambda a, b: clip_loss(a, b, 10.0), "unicl": lambda a, b: unicl_loss(a, b, targets, 10.0)}
+
+    def rank_part(rank: int) -> None:
+        for name, loss in losses.items():
+            image, text = (part[4 * rank : 4 * rank + 4].clone().requires_grad_() for part in rows)
+            value = loss(gathered(image), gathered(text))
+            value.backward()
+            torch.save((value.detach(), image.grad / 2, text.grad / 2), tmp_path / f"{name}-{rank}")
+
+    ranks(2, tmp_path / "meet", rank_part)
+    for name, loss in losses.items():
+        image, text = (part.clone().requires_grad_() for part in rows)
+        value = loss(image, text)
+        value.backward()
+        parts = [torch.load(tmp_path / f"{name}-{rank}") for rank in range(2)]
+        assert all(torch.allclose(part[0], value, rtol=1e-12) for part in parts)
+        torch.testing.assert_close(torch.cat([part[1] for part in parts]), image.grad)
+        torch.testing.assert_close(torch.cat([part[2] for part in parts]), text.grad)
+
+
+@pytest.mark.parametrize("paradigm", ["unicl", "clip+labels", "dinov2"])
+def test_gloo_runs_of_two_processes_have_the_weights_of_one(data, tmp_path, paradigm) -> None:
+    own = {"paradigm": paradigm, "encoder": "davit_mini", "samples_seen": 96}  # no batch norm: no statistics to share
+    if paradigm == "dinov2":
+        own |= {
+            "encoder": "hybrid_mini",
+            "n_images": 32,
+            "samples_seen": 48,
+            "dino": {"local_crops": 1, "prototypes": 64},
+        }
+    pretrain(parameters(data, tmp_path / "one", **own), data)
+    two = parameters(data, tmp_path / "two", **own)
+    ranks(2, tmp_path / "meet", lambda rank: pretrain(two, data))
+    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
+    idle = [name for name in one if name.endswith(("in_proj_bias", "qkv.bias"))]
+    for part in (one, other):  # attention feels no key's bias: its gradient is rounding alone, which Adam scales up
+        for name in idle:
+            part[name].view(3, -1)[1] = 0
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
+
+
+def test_parts_of_a_batch_add_up_where_the_loss_is_a_mean_over_samples(data, tmp_path) -> None:
+    with pytest.raises(ValueError, match="3 equal parts"):
+        pretrain(parameters(data, tmp_path / "odd", accumulate=3), data)
+    result = pretrain(parameters(data, tmp_path / "run", accumulate=4, samples_seen=64), data)
+    assert result["samples_seen"] == 64
