@@ -71,7 +71,7 @@ def assemble(source: Path, key: str) -> None:
     ``key`` stands for all that the computed pages depend on (``_inputs``).
     """
     book, keep = study.root() / "book", set()
-    for path in sorted(p for p in book.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+    for path in sorted(p for p in book.rglob("*") if p.is_file() and not {"__pycache__", "recorded"} & set(p.parts)):
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
             keep.add(_copy(path, source / path.relative_to(book)))
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))

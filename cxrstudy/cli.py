@@ -65,11 +65,12 @@ def run(preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_roo
     planned, waiting = runner.preview(preset, settings, data_root)
     click.echo(
         f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
+        f"{f'{described.gpu_hours:g} GPU-hours' if described.gpu_hours else 'no GPU'}, "
         f"{described.disk_gb:g} GB of disk, {described.memory_gb:g} GB of memory; licences: {described.licences}."
     )
     for item in planned:
         word = "would run" if item.name in waiting else "stands"
-        click.echo(f"  {word:<10}{item.stage:<10}{item.name:<32}{waiting.get(item.name, '')}")
+        click.echo(f"  {word:<10}{item.stage:<10}{item.name:<36}{waiting.get(item.name, '')}")
     click.echo(f"{len(waiting)} of {len(planned)} runs to do")
 
 

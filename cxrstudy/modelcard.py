@@ -87,6 +87,7 @@ def ship(run: str | Path, out: str | Path) -> Path:
         if file.suffix == ".safetensors":
             tensors = load_file(file)
             save_file({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, out / file.name)
+            (out / file.name).chmod(0o644)
         elif file.name != "encoder.json":
             shutil.copyfile(file, out / file.name)
     shutil.copyfile(folder / "encoder.json", out / "encoder.json")  # last: a folder that has it is whole

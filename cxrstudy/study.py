@@ -237,6 +237,7 @@ class Preset(BaseModel):
     description: str = ""
     minutes: float = Field(description="expected time on the hardware named")
     hardware: str
+    gpu_hours: float = Field(0, ge=0, description="0 = no GPU is needed")
     disk_gb: float = 1.0
     memory_gb: float = 4.0
     needs_root: bool = Field(False, description="real data: DATA_ROOT must name its folder")

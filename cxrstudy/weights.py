@@ -441,7 +441,8 @@ def open_base(name_or_path: str, *, size: int = 64) -> Loaded:
     """
     folder = encoders.encoder_folder(study.resolve(name_or_path))
     if folder is None and name_or_path in KNOWN:
-        loaded = load(name_or_path, size=size)
+        sizes = {"dynamic_img_size": True} if KNOWN[name_or_path].architecture.startswith("vit_") else {}
+        loaded = load(name_or_path, size=size, **sizes)  # small crops are seen at their own size
         loaded.head = {f"head.{name}": tensor for name, tensor in (loaded.head or {}).items()}
         return loaded
     encoder = load_encoder(folder or name_or_path, size=size)

@@ -122,7 +122,8 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
             continue
         bases = reference(table, task, metric)
         for row in ladder.itertuples():
-            pattern = re.escape(f"base-{study.slug(row.base)}-") + "[^-]+"
+            called = {re.escape(name) for name in (study.slug(row.base), row.base)}  # a run's name, or as it shipped
+            pattern = f"base-(?:{'|'.join(sorted(called))})-[^-]+"
             near = bases[(bases["paradigm"] != "control") & (bases["data"] == row.data)]
             own = [
                 folder for run, folder in zip(near["run"], near["folder"], strict=True) if re.fullmatch(pattern, run)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import distributed as dist
+from torch.distributed.run import get_args_parser
 
 from cxrstudy import study
 from cxrstudy.data.sets import prepare_data
+from cxrstudy.pretrain import loop
 from cxrstudy.pretrain.clip import clip_loss, unicl_loss
 from cxrstudy.pretrain.gather import gathered
 from cxrstudy.pretrain.loop import pretrain
@@ -143,3 +145,31 @@ def test_parts_of_a_batch_add_up_where_the_loss_is_a_mean_over_samples(data, tmp
         pretrain(parameters(data, tmp_path / "odd", accumulate=3), data)
     result = pretrain(parameters(data, tmp_path / "run", accumulate=4, samples_seen=64), data)
     assert result["samples_seen"] == 64
+
+
+def test_the_documented_line_for_several_machines_is_one_that_torchrun_takes() -> None:
+    line = loop.__doc__.split("torchrun ")[1].split("#")[0].replace("\\", " ").split()
+    asked = get_args_parser().parse_args(line)
+    assert (asked.nnodes, asked.nproc_per_node, asked.rdzv_backend) == ("2", "8", "c10d")
+    assert asked.module
+    assert asked.training_script == "cxrstudy.pretrain.loop"
+
+
+@pytest.mark.slow
+def test_one_parameter_launches_a_run_on_two_processes(data, tmp_path) -> None:
+    shown: list[int] = []
+
+    def progress(steps):
+        for step in steps:
+            yield step
+            shown.append(step)
+
+    own = {"encoder": "davit_mini", "samples_seen": 96}
+    two = pretrain(parameters(data, tmp_path / "two", processes=2, **own), data, progress=progress)
+    one = pretrain(parameters(data, tmp_path / "one", **own), data)
+    assert shown == list(range(6))
+    assert (two["processes"], two["samples_seen"]) == (2, 96)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert list(two["curve"]["step"]) == list(one["curve"]["step"])
+    with pytest.raises(RuntimeError, match="2 processes failed"):
+        pretrain(parameters(data, tmp_path / "bad", processes=2, splits=["no"], **own), data)
