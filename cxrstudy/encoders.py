@@ -232,7 +232,7 @@ class TextShape:
     """Size of a text tower; ``dim`` is that of the space shared with images."""
 
     vocabulary: int = 512
-    context: int = 40
+    context: int = 96
     width: int = 64
     layers: int = 1
     heads: int = 4

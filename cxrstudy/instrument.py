@@ -31,38 +31,47 @@ def present(batch: synthetic.Batch, row: int) -> str:
     return ", ".join(names) or "nothing"
 
 
-def described(count: int = 10) -> str:
-    """Images of the institution in words (Markdown): what is so, what the labels say, what the report says."""
+def table(rows: list[tuple], *columns: str) -> pd.DataFrame:
+    """Rows of text under these headings, the first of them as the index."""
+    return pd.DataFrame(rows, columns=list(columns)).set_index(columns[0])
+
+
+def markdown(shown: pd.DataFrame) -> str:
+    """A table as the card writes it."""
+    columns = [str(shown.index.name), *shown.columns]
+    rows = [f"| {' | '.join(map(str, row))} |" for row in shown.itertuples()]
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
+
+
+def described(count: int = 10) -> pd.DataFrame:
+    """Images of the institution in words: what is so, what the labels say, what the report says."""
     told = synthetic.describe(range(0, 61 * count, 61))
-    lines = ["| image | what is so | labels recorded as present | report |", "|---|---|---|---|"]
+    rows = []
     for k in range(count):
         recorded = ", ".join(phrase(n) for n, v in zip(LABELS, told.reported[k], strict=True) if v == 1)
         who = f"{told.view[k]}, {told.sex[k]}, {told.age[k]:.0f} y"
-        lines.append(f"| {61 * k}: {who} | {present(told, k)} | {recorded or 'none'} | {told.report[k]} |")
-    return "\n".join(lines)
+        rows.append((f"{61 * k}: {who}", present(told, k), recorded or "none", told.report[k]))
+    return table(rows, "image", "what is so", "labels recorded as present", "report")
 
 
-def tip_rules() -> str:
-    """Where each device's tip must lie (Markdown)."""
-    lines = [
-        "| device | well placed, mm | drawn: mean (sd) | drawn where misplaced | source |",
-        "|---|---|---|---|---|",
-    ]
+def tip_rules() -> pd.DataFrame:
+    """Where each device's tip must lie."""
+    rows = []
     for name, (whence, low, high, (mean, sd), wrong) in zip(DEVICES, devices.RULES, strict=True):
         out = " or ".join(dict.fromkeys(f"{a:g} to {b:g}" for a, b in wrong))
         source = institution.SOURCES.get(f"{name} tip", "assumed")
-        lines.append(f"| {phrase(name)} | {low:g} to {high:g} {whence} | {mean:g} ({sd:g}) | {out} | {source} |")
-    return "\n".join(lines)
+        rows.append((phrase(name), f"{low:g} to {high:g} {whence}", f"{mean:g} ({sd:g})", out, source))
+    return table(rows, "device", "well placed, mm", "drawn: mean (sd)", "drawn where misplaced", "source")
 
 
-def rates() -> str:
-    """Every rate of the study's institution, with its source or the word assumed (Markdown)."""
+def rates() -> pd.DataFrame:
+    """Every rate of the study's institution, with its source or the word assumed."""
     site = institution.institution("study")
-    lines = ["| rate | value | of what | source |", "|---|---|---|---|"]
+    rows: list[tuple] = []
 
     def line(name: str, value: object, what: str) -> None:
         shown = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
-        lines.append(f"| {name} | {shown} | {what} | {institution.SOURCES.get(name, 'assumed')} |")
+        rows.append((name, shown, what, institution.SOURCES.get(name, "assumed")))
 
     for field in fields(site):
         value = getattr(site, field.name)
@@ -71,50 +80,46 @@ def rates() -> str:
                 line(phrase(name), each, "exams: ambulatory, ward, intensive care")
         elif "what" in field.metadata:
             line(field.name, value, field.metadata["what"])
-    return "\n".join(lines)
+    return table(rows, "rate", "value", "of what", "source")
 
 
-def labels_table() -> str:
-    """AUROC of pixels and of a supervised network, label by label (Markdown)."""
-    table = calibration().set_index(["measure", "label"])
+def labels_table() -> pd.DataFrame:
+    """AUROC of pixels and of a supervised network, label by label."""
+    measured = calibration().set_index(["measure", "label"])
     columns = {"pixels": "pixels", "supervised": "network", "pixels, AP only": "pixels, AP only"}
     columns |= {"supervised, AP only": "network, AP only"}
-    lines = [f"| label | prevalence | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
     share = dict(zip(LABELS, synthetic.describe(range(20_000)).labels.mean(0), strict=True))
+    rows = []
     for name in (*FINDINGS, "findings", *DEVICES, "devices"):
-        cells = [_cell(table.loc[(m, name)]) if (m, name) in table.index else "" for m in columns]
-        shown = f"{share[name]:.3f}" if name in share else ""
-        title = f"**all {name}**" if name in ("findings", "devices") else phrase(name)
-        lines.append(f"| {title} | {shown} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [_cell(measured.loc[(m, name)]) if (m, name) in measured.index else "" for m in columns]
+        title = f"all {name}" if name in ("findings", "devices") else phrase(name)
+        rows.append((title, f"{share[name]:.3f}" if name in share else "", *cells))
+    return table(rows, "label", "prevalence", *columns.values())
+
+
+def sizes_table() -> pd.DataFrame:
+    """AUROC of a supervised network by image size, and the size from which a device is learnable."""
+    measured, shown = calibration(), []
+    by_size = measured[measured["measure"] == "supervised by size"]
+    faint = measured[measured["measure"] == "supervised, faint"].set_index("label")
+    sizes = sorted(by_size["px"].unique())
+    for name in DEVICES:
+        rows = by_size[by_size["label"] == name].set_index("px").loc[sizes]
+        first = rows.index[rows["low"] > LEARNABLE]
+        start = f"{first[0]:g} px" if len(first) else f"more than {sizes[-1]:g} px"
+        shown.append((phrase(name), *(_cell(row) for _, row in rows.iterrows()), start, _cell(faint.loc[name])))
+    return table(shown, "device", *(f"{px:g} px" for px in sizes), "learnable from", "faint, 64 px")
 
 
 def _cell(row: pd.Series) -> str:
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
-def sizes_table() -> str:
-    """AUROC of a supervised network by image size, and the size from which a device is learnable (Markdown)."""
-    table = calibration()
-    by_size = table[table["measure"] == "supervised by size"]
-    faint = table[table["measure"] == "supervised, faint"].set_index("label")
-    sizes = sorted(by_size["px"].unique())
-    lines = ["| device | " + " | ".join(f"{px:g} px" for px in sizes) + " | learnable from | faint, 64 px |"]
-    lines.append("|---" * (len(sizes) + 3) + "|")
-    for name in DEVICES:
-        rows = by_size[by_size["label"] == name].set_index("px").loc[sizes]
-        first = rows.index[rows["low"] > LEARNABLE]
-        start = f"{first[0]:g} px" if len(first) else f"more than {sizes[-1]:g} px"
-        cells = " | ".join(_cell(row) for _, row in rows.iterrows())
-        lines.append(f"| {phrase(name)} | {cells} | {start} | {_cell(faint.loc[name])} |")
-    return "\n".join(lines)
-
-
 def speed() -> str:
     """How fast x-rays are drawn, beside the training step that eats them (Markdown)."""
-    table = calibration()
-    drawn = table[table["measure"] == "images a second drawn"]
-    trained = table[table["measure"] == "images a second trained"].iloc[0]
+    measured = calibration()
+    drawn = measured[measured["measure"] == "images a second drawn"]
+    trained = measured[measured["measure"] == "images a second trained"].iloc[0]
     rates_ = ", ".join(f"{row['value']:,.0f} at {row['px']:g} px" for _, row in drawn.iterrows())
     share = drawn[drawn["px"] == trained["px"]]["value"].iloc[0] / trained["value"]
     return (
@@ -139,14 +144,8 @@ def turing() -> str:
     )
 
 
-BLOCKS = {
-    "rates": rates,
-    "tips": tip_rules,
-    "labels": labels_table,
-    "sizes": sizes_table,
-    "speed": speed,
-    "turing": turing,
-}
+TABLES = {"rates": rates, "tips": tip_rules, "labels": labels_table, "sizes": sizes_table}
+SENTENCES = {"speed": speed, "turing": turing}
 
 
 def card() -> Path:
@@ -156,8 +155,9 @@ def card() -> Path:
 
 def filled(text: str) -> str:
     """A card's text with every block between ``<!-- NAME -->`` and ``<!-- /NAME -->`` computed anew."""
-    for name, block in BLOCKS.items():
-        new = f"<!-- {name} -->\n{block()}\n<!-- /{name} -->"
+    blocks = {name: markdown(block()) for name, block in TABLES.items()}
+    for name, block in (blocks | {name: sentence() for name, sentence in SENTENCES.items()}).items():
+        new = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
         old = re.search(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, flags=re.DOTALL)
         if not old:
             raise ValueError(f"{card()}: no block <!-- {name} --> ... <!-- /{name} -->")

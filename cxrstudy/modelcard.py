@@ -53,13 +53,12 @@ def model_card(folder: str | Path) -> str:
     ``use_pad_mask``), and its timm tower takes no arguments of the architecture (one channel, small widths).
     """
     folder = Path(folder)
-    facts, run = json.loads((folder / "encoder.json").read_text()), folder.parent / "info.json"
+    facts = json.loads((folder / "encoder.json").read_text())
     info, patients = facts["info"], encoders.listed_patients(folder)
-    spent = info | (json.loads(run.read_text()) if run.is_file() else {})
     base = info.get("source") or info.get("base")
 
     def listed(*keys: str) -> str:
-        return "\n".join(f"- {key}: {spent[key]}" for key in keys if spent.get(key)) or "- not recorded"
+        return "\n".join(f"- {key}: {info[key]}" for key in keys if info.get(key) is not None) or "- not recorded"
 
     fields = facts | {
         "encoder": info.get("encoder", facts["architecture"]),

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def run_preset(preset: str, *, cores: int, settings: dict[str, Any], data_root: 
         )
         with (plan.parent / "snakemake.log").open("a") as log:
             command = _snakemake(preset, plan, "--cores", str(cores), "--keep-going", "--rerun-incomplete")
+            command += ["--resources", "gpu=1"] if shutil.which("nvidia-smi") else []
             process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(), start_new_session=True)
             try:
                 _watch(process, [run for run in runs if run.name in waiting], began, quiet)

@@ -31,7 +31,7 @@ def augment(
     each draw is uniform within plus or minus its value.
     """
     draws = torch.rand(6, total or len(x), generator=generator, device=generator.device)
-    draws = draws[:, low : low + len(x)].to(x.device) * 2 - 1
+    draws = draws[:, low : low + len(x)].to(x.device, non_blocking=True) * 2 - 1
     angle = draws[0] * math.radians(degrees)
     zoom = 1 + draws[1] * scale
     cos, sin = angle.cos() * zoom, angle.sin() * zoom

@@ -27,7 +27,7 @@ def save(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, facts: d
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
     with replacing(out / STATE) as scratch:
         torch.save(facts | {"file": file, "groups": packed["param_groups"]}, scratch)
-    for old in out.glob("checkpoint-*.safetensors"):
+    for old in [*out.glob("checkpoint-*.safetensors"), *out.glob(".checkpoint-*")]:
         if old.name != file:
             old.unlink()
 
@@ -56,5 +56,5 @@ def load(out: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer
 
 def remove(out: Path) -> None:
     """Drop what was kept: the run is done."""
-    for file in [out / STATE, *out.glob("checkpoint-*.safetensors")]:
+    for file in [out / STATE, *out.glob("checkpoint-*.safetensors"), *out.glob(".checkpoint*")]:
         file.unlink(missing_ok=True)

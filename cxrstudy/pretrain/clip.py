@@ -1,5 +1,6 @@
 """Image-text objectives: CLIP (reports), UniCL (reports and structured labels), and CLIP beside a plain label loss."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,11 +77,13 @@ class Captions:
     """What each of N images may be paired with: its report, and prompts of its structured labels.
 
     ``reports`` (V lists of N) strings, empty where there is none: the variants of a report that are drawn from;
-    ``prompts`` strings; ``options`` (N lists) the prompts an image may take, as indices; ``labels`` (N,L) in {0,1,NaN}.
+    ``prompts`` (P) strings; ``says`` (P,L) the labels each says are there; ``options`` (N lists) the prompts an image
+    may take, as indices, none where nothing true can be said; ``labels`` (N,L) in {0,1,NaN}.
     """
 
     reports: list[list[str]]
     prompts: list[str]
+    says: np.ndarray
     options: list[list[int]]
     labels: np.ndarray
 
@@ -103,12 +106,22 @@ def captions(
     sided = [n for n in names if with_sides and f"side:{n}" in manifest]
     sides = {n: manifest[f"side:{n}"].fillna("").tolist() for n in sided}
     known: dict[str, int] = {}
-    options = []
+    options: list[list[int]] = []
+    says: list[np.ndarray] = []
     for row, present in enumerate(labels == 1):
+        if not present.any() and (np.isnan(labels[row]).any() or not names):
+            options.append([])  # nothing is known to be there, and not all is known to be absent: no prompt is true
+            continue
         said = [f"{sides[n][row]} {phrase(n)}".strip() if n in sides else phrase(n) for n in np.array(names)[present]]
-        texts = [prompt(said)] if prompts == "set" or not said else [prompt([one]) for one in said]
-        options.append([known.setdefault(text, len(known)) for text in texts])
-    return Captions(reports, list(known), options, labels)
+        one_by_one = prompts == "name" and len(said) > 0
+        meant = list(np.eye(len(names), dtype=bool)[present]) if one_by_one else [present]
+        texts = [prompt([one]) for one in said] if one_by_one else [prompt(said)]
+        for text, which in zip(texts, meant, strict=True):
+            if text not in known:
+                known[text] = len(known)
+                says.append(which)
+        options.append([known[text] for text in texts])
+    return Captions(reports, list(known), np.array(says, dtype=bool).reshape(len(says), len(names)), options, labels)
 
 
 def prompt(said: list[str]) -> str:
@@ -116,25 +129,25 @@ def prompt(said: list[str]) -> str:
     return "x-ray chest " + (", ".join(said) or NORMAL)
 
 
-def mixed(has_report: np.ndarray, label_share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which of a batch's samples take a label prompt: a share of those with a report, all of those without.
+def mixed(has_report: np.ndarray, has_prompt: np.ndarray, label_share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which of a batch's samples take a label prompt: a share of those that have both, all of those without a report.
 
-    Args: ``has_report`` (B,) bool. Returns (B,) bool.
+    Args: ``has_report``, ``has_prompt`` (B,) bool. Returns (B,) bool.
     """
-    return (rng.random(len(has_report)) < label_share) | ~has_report
+    return has_prompt & ((rng.random(len(has_report)) < label_share) | ~has_report)
 
 
-def target_ids(prompts: np.ndarray, as_prompt: np.ndarray) -> Tensor:
-    """(B,) ids for ``unicl_loss``: a prompt bears its own id, a report an id that no other has (UniCL, sec. 3)."""
-    own = -1 - np.arange(len(prompts))
+def target_ids(prompts: np.ndarray, as_prompt: np.ndarray, take: np.ndarray) -> Tensor:
+    """(B,) ids for ``unicl_loss``: a prompt bears its own id, a report that of its image (``take``), which no other
+    image has (UniCL, sec. 3)."""
+    own = -1 - take
     return torch.from_numpy(np.where(as_prompt, prompts, own).astype(np.int64))
 
 
-def overlap_rows(labels: np.ndarray, as_prompt: np.ndarray) -> Tensor:
-    """(B,L+1) rows for ``positives="overlap"``: a prompt's labels and whether it says that there are none; a report,
-    which is its own image's alone, has none of either."""
-    present = labels == 1
-    rows = np.concatenate([present, ~present.any(1, keepdims=True)], axis=1) & as_prompt[:, None]
+def overlap_rows(says: np.ndarray, as_prompt: np.ndarray) -> Tensor:
+    """(B,L+1) rows for ``positives="overlap"``: the labels (B,L) that a prompt says and whether it says that there are
+    none; a report, which is its own image's alone, has none of either."""
+    rows = np.concatenate([says, ~says.any(1, keepdims=True)], axis=1) & as_prompt[:, None]
     return torch.from_numpy(rows.astype(np.float32))
 
 
@@ -152,6 +165,15 @@ class ImageText(nn.Module):
         if p.paradigm != "unicl" and not has_report.all():
             lacking = int((~has_report).sum())
             raise ValueError(f"paradigm {p.paradigm!r} needs a report for every image; {p.data} lacks {lacking}")
+        has_prompt = np.array([bool(options) for options in texts.options])
+        if p.paradigm != "clip" and not texts.labels.shape[1]:
+            raise ValueError(f"paradigm {p.paradigm!r} needs structured labels; {p.data} has none")
+        if not (has_report | has_prompt).all():
+            lacking = int((~(has_report | has_prompt)).sum())
+            raise ValueError(
+                f"{lacking} images of {p.data} have neither a report nor a label set that is known: leave them out"
+            )
+        self.has_prompt = has_prompt
         self.p, self.texts, self.has_report, self.encoder = p, texts, has_report, base.encoder
         text = base.text
         if text is None:
@@ -171,10 +193,11 @@ class ImageText(nn.Module):
         others = [w for w in self.parameters() if w.ndim < 2]
         return [{"params": decayed, "weight_decay": self.p.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
-    def set_rates(self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-        """Give every group the rate of a step."""
+    def set_rates(self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> float:
+        """Give every group the rate of a step, and say it."""
         for group in optimiser.param_groups:
             group["lr"] = rate
+        return rate
 
     def step_loss(
         self, x: Tensor, take: np.ndarray, low: int, rng: np.random.Generator, generator: torch.Generator, *_: Any
@@ -182,13 +205,14 @@ class ImageText(nn.Module):
         """The loss of a step and its parts. ``take`` (B,) are the batch's samples over all ranks, of which ``x``
         (n,1,H,W) holds the n from ``low`` on: all ranks draw alike, so that they do what one process would."""
         p, own = self.p, slice(low, low + len(x))
-        x = augment(x, generator, low=low, total=len(take)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, enabled=False):  # half precision would move pixels by up to two
+            x = augment(x, generator, low=low, total=len(take)).contiguous(memory_format=torch.channels_last)
         as_prompt = np.zeros(len(take), bool)
         if p.paradigm == "unicl":
-            as_prompt = mixed(self.has_report[take], p.label_share, rng)
+            as_prompt = mixed(self.has_report[take], self.has_prompt[take], p.label_share, rng)
         variant = rng.integers(0, len(self.report_tokens), len(take))
         chosen = [self.texts.options[k] for k in take]
-        prompts = np.array([o[int(u * len(o))] for o, u in zip(chosen, rng.random(len(take)), strict=True)])
+        prompts = np.array([o[int(u * len(o))] if o else 0 for o, u in zip(chosen, rng.random(len(take)), strict=True)])
         said, told = self.prompt_tokens[prompts[own]], self.report_tokens[variant[own], take[own]]
         tokens = torch.where(torch.from_numpy(as_prompt[own])[:, None], said, told)
         tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(x.device, non_blocking=True)
@@ -197,22 +221,24 @@ class ImageText(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             image, text, scale = gathered(image), gathered(text), self.text.scale()
             if p.paradigm == "unicl" and p.positives == "overlap":
-                rows = overlap_rows(self.texts.labels[take], as_prompt).to(x.device)
+                rows = overlap_rows(self.texts.says[prompts], as_prompt).to(x.device, non_blocking=True)
                 loss = unicl_loss(image, text, rows, scale, "overlap")
             elif p.paradigm == "unicl":
-                loss = unicl_loss(image, text, target_ids(prompts, as_prompt).to(x.device), scale)
+                ids = target_ids(prompts, as_prompt, take).to(x.device, non_blocking=True)
+                loss = unicl_loss(image, text, ids, scale)
             else:
                 loss = clip_loss(image, text, scale)
             parts = {"contrastive": loss.detach(), "logit_scale": scale.detach()}
             if self.label_head is not None:
-                labels = torch.from_numpy(self.texts.labels[take]).to(x.device)
+                labels = torch.from_numpy(self.texts.labels[take]).to(x.device, non_blocking=True)
                 extra = label_loss(gathered(self.label_head(pooled.float())), labels)
                 parts["labels"] = extra.detach()
                 loss = loss + p.label_weight * extra
         return loss, parts
 
     def after(self, step: int, steps: int) -> None:
-        """Nothing follows the optimiser's step."""
+        """Keep the logit scale where its gradient can bring it down again."""
+        self.text.log_scale.data.clamp_(max=math.log(100))
 
     def save(self, folder: Path) -> None:
         """Write the encoder and its text tower; the label head, which no one would reuse, is dropped."""

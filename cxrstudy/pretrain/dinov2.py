@@ -22,9 +22,9 @@ class DinoConfig:
     Pairs are (first, last) of a schedule or (least, most) of a range; shares are of the run's steps.
     """
 
-    dino_weight: float = 0.3
-    ibot_weight: float = 1.0
-    koleo_weight: float = 0.1
+    dino_weight: float = 1.0
+    ibot_weight: float = 0.0
+    koleo_weight: float = 0.0
     prototypes: int = 512
     hidden: int = 256
     bottleneck: int = 64
@@ -34,7 +34,7 @@ class DinoConfig:
     centring: Literal["sinkhorn", "softmax"] = "sinkhorn"
     centre_momentum: float = 0.9
     student_temperature: float = 0.1
-    teacher_temperature: tuple[float, float] = (0.05, 0.05)
+    teacher_temperature: tuple[float, float] = (0.03, 0.03)
     temperature_warmup: float = 0.3
     momentum: tuple[float, float] = (0.95, 1.0)
     lr: float = 1e-3
@@ -43,10 +43,9 @@ class DinoConfig:
     weight_decay: tuple[float, float] = (0.05, 0.05)
     layer_decay: float = 1.0
     patch_embed_scale: float = 1.0
-    clip: float = 3.0
     freeze_prototypes: float = 0.01
     freeze_trunk: float = 0.0  # continuing an encoder whose heads were not published: let the heads settle first
-    global_scale: tuple[float, float] = (0.6, 1.0)
+    global_scale: tuple[float, float] = (0.8, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
     local_crops: int = 0
     global_size: int = 0  # 0 = the encoder's input size
@@ -65,7 +64,8 @@ class DinoConfig:
         It asks for ``drop_path_rate=0.3, init_values=1e-5`` of the encoder. Its jitter and blur are met in size only.
         """
         values: dict[str, Any] = {
-            "dino_weight": 1.0,
+            "ibot_weight": 1.0,
+            "koleo_weight": 0.1,
             "prototypes": 65536,
             "hidden": 2048,
             "bottleneck": 256,

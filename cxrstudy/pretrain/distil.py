@@ -271,10 +271,11 @@ class SelfDistilled(Dino):
     """Student and teacher of one run; ``encoder``, the teacher's, is what is judged and kept."""
 
     def __init__(self, p: study.Pretrain, base: weights.Loaded, subset: pd.DataFrame):
-        kept = base.head or {}
+        kept = dict(base.head or {})
+        mask = kept.pop("mask_token", base.mask_token)
         super().__init__(base.encoder, configure(p, bool(p.base) and not kept), seed=p.seed)
-        if base.mask_token is not None and base.mask_token.shape == self.mask_token.shape:
-            self.mask_token.data.copy_(base.mask_token)
+        if mask is not None and mask.shape == self.mask_token.shape:
+            self.mask_token.data.copy_(mask)
         own = self._heads()
         if kept and {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in own.items()}:
             for side in (self.student, self.teacher):
@@ -294,9 +295,11 @@ class SelfDistilled(Dino):
         c = self.config
         return parameter_groups(self, c.lr, c.weight_decay[0], c.layer_decay, c.patch_embed_scale)
 
-    def set_rates(self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:  # type: ignore[override]
-        """Give every group the rates of a step."""
-        set_rates(optimiser, rates(self.config, step, steps))
+    def set_rates(self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> float:
+        """Give every group the rates of a step, and say the trunk's."""
+        now = rates(self.config, step, steps)
+        set_rates(optimiser, now)
+        return now.trunk_lr
 
     def step_loss(  # type: ignore[override]
         self,
@@ -317,5 +320,6 @@ class SelfDistilled(Dino):
 
     def save(self, folder: Path) -> None:
         """Write the teacher's encoder and its heads, from which a later run can go on."""
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self._heads().items()}, folder / weights.HEADS)
+        heads = self._heads() | {"mask_token": self.mask_token.data}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in heads.items()}, folder / weights.HEADS)
         encoders.save_encoder(self.encoder.cpu(), folder)

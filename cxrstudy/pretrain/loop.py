@@ -10,10 +10,13 @@ rank draws the whole batch's numbers and keeps its part, so that they do what on
 
 import contextlib
 import copy
+import functools
+import importlib
 import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,15 +27,16 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.utils.flop_counter import FlopCounterMode
 
 from cxrstudy import encoders, modelcard, study, weights
 from cxrstudy.data import images as stores
 from cxrstudy.data.manifest import nested_subset
 from cxrstudy.files import write_text
 from cxrstudy.pretrain import checkpoint
+from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.distil import SelfDistilled
 from cxrstudy.pretrain.monitor import CHECKS, Monitor, Score
@@ -50,12 +54,29 @@ def precision(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if asked == "bf16" or (asked == "auto" and has) else torch.float32
 
 
+@functools.lru_cache(4)
+def _order(n_images: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n_images)
+
+
 def positions(n_images: int, start: int, stop: int, seed: int) -> np.ndarray:
     """Which of ``n_images`` stand at positions start..stop of the endless order: a fresh permutation each epoch."""
     place = np.arange(start, stop)
     epochs = range(start // n_images, (stop - 1) // n_images + 1)
-    orders = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n_images) for epoch in epochs])
+    orders = np.concatenate([_order(n_images, epoch, seed) for epoch in epochs])
     return orders[place - epochs.start * n_images]
+
+
+def batch_positions(n_images: int, start: int, stop: int, seed: int) -> np.ndarray:
+    """The images of one batch. Where it reaches into the next epoch, those of it that it holds already give way to
+    others: twice in a batch, an image would be its own negative, the more often the smaller the subset."""
+    take = positions(n_images, start, stop, seed)
+    again = np.ones(len(take), bool)
+    again[np.unique(take, return_index=True)[1]] = False
+    if again.any() and len(take) <= n_images:
+        rest = np.setdiff1d(np.arange(n_images), take)
+        take[again] = np.random.default_rng([seed, start, 2]).permutation(rest)[: again.sum()]
+    return take
 
 
 def batch_edges(samples_seen: int, batch_size: int) -> list[int]:
@@ -106,7 +127,7 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if p.processes > 1 and world == 1:
-        return _launch(p, Path(data), out, progress)
+        return _launch(p, Path(data), out, progress, score)
     torch.set_num_threads(p.threads)
     rank, device = (dist.get_rank() if world > 1 else 0), _device()
     prepared = stores.open_prepared(data)
@@ -119,8 +140,8 @@ def pretrain(
     objective.train().to(device).to(memory_format=torch.channels_last)
     if p.gradient_checkpointing:
         encoder.trunk.set_grad_checkpointing(True)
-    if world > 1 and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    if world > 1:
+        objective = _shared_statistics(objective, device)
     if p.compile:
         _compile(objective)
     average = copy.deepcopy(objective.encoder).requires_grad_(False) if p.ema else None
@@ -142,7 +163,7 @@ def pretrain(
         """Read the losses of the steps since this was last done; the first that is not finite ends the run."""
         for at, value in pending:
             if not math.isfinite(float(value)):
-                shown = subset["image_id"].iloc[positions(p.n_images, edges[at], edges[at + 1], p.seed)].tolist()
+                shown = subset["image_id"].iloc[batch_positions(p.n_images, edges[at], edges[at + 1], p.seed)].tolist()
                 kept = f"the last good checkpoint is of step {good}" if good else "no checkpoint was kept yet"
                 raise FloatingPointError(
                     f"loss is {float(value)} at step {at} (images {shown[:5]} ...); {kept}; lower lr or look at them"
@@ -152,24 +173,26 @@ def pretrain(
     for step in progress(range(state["step"], steps)):
         if step % max(1, steps // CHECKS) == 0 and rank == 0:
             monitor.check(objective.encoder, edges[step], curve)
-        rate = learning_rate(step, steps, p.lr, p.warmup)
-        objective.set_rates(optimiser, rate, step, steps)
+        rate = objective.set_rates(optimiser, learning_rate(step, steps, p.lr, p.warmup), step, steps)
         rng = np.random.default_rng([p.seed, step, 1])
         generator.manual_seed(int(rng.integers(2**62)))
+        torch.manual_seed(int(rng.integers(2**62)))  # of layers that drop at random
+        total = torch.zeros((), device=device)
         optimiser.zero_grad(set_to_none=True)
-        batch = positions(p.n_images, edges[step], edges[step + 1], p.seed)
-        with FlopCounterMode(display=False) if flops == 0 else contextlib.nullcontext() as counter:
+        batch = batch_positions(p.n_images, edges[step], edges[step + 1], p.seed)
+        with flop.counter() if flops == 0 else contextlib.nullcontext() as counter:
             for take in np.split(batch, p.accumulate):
                 low, high = rank * len(take) // world, (rank + 1) * len(take) // world
                 x = encoder.normalise(prepared.images[rows[take[low:high]]]).to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss, parts = objective.step_loss(x, take, low, rng, generator, step, steps)
                 (loss / p.accumulate).backward()
+                total += loss.detach() / p.accumulate
         if counter:
             flops = counter.get_total_flops() * world / len(batch)  # a sample; alike at every step but for text length
         if world > 1:
             _average_gradients(objective)
-        nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
+        norm = nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
         optimiser.step()
         objective.after(step, steps)
         if average is not None:
@@ -177,26 +200,27 @@ def pretrain(
             torch._foreach_lerp_(list(average.parameters()), list(objective.encoder.parameters()), 1 - blend)
             for mine, now in zip(average.buffers(), objective.encoder.buffers(), strict=True):
                 mine.copy_(now)
-        pending.append((step, loss.detach()))
+        pending.append((step, total + 0 * norm))  # a gradient that is not finite counts as such a loss
         due = time.monotonic() - saved > p.checkpoint_seconds
         due = due or bool(p.checkpoint_steps and (step + 1) % p.checkpoint_steps == 0)
         logged = step % LOGGED == 0 or step == steps - 1
         if logged or due:
             settle()
         if logged:
-            point = {"step": step, "samples_seen": edges[step + 1], "loss": float(loss.detach()), "lr": rate}
+            point = {"step": step, "samples_seen": edges[step + 1], "loss": float(total), "lr": rate}
             curve.append(point | {name: float(part) for name, part in parts.items()})
+        if due:
+            saved, good = time.monotonic(), step + 1
         if due and rank == 0:
-            spent, good = state["seconds"] + time.monotonic() - began, step + 1
+            spent = state["seconds"] + saved - began
             facts = {"key": key, "step": step + 1, "curve": curve, "checks": monitor.checks, "flops": flops}
             checkpoint.save(out, whole, optimiser, facts | {"seconds": spent})
-            saved = time.monotonic()
     seconds = state["seconds"] + time.monotonic() - began
     result: dict[str, Any] = {}
     if rank == 0:
-        monitor.check(objective.encoder, p.samples_seen, curve)
         if average is not None:
             objective.encoder.load_state_dict(average.state_dict())
+        monitor.check(objective.encoder, p.samples_seen, curve)
         info = {
             "samples_seen": p.samples_seen,
             "unique_images": int(min(p.n_images, p.samples_seen)),
@@ -225,7 +249,8 @@ def pretrain(
 
 def _finish(objective: Any, out: Path, patients: set[str]) -> None:
     """Save the encoder; patients first, as an encoder without them would pass every check for leaks."""
-    (out / "encoder").mkdir(exist_ok=True)
+    shutil.rmtree(out / "encoder", ignore_errors=True)  # nothing of another run may stay beside it
+    (out / "encoder").mkdir()
     write_text(out / "encoder" / "patients.txt", "\n".join(sorted(patients)))
     objective.save(out / "encoder")
     modelcard.model_card(out / "encoder")
@@ -263,7 +288,13 @@ def seen_patients(encoder: str) -> list[str]:
 def _base(p: study.Pretrain, prepared: stores.Prepared) -> weights.Loaded:
     """What the run continues, or a new encoder with the grey statistics of the data."""
     if p.base:
-        base = weights.open_base(p.base, size=prepared.info["size"])
+        size = prepared.info["size"]
+        base = weights.open_base(p.base, size=size)
+        if base.encoder.input_size != size:
+            raise ValueError(
+                f"base {p.base} sees images of {base.encoder.input_size} px, {p.data} holds {size} px: prepare the "
+                f"data at size={base.encoder.input_size}, or continue another base"
+            )
         base.encoder.requires_grad_(True)
         return base
     encoder = encoders.build_encoder(p.encoder, prepared.info["size"], seed=p.seed)
@@ -273,7 +304,7 @@ def _base(p: study.Pretrain, prepared: stores.Prepared) -> weights.Loaded:
 
 def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:
     """What a checkpoint must agree on to be resumed: parameters and data."""
-    where = {"out", "threads", "checkpoint_seconds", "checkpoint_steps", "processes"}
+    where = {"out", "data", "threads", "checkpoint_seconds", "checkpoint_steps", "processes"}
     return study.digest([p.model_dump(exclude=where), prepared.info], 16)
 
 
@@ -283,6 +314,18 @@ def _device() -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _shared_statistics(objective: nn.Module, device: torch.device) -> Any:
+    """Batch norms whose statistics are those of all ranks; ValueError on CPUs, where torch has none such."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in objective.modules()):
+        return objective
+    if device.type != "cuda":
+        raise ValueError(
+            "this encoder has batch norms, whose statistics processes on CPUs cannot share: say processes=1, or take "
+            "an encoder without them (davit_mini, hybrid_mini, any ViT)"
+        )
+    return convert_sync_batchnorm(objective)  # timm's: torch's would drop activations that are fused into norms
 
 
 def _divisible(edges: list[int], parts: int) -> None:
@@ -316,12 +359,14 @@ def _compile(objective: nn.Module) -> None:
                 block.compile()
 
 
-def _launch(p: study.Pretrain, data: Path, out: Path, progress: Progress) -> dict[str, Any]:
+def _launch(p: study.Pretrain, data: Path, out: Path, progress: Progress, score: Score | None) -> dict[str, Any]:
     """``pretrain`` on ``p.processes`` processes of this machine through torch's elastic launcher."""
     file, log, done = out / "launch.yml", out / "launch.log", out / "steps"
     write_text(file, yaml.safe_dump(p.model_dump() | {"data": str(data.resolve())}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.processes}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(p.threads), "CXRSTUDY_STEPS": str(done)}
+    if score is not None:  # by name: the workers import it, this package knows no judge
+        environment["CXRSTUDY_SCORE"] = f"{score.__module__}:{score.__name__}"
     write_text(done, "0")
     with log.open("w") as stream:
         run = subprocess.Popen(
@@ -356,7 +401,9 @@ def _worker(file: str) -> None:
             if dist.get_rank() == 0:
                 note.write_text(str(step + 1))
 
-    result = pretrain(p, study.resolve(p.data), progress=progress)
+    module, _, name = os.environ.get("CXRSTUDY_SCORE", "").partition(":")
+    score = getattr(importlib.import_module(module), name) if module else None
+    result = pretrain(p, study.resolve(p.data), progress=progress, score=score)
     if dist.get_rank() == 0:
         plain = {name: value for name, value in result.items() if name not in ("curve", "checks")}
         write_text(study.resolve(p.out) / "result.json", json.dumps(plain))

@@ -46,23 +46,27 @@ class Monitor:
         *,
         continued: bool,
     ):
-        others = np.flatnonzero(~prepared.manifest["split"].isin(p.splits).to_numpy())
-        if len(others) < IMAGES // 4:  # no other split: the images of these splits that the subset leaves
-            others = np.setdiff1d(np.arange(len(prepared.manifest)), rows)
-        others = others if len(others) >= IMAGES // 4 else rows
-        held = np.sort(np.random.default_rng(0).permutation(others)[:IMAGES])
+        split = prepared.manifest["split"]
+        left = np.setdiff1d(np.arange(len(split)), rows)
+        choices = [np.flatnonzero(split == "validation"), np.flatnonzero(~split.isin(p.splits).to_numpy()), left]
+        held = next((c for c in choices if len(c) >= IMAGES // 4 and not np.isin(c, rows).any()), rows)
+        self.held_out = held is not rows  # where the subset is all there is, its own images must serve
+        held = np.sort(np.random.default_rng(0).permutation(held)[:IMAGES])
         self.p, self.score, self.checks, self.continued = p, score, checks, continued
+        self.dino = p.paradigm == "dinov2"
         self.images = prepared.images[held]
         self.labels = label_array(prepared.manifest.iloc[held], label_names(prepared.manifest), truth=True)
 
     @torch.no_grad()
     def check(self, encoder: Any, samples_seen: int, curve: list[dict[str, float]]) -> None:
         """Look once; Collapsed where features have fallen together, or a continued encoder's score has."""
-        device, training = next(encoder.parameters()).device, encoder.training
+        device = next(encoder.parameters()).device
+        modes = [(module, module.training) for module in encoder.modules()]  # a teacher's batch norms have their own
         encoder.eval()
         parts = torch.from_numpy(self.images).split(128)
         features = torch.cat([encoder.pool(encoder.normalise(x).to(device)).float().cpu() for x in parts])
-        encoder.train(training)
+        for module, mode in modes:
+            module.training = mode
         if not torch.isfinite(features).all():
             if samples_seen < self.p.samples_seen:
                 return  # the next step's loss will tell, and name its images
@@ -86,5 +90,5 @@ class Monitor:
         if why:
             raise Collapsed(
                 f"the encoder is being destroyed: after {samples_seen} samples {why}. Lower lr (now {self.p.lr:g}) or "
-                "raise warmup; where the base came without its heads, raise freeze_trunk"
+                "raise warmup" + ("; where the base came without its heads, raise freeze_trunk in `dino`" * self.dino)
             )

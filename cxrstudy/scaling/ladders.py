@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrstudy import study
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap
 from cxrstudy.scaling.fit import fit_scaling
 
@@ -122,8 +121,8 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
             continue
         bases = reference(table, task, metric)
         for row in ladder.itertuples():
-            called = {re.escape(name) for name in (study.slug(row.base), row.base)}  # a run's name, or as it shipped
-            pattern = f"base-(?:{'|'.join(sorted(called))})-[^-]+"
+            run = re.fullmatch(r"(.+)-[0-9a-f]{6}", row.base)  # else a base that ships, or published weights
+            pattern = f"base-{re.escape(run[1] if run else row.base)}-[^-]+"
             near = bases[(bases["paradigm"] != "control") & (bases["data"] == row.data)]
             own = [
                 folder for run, folder in zip(near["run"], near["folder"], strict=True) if re.fullmatch(pattern, run)

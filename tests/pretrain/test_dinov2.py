@@ -446,7 +446,15 @@ def test_shrinking_averages_and_blur_smooths_those_it_is_drawn_for():
 # ---- the step ------------------------------------------------------------------------------------------------------
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "in_chans": 1, "img_size": 32, "dynamic_img_size": True}
 FEW = DinoConfig(
-    prototypes=64, hidden=64, bottleneck=16, lr=2e-3, global_scale=(0.85, 1.0), teacher_temperature=(0.03, 0.03)
+    dino_weight=0.3,
+    ibot_weight=1.0,
+    koleo_weight=0.1,
+    prototypes=64,
+    hidden=64,
+    bottleneck=16,
+    lr=2e-3,
+    global_scale=(0.85, 1.0),
+    teacher_temperature=(0.03, 0.03),
 )
 
 

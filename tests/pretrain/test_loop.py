@@ -15,9 +15,18 @@ from cxrstudy.data import cards, images
 from cxrstudy.data.manifest import assign_splits, nested_subset
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.data.synthetic import FINGERPRINT
+from cxrstudy.data.vocabulary import LABELS
 from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.distil import SETTLE, configure
-from cxrstudy.pretrain.loop import learning_rate, positions, precision, pretrain, seen_patients, subset_rows
+from cxrstudy.pretrain.loop import (
+    batch_positions,
+    learning_rate,
+    positions,
+    precision,
+    pretrain,
+    seen_patients,
+    subset_rows,
+)
 from cxrstudy.pretrain.monitor import Collapsed, Monitor, effective_rank
 
 torch.set_num_threads(1)
@@ -35,6 +44,17 @@ def test_each_epoch_is_a_permutation_and_any_slice_is_that_of_the_whole(n, epoch
     start = data.draw(st.integers(0, n * epochs - 1))
     stop = data.draw(st.integers(start + 1, n * epochs))
     np.testing.assert_array_equal(positions(n, start, stop, seed), whole[start:stop])
+
+
+@quick
+@given(n=st.integers(4, 60), share=st.floats(0.3, 1.0), seed=st.integers(0, 99), start=st.integers(0, 300))
+def test_no_batch_holds_an_image_twice(n, share, seed, start):
+    size = max(2, int(share * n))
+    take = batch_positions(n, start, start + size, seed)
+    assert len(set(take)) == size
+    assert np.array_equal(take, batch_positions(n, start, start + size, seed))
+    kept = positions(n, start, start + size, seed)
+    assert (take != kept).sum() == size - len(set(kept))  # no more is changed than must be
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
@@ -112,6 +132,8 @@ def silent(tmp_path_factory):
     """Images of which one in three has no report."""
     folder = tmp_path_factory.mktemp("data") / "silent"
     manifest = assign_splits(cards.load_manifest("synthetic", n_images=60), fractions={"pretrain": 1.0})
+    recorded = [column for column in manifest if column.startswith("label:")]
+    manifest[recorded] = manifest[recorded].fillna(0.0)
     manifest["report"] = [None if k % 3 == 0 else report for k, report in enumerate(manifest["report"])]
     images.prepare(manifest, folder, size=32, info={"kind": "synthetic", "institution": "synthetic:study"})
     return folder
@@ -395,13 +417,30 @@ def test_heads_of_another_shape_and_constants_that_there_are_not_are_refused(dat
         go(data, tmp_path / "run", **DINO | {"dino": {"protoypes": 64}})
 
 
-def test_a_killed_dinov2_run_resumes_to_the_bit(data, distilled, tmp_path):
+@pytest.mark.parametrize("encoder", ["hybrid_mini", "cnn_mini"])
+def test_a_killed_dinov2_run_resumes_to_the_bit(data, tmp_path, encoder):
+    own = DINO | {"encoder": encoder, "batch_size": 8, "dino": {"prototypes": 32, "centring": "softmax"}}
+    go(data, tmp_path / "whole", **own)
     with pytest.raises(Killed):
-        go(data, tmp_path / "cut", killed_after(2), **DINO | {"checkpoint_steps": 1})
-    go(data, tmp_path / "cut", **DINO)
+        go(data, tmp_path / "cut", killed_after(5), **own | {"checkpoint_steps": 1})
+    go(data, tmp_path / "cut", **own)
     for name in ("model", "dino"):
-        files = [out / "encoder" / f"{name}.safetensors" for out in (distilled[0], tmp_path / "cut")]
+        files = [tmp_path / out / "encoder" / f"{name}.safetensors" for out in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
+    kept = load_file(tmp_path / "cut" / "encoder" / "model.safetensors")
+    assert all(count > 0 for n, count in kept.items() if "num_batches" in n)  # its batch norms saw batches
+
+
+def test_a_base_of_another_size_and_data_without_labels_are_refused(data, base, silent, tmp_path):
+    prepare_data(study.Data(n_images=100, size=48, fractions=SPLITS, out=str(tmp_path / "large")))
+    with pytest.raises(ValueError, match=r"32 px.*48 px"):
+        go(tmp_path / "large", tmp_path / "run", base=str(base[0]), n_images=32)
+    bare = cards.load_manifest("synthetic", n_images=60).drop(columns=[f"label:{n}" for n in LABELS])
+    info = {"kind": "synthetic", "institution": "synthetic:study"}
+    images.prepare(assign_splits(bare, fractions={"pretrain": 1.0}), tmp_path / "bare", size=32, info=info)
+    for paradigm in ("unicl", "clip+labels"):
+        with pytest.raises(ValueError, match="needs structured labels"):
+            go(tmp_path / "bare", tmp_path / "run", paradigm=paradigm, n_images=40, samples_seen=64)
 
 
 # ---- is it being destroyed? ----------------------------------------------------------------------------------------
