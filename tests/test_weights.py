@@ -656,14 +656,27 @@ def test_an_open_clip_model_of_the_hub_is_missing_offline_with_its_command(monke
 def test_a_folders_card_says_what_it_is_and_its_line_loads_it(shelf, tmp_path, monkeypatch):
     put(shelf, "rad-dino", draw(rad_dino_shapes()))
     encoder = load("rad-dino").encoder
-    encoder.info |= {"paradigm": "dinov2", "n_images": 30, "samples_seen": 900, "base": "rad-dino"}
+    encoder.info |= {
+        "paradigm": "dinov2",
+        "n_images": 30,
+        "samples_seen": 900,
+        "base": "rad-dino",
+        "flops": 1.5e9,
+        "seed": 0,
+    }
     folder = tmp_path / "run" / "encoder"
     save_encoder(encoder, folder)
     (folder / "patients.txt").write_text("a\nb")
-    (tmp_path / "run" / "info.json").write_text('{"flops": 1.5e9}')
     card = modelcard.model_card(folder)
     assert (folder / "README.md").read_text() == card
-    for part in ("dinov2", "n_images: 30", "samples_seen: 900", "flops: 1500000000.0", "2, listed in patients.txt"):
+    for part in (
+        "dinov2",
+        "n_images: 30",
+        "samples_seen: 900",
+        "seed: 0",
+        "flops: 1500000000.0",
+        "2, listed in patients.txt",
+    ):
         assert part in card
     for part in ("MIMIC-CXR", UNVERIFIED, "MIT by the card", "Not for clinical use", "microsoft/rad-dino"):
         assert part in card
