@@ -95,6 +95,7 @@ def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc",
             ends = group.sort_values("n_images")["value"]
             said.append(f"{task} {paradigm} from {ends.iloc[0]:.3f} to {ends.iloc[-1]:.3f}")
         lines = reference(table, task, metric)
+        several = (lines["paradigm"] != "control").sum() > 1
         seen = np.concatenate([rows["low"], rows["high"], lines["value"]])
         bottom, top = np.nanmin(seen) - 0.02, min(1.0, np.nanmax(seen) + 0.02)
         axes.set_ylim(bottom, top)
@@ -103,7 +104,8 @@ def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc",
             is_base = row.paradigm != "control"
             style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
             axes.axhline(row.value, **style)
-            name = "base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
+            of = f"{row.paradigm} " if several else ""
+            name = f"{of}base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
             height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart
             where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center", "annotation_clip": False}
             axes.annotate(name, (1.01, height), fontsize=8, color="#222", **where)
