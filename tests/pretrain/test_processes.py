@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,29 +45,51 @@ def parameters(data: Path, out: Path, **changes: object) -> study.Pretrain:
     return study.validated("pretrain", own | changes)
 
 
-def fork(call: Callable[[], object]) -> int:
-    """A child that runs ``call``, with torch imported already; its exit code is 0 if that went well."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        call()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported torch and started no thread
+FORKS.set_forkserver_preload(["cxrstudy.pretrain.loop"])
 
 
-def ranks(count: int, meet: Path, call: Callable[[int], object]) -> None:
-    """``call(rank)`` on ``count`` gloo processes."""
+def child(call: Callable[..., object], *arguments: object) -> Any:
+    process = FORKS.Process(target=call, args=arguments)
+    process.start()
+    return process
 
-    def one(rank: int) -> None:
-        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=count)
-        call(rank)
-        dist.destroy_process_group()
 
-    children = [fork(lambda rank=rank: one(rank)) for rank in range(count)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
+def one_rank(rank: int, count: int, meet: Path, call: Callable[..., object], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=count)
+    call(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def ranks(count: int, meet: Path, call: Callable[..., object], *arguments: object) -> None:
+    """``call(rank, ...)`` on ``count`` gloo processes."""
+    children = [child(one_rank, rank, count, meet, call, arguments) for rank in range(count)]
+    for process in children:
+        process.join()
+    assert [process.exitcode for process in children] == [0] * count
+
+
+def run_rank(rank: int, p: study.Pretrain, data: Path) -> None:
+    pretrain(p, data)
+
+
+ROWS = torch.nn.functional.normalize(
+    torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1
+)
+TARGETS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4])
+
+
+def loss_of(name: str, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    return clip_loss(image, text, 10.0) if name == "clip" else unicl_loss(image, text, TARGETS, 10.0)
+
+
+def loss_rank(rank: int, folder: Path) -> None:
+    for name in ("clip", "unicl"):
+        image, text = (part[4 * rank : 4 * rank + 4].clone().requires_grad_() for part in ROWS)
+        value = loss_of(name, gathered(image), gathered(text))
+        value.backward()
+        torch.save((value.detach(), image.grad / 2, text.grad / 2), folder / f"{name}-{rank}")
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -76,16 +98,18 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(data, tmp_path) -> None:
+    child(int).join()  # the first one waits for the imports
     whole = parameters(data, tmp_path / "whole", paradigm="unicl", ema=0.9)
     began = time.monotonic()
     pretrain(whole, data)
     lasts, rng, killed = time.monotonic() - began, random.Random(0), []
     cut = parameters(data, tmp_path / "cut", paradigm="unicl", ema=0.9, checkpoint_steps=1)
     for _ in range(4):
-        child = fork(lambda: pretrain(cut, data))
+        process = child(pretrain, cut, data)
         time.sleep(rng.uniform(0.2, 0.6) * lasts)
-        os.kill(child, signal.SIGKILL)
-        killed.append(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
+        process.kill()
+        process.join()
+        killed.append(process.exitcode == -signal.SIGKILL)
     kept = [int(f.stem.split("-")[1]) for f in (tmp_path / "cut").glob("checkpoint-*.safetensors")]
     pretrain(cut, data)
     assert killed[0]
@@ -96,22 +120,10 @@ def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(dat
 
 
 def test_gloo_losses_of_two_ranks_are_those_of_the_joined_batch(tmp_path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(2, 8, 5, generator=generator, dtype=torch.float64), dim=-1)
-    targets = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4])
-    losses = {"clip": lambda a, b: clip_loss(a, b, 10.0), "unicl": lambda a, b: unicl_loss(a, b, targets, 10.0)}
-
-    def rank_part(rank: int) -> None:
-        for name, loss in losses.items():
-            image, text = (part[4 * rank : 4 * rank + 4].clone().requires_grad_() for part in rows)
-            value = loss(gathered(image), gathered(text))
-            value.backward()
-            torch.save((value.detach(), image.grad / 2, text.grad / 2), tmp_path / f"{name}-{rank}")
-
-    ranks(2, tmp_path / "meet", rank_part)
-    for name, loss in losses.items():
-        image, text = (part.clone().requires_grad_() for part in rows)
-        value = loss(image, text)
+    ranks(2, tmp_path / "meet", loss_rank, tmp_path)
+    for name in ("clip", "unicl"):
+        image, text = (part.clone().requires_grad_() for part in ROWS)
+        value = loss_of(name, image, text)
         value.backward()
         parts = [torch.load(tmp_path / f"{name}-{rank}") for rank in range(2)]
         assert all(torch.allclose(part[0], value, rtol=1e-12) for part in parts)
@@ -131,7 +143,7 @@ def test_gloo_runs_of_two_processes_have_the_weights_of_one(data, tmp_path, para
         }
     pretrain(parameters(data, tmp_path / "one", **own), data)
     two = parameters(data, tmp_path / "two", **own)
-    ranks(2, tmp_path / "meet", lambda rank: pretrain(two, data))
+    ranks(2, tmp_path / "meet", run_rank, two, data)
     one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
     idle = [name for name in one if name.endswith(("in_proj_bias", "qkv.bias"))]
     for part in (one, other):  # attention feels no key's bias: its gradient is rounding alone, which Adam scales up
