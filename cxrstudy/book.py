@@ -75,7 +75,7 @@ def assemble(source: Path, key: str) -> None:
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
             keep.add(_copy(path, source / path.relative_to(book)))
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
-    presets = presets_run()
+    presets, data_key = presets_run(), _inputs("data")
     wanted: list[tuple[Path, Path, dict[str, Any]]] = [
         (book / f"{page}.ipynb", source / f"{page}.ipynb", {"presets": presets or ["mini"]}) for page in PAGES
     ]
@@ -83,7 +83,8 @@ def assemble(source: Path, key: str) -> None:
         (book / "results.ipynb", source / f"results-{name}.ipynb", {"preset": name}) for name in presets or ["mini"]
     ]
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda item: _execute(item[0], item[1], item[2], key), wanted))
+        of = {"data": data_key, "gallery": data_key}  # these show no result: a new one does not draw them anew
+        list(pool.map(lambda item: _execute(item[0], item[1], item[2], of.get(item[1].stem, key)), wanted))
     keep |= {target for _, target, _ in wanted}
     toc = yaml.safe_load((book / "_toc.yml").read_text())
     machine = toc["parts"][1]["chapters"]
@@ -153,8 +154,9 @@ def _execute(template: Path, target: Path, parameters: dict[str, Any], key: str)
     os.replace(scratch, target)
 
 
-def _inputs() -> str:
-    """A hash of all that a page depends on: records, plans, run notebooks, the book's source, our code, cards."""
+def _inputs(stage: str = "*") -> str:
+    """A hash of all that a page depends on: records, plans, run notebooks (of one stage or all), the book's source, our
+    code, cards."""
     top, state = study.root(), hashlib.blake2b(digest_size=16)
     files = [
         p
@@ -166,7 +168,7 @@ def _inputs() -> str:
             state.update(str(path).encode() + path.read_bytes())
     runs = study.runs_root()
     for path in sorted(
-        [*runs.glob("*/plan*.json"), *runs.glob("*/*/*/record.json"), *runs.glob("*/*/*/notebook.ipynb")]
+        [*runs.glob("*/plan*.json"), *runs.glob(f"*/{stage}/*/record.json"), *runs.glob(f"*/{stage}/*/notebook.ipynb")]
     ):
         facts = path.stat()
         state.update(f"{path}:{facts.st_mtime_ns}:{facts.st_size}".encode())
