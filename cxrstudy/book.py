@@ -40,13 +40,13 @@ def build(out: str | Path = "") -> int:
     """Build the book into ``out`` (default ``_build`` in the clone); 0 when it stands, 1 when it could not be built."""
     top = Path(out).expanduser().resolve() if str(out) else study.root() / "_build"
     source, html = top / "src", top / "_build" / "html"
-    key = _inputs()
+    key, data_key = _inputs()
     stamp = top / "inputs"
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
         print(f"the book is up to date: {html / 'index.html'}")
         return 0
     try:
-        assemble(source, key)
+        assemble(source, key, data_key)
     except PageError as error:
         print(f"a page could not be computed: {error}", file=sys.stderr)
         return 1
@@ -65,17 +65,17 @@ def build(out: str | Path = "") -> int:
     return 0
 
 
-def assemble(source: Path, key: str) -> None:
+def assemble(source: Path, key: str, data_key: str) -> None:
     """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents.
 
-    ``key`` stands for all that the computed pages depend on (``_inputs``).
+    ``key`` stands for all that the computed pages depend on, ``data_key`` for that without results (``_inputs``).
     """
     book, keep = study.root() / "book", set()
     for path in sorted(p for p in book.rglob("*") if p.is_file() and not {"__pycache__", "recorded"} & set(p.parts)):
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
             keep.add(_copy(path, source / path.relative_to(book)))
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
-    presets, data_key = presets_run(), _inputs("data")
+    presets = presets_run()
     wanted: list[tuple[Path, Path, dict[str, Any]]] = [
         (book / f"{page}.ipynb", source / f"{page}.ipynb", {"presets": presets or ["mini"]}) for page in PAGES
     ]
@@ -154,9 +154,9 @@ def _execute(template: Path, target: Path, parameters: dict[str, Any], key: str)
     os.replace(scratch, target)
 
 
-def _inputs(stage: str = "*") -> str:
-    """A hash of all that a page depends on: records, plans, run notebooks (of one stage or all), the book's source, our
-    code, cards."""
+def _inputs() -> tuple[str, str]:
+    """Hashes of all that a page depends on (records, plans, run notebooks, the book's source, our code, cards), and of
+    that but for the runs of other stages than data."""
     top, state = study.root(), hashlib.blake2b(digest_size=16)
     files = [
         p
@@ -167,12 +167,15 @@ def _inputs(stage: str = "*") -> str:
         if path.is_file() and path.suffix in (".py", ".md", ".yml", ".ipynb", ".css", ".csv"):
             state.update(str(path).encode() + path.read_bytes())
     runs = study.runs_root()
-    for path in sorted(
-        [*runs.glob("*/plan*.json"), *runs.glob(f"*/{stage}/*/record.json"), *runs.glob(f"*/{stage}/*/notebook.ipynb")]
-    ):
-        facts = path.stat()
-        state.update(f"{path}:{facts.st_mtime_ns}:{facts.st_size}".encode())
-    return state.hexdigest()
+    made = [*runs.glob("*/*/*/record.json"), *runs.glob("*/*/*/notebook.ipynb")]
+    of_data = [path for path in made if path.parts[-3] == "data"]
+    keys = []
+    for paths in ([*runs.glob("*/plan*.json"), *of_data], set(made) - set(of_data)):
+        for path in sorted(paths):
+            facts = path.stat()
+            state.update(f"{path}:{facts.st_mtime_ns}:{facts.st_size}".encode())
+        keys.append(state.hexdigest())
+    return keys[1], keys[0]
 
 
 def _mathjax() -> Path:

@@ -30,8 +30,7 @@ def augment(
     ``shift`` in image widths, ``scale`` and ``contrast`` as relative changes, ``brightness`` in standard deviations;
     each draw is uniform within plus or minus its value.
     """
-    draws = torch.rand(6, total or len(x), generator=generator, device=generator.device)
-    draws = draws[:, low : low + len(x)].to(x.device, non_blocking=True) * 2 - 1
+    draws = _uniform((6,), x, generator, low, total) * 2 - 1
     angle = draws[0] * math.radians(degrees)
     zoom = 1 + draws[1] * scale
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
@@ -41,6 +40,12 @@ def augment(
     moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     gain = (1 + draws[4] * contrast).view(-1, 1, 1, 1)
     return moved * gain + (draws[5] * brightness).view(-1, 1, 1, 1)
+
+
+def _uniform(lead: tuple[int, ...], x: Tensor, generator: torch.Generator, low: int, total: int) -> Tensor:
+    """Numbers in [0,1), (*lead, len(x)): those of ``x``'s part of the batch, on its device."""
+    draws = torch.rand(*lead, total or len(x), generator=generator, device=generator.device)
+    return draws[..., low : low + len(x)].to(x.device, non_blocking=True)
 
 
 def crops(
@@ -74,8 +79,7 @@ def crops(
     shrink = round(x.shape[-1] * math.sqrt(sum(scale) / 2) / out_size)
     if shrink > 1:
         x = functional.interpolate(x, [side // shrink for side in x.shape[-2:]], mode="area")
-    draws = torch.rand(9, n, total or len(x), generator=generator, device=generator.device)
-    draws = draws[:, :, low : low + len(x)].to(x.device, non_blocking=True)
+    draws = _uniform((9, n), x, generator, low, total)
     signed = draws * 2 - 1
     area = scale[0] + draws[0] * (scale[1] - scale[0])
     aspect = (math.log(ratio[0]) + draws[1] * math.log(ratio[1] / ratio[0])).exp()

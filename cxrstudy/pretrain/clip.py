@@ -17,7 +17,7 @@ from cxrstudy.data.manifest import label_array, label_names
 from cxrstudy.data.reports import sections
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.pretrain.augment import augment
-from cxrstudy.pretrain.gather import gathered
+from cxrstudy.pretrain.ranks import gathered
 
 Positives = Literal["equal", "overlap"]
 NORMAL = "no finding, no device"

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 
+from cxrstudy.pretrain.ranks import over_ranks
+
 
 @dataclass(frozen=True)
 class DinoConfig:
@@ -122,12 +124,6 @@ class Head(nn.Module):
         return functional.linear(unit, self.gain * functional.normalize(self.prototypes.float(), dim=-1))
 
 
-def _over_ranks(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x, op)
-    return x
-
-
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Teacher assignment by Sinkhorn-Knopp: softmax-like rows, every prototype given the same weight over all ranks.
@@ -136,10 +132,10 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     float32, rows sum to 1. How many rows there are on all ranks, which the reference carries along, cancels out.
     """
     scores = scores.float()
-    top = _over_ranks(torch.cat([scores.flatten(), scores.new_full((1,), -torch.inf)]).max(), dist.ReduceOp.MAX)
+    top = over_ranks(torch.cat([scores.flatten(), scores.new_full((1,), -torch.inf)]).max(), dist.ReduceOp.MAX)
     q = torch.exp((scores - top) / temperature)
     for _ in range(iterations):
-        q = q / _over_ranks(q.sum(0)).clamp_min(torch.finfo(q.dtype).tiny)
+        q = q / over_ranks(q.sum(0)).clamp_min(torch.finfo(q.dtype).tiny)
         q = q / q.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
     return q
 
@@ -156,8 +152,8 @@ class Centring(nn.Module):
         """(N,K) scores -> (N,K) float32, rows sum to 1; the running mean is over all ranks' rows."""
         scores = scores.float()
         assigned = functional.softmax((scores - self.centre) / temperature, -1)
-        count = _over_ranks(scores.new_full((1,), len(scores)))
-        mean = _over_ranks(scores.sum(0, keepdim=True)) / count.clamp_min(1)
+        count = over_ranks(scores.new_full((1,), len(scores)))
+        mean = over_ranks(scores.sum(0, keepdim=True)) / count.clamp_min(1)
         self.centre.lerp_(torch.where(count > 0, mean, self.centre), 1 - self.momentum)
         return assigned
 

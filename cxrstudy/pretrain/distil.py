@@ -28,7 +28,7 @@ from cxrstudy.pretrain.dinov2 import (
     koleo,
     sinkhorn,
 )
-from cxrstudy.pretrain.gather import gathered
+from cxrstudy.pretrain.ranks import gathered
 
 SETTLE = 0.1  # share of the steps in which new heads settle before the trunk of a continued encoder moves
 
@@ -159,10 +159,6 @@ class Dino(nn.Module):
                 module.train(mode)
         return self
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """As ``step_loss``, for wrappers that know only ``forward``."""
-        return self.step_loss(*arguments)
-
     def step_loss(
         self, x: Tensor, step: int, steps: int, generator: torch.Generator, *, low: int = 0, total: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -177,9 +173,10 @@ class Dino(nn.Module):
         c, n, total = self.config, len(x), total or len(x)
         temperature = rates(c, step, steps).teacher_temperature
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        masks = block_masks(2 * total, (self.side, self.side), rng, c.mask_share, c.mask_probability)
-        masks = masks.reshape(2, total, -1)[:, low : low + n].reshape(2 * n, -1)
-        masks = masks if c.ibot_weight else np.zeros_like(masks)
+        blocks = np.zeros((2 * total, self.side, self.side), bool)
+        if c.ibot_weight:
+            blocks = block_masks(2 * total, (self.side, self.side), rng, c.mask_share, c.mask_probability)
+        masks = blocks.reshape(2, total, -1)[:, low : low + n].reshape(2 * n, -1)
         where = np.flatnonzero(masks)
         share = (1 / masks.sum(1)[where // masks.shape[1]]).astype(np.float32)
         index, weights, mask = (torch.from_numpy(a).to(x.device, non_blocking=True) for a in (where, share, masks))

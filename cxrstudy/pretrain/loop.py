@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -35,7 +34,7 @@ from cxrstudy import encoders, modelcard, study, weights
 from cxrstudy.data import images as stores
 from cxrstudy.data.manifest import nested_subset
 from cxrstudy.files import write_text
-from cxrstudy.pretrain import checkpoint
+from cxrstudy.pretrain import checkpoint, ranks
 from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.distil import SelfDistilled
@@ -125,11 +124,11 @@ def pretrain(
     """
     out = study.resolve(p.out)
     out.mkdir(parents=True, exist_ok=True)
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    world = ranks.world()
     if p.processes > 1 and world == 1:
         return _launch(p, Path(data), out, progress, score)
     torch.set_num_threads(p.threads)
-    rank, device = (dist.get_rank() if world > 1 else 0), _device()
+    rank, device = (dist.get_rank() if world > 1 else 0), ranks.device()
     prepared = stores.open_prepared(data)
     rows = subset_rows(prepared, p)
     subset = prepared.manifest.iloc[rows]
@@ -141,7 +140,7 @@ def pretrain(
     if p.gradient_checkpointing:
         encoder.trunk.set_grad_checkpointing(True)
     if world > 1:
-        objective = _shared_statistics(objective, device)
+        objective = ranks.shared_statistics(objective, device)
     if p.compile:
         _compile(objective)
     average = copy.deepcopy(objective.encoder).requires_grad_(False) if p.ema else None
@@ -153,7 +152,7 @@ def pretrain(
     key = _key(p, prepared)
     fresh: dict[str, Any] = {"step": 0, "curve": [], "checks": [], "flops": 0.0, "seconds": 0.0}
     state = checkpoint.load(out, key, whole, optimiser) or fresh
-    monitor = Monitor(p, prepared, rows, score, state["checks"], continued=bool(p.base))
+    monitor = Monitor(p, prepared, rows, score, state["checks"])
     curve, flops, began = state["curve"], state["flops"], time.monotonic()
     saved, good = began, state["step"]
     generator = torch.Generator()
@@ -161,12 +160,13 @@ def pretrain(
 
     def settle() -> None:
         """Read the losses of the steps since this was last done; the first that is not finite ends the run."""
-        for at, value in pending:
-            if not math.isfinite(float(value)):
+        values = torch.stack([value for _, value in pending]).tolist()  # the device is asked once
+        for (at, _), value in zip(pending, values, strict=True):
+            if not math.isfinite(value):
                 shown = subset["image_id"].iloc[batch_positions(p.n_images, edges[at], edges[at + 1], p.seed)].tolist()
                 kept = f"the last good checkpoint is of step {good}" if good else "no checkpoint was kept yet"
                 raise FloatingPointError(
-                    f"loss is {float(value)} at step {at} (images {shown[:5]} ...); {kept}; lower lr or look at them"
+                    f"loss is {value} at step {at} (images {shown[:5]} ...); {kept}; lower lr or look at them"
                 )
         pending.clear()
 
@@ -191,7 +191,7 @@ def pretrain(
         if counter:
             flops = counter.get_total_flops() * world / len(batch)  # a sample; alike at every step but for text length
         if world > 1:
-            _average_gradients(objective)
+            ranks.average_gradients(objective)
         norm = nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
         optimiser.step()
         objective.after(step, steps)
@@ -309,25 +309,6 @@ def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def _shared_statistics(objective: nn.Module, device: torch.device) -> Any:
-    """Batch norms whose statistics are those of all ranks; ValueError on CPUs, where torch has none such."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in objective.modules()):
-        return objective
-    if device.type != "cuda":
-        raise ValueError(
-            "this encoder has batch norms, whose statistics processes on CPUs cannot share: say processes=1, or take "
-            "an encoder without them (davit_mini, hybrid_mini, any ViT)"
-        )
-    return convert_sync_batchnorm(objective)  # timm's: torch's would drop activations that are fused into norms
-
-
 def _divisible(edges: list[int], parts: int) -> None:
     """ValueError unless every batch falls into equal parts."""
     odd = next((b - a for a, b in itertools.pairwise(edges) if (b - a) % parts), 0)
@@ -336,16 +317,6 @@ def _divisible(edges: list[int], parts: int) -> None:
             f"a batch of {odd} does not fall into {parts} equal parts (accumulate x processes): let batch_size be a "
             "multiple of them, and samples_seen a multiple of batch_size"
         )
-
-
-def _average_gradients(objective: nn.Module) -> None:
-    """The mean over ranks; all in one message, as they are small beside the activations."""
-    gradients = [w.grad for w in objective.parameters() if w.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 def _compile(objective: nn.Module) -> None:
@@ -391,7 +362,7 @@ def _launch(p: study.Pretrain, data: Path, out: Path, progress: Progress, score:
 def _worker(file: str) -> None:
     """One rank, started by torchrun."""
     p = study.validated("pretrain", yaml.safe_load(Path(file).read_text(encoding="utf-8")), file)
-    _device()
+    ranks.device()
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     note = Path(os.environ.get("CXRSTUDY_STEPS", os.devnull))
 

@@ -43,17 +43,14 @@ class Monitor:
         rows: np.ndarray,
         score: Score | None,
         checks: list[dict[str, float]],
-        *,
-        continued: bool,
     ):
         split = prepared.manifest["split"]
         left = np.setdiff1d(np.arange(len(split)), rows)
         choices = [np.flatnonzero(split == "validation"), np.flatnonzero(~split.isin(p.splits).to_numpy()), left]
-        held = next((c for c in choices if len(c) >= IMAGES // 4 and not np.isin(c, rows).any()), rows)
-        self.held_out = held is not rows  # where the subset is all there is, its own images must serve
+        enough = (c for c in choices if len(c) >= IMAGES // 4 and not np.isin(c, rows).any())
+        held = next(enough, rows)  # where the subset is all there is, its own images must serve
         held = np.sort(np.random.default_rng(0).permutation(held)[:IMAGES])
-        self.p, self.score, self.checks, self.continued = p, score, checks, continued
-        self.dino = p.paradigm == "dinov2"
+        self.p, self.score, self.checks = p, score, checks
         self.images = prepared.images[held]
         self.labels = label_array(prepared.manifest.iloc[held], label_names(prepared.manifest), truth=True)
 
@@ -82,13 +79,15 @@ class Monitor:
         if found["effective_rank"] - 1 < 0.1 * (first["effective_rank"] - 1):  # 1 is all in one direction
             now, then = found["effective_rank"], first["effective_rank"]
             why = f"its features now spread over {now:.1f} directions, at the start over {then:.1f}"
-        elif self.continued and found.get("score", 1.0) < first.get("score", 0.0) - self.p.collapse:
+        elif self.p.base and found.get("score", 1.0) < first.get("score", 0.0) - self.p.collapse:
             why = (
                 f"its score on {len(self.images)} held-out images fell from {first['score']:.3f} to "
                 f"{found['score']:.3f}, by more than collapse={self.p.collapse:g}"
             )
         if why:
+            dino = self.p.paradigm == "dinov2"
+            heads = "; where the base came without its heads, raise freeze_trunk in `dino`" if dino else ""
             raise Collapsed(
                 f"the encoder is being destroyed: after {samples_seen} samples {why}. Lower lr (now {self.p.lr:g}) or "
-                "raise warmup" + ("; where the base came without its heads, raise freeze_trunk in `dino`" * self.dino)
+                "raise warmup" + heads
             )

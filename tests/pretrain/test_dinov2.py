@@ -489,7 +489,7 @@ def train(model, steps, batch=16):
         now = rates(model.config, step, steps)
         set_rates(optimiser, now)
         x = images[torch.randperm(128, generator=drawn(step))[:batch]]
-        loss, parts = model(x, step, steps, drawn(step))
+        loss, parts = model.step_loss(x, step, steps, drawn(step))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

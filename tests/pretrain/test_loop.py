@@ -463,7 +463,7 @@ def test_a_rate_that_destroys_a_continued_encoder_is_a_collapse_and_stops_the_ru
 
 def test_features_that_fall_together_are_a_collapse(data, tmp_path):
     prepared, p = images.open_prepared(data), parameters(data, tmp_path / "run")
-    monitor = Monitor(p, prepared, np.arange(4), None, [], continued=False)
+    monitor = Monitor(p, prepared, np.arange(4), None, [])
     encoder = encoders.build_encoder("cnn_mini", 32)
     monitor.check(encoder, 0, [])
     with torch.no_grad():

@@ -20,8 +20,8 @@ from cxrstudy import study
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.pretrain import loop
 from cxrstudy.pretrain.clip import clip_loss, unicl_loss
-from cxrstudy.pretrain.gather import gathered
 from cxrstudy.pretrain.loop import pretrain
+from cxrstudy.pretrain.ranks import gathered
 
 torch.set_num_threads(1)
 
