@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from cxrstudy import study
+from cxrstudy import grid, study
 from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table
 
@@ -33,7 +33,7 @@ class PageError(RuntimeError):
 def presets_run() -> list[str]:
     """Presets with a plan on this machine: mini first, then by name; smoke, which means nothing, last."""
     names = [path.parent.name for path in study.runs_root().glob("*/plan.json")]
-    return sorted((n for n in names if n in study.preset_names()), key=lambda n: (n != "mini", n == "smoke", n))
+    return sorted((n for n in names if n in grid.preset_names()), key=lambda n: (n != "mini", n == "smoke", n))
 
 
 def build(out: str | Path = "") -> int:

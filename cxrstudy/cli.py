@@ -7,7 +7,7 @@ from typing import Any
 import click
 import yaml
 
-from cxrstudy import study
+from cxrstudy import grid, study
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def run(preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_roo
     data_root = os.path.abspath(os.path.expanduser(data_root)) if data_root else ""
     if not dry_run:
         sys.exit(runner.run_preset(preset, cores=cores, settings=settings, data_root=data_root, quiet=quiet))
-    described = study.load_preset(preset)
+    described = grid.load_preset(preset)
     planned, waiting = runner.preview(preset, settings, data_root)
     click.echo(
         f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "

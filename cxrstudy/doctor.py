@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cxrstudy import study
+from cxrstudy import grid, study
 from cxrstudy.data import cards
 from cxrstudy.results import hardware
 
@@ -57,15 +57,15 @@ def report(data_root: str = "") -> int:
     found = f"{data_root} {'found' if Path(data_root).is_dir() else 'NOT FOUND'}" if data_root else "none given"
     print(f"Data root: {found}")
     unfit = set()
-    for name in study.preset_names():
+    for name in grid.preset_names():
         problems = list(missing)
         try:
-            preset = study.load_preset(name)
+            preset = grid.load_preset(name)
             if preset.disk_gb > disk:
                 problems.append(f"{preset.disk_gb:g} GB of disk (free: {disk:.1f})")
             if preset.memory_gb > memory_gb():
                 problems.append(f"{preset.memory_gb:g} GB of memory")
-            study.plan(name, data_root=data_root or ("/nowhere" if preset.needs_root else ""))
+            grid.plan(name, data_root=data_root or ("/nowhere" if preset.needs_root else ""))
             for values in preset.data.values():
                 if preset.needs_root and cards.read_card(values["card"]).table:
                     if not data_root:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cxrstudy import results, study
+from cxrstudy import grid, results, study
 from cxrstudy.data.manifest import label_names
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
@@ -33,7 +33,7 @@ def variants(preset: str) -> list[str]:
 
 def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     """One paragraph: what was run, on what, from which code, and what is missing."""
-    described = study.load_preset(preset)
+    described = grid.load_preset(preset)
     if table.empty:
         wait = f"about {described.minutes:g} minutes on {described.hardware}"
         return (
@@ -58,7 +58,7 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
 
 def command(preset: str) -> str:
     """What a reader types to run a preset."""
-    needs = study.load_preset(preset).needs_root
+    needs = grid.load_preset(preset).needs_root
     return f"make study PRESET={preset}" + (" DATA_ROOT=/path/to/images" if needs else "")
 
 
@@ -183,7 +183,7 @@ def caution(preset: str) -> str:
     """What must be said before the numbers of a preset on real images: the card's own words on confounding."""
     from cxrstudy.data.cards import read_card
 
-    described = study.load_preset(preset)
+    described = grid.load_preset(preset)
     cards_ = [read_card(values["card"]) for values in described.data.values()]
     return "\n\n".join(f"> **Read this first: {card.title}.** {card.caution}" for card in cards_ if card.caution)
 
@@ -199,7 +199,7 @@ def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:
             if row["stage"] == "data" and row["record"]:
                 prepared = open_prepared(row["notebook"].parent)
                 key = (prepared.info["institution"], prepared.info["size"])
-                found.setdefault(key, (study.slug(row["name"]), prepared, read_card(prepared.info["card"])))
+                found.setdefault(key, (grid.slug(row["name"]), prepared, read_card(prepared.info["card"])))
     return list(found.values())
 
 

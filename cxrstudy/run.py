@@ -19,14 +19,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cxrstudy import study
+from cxrstudy import grid, study
 from cxrstudy.files import write_changed
 from cxrstudy.results import read_record
 
 HEADLINES = ("findings", "lines_tubes")
 
 
-def folder(run: study.Run) -> Path:
+def folder(run: grid.Run) -> Path:
     """Where a run's record, executed notebook and artefacts lie."""
     return study.resolve(run.folder)
 
@@ -47,7 +47,7 @@ def read_plan(preset: str, variant: str = "") -> list[dict[str, Any]]:
     return json.loads(path.read_text())["runs"] if path.is_file() else []
 
 
-def write_plan(path: Path, preset: str, runs: list[study.Run], variant: str = "") -> Path:
+def write_plan(path: Path, preset: str, runs: list[grid.Run], variant: str = "") -> Path:
     """Write a plan and return its path; untouched when it stands already."""
     content = {
         "preset": preset,
@@ -58,9 +58,9 @@ def write_plan(path: Path, preset: str, runs: list[study.Run], variant: str = ""
     return path
 
 
-def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple[list[study.Run], dict[str, str]]:
+def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple[list[grid.Run], dict[str, str]]:
     """(runs of the plan, those that would be executed with why); nothing is left behind."""
-    runs = study.plan(preset, settings, data_root)
+    runs = grid.plan(preset, settings, data_root)
     place = study.runs_root() / preset
     if not place.is_dir():
         return runs, {run.name: "not run yet" for run in runs}
@@ -113,7 +113,7 @@ def _alone(preset: str) -> Iterator[None]:
 
 def run_preset(preset: str, *, cores: int, settings: dict[str, Any], data_root: str = "", quiet: bool = False) -> int:
     """Execute what is missing or stale of a preset; 0 when all its runs stand, 1 when one failed."""
-    runs = study.plan(preset, settings, data_root)
+    runs = grid.plan(preset, settings, data_root)
     with _alone(preset):
         variant = variant_name(settings)
         plan = write_plan(plan_path(preset, variant), preset, runs, variant)
@@ -149,7 +149,7 @@ def run_preset(preset: str, *, cores: int, settings: dict[str, Any], data_root: 
     return 0
 
 
-def _watch(process: subprocess.Popen, runs: list[study.Run], began: float, quiet: bool) -> None:
+def _watch(process: subprocess.Popen, runs: list[grid.Run], began: float, quiet: bool) -> None:
     bar = tqdm(total=len(runs), desc="runs", unit="run", disable=quiet, ncols=100, file=sys.stdout)
     reported: set[str] = set()
     while True:
@@ -165,7 +165,7 @@ def _watch(process: subprocess.Popen, runs: list[study.Run], began: float, quiet
             elif run.name not in reported:
                 note = folder(run) / "progress"
                 if note.is_file() and note.stat().st_mtime >= began:
-                    at_work.append(f"{study.slug(run.name)} {note.read_text()}")
+                    at_work.append(f"{grid.slug(run.name)} {note.read_text()}")
         bar.set_postfix_str("; ".join(at_work[:2]), refresh=False)
         if sys.stdout.isatty():
             bar.refresh()
@@ -188,7 +188,7 @@ def busy(preset: str) -> bool:
     return False
 
 
-def state(run: study.Run, live: bool, began: float = 0.0) -> tuple[str, str]:
+def state(run: grid.Run, live: bool, began: float = 0.0) -> tuple[str, str]:
     """('done' | 'failed' | 'running' | 'waiting', why) of one run; ``live``: its preset is being run now."""
     where = folder(run)
     notebook, log = where / "notebook.ipynb", where / "papermill.log"
@@ -215,7 +215,7 @@ def notebook_error(path: Path) -> str:
     return re.sub(r"\s+", " ", f"{found[-1]['ename']}: {found[-1]['evalue']}")[:500] if found else ""
 
 
-def headline(run: study.Run) -> str:
+def headline(run: grid.Run) -> str:
     """A run's seconds and its most telling numbers, in a few words."""
     return headline_of(read_record(folder(run)))
 
@@ -240,7 +240,7 @@ class Row:
 
     preset: str
     variant: str
-    run: study.Run
+    run: grid.Run
     state: str
     seconds: float
     note: str
@@ -252,7 +252,7 @@ def overview() -> list[Row]:
     for plan in read_plans():
         live = busy(plan["preset"])
         for item in plan["runs"]:
-            run = study.Run(item["name"], item["stage"], plan["preset"], item["parameters"], tuple(item["needs"]))
+            run = grid.Run(item["name"], item["stage"], plan["preset"], item["parameters"], tuple(item["needs"]))
             kind, why = state(run, live)
             record = read_record(folder(run)) if kind == "done" else None
             note = headline_of(record).partition(", ")[2] if record else why

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Walk, clone
 
-from cxrstudy import study
+from cxrstudy import grid
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_an_unequal_budget_in_a_preset_file_is_refused(walk: Walk) -> None:
 def test_dry_run_before_anything_shows_every_run_and_what_it_needs(walk: Walk) -> None:
     done = walk.call("run", "--preset", "mini", "-n")
     assert done.returncode == 0
-    count = len(study.plan("mini"))
+    count = len(grid.plan("mini"))
     assert f"{count} of {count} runs to do" in done.stdout
     assert "GB of disk" in done.stdout
     assert not walk.runs.exists()
@@ -81,5 +81,5 @@ def test_doctor_fails_when_mini_cannot_run(walk: Walk) -> None:
 
 
 def test_the_command_line_answers_without_importing_torch() -> None:
-    code = "import sys; from cxrstudy import run, study; study.plan('mini'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from cxrstudy import grid, run; grid.plan('mini'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrstudy import study
+from cxrstudy import grid, study
 from cxrstudy.study import STAGES, StudyError, validated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def plan(folder, content, changed=None, data_root=""):
     (folder / "notebooks" / "presets" / "one.yml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXRSTUDY_ROOT", str(folder))
-        return study.plan("one", changed, data_root)
+        return grid.plan("one", changed, data_root)
 
 
 def names(runs):
@@ -199,15 +199,15 @@ def check_shape(runs):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_of_the_repository_plans(name, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_ROOT", str(ROOT))
-    runs = study.plan(name, {}, "/some/data")
+    runs = grid.plan(name, {}, "/some/data")
     check_shape(runs)
     assert {run.stage for run in runs} == ({"data", "pretrain"} if name == "bases" else set(STAGES))
-    assert name in study.preset_names()
-    real = study.load_preset(name).needs_root
+    assert name in grid.preset_names()
+    real = grid.load_preset(name).needs_root
     assert any(run.parameters.get("root") == "/some/data" for run in runs) == real
     if real:
         with pytest.raises(StudyError, match="DATA_ROOT"):
-            study.plan(name)
+            grid.plan(name)
 
 
 def test_the_repository_has_the_presets_that_newcomers_and_ci_run():
@@ -405,7 +405,7 @@ def test_a_preset_that_is_not_there_is_refused_beside_those_that_are(folder, mon
     plan(folder, preset())
     monkeypatch.setenv("CXRSTUDY_ROOT", str(folder))
     with pytest.raises(StudyError, match=r"no preset 'two'; there are: one"):
-        study.plan("two")
+        grid.plan("two")
 
 
 # ---- from a notebook -----------------------------------------------------------------------------------------------

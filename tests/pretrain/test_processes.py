@@ -97,23 +97,27 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return {f"{file.stem}.{name}": weight for file in files for name, weight in load_file(file).items()}
 
 
+def kept_steps(out: Path) -> list[int]:
+    return [int(file.stem.split("-")[1]) for file in out.glob("checkpoint-*.safetensors")]
+
+
 def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(data, tmp_path) -> None:
-    child(int).join()  # the first one waits for the imports
+    """Each child dies once a random number of further steps is kept: how fast this machine is plays no part."""
     whole = parameters(data, tmp_path / "whole", paradigm="unicl", ema=0.9)
-    began = time.monotonic()
     pretrain(whole, data)
-    lasts, rng, killed = time.monotonic() - began, random.Random(0), []
+    rng, steps = random.Random(0), [0]
     cut = parameters(data, tmp_path / "cut", paradigm="unicl", ema=0.9, checkpoint_steps=1)
     for _ in range(4):
         process = child(pretrain, cut, data)
-        time.sleep(rng.uniform(0.2, 0.6) * lasts)
+        target, patience = steps[-1] + rng.randint(1, 4), time.monotonic() + 120
+        while max(kept_steps(tmp_path / "cut"), default=0) < target and time.monotonic() < patience:
+            time.sleep(0.001)
         process.kill()
         process.join()
-        killed.append(process.exitcode == -signal.SIGKILL)
-    kept = [int(f.stem.split("-")[1]) for f in (tmp_path / "cut").glob("checkpoint-*.safetensors")]
-    pretrain(cut, data)
-    assert killed[0]
-    assert kept or not all(killed)
+        assert process.exitcode == -signal.SIGKILL
+        steps.append(max(kept_steps(tmp_path / "cut")))
+        assert steps[-1] >= target
+    assert pretrain(cut, data)["resumed_from"] == steps[-1]
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
