@@ -15,6 +15,7 @@ import timm
 import torch
 from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file, save_file
+from timm.layers import DropPath
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -88,6 +89,22 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As ``pool``."""
         return self.pool(x)
+
+
+def drop_paths(trunk: nn.Module, rate: float) -> None:
+    """Let samples skip residual branches while training: none the first, a share ``rate`` the last, in timm's ramp.
+
+    Stochastic depth (Huang et al. 2016), as DINOv2 and UniCL train; set on a model that stands, since its weights and
+    what is saved of it are the same with and without. ValueError where the trunk has no such branches.
+    """
+    names = ("drop_path", "drop_path1", "drop_path2")
+    blocks = [m for m in trunk.modules() if any(n in vars(m) or n in m._modules for n in names)]
+    if not blocks:
+        raise ValueError(f"drop_path: {type(trunk).__name__} has no residual branches that samples could skip")
+    for block, share in zip(blocks, np.linspace(0, rate, len(blocks)).tolist(), strict=True):
+        for name in names:
+            if hasattr(block, name):
+                setattr(block, name, DropPath(share).train(block.training))
 
 
 class Pixels(nn.Module):
@@ -272,6 +289,11 @@ class Text(nn.Module):
             ids = [*encoded.ids[: context - 1], end]
             out[row, : len(ids)] = torch.tensor(ids)
         return out
+
+    def cut(self, texts: list[str]) -> float:
+        """The share of texts, of those that say anything, whose end the context does not hold."""
+        long = [len(e.ids) >= self.shape["context"] for e in self.tokenizer.encode_batch([t for t in texts if t])]
+        return float(np.mean(long or [0.0]))
 
     def scale(self) -> Tensor:
         """The logit scale as it multiplies, clamped at 100 as CLIP's."""

@@ -166,17 +166,36 @@ def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.Da
     return ladders.fit_ladders(results.load_records([]))
 
 
-def gain_table(gained: pd.DataFrame) -> pd.DataFrame:
-    """Continued minus base with its interval: a row a ladder point, a column a task."""
+def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Continued minus base with its interval, and how far the weights went: a row a ladder point, a column a task.
+
+    ``table`` is the tidy table of the same runs. With several seeds: their mean, and the range over them.
+    """
     rows = gained.assign(
-        encoder=[f"{r.paradigm}, {human(r.n_images)} images, seed {r.seed:g}" for r in gained.itertuples()],
-        text=[f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in gained.itertuples()],
+        encoder=[f"{r.paradigm}, {human(r.n_images)} images" for r in gained.itertuples()],
+        text=[
+            f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
+            + (f"; {r.seeds} seeds {r.least:+.3f} to {r.most:+.3f}" if r.seeds > 1 else "")
+            for r in gained.itertuples()
+        ],
         task=gained["task"].map(TASKS),
     )
-    wide = rows.pivot_table(
-        index=["paradigm", "n_images", "seed", "encoder"], columns="task", values="text", aggfunc="first"
-    )
-    return wide.droplevel([0, 1, 2]).rename_axis(columns=None)
+    wide = rows.pivot_table(index=["paradigm", "n_images", "encoder"], columns="task", values="text", aggfunc="first")
+    moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
+    far = moved.groupby(["paradigm", "n_images"])["value"].mean()
+    wide["weights moved"] = [f"{far[key[:2]]:.1%}" if key[:2] in far.index else "not recorded" for key in wide.index]
+    return wide.droplevel([0, 1]).rename_axis(columns=None)
+
+
+def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:
+    """A sentence: whether continuing cost any rung more than ``-bound`` of macro AUROC, by its interval's lower end."""
+    if gained.empty:
+        return ""
+    short = gained[gained["low"] <= bound]
+    if short.empty:
+        return f"No rung's interval reaches down to {bound:+.2f}: continuing harmed none of them by that much."
+    named = [f"`{r.paradigm}` with {human(r.n_images)} on {TASKS[r.task].lower()}" for r in short.itertuples()]
+    return f"A loss of {-bound:.2f} cannot be excluded for {len(short)} of {len(gained)} points: {'; '.join(named)}."
 
 
 def caution(preset: str) -> str:

@@ -186,6 +186,11 @@ class ImageText(nn.Module):
             self.label_head = nn.Linear(base.encoder.channels, size) if size else None
         self.report_tokens = torch.stack([text.tokens(variant) for variant in texts.reports])  # (V,N,context)
         self.prompt_tokens = text.tokens(texts.prompts)
+        self.facts = {"reports_cut": round(text.cut([r for variant in texts.reports for r in variant]), 4)}
+
+    def kept(self) -> nn.ModuleDict:
+        """What is judged and saved."""
+        return nn.ModuleDict({"encoder": self.encoder, "text": self.text})
 
     def groups(self) -> list[dict[str, Any]]:
         """AdamW's groups: no decay on what is one-dimensional (biases, norms, the logit scale)."""

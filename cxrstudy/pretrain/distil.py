@@ -267,6 +267,8 @@ def configure(p: study.Pretrain, new_heads: bool) -> DinoConfig:
 class SelfDistilled(Dino):
     """Student and teacher of one run; ``encoder``, the teacher's, is what is judged and kept."""
 
+    facts: dict[str, float] = {}  # noqa: RUF012  nothing to tell beside the loop's own
+
     def __init__(self, p: study.Pretrain, base: weights.Loaded, subset: pd.DataFrame):
         kept = dict(base.head or {})
         mask = kept.pop("mask_token", base.mask_token)
@@ -283,6 +285,10 @@ class SelfDistilled(Dino):
                 f"{p.base}: its heads are of another shape than prototypes, hidden, bottleneck and patch_head of "
                 f"`dino` ask for; give what it was trained with, or remove {weights.HEADS} to begin with new heads"
             )
+
+    def kept(self) -> nn.ModuleDict:
+        """What is judged and saved; heads, which no one judges, are saved as they are."""
+        return nn.ModuleDict({"encoder": self.encoder})
 
     def _heads(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.teacher.state_dict().items() if not name.startswith("trunk.")}

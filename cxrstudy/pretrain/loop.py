@@ -11,6 +11,7 @@ rank draws the whole batch's numbers and keeps its part, so that they do what on
 import contextlib
 import copy
 import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -49,7 +50,10 @@ def precision(asked: str, device: torch.device) -> torch.dtype:
 
     A CPU without AMX emulates bfloat16: measured here 12x slower than float32 on AVX2.
     """
-    has = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if asked == "bf16" or (asked == "auto" and has) else torch.float32
 
 
@@ -117,8 +121,11 @@ def pretrain(
     """Run or resume one pretraining run; the encoder is saved in ``<out>/encoder``.
 
     Args: ``data`` is a prepared folder; ``score`` judges the features of held-out images while the run goes on (see
-    ``monitor``). Returns info (samples_seen, unique_images, epochs, flops, images_per_second, seconds_training, loss,
-    moved), ``subject``, ``curve`` and ``checks`` (DataFrames, also in ``<out>/curve.csv`` and ``checks.csv``).
+    ``monitor``). The last checkpoint stays, and the same call made again goes on from it, until who has recorded the
+    result calls ``checkpoint.remove``. ``base_share`` mixes the base's weights into the kept ones, which keeps what
+    narrow training would lose (WiSE-FT, Wortsman et al., CVPR 2022). Returns info (samples_seen, unique_images, epochs,
+    flops, images_per_second, seconds_training, loss, moved, resumed_from, of reports the share cut at the context),
+    ``subject``, ``curve`` and ``checks`` (DataFrames, also in ``<out>/curve.csv`` and ``checks.csv``).
     FloatingPointError, naming step, images and the last good checkpoint, when the loss is no longer finite;
     ``monitor.Collapsed`` when the encoder is being destroyed.
     """
@@ -135,7 +142,10 @@ def pretrain(
     base = _base(p, prepared)
     encoder = base.encoder
     began_as = [w.detach().clone() for w in encoder.parameters()]
+    if p.drop_path:
+        encoders.drop_paths(encoder.trunk, p.drop_path)
     objective: Any = (SelfDistilled if p.paradigm == "dinov2" else ImageText)(p, base, subset)
+    began_with = copy.deepcopy(objective.kept().state_dict()) if p.base and p.base_share else {}
     objective.train().to(device).to(memory_format=torch.channels_last)
     if p.gradient_checkpointing:
         encoder.trunk.set_grad_checkpointing(True)
@@ -143,7 +153,7 @@ def pretrain(
         objective = ranks.shared_statistics(objective, device)
     if p.compile:
         _compile(objective)
-    average = copy.deepcopy(objective.encoder).requires_grad_(False) if p.ema else None
+    average = copy.deepcopy(objective.kept()).requires_grad_(False) if p.ema else None
     whole = nn.ModuleDict({"objective": objective} | ({"average": average} if average is not None else {}))
     optimiser = torch.optim.AdamW(objective.groups(), lr=p.lr, fused=True)
     edges = batch_edges(p.samples_seen, p.batch_size)
@@ -169,6 +179,12 @@ def pretrain(
                     f"loss is {value} at step {at} (images {shown[:5]} ...); {kept}; lower lr or look at them"
                 )
         pending.clear()
+
+    def keep(done: int) -> None:
+        if rank == 0:
+            spent = state["seconds"] + time.monotonic() - began
+            facts = {"key": key, "step": done, "curve": curve, "checks": monitor.checks, "flops": flops}
+            checkpoint.save(out, whole, optimiser, facts | {"seconds": spent})
 
     for step in progress(range(state["step"], steps)):
         if step % max(1, steps // CHECKS) == 0 and rank == 0:
@@ -197,8 +213,8 @@ def pretrain(
         objective.after(step, steps)
         if average is not None:
             blend = min(p.ema, (1 + step) / (10 + step))  # the first steps' weights are soon forgotten
-            torch._foreach_lerp_(list(average.parameters()), list(objective.encoder.parameters()), 1 - blend)
-            for mine, now in zip(average.buffers(), objective.encoder.buffers(), strict=True):
+            torch._foreach_lerp_(list(average.parameters()), list(objective.kept().parameters()), 1 - blend)
+            for mine, now in zip(average.buffers(), objective.kept().buffers(), strict=True):
                 mine.copy_(now)
         pending.append((step, total + 0 * norm))  # a gradient that is not finite counts as such a loss
         due = time.monotonic() - saved > p.checkpoint_seconds
@@ -211,15 +227,16 @@ def pretrain(
             curve.append(point | {name: float(part) for name, part in parts.items()})
         if due:
             saved, good = time.monotonic(), step + 1
-        if due and rank == 0:
-            spent = state["seconds"] + saved - began
-            facts = {"key": key, "step": step + 1, "curve": curve, "checks": monitor.checks, "flops": flops}
-            checkpoint.save(out, whole, optimiser, facts | {"seconds": spent})
+            keep(good)
     seconds = state["seconds"] + time.monotonic() - began
+    keep(steps)
     result: dict[str, Any] = {}
     if rank == 0:
         if average is not None:
-            objective.encoder.load_state_dict(average.state_dict())
+            objective.kept().load_state_dict(average.state_dict())
+        for name, tensor in objective.kept().state_dict().items() if began_with else ():
+            if tensor.is_floating_point():
+                tensor.lerp_(began_with[name].to(tensor.device), p.base_share)
         monitor.check(objective.encoder, p.samples_seen, curve)
         info = {
             "samples_seen": p.samples_seen,
@@ -232,6 +249,8 @@ def pretrain(
             "processes": world,
             "loss": float(np.mean([point["loss"] for point in curve[-10:]])),
             "moved": _moved(began_as, objective.encoder),
+            "resumed_from": state["step"],
+            **objective.facts,
         }
         subject = _subject(p, prepared, encoder.info["encoder"])
         spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")
@@ -240,7 +259,6 @@ def pretrain(
         tables = {"curve": pd.DataFrame(curve), "checks": pd.DataFrame(monitor.checks)}
         for name, table in tables.items():
             table.to_csv(out / f"{name}.csv", index=False)
-        checkpoint.remove(out)
         result = info | {"subject": subject} | tables
     if world > 1:
         dist.barrier()
@@ -303,9 +321,14 @@ def _base(p: study.Pretrain, prepared: stores.Prepared) -> weights.Loaded:
 
 
 def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:
-    """What a checkpoint must agree on to be resumed: parameters and data."""
+    """What a checkpoint must agree on to be resumed: parameters, data and the base's weights."""
     where = {"out", "data", "threads", "checkpoint_seconds", "checkpoint_steps", "processes"}
-    return study.digest([p.model_dump(exclude=where), prepared.info], 16)
+    folder = encoders.encoder_folder(study.resolve(p.base)) if p.base else None
+    base = ""
+    if folder:
+        with (folder / "model.safetensors").open("rb") as file:
+            base = hashlib.file_digest(file, "blake2b").hexdigest()
+    return study.digest([p.model_dump(exclude=where), prepared.info, base], 16)
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------
@@ -335,7 +358,7 @@ def _launch(p: study.Pretrain, data: Path, out: Path, progress: Progress, score:
     file, log, done = out / "launch.yml", out / "launch.log", out / "steps"
     write_text(file, yaml.safe_dump(p.model_dump() | {"data": str(data.resolve())}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(p.threads), "CXRSTUDY_STEPS": str(done)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(p.threads), "CXRSTUDY_STEPS": f"{os.getpid()}:{done}"}
     if score is not None:  # by name: the workers import it, this package knows no judge
         environment["CXRSTUDY_SCORE"] = f"{score.__module__}:{score.__name__}"
     write_text(done, "0")
@@ -364,13 +387,14 @@ def _worker(file: str) -> None:
     p = study.validated("pretrain", yaml.safe_load(Path(file).read_text(encoding="utf-8")), file)
     ranks.device()
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    note = Path(os.environ.get("CXRSTUDY_STEPS", os.devnull))
+    launcher, _, note = os.environ.get("CXRSTUDY_STEPS", "").partition(":")
 
     def progress(steps: Any) -> Any:
         for step in steps:
             yield step
-            if dist.get_rank() == 0:
-                note.write_text(str(step + 1))
+            if launcher and dist.get_rank() == 0:
+                os.kill(int(launcher), 0)  # raises where a killed notebook would have left its workers running
+                Path(note).write_text(str(step + 1))
 
     module, _, name = os.environ.get("CXRSTUDY_SCORE", "").partition(":")
     score = getattr(importlib.import_module(module), name) if module else None

@@ -108,12 +108,13 @@ def _resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int,
 def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Continued minus base, macro ``metric``, with the interval of the paired difference on the same resamples.
 
-    One row a (run, task): task, paradigm, n_images, seed, gain, low, high. From the per-image test scores kept with
-    each record; runs whose base was not evaluated are left out. Patients are resampled; seeds are not, so the interval
-    holds sampling variance alone.
+    One row a (task, paradigm, n_images): gain, the mean over its ``seeds`` runs, low, high of that mean, and the
+    ``least`` and ``most`` a single seed gained. From the per-image test scores kept with each record; runs whose base
+    was not evaluated are left out. Patients are resampled; seeds are not, so the interval holds sampling variance
+    alone, and what seeds do stands beside it.
     """
     same_patients(table)
-    rows = []
+    found: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]] = {}
     for task in ("findings", "lines_tubes"):
         names = _labels(table, task)
         ladder = points(table[table["task"] == task], metric)
@@ -130,7 +131,13 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
             if own:
                 value, draws = _resampled(row.folder, names, metric, resamples, seed)
                 base_value, base_draws = _resampled(own[0], names, metric, resamples, seed)
-                low, high = np.nanpercentile(draws - base_draws, [2.5, 97.5])
-                point = {"task": task, "paradigm": row.paradigm, "n_images": row.n_images, "seed": row.seed}
-                rows.append(point | {"gain": value - base_value, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=["task", "paradigm", "n_images", "seed", "gain", "low", "high"])
+                point = found.setdefault((task, row.paradigm, row.n_images, row.base, row.data), [])
+                point.append((value - base_value, draws - base_draws))
+    rows = []
+    for (task, paradigm, n_images, *_), runs in found.items():
+        each = [gain for gain, _ in runs]
+        low, high = np.nanpercentile(np.mean([draws for _, draws in runs], axis=0), [2.5, 97.5])
+        point = {"task": task, "paradigm": paradigm, "n_images": n_images, "seeds": len(runs), "gain": np.mean(each)}
+        rows.append(point | {"low": low, "high": high, "least": min(each), "most": max(each)})
+    columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most"]
+    return pd.DataFrame(rows, columns=columns)

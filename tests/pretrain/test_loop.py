@@ -16,6 +16,7 @@ from cxrstudy.data.manifest import assign_splits, nested_subset
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.data.synthetic import FINGERPRINT
 from cxrstudy.data.vocabulary import LABELS
+from cxrstudy.pretrain import checkpoint
 from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.distil import SETTLE, configure
 from cxrstudy.pretrain.loop import (
@@ -74,12 +75,14 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(steps, peak, warmup):
     assert learning_rate(steps, steps, peak, warmup) == pytest.approx(0 if steps > ramp else peak, abs=1e-12)
 
 
-def test_the_precision_asked_for_is_the_one_used():
+def test_the_precision_asked_for_is_the_one_used(monkeypatch):
     cpu = torch.device("cpu")
     assert precision("fp32", cpu) == torch.float32
     assert precision("bf16", cpu) == torch.bfloat16
     assert (precision("auto", cpu) == torch.bfloat16) == torch.cpu._is_amx_tile_supported()
-    assert precision("auto", torch.device("cuda")) == torch.bfloat16
+    for has, kind in ((True, torch.bfloat16), (False, torch.float32)):  # an old card emulates it, slowly
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert precision("auto", torch.device("cuda")) == kind
 
 
 # ---- augmentation --------------------------------------------------------------------------------------------------
@@ -191,7 +194,8 @@ def test_a_run_gives_back_and_leaves_what_it_says(data, tmp_path):
     told |= {"encoder": "cnn_mini", "kind": "synthetic", "institution": "synthetic:study"}
     told |= {"generator": FINGERPRINT}
     assert result["subject"] == told
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checks.csv", "curve.csv", "encoder"]
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"checks.csv", "curve.csv", "encoder", "checkpoint.pt", "checkpoint-6.safetensors"}
     encoder = encoders.load_encoder(tmp_path / "run" / "encoder")
     spent = {name: result[name] for name in ("unique_images", "epochs", "flops", "seconds_training")}
     assert encoder.info == told | spent | {"precision": "float32", "processes": 1}
@@ -276,8 +280,60 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_bit(data, tmp_path, par
     assert weights(cut) == weights(tmp_path / "whole")
     pd.testing.assert_frame_equal(resumed["curve"], whole["curve"])
     assert resumed["flops"] == whole["flops"]
-    assert resumed["samples_seen"] == 96
-    assert not list(cut.glob("checkpoint*"))
+    assert (resumed["samples_seen"], resumed["resumed_from"]) == (96, k)
+
+
+def test_a_run_killed_between_its_end_and_its_record_is_not_trained_anew(data, tmp_path):
+    first, starts = go(data, tmp_path), []
+    again = go(data, tmp_path, start_of(starts))
+    assert starts == [6]
+    assert again["seconds_training"] - first["seconds_training"] < first["seconds_training"]
+    assert {n: again[n] for n in ("loss", "flops", "moved")} == {n: first[n] for n in ("loss", "flops", "moved")}
+    for table in ("curve", "checks"):
+        pd.testing.assert_frame_equal(again[table], first[table])
+    checkpoint.remove(tmp_path)
+    assert not list(tmp_path.glob("*checkpoint*"))
+    go(data, tmp_path, start_of(starts))
+    assert starts == [6, 0]
+
+
+def test_a_share_of_the_base_is_mixed_into_what_is_kept(data, base, tmp_path):
+    own = {"base": str(base[0] / "encoder"), "lr": 1e-3}
+    far = go(data, tmp_path / "far", **own)
+    near = go(data, tmp_path / "near", **own, base_share=0.75)
+    for file in ("model", "text"):
+        began, ended, mixed = (
+            load_file(out / "encoder" / f"{file}.safetensors") for out in (base[0], tmp_path / "far", tmp_path / "near")
+        )
+        for name in (n for n in began if began[n].is_floating_point()):
+            torch.testing.assert_close(mixed[name], began[name] + 0.25 * (ended[name] - began[name]))
+    assert near["moved"] == pytest.approx(far["moved"] / 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("encoder", ["cnn_mini", "hybrid_mini", "davit_mini"])
+def test_samples_skip_branches_while_training_alone(encoder):
+    model = encoders.build_encoder(encoder, 32)
+    for weight in model.parameters():  # a residual branch that starts as nothing could not be missed
+        weight.data += 0.1 * (weight == 0)
+    x = model.normalise(torch.rand(4, 1, 32, 32, generator=drawn(0)))
+    plain = model.eval()(x)
+    encoders.drop_paths(model.trunk, 0.5)
+    torch.testing.assert_close(model(x), plain)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+def test_drop_path_takes_part_in_a_run_and_is_refused_where_there_is_none_to_drop(data, tmp_path):
+    for name, rate in (("one", 0.5), ("again", 0.5), ("none", 0.0)):
+        go(data, tmp_path / name, drop_path=rate, samples_seen=64)
+    assert weights(tmp_path / "one") == weights(tmp_path / "again") != weights(tmp_path / "none")
+    with pytest.raises(ValueError, match="drop_path: VGG"):
+        go(data, tmp_path / "vgg", drop_path=0.1, encoder="vgg11", samples_seen=64)
+
+
+def test_how_many_reports_the_context_cuts_is_told():
+    text = encoders.build_text(["one two three"] * 9, 8, shape=encoders.TextShape(vocabulary=40, context=6))
+    assert text.cut(["o", "", "one two three one two three"]) == 0.5
 
 
 def test_a_checkpoint_of_another_run_or_of_other_data_is_not_resumed(data, silent, tmp_path):

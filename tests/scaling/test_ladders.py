@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cxrstudy import study
+from cxrstudy import narrative, study
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling.ladders import fit_ladders, gains, points, reference, same_patients
 
@@ -213,6 +213,10 @@ def judge(name, skill, seed=0, one_class=(), **subject):
     return {(row["task"], row["metric"]): row["value"] for row in rows if row["label"] == "macro"}
 
 
+def row_width(found, task):
+    return found.loc[task, "high"] - found.loc[task, "low"]
+
+
 def base_run(skill=1.0, name="base-clip-base-bbbbbb", seed=1, **subject):
     return judge(name, skill, seed=seed, base="", n_images=20000, **subject)
 
@@ -228,9 +232,29 @@ def test_gains_are_the_differences_of_macro_values_by_scikit_learn_within_their_
         expected = own[row.n_images][row.task, kind] - base[row.task, kind]
         assert row.gain == pytest.approx(expected, abs=1e-9)
         assert row.low < row.gain < row.high
-        assert (row.paradigm, row.seed) == ("clip", 0)
+        assert (row.paradigm, row.seeds) == ("clip", 1)
+        assert row.least == row.gain == row.most
     best = found[found["n_images"] == SIZES[-1]]
     assert (best["low"] > 0).all()  # it knows far more
+
+
+def test_a_gain_over_seeds_is_their_mean_with_their_range_and_a_narrower_interval(runs):
+    base_run()
+    for k in range(3):
+        judge(f"clip-n200-s{k}-abc", 1.0 + k / 4, seed=7 + k, n_images=200)
+    found = gains(load_records(runs), resamples=200).set_index("task")
+    table = load_records(runs)
+    for task in TASKS:
+        each = []
+        for k in range(3):
+            alone = gains(table[~table["run"].str.match(f"clip-n200-s[^{k}]")], resamples=200).set_index("task")
+            each.append(alone.loc[task, "gain"])
+            assert row_width(alone, task) > row_width(found, task)
+        each.sort()
+        row = found.loc[task]
+        assert row["seeds"] == 3
+        assert row["gain"] == pytest.approx(np.mean(each))
+        assert (row["least"], row["most"]) == pytest.approx((each[0], each[-1]))
 
 
 def test_the_interval_is_of_the_paired_difference(runs):
@@ -288,3 +312,32 @@ def test_each_run_is_compared_with_its_base_on_the_same_data(runs):
     found = gains(load_records(runs), resamples=50).set_index("task")
     for task in TASKS:
         assert found.loc[task, "gain"] == pytest.approx(own[task, "auroc"] - base[task, "auroc"])
+
+
+def test_the_book_says_which_rungs_may_have_been_harmed(runs):
+    columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most"]
+    fine = [
+        ("findings", "clip", 200, 1, 0.0, -0.009, 0.01, 0.0, 0.0),
+        ("lines_tubes", "clip", 1000, 3, 0.02, 0.01, 0.03, 0.01, 0.03),
+    ]
+    assert "harmed none" in narrative.harm(pd.DataFrame(fine, columns=columns))
+    hurt = pd.DataFrame([*fine, ("lines_tubes", "unicl", 8000, 1, 0.0, -0.02, 0.01, 0.0, 0.0)], columns=columns)
+    assert "1 of 3 points: `unicl` with 8k on lines and tubes." in narrative.harm(hurt)
+    assert narrative.harm(hurt[:0]) == ""
+
+
+def test_the_table_of_gains_tells_seeds_and_how_far_the_weights_went(runs):
+    base_run()
+    for k in range(2):
+        judge(f"clip-n200-s{k}-abc", 1.0 + k / 4, seed=7 + k, n_images=200)
+        record(
+            f"clip-n200-s{k}-run",
+            [metric("pretrain", 0.1 + k / 10, label="clip", metric="moved")],
+            stage="pretrain",
+            n_images=200,
+        )
+    table = load_records(runs)
+    shown = narrative.gain_table(gains(table, resamples=50), table)
+    assert list(shown.index) == ["clip, 200 images"]
+    assert shown["weights moved"].tolist() == ["15.0%"]
+    assert all("; 2 seeds " in text for text in shown.iloc[0, :2])

@@ -1,0 +1,417 @@
+"""Speed of pretraining steps beside lightly's and open_clip's, of loading, of bfloat16, and of a GPU.
+
+    pip install --no-deps --target /tmp/peer lightly==1.6.0 lightly-utils aenum lightning-utilities
+    PYTHONPATH=/tmp/peer python tests/benchmarks/bench_pretrain.py dinov2 clip loader bf16       # some 10 minutes
+    python tests/benchmarks/bench_pretrain.py gpu                                                # where there is one
+
+Both sides run in one process on one thread, alternating, with the same trunk, batch, resolution and head sizes. A
+ratio is theirs over ours, a round each: its median, its range, and a 95% interval by resampling rounds. Rows are kept
+in ``book/recorded/benchmarks.csv`` (``--out``); those of the same name, setting and hardware give way.
+"""
+
+import argparse
+import copy
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pandas as pd
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cxrstudy import study, weights
+from cxrstudy.data.sets import prepare_data
+from cxrstudy.encoders import Encoder, Text, TextShape, build_encoder, train_tokenizer
+from cxrstudy.pretrain.augment import augment
+from cxrstudy.pretrain.clip import ImageText
+from cxrstudy.pretrain.dinov2 import DinoConfig
+from cxrstudy.pretrain.distil import Dino, parameter_groups, rates, set_rates
+from cxrstudy.results import environment
+
+ROWS: list[dict[str, Any]] = []
+VITS = {  # trunk, its arguments, px, local px, local crops, batch, prototypes and hidden width of the head
+    "ViT p8 d192 L6, 64 px, 2 local crops of 32 px": (
+        "vit_tiny_patch16_224", {"patch_size": 8, "depth": 6}, 64, 32, 2, 32, 2048, 512
+    ),
+    "ViT-S/16, 224 px, 8 local crops of 96 px": ("vit_small_patch16_224", {}, 224, 96, 8, 4, 65536, 2048),
+}  # fmt: skip
+
+
+def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of each side, round by round, after one round that is not counted."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for side in (0, 1) if turn % 2 else (1, 0):
+            began = time.perf_counter()
+            (ours, theirs)[side]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[side].append(time.perf_counter() - began)
+    return seconds
+
+
+def keep(name: str, setting: str, peer: str, images: int, ours: list[float], theirs: list[float]) -> None:
+    """Print a row and keep it."""
+    ratios = np.array(theirs) / np.array(ours)
+    draws = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975])
+    row = {
+        "benchmark": name,
+        "setting": setting,
+        "peer": peer,
+        "images_per_second": images / statistics.median(ours),
+        "peer_images_per_second": images / statistics.median(theirs),
+        "ratio": statistics.median(ratios.tolist()),
+        "low": low,
+        "high": high,
+        "rounds": len(ratios),
+        "hardware": environment()["hardware"],
+        "command": f"python tests/benchmarks/bench_pretrain.py {name}",
+    }
+    ROWS.append(row)
+    print(
+        f"{name}: {setting}: {row['images_per_second']:.1f} images/s, {peer} {row['peer_images_per_second']:.1f}: "
+        f"{row['ratio']:.2f}x [{low:.2f}, {high:.2f}], {ratios.min():.2f} to {ratios.max():.2f}",
+        flush=True,
+    )
+
+
+# ---- dinov2 beside lightly -----------------------------------------------------------------------------------------
+class Lightly:
+    """The loop of lightly's DINOv2 example (docs.lightly.ai, self-supervised-learning/examples/dinov2), its own parts:
+    masked timm trunk, heads, losses, momentum, masks, and its image-by-image transform."""
+
+    def __init__(
+        self, trunk: nn.Module, channels: int, size: int, local: int, crops: int, prototypes: int, hidden: int
+    ):
+        from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+        from lightly.models.modules import DINOv2ProjectionHead, MaskedVisionTransformerTIMM
+        from lightly.models.utils import random_block_mask, update_momentum
+        from lightly.transforms.dino_transform import DINOTransform
+
+        self.student = MaskedVisionTransformerTIMM(vit=trunk)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        sizes = {"input_dim": channels, "hidden_dim": hidden, "bottleneck_dim": 256, "output_dim": prototypes}
+        self.head, self.teacher_head = (DINOv2ProjectionHead(**sizes) for _ in range(2))
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        self.teacher_head.requires_grad_(False)
+        self.dino, self.ibot, self.koleo = DINOLoss(prototypes), IBOTPatchLoss(prototypes), KoLeoLoss()
+        self.optimiser = torch.optim.AdamW([*self.student.parameters(), *self.head.parameters()], lr=1e-3)
+        self.masks, self.move = random_block_mask, update_momentum
+        self.transform = DINOTransform(
+            global_crop_size=size, global_crop_scale=(0.32, 1.0), local_crop_size=local,
+            local_crop_scale=(0.05, 0.32), n_local_views=crops,
+        )  # fmt: skip
+
+    def views(self, pictures: list[Image.Image]) -> list[torch.Tensor]:
+        """Global and local views of a batch, made one by one as its data loader does."""
+        return [torch.stack(view) for view in zip(*(self.transform(picture) for picture in pictures), strict=True)]
+
+    def step(self, views: list[torch.Tensor]) -> None:
+        """One step of the example's loop."""
+        whole, small = torch.cat(views[:2]), torch.cat(views[2:])
+        side = self.student.vit.patch_embed.grid_size
+        blocks = self.masks(size=(len(whole), *side))
+        mask = torch.zeros(len(whole), self.student.sequence_length, dtype=torch.bool)
+        mask[:, 1:] = blocks.flatten(1)
+        with torch.no_grad():
+            features = self.teacher.encode(whole)
+            taught, taught_patches = self.teacher_head(features[:, 0]), self.teacher_head(features[mask])
+        features = self.student.encode(whole, mask=mask)
+        words, patches = features[:, 0], self.head(features[mask])
+        shown = torch.cat([self.head(words), self.head(self.student.encode(small)[:, 0])])
+        loss = (
+            self.dino(teacher_out=taught.chunk(2), student_out=shown.chunk(len(views)), teacher_temp=0.04)
+            + self.ibot(teacher_out=taught_patches, student_out=patches, mask=blocks, teacher_temp=0.04)
+            + 0.1 * sum(self.koleo(part) for part in words.chunk(2))
+        )
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.move(self.student, self.teacher, m=0.99)
+        self.move(self.head, self.teacher_head, m=0.99)
+
+
+def bench_dinov2(rounds: int) -> None:
+    """The whole loop, views included, and the step alone on views that stand."""
+    for setting, case in VITS.items():
+        dinov2_case(rounds, setting, *case)
+
+
+def dinov2_case(
+    rounds: int, setting: str, name: str, arguments: dict[str, Any], size: int, local: int, crops: int, batch: int,
+    prototypes: int, hidden: int
+) -> None:  # fmt: skip
+    own = {**arguments, "img_size": size, "dynamic_img_size": True}
+    torch.manual_seed(0)
+    encoder = Encoder(name, own, input_size=size)
+    config = DinoConfig.reference(
+        batch, prototypes=prototypes, hidden=hidden, local_crops=crops, local_size=local, global_size=size
+    )
+    objective = Dino(encoder, config)
+    groups = parameter_groups(objective, config.lr, 0.04, config.layer_decay, config.patch_embed_scale)
+    optimiser = torch.optim.AdamW(groups, fused=True)
+    trunk = timm.create_model(name, num_classes=0, **own)
+    peer = Lightly(trunk, encoder.channels, size, local, crops, prototypes, hidden)
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size), dtype=np.uint8)
+    pictures = [Image.fromarray(image).convert("RGB") for image in pixels]
+    generator, steps = torch.Generator().manual_seed(0), itertools.count(10)
+
+    def ours() -> None:
+        step = next(steps)
+        now = rates(config, step, 1000)
+        set_rates(optimiser, now)
+        optimiser.zero_grad(set_to_none=True)
+        loss, _ = objective.step_loss(encoder.normalise(pixels), step, 1000, generator)
+        loss.backward()
+        optimiser.step()
+        objective.update_teacher(now.momentum)
+
+    standing = peer.views(pictures)
+    seconds = alternate(ours, lambda: peer.step(peer.views(pictures)), rounds)
+    keep("dinov2", f"{setting}, batch {batch}, loop with its views", "lightly 1.6", batch, *seconds)
+    fixed = [view.mean(1, keepdim=True) for view in standing]
+    large, small = torch.cat(fixed[:2]), torch.cat(fixed[2:])
+    objective._views = lambda x, n, scale, side, *rest: large if side == size else small  # type: ignore[method-assign]
+    seconds = alternate(ours, lambda: peer.step(standing), rounds)
+    keep("dinov2", f"{setting}, batch {batch}, step on standing views", "lightly 1.6", batch, *seconds)
+
+
+# ---- clip beside open_clip -----------------------------------------------------------------------------------------
+def bench_clip(rounds: int) -> None:
+    """Our step, its augmentation included, beside open_clip's model, loss and step on the same images and tokens."""
+    for name, size, batch in (("resnet18", 64, 64), ("davit_tiny", 224, 8)):
+        clip_case(rounds, name, size, batch)
+
+
+def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
+    out = f"/tmp/cxrstudy-bench/study-{size:06}"
+    prepared = prepare_data(study.Data(n_images=256, size=size, fractions={"pretrain": 1.0}, out=out))
+    p = study.validated("pretrain", {"n_images": 256, "samples_seen": 4096, "batch_size": batch, "data": "-"})
+    torch.manual_seed(0)
+    encoder = Encoder(name, {}, input_size=size)
+    shape = TextShape(vocabulary=512, context=96, width=256, layers=4, heads=4, dim=256)
+    text = Text(train_tokenizer(prepared.manifest["report"].tolist()), encoder.channels, shape)
+    objective = ImageText(p, weights.Loaded(encoder, weights.Report(), text=text), prepared.manifest)
+    objective.train().to(memory_format=torch.channels_last)
+    mine = torch.optim.AdamW(objective.groups(), lr=1e-4, fused=True)
+    model = open_clip.CLIP(
+        256,
+        {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear",
+         "image_size": size},
+        {"context_length": 96, "vocab_size": 512, "width": 256, "heads": 4, "layers": 4, "no_causal_mask": True},
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    model.visual.trunk.global_pool = timm.create_model(name).global_pool if name == "resnet18" else nn.Identity()
+    loss_of, take = open_clip.ClipLoss(), np.arange(batch)
+    theirs_optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    pixels = prepared.images[:batch]
+    tokens = objective.report_tokens[0, :batch]
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    three = torch.from_numpy(pixels).float().div(255)[:, None].expand(-1, 3, -1, -1).contiguous()
+    three = three.contiguous(memory_format=torch.channels_last)
+
+    def ours() -> None:
+        mine.zero_grad(set_to_none=True)
+        loss, _ = objective.step_loss(encoder.normalise(pixels), take, 0, rng, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        mine.step()
+        objective.after(0, 1)
+
+    def theirs() -> None:
+        theirs_optimiser.zero_grad()
+        image, said, scale = model(three, tokens)
+        loss_of(image, said, scale).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        theirs_optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))
+
+    seconds = alternate(ours, theirs, rounds)
+    setting = f"{name}, {size} px, text tower of 4 layers, batch {batch}"
+    keep("clip", setting, f"open_clip {open_clip.__version__}", batch, *seconds)
+
+
+# ---- loading, bfloat16 ---------------------------------------------------------------------------------------------
+def bench_loader(rounds: int) -> None:
+    """Ten steps of the loop that read their images from the memory map, beside ten on one batch that is held."""
+    prepared = prepare_data(
+        study.Data(n_images=4096, fractions={"pretrain": 1.0}, out="/tmp/cxrstudy-bench/study-00000a")
+    )
+    p = study.validated("pretrain", {"n_images": 4096, "samples_seen": 4096, "data": "-"})
+    encoder = build_encoder("cnn_mini", 64)
+    objective = ImageText(p, weights.Loaded(encoder, weights.Report()), prepared.manifest).train()
+    objective.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(objective.groups(), lr=1e-4, fused=True)
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    held = encoder.normalise(prepared.images[:64])
+
+    def steps(read: bool) -> None:
+        for _ in range(10):
+            take = rng.permutation(4096)[:64]
+            x = encoder.normalise(prepared.images[take]) if read else held
+            optimiser.zero_grad(set_to_none=True)
+            objective.step_loss(x, take, 0, rng, generator)[0].backward()
+            optimiser.step()
+
+    keep(
+        "loader",
+        "cnn_mini, 64 px, batch 64",
+        "one cached batch",
+        640,
+        *alternate(lambda: steps(True), lambda: steps(False), rounds),
+    )
+
+
+def bench_bf16(rounds: int) -> None:
+    """Training steps of a ViT and of the small CNN under bfloat16 autocast beside float32: does this CPU gain?"""
+    for name, arguments, size, batch in (
+        ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 6, "img_size": 64}, 64, 64),
+        ("vit_small_patch16_224", {}, 224, 8),
+        ("cnn_mini", None, 64, 64),
+    ):
+        encoder = build_encoder(name, size) if arguments is None else Encoder(name, arguments, input_size=size)
+        timm.layers.set_fused_attn(False)  # the backward of the CPU's fused attention is slow in half precision
+        half = build_encoder(name, size) if arguments is None else Encoder(name, arguments, input_size=size)
+        timm.layers.set_fused_attn(True)
+        x = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
+
+        def step(model: Encoder, dtype: torch.dtype, optimiser: torch.optim.Optimizer, x: torch.Tensor = x) -> None:
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = model.pool(x).float().square().mean()
+            loss.backward()
+            optimiser.step()
+
+        sides = [(half, torch.bfloat16), (encoder, torch.float32)]
+        calls = [partial(step, m, d, torch.optim.AdamW(m.parameters(), fused=True)) for m, d in sides]
+        keep("bf16", f"{name}, {size} px, batch {batch}, one thread", "float32", batch, *alternate(*calls, rounds))
+
+
+# ---- a GPU ---------------------------------------------------------------------------------------------------------
+def bench_gpu(rounds: int) -> None:
+    """dinov2 with ViT-B/14 at 224 and 518 px and clip with DaViT-base at 224 px in bfloat16, compiled and not:
+    images/s, share of the card's measured matrix rate (MFU), memory, and the three costliest kernels."""
+    if not torch.cuda.is_available():
+        sys.exit("gpu: no GPU is visible to torch")
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    seconds, _ = alternate(lambda: [a @ a for _ in range(20)], lambda: None, 5)
+    rate = 20 * 2 * 8192**3 / statistics.median(seconds)
+    print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 products of 8,192")
+    for size, compiled in itertools.product((224, 518), (False, True)):
+        gpu_dinov2(rounds, rate, size, 32, compiled)
+    for compiled in (False, True):
+        gpu_clip(rounds, 64, compiled)
+
+
+def gpu_dinov2(rounds: int, rate: float, size: int, batch: int, compiled: bool) -> None:
+    torch.cuda.reset_peak_memory_stats()
+    local = 98 if size == 224 else 196
+    own = {"img_size": size, "dynamic_img_size": True, "init_values": 1e-5}
+    encoder = Encoder("vit_base_patch14_dinov2", own, input_size=size)
+    config = DinoConfig.reference(batch, local_size=local, global_size=size)
+    objective = Dino(encoder, config).cuda()
+    if compiled:
+        for module in objective.modules():
+            if isinstance(module, Encoder):
+                for block in module.trunk.blocks:
+                    block.compile()
+    optimiser = torch.optim.AdamW(parameter_groups(objective, 1e-4, 0.04), fused=True)
+    x = torch.randn(batch, 1, size, size, device="cuda")
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, _ = objective.step_loss(x, 500, 1000, generator)
+        loss.backward()
+        optimiser.step()
+        objective.update_teacher(0.99)
+
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    seconds, _ = alternate(step, lambda: None, max(rounds, 10))
+    mfu = counter.get_total_flops() / statistics.median(seconds) / rate
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+    costs = sorted(profile.key_averages(), key=lambda e: -e.self_device_time_total)[:3]
+    row = {
+        "benchmark": "gpu",
+        "setting": f"dinov2, ViT-B/14, {size} px, 8 local crops of {local} px, batch {batch}, "
+        + ("compiled" if compiled else "not compiled"),
+        "images_per_second": batch / statistics.median(seconds),
+        "mfu": mfu,
+        "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
+        "costs": "; ".join(f"{c.key[:60]} {c.self_device_time_total / 1e3:.1f} ms" for c in costs),
+        "rounds": len(seconds),
+        "hardware": environment()["hardware"],
+        "command": "python tests/benchmarks/bench_pretrain.py gpu",
+    }
+    ROWS.append(row)
+    print(row, flush=True)
+
+
+def gpu_clip(rounds: int, batch: int, compiled: bool) -> None:
+    torch.cuda.reset_peak_memory_stats()
+    encoder = Encoder("davit_base", {}, input_size=224).cuda()
+    if compiled:
+        encoder.trunk.forward_features = torch.compile(encoder.trunk.forward_features)
+    optimiser = torch.optim.AdamW(encoder.parameters(), fused=True)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 1, 224, 224, device="cuda")
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = encoder.pool(augment(x, generator)).float().square().mean()
+        loss.backward()
+        optimiser.step()
+
+    seconds, _ = alternate(step, lambda: None, max(rounds, 10))
+    row = {
+        "benchmark": "gpu",
+        "setting": f"image tower of clip, DaViT-base, 224 px, batch {batch}, "
+        + ("compiled" if compiled else "not compiled"),
+        "images_per_second": batch / statistics.median(seconds),
+        "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
+        "rounds": len(seconds),
+        "hardware": environment()["hardware"],
+        "command": "python tests/benchmarks/bench_pretrain.py gpu",
+    }
+    ROWS.append(row)
+    print(row, flush=True)
+
+
+def main() -> None:
+    """Run what is named and keep its rows."""
+    benches = {"dinov2": bench_dinov2, "clip": bench_clip, "loader": bench_loader, "bf16": bench_bf16, "gpu": bench_gpu}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", nargs="+", choices=benches)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=study.root() / "book" / "recorded" / "benchmarks.csv")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in given.which:
+        benches[name](given.rounds)
+    new = pd.DataFrame(ROWS)
+    if given.out.is_file():
+        new = pd.concat([pd.read_csv(given.out), new])
+    new = new.drop_duplicates(["benchmark", "setting", "hardware"], keep="last")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    new.round(4).to_csv(given.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
