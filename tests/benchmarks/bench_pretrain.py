@@ -11,6 +11,7 @@ in ``book/recorded/benchmarks.csv`` (``--out``); those of the same name, setting
 
 import argparse
 import copy
+import ctypes
 import itertools
 import statistics
 import sys
@@ -47,11 +48,19 @@ VITS = {  # trunk, its arguments, px, local px, local crops, batch, prototypes a
 }  # fmt: skip
 
 
+def memory(kept: bool) -> None:
+    """glibc's allocator as our runs have it (``encoders.keep_memory``), or where its own adaptation ends."""
+    libc = ctypes.CDLL("libc.so.6")
+    for option, ours, theirs in ((-3, 2**30, 2**25), (-1, 2**31 - 1, 2**26)):
+        libc.mallopt(option, ours if kept else theirs)
+
+
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of each side, round by round, after one round that is not counted."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for side in (0, 1) if turn % 2 else (1, 0):
+            memory(kept=side == 0)
             began = time.perf_counter()
             (ours, theirs)[side]()
             if torch.cuda.is_available():
@@ -212,7 +221,6 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
          "image_size": size},
         {"context_length": 96, "vocab_size": 512, "width": 256, "heads": 4, "layers": 4, "no_causal_mask": True},
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    model.visual.trunk.global_pool = timm.create_model(name).global_pool if name == "resnet18" else nn.Identity()
     loss_of, take = open_clip.ClipLoss(), np.arange(batch)
     theirs_optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     pixels = prepared.images[:batch]

@@ -79,7 +79,10 @@ def test_the_precision_asked_for_is_the_one_used(monkeypatch):
     cpu = torch.device("cpu")
     assert precision("fp32", cpu) == torch.float32
     assert precision("bf16", cpu) == torch.bfloat16
-    assert (precision("auto", cpu) == torch.bfloat16) == torch.cpu._is_amx_tile_supported()
+    for amx, avx in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert (precision("auto", cpu) == torch.bfloat16) == (amx or avx)
     for has, kind in ((True, torch.bfloat16), (False, torch.float32)):  # an old card emulates it, slowly
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
         assert precision("auto", torch.device("cuda")) == kind
