@@ -8,12 +8,25 @@ renames exactly the runs it touches, and results of other values stand beside th
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cxrstudy.study import Classify, Data, Parameters, Pretrain, Scale, StudyError, digest, explain, root, validated
+from cxrstudy.study import (
+    Classify,
+    Data,
+    Parameters,
+    Pretrain,
+    Report,
+    Scale,
+    Segment,
+    StudyError,
+    digest,
+    explain,
+    root,
+    validated,
+)
 
 
 def slug(run: str) -> str:
@@ -27,6 +40,13 @@ class Ladder(BaseModel):
     model_config = ConfigDict(extra="allow")
     data: str
     base: str = ""
+
+
+class Family(BaseModel):
+    """A task family beside classification: the stage's own parameters, and which rungs of a ladder are judged by it."""
+
+    model_config = ConfigDict(extra="allow")
+    rungs: Literal["all", "ends", "largest", "none"] = "all"
 
 
 class Preset(BaseModel):
@@ -47,6 +67,8 @@ class Preset(BaseModel):
     ladders: list[Ladder] = []
     folds: int = Field(0, ge=0, description="0 = fixed splits; k = cross-fitted over k patient folds, at least 3")
     classify: dict[str, Any] = {}
+    segment: Family | None = Field(None, description="lines and tubes drawn; absent = not judged")
+    report: Family | None = Field(None, description="reports written; absent = not judged")
     controls: list[str] = []
     scale: dict[str, Any] = {}
 
@@ -87,6 +109,7 @@ def load_preset(name: str) -> Preset:
     return preset
 
 
+PLACES = ("first", "between", "last")  # of a rung in its ladder
 PLANNED = {"data", "base", "out", "splits", "encoder", "fold_encoders", "folds", "records", "runs", "root"}
 
 
@@ -99,6 +122,8 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
     blocks: dict[str, type[Parameters]] = {
         "ladders": Pretrain,
         "classify": Classify,
+        "segment": Segment,
+        "report": Report,
         "scale": Scale,
         "data": Data,
         "base": Pretrain,
@@ -110,6 +135,8 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
             names = sorted({n for model in blocks.values() for n in model.model_fields} - PLANNED)
             raise StudyError(f"--set {key}: no such parameter; known: {', '.join(names)} (or ladders.NAME, base.NAME)")
         block = block or known[0]
+        if raw[block] is None:
+            raise StudyError(f"--set {key}: this preset has no {block}")
         target = raw[block]
         entries = target if block == "ladders" else target.values() if block in ("data", "base") else [target]
         for entry in entries:
@@ -160,6 +187,17 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         values = preset.classify | {"data": folder(on), "folds": folds} | which
         return add("classify", label, values, (on, *needs))
 
+    def judge(label: str, on: str, encoder: str, needs: tuple[str, ...], place: str = "") -> None:
+        """Runs of the other task families on an encoder; ``place`` of a rung in its ladder: first, between or last."""
+        blind = {"segment": ("covariates", "pixels"), "report": ("covariates",)}  # a decoder sees 3 of its pixels
+        for stage, family in (("segment", preset.segment), ("report", preset.report)):
+            wanted = {"all": PLACES, "ends": ("first", "last"), "largest": ("last",), "none": ()}
+            if family is None or (place and place not in wanted[family.rungs]) or encoder in blind[stage]:
+                continue
+            if folds:
+                raise StudyError(f"preset {name}: {stage} needs fixed splits, but folds is {preset.folds}")
+            add(stage, label, family.model_dump(exclude={"rungs"}) | {"data": folder(on), "encoder": encoder}, needs)
+
     points: list[str] = []
     rungs: list[str] = []
     evaluated: dict[tuple[str, str], None] = {}
@@ -172,7 +210,9 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             raise StudyError(
                 f"preset {name}: folds is {preset.folds}, but data {ladder.data} has no split {absent[0]!r}"
             )
-        for values in _unfold(ladder.model_dump(exclude={"data", "base"}), Pretrain):
+        unfolded = _unfold(ladder.model_dump(exclude={"data", "base"}), Pretrain)
+        sizes = sorted({values.get("n_images", 0) for values in unfolded})
+        for values in unfolded:
             values |= {"data": folder(on), "base": folder(from_) if from_ else ""}
             label = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
             needs = waits(on, from_)
@@ -185,12 +225,17 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
                 ]
             rungs += trained
             points.append(classify(label, on, [folder(run) for run in trained], tuple(trained)))
+            n = values.get("n_images", 0)
+            place = "last" if n == sizes[-1] else "first" if n == sizes[0] else "between"
+            judge(label, on, folder(trained[0]), (on, *trained), place)
     for on, from_ in evaluated:
         if from_:
             label = slug(from_) if from_ in runs else from_.rstrip("/").rsplit("/", 1)[-1]
             points.append(classify(f"base-{label}", on, [folder(from_)], waits(from_)))
+            judge(f"base-{label}", on, folder(from_), waits(on, from_))
         for control in preset.controls:
             points.append(classify(control.replace(":", "-"), on, [control], ()))
+            judge(control.replace(":", "-"), on, control, (on,))
     check_ladders([runs[rung] for rung in rungs], {run.folder: run.parameters.get("size") for run in runs.values()})
     points = list(dict.fromkeys(points))
     if points:

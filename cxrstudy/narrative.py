@@ -87,7 +87,7 @@ def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
 def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Every label's metric with interval: a row a label, a column an encoder."""
     rows = table[(table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()]
-    rows = rows[rows["label"] != "macro"].copy()
+    rows = rows[(rows["label"] != "macro") & rows["task"].isin(TASKS)].copy()
     rows["order"] = [_order(row) for row in rows.itertuples()]
     rows["encoder"] = [_who(row) for row in rows.itertuples()]
     rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
@@ -98,6 +98,66 @@ def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
         .loc[labels, list(columns)]
         .rename_axis(columns=None)
     )
+
+
+FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, columns by (label, metric)
+    "segmentation": (
+        "Lines and tubes, drawn",
+        {
+            ("macro", "dice"): "Dice",
+            ("macro", "cl_dice"): "clDice",
+            ("macro", "missed"): "share missed",
+            ("macro", "false_alarm"): "share drawn where there is none",
+            ("macro", "tip_error_mm"): "tip error, mm (median)",
+        },
+    ),
+    "continuity": (
+        "Continuity: does a patch at a tube's tip resemble the rest of the tube? (AUROC)",
+        {(f"layer-{k}", "auroc"): f"layer {-k}" for k in range(5, 0, -1)}
+        | {("nearness", "auroc"): "distance alone, no image"},
+    ),
+    "reports": (
+        "Reports, written",
+        {
+            ("findings", "f1_micro"): "findings, micro F1",
+            ("findings", "f1_macro"): "findings, macro F1",
+            ("lines_tubes", "f1_micro"): "lines and tubes, micro F1",
+            ("all", "f1_side"): "with side, F1",
+            ("all", "rouge_l"): "ROUGE-L",
+            ("all", "bleu_4"): "BLEU-4",
+            ("other patient: findings", "f1_micro"): "another patient's image: findings, micro F1",
+        },
+    ),
+    "malposition": ("Malposition of tips", {("macro", "auroc"): "macro AUROC", ("macro", "auprc"): "macro AUPRC"}),
+    "laterality": ("Left or right", {("macro", "auroc"): "macro AUROC"}),
+    "zero_shot": ("Zero-shot, by prompts", {("macro", "auroc"): "macro AUROC"}),
+    "retrieval": (
+        "Retrieval",
+        {
+            (way, f"recall@{k}"): f"{way.replace('_', ' ')}, R@{k}"
+            for way in ("image_to_report", "report_to_image")
+            for k in (1, 5, 10)
+        },
+    ),
+}
+
+
+def family_tables(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(title, table) of every task family beside classification that has been judged: a row an encoder."""
+    found = []
+    for task, (title, columns) in FAMILIES.items():
+        rows = table[(table["task"] == task) & table["value"].notna()].copy()
+        rows["column"] = [columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)]
+        rows = rows[rows["column"].notna()]
+        if rows.empty:
+            continue
+        rows["order"] = [_order(row) for row in rows.itertuples()]
+        rows["encoder"] = [_who(row) for row in rows.itertuples()]
+        rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
+        wide = rows.pivot_table(index=["order", "encoder"], columns="column", values="text", aggfunc="first")
+        shown = [name for name in columns.values() if name in wide]
+        found.append((title, wide.droplevel(0)[shown].fillna("").rename_axis(columns=None)))
+    return found
 
 
 def _who(row: Any) -> str:

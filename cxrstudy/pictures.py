@@ -1,6 +1,7 @@
 """Pictures of x-rays: of a prepared data set, and of what the synthetic institution can draw."""
 
 import textwrap
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -166,3 +167,60 @@ def beside_real(prepared: Prepared) -> Shown:
     captions = [f"real: {prepared.info['institution']}, {view}" for view in chosen["view"]]
     captions += [f"synthetic: {present(drawn, k)}" for k in range(4)]
     return images(np.concatenate([real, _grey(drawn)]), captions, title="Real x-rays above, synthetic below.")
+
+
+WITHHELD = Shown("<p>The terms of this data set do not allow its images to be shown here.</p>", "no images shown")
+
+
+def overlays(prepared: Prepared, cases: list[dict[str, Any]], *, title: str = "") -> Shown:
+    """The best, median and worst test image of each device (``cases`` of ``segmentation.run``), a row a device:
+    the true mask outlined by a solid line, the predicted one by a dashed one; a word where images may not be shown."""
+    if not prepared.info["show_images"]:
+        return WITHHELD
+    rows = -(-len(cases) // 3)
+    figure, panels = plt.subplots(rows, 3, figsize=(8.4, 2.9 * rows), squeeze=False)
+    palette, said = sns.color_palette("colorblind"), []
+    lines = (("truth", palette[1], "solid"), ("predicted", palette[9], "dashed"))
+    for axes in panels.flat:
+        axes.axis("off")
+    for axes, case in zip(panels.flat, cases, strict=False):
+        axes.imshow(prepared.images[case["row"]], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        for key, colour, style in lines:
+            if case[key].any():
+                axes.contour(case[key], levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.1)
+        nothing = "" if case["predicted"].any() else ", nothing drawn"
+        said.append(f"{phrase(case['device'])}, {case['which']}: Dice {case['dice']:.2f}{nothing}")
+        axes.set_title(textwrap.fill(said[-1], 40), fontsize=7.5)
+    handles = [plt.Line2D([], [], color=colour, ls=style, label=key) for key, colour, style in lines]
+    figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8, bbox_to_anchor=(0.5, -0.25 / rows / 2.9))
+    if title:
+        figure.suptitle(title, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.15 / 2.9 / rows))
+    return show(figure, f"{title} True and predicted outlines of {len(cases)} x-rays: {'; '.join(said)}.", raster=True)
+
+
+def continuity(prepared: Prepared, example: dict[str, Any], *, title: str = "") -> Shown:
+    """One tube (``example`` of ``continuity.continuity``): the x-ray with the tube outlined and its tip marked,
+    then by layer the cosine similarity of the patch at the tip to all patches, colours over each layer's range."""
+    if not prepared.info["show_images"]:
+        return WITHHELD
+    maps, (column, row) = example["maps"], example["tip"]
+    figure, panels = plt.subplots(1, 1 + len(maps), figsize=(2.2 * (1 + len(maps)), 2.7), squeeze=False)
+    size, said = prepared.info["size"], []
+    extent = (-0.5, size - 0.5, size - 0.5, -0.5)
+    panels[0, 0].imshow(prepared.images[example["row"]], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+    panels[0, 0].contour(example["mask"], levels=[0.5], colors=[sns.color_palette("colorblind")[1]], linewidths=1.1)
+    panels[0, 0].set_title(f"{phrase(example['device'])} and its tip", fontsize=7.5)
+    for axes, (layer, values) in zip(panels[0, 1:], maps.items(), strict=True):
+        axes.imshow(values, cmap="viridis", extent=extent, interpolation="nearest")
+        said.append(f"{layer}, {len(values)} x {len(values)} patches: {values.min():.2f} to {values.max():.2f}")
+        axes.set_title(said[-1].replace(": ", "\n"), fontsize=7.5)
+    for axes in panels.flat:
+        axes.plot(column, row, "x", color="white", ms=9, mew=3.5)
+        axes.plot(column, row, "x", color="black", ms=8, mew=1.5)
+        axes.axis("off")
+    if title:
+        figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    what = f"{title} Cosine similarity of the patch at the tip of a {phrase(example['device'])} to all patches"
+    return show(figure, f"{what}, by layer: {'; '.join(said)}.", raster=True)

@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.scaling.ladders import points, reference
 
@@ -130,7 +131,7 @@ def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> 
         axes.plot([row["low"], row["high"]], [k, k], color=colours[k], lw=2)
         axes.plot(row["value"], k, markers[k], color=colours[k], ms=8 if row["label"] == "macro" else 5)
     names = [
-        f"{phrase(label)} ({TASKS[task].lower()})" if label == "macro" else phrase(label)
+        f"{phrase(label)} ({TASKS.get(task, phrase(task)).lower()})" if label == "macro" else phrase(label)
         for label, task in zip(rows["label"], rows["task"], strict=True)
     ]
     axes.set_yticks(range(len(rows)), names)
@@ -190,3 +191,119 @@ def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
     return show(
         figure, f"{title} Prevalence of {len(shares)} labels by split, highest {highest.idxmax()} {highest.max():.2f}."
     )
+
+
+def report_examples(reports: pd.DataFrame, *, count: int = 6, allowed: bool = True) -> Shown:
+    """True and generated reports side by side, from the worst F1 to the best, marked by what both or one alone names.
+
+    ``reports`` has truth, generated, f1 and lists of names agreed, missed and invented; a word instead where the terms
+    of the data set do not allow it to be shown (``allowed``).
+    """
+    if not allowed:
+        return Shown("<p>The terms of this data set do not allow its reports to be shown here.</p>", "no reports shown")
+    looks = {
+        "agreed": "background:#cfe8d5;border-bottom:2px solid #1b6b3a",
+        "missed": "background:#ffe2b8;border-bottom:2px dashed #8a4b00",
+        "invented": "background:#f6cfdf;border-bottom:3px double #8a1250",
+    }
+    looks = {kind: f"color:#111;{look}" for kind, look in looks.items()}
+
+    def marked(row: Any, column: str) -> str:
+        text, out, at = str(row[column]), "", 0
+        kinds = {name: kind for kind in looks for name in row[kind]}
+        for mention in sorted(extract_mentions(text), key=lambda m: m.span):
+            kind, (start, end) = kinds.get(mention.name, ""), mention.span
+            if kind and mention.status != "absent" and start >= at:
+                out += html.escape(text[at:start])
+                out += f'<mark style="{looks[kind]}" title="{kind}">{html.escape(text[start:end])}</mark>'
+                at = end
+        return out + html.escape(text[at:])
+
+    def named(row: Any) -> str:
+        told = [f"{kind}: {', '.join(map(phrase, row[kind]))}" for kind in looks if len(row[kind])]
+        return f"F1 {row['f1']:.2f}<br>{'<br>'.join(told)}" if told else "neither names anything"
+
+    ranked = reports.sort_values("f1", kind="stable", na_position="last").reset_index(drop=True)
+    chosen = ranked.iloc[np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int))]
+    cells = [(marked(row, "truth"), marked(row, "generated"), named(row)) for _, row in chosen.iterrows()]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("true report", "generated report", "named in them"))
+    key = ", ".join(f'<mark style="{look}">{kind}</mark>' for kind, look in looks.items())
+    table = f'<table class="dataframe words"><caption>Marked: {key}</caption><thead><tr>{heads}</tr></thead>'
+    return Shown(f"{table}<tbody>{body}</tbody></table>", f"{len(chosen)} generated reports beside the true ones")
+
+
+def roc_and_pr(scores: pd.DataFrame, labels: list[str], *, title: str = "") -> Shown:
+    """ROC and precision-recall curves of some labels, from a table with ``score:LABEL`` and ``truth:LABEL``."""
+    figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.3))
+    said = []
+    for k, label in enumerate(labels):
+        known = scores[[f"score:{label}", f"truth:{label}"]].dropna().sort_values(f"score:{label}", ascending=False)
+        last = known[f"score:{label}"].diff(-1).to_numpy() != 0  # equal scores are one step of the curve
+        truth = known[f"truth:{label}"].to_numpy()
+        true, false = np.cumsum(truth)[last], np.cumsum(1 - truth)[last]
+        if not len(truth) or not true[-1] or not false[-1]:
+            continue
+        style: dict[str, Any] = {"color": _COLOURS[k % 10], "ls": ("-", "--", "-.", ":")[k // 10 % 4], "lw": 1.2}
+        panels[0].plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), **style, label=phrase(label))
+        panels[1].step(true / true[-1], true / (true + false), where="pre", **style)
+        said.append(phrase(label))
+    panels[0].plot([0, 1], [0, 1], color="#666", lw=0.9, ls=(0, (2, 2)))
+    panels[0].set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
+    panels[1].set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", title="Precision and recall", ylim=(0, 1.02))
+    for axes in panels:
+        axes.grid(alpha=0.25)
+    figure.tight_layout()
+    figure.legend(loc="center left", fontsize=8, bbox_to_anchor=(1.0, 0.5))
+    return show(figure, f"{title} ROC and precision-recall curves of {', '.join(said) or 'no label'}.")
+
+
+def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
+    """Said against seen: ``thresholds.reliability``'s tables by label; on the diagonal they are honest."""
+    figure, axes = plt.subplots(figsize=(5.2, 4.6))
+    said = []
+    for k, (label, bins) in enumerate(tables.items()):
+        colour, marker = _COLOURS[k % 10], "osD^vPX*"[k % 8]
+        axes.plot(bins["said"], bins["seen"], f"{marker}-", color=colour, lw=0.9, ms=0, label=phrase(label))
+        axes.scatter(bins["said"], bins["seen"], 6 + 60 * bins["n"] / bins["n"].max(), color=colour, marker=marker)
+        apart = (bins["n"] * (bins["said"] - bins["seen"]).abs()).sum() / bins["n"].sum()
+        said.append(f"{phrase(label)} {apart:.3f}")
+    axes.plot([0, 1], [0, 1], color="#666", lw=0.9, ls=(0, (2, 2)))
+    axes.set(xlabel="mean probability of a bin", ylabel="share of positives in it", title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return show(figure, f"{title} Reliability; mean distance from the diagonal: {', '.join(said)}.")
+
+
+def efficiency(table: pd.DataFrame, *, title: str = "") -> Shown:
+    """Macro AUROC against the number of labelled patients by task; a point a draw of patients, a line their mean."""
+    figure, axes = plt.subplots(figsize=(6.2, 3.6))
+    said = []
+    for k, (task, rows) in enumerate(table.groupby("task", sort=False)):
+        colour, marker = _COLOURS[k % 10], "osD^vPX*"[k % 8]
+        mean = rows.groupby("patients")["auroc"].mean()
+        axes.plot(rows["patients"], rows["auroc"], marker, color=colour, ms=4, alpha=0.5)
+        line = ("-", "--", "-.", ":")[k % 4]
+        axes.plot(mean.index, mean, line, color=colour, lw=1.4, label=TASKS.get(str(task), phrase(str(task))))
+        said.append(f"{task} from {mean.iloc[0]:.3f} with {mean.index[0]} to {mean.iloc[-1]:.3f} with {mean.index[-1]}")
+    _log_ticks(axes, table["patients"].to_numpy())
+    axes.set(xlabel="labelled patients (log scale)", ylabel="macro AUROC", title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return show(figure, f"{title} Macro AUROC by labelled patients: {'; '.join(said)}.")
+
+
+def attention(images: np.ndarray, shares: np.ndarray, labels: list[str], *, title: str = "") -> Shown:
+    """Where a probe looks: images (N,H,W), each under a label's share of attention on its T patches, shares (N,T)."""
+    side = int(shares.shape[1] ** 0.5)
+    figure, panels = plt.subplots(1, len(images), figsize=(2.5 * len(images), 2.8), squeeze=False)
+    for axes, image, share, label in zip(panels[0], images, shares, labels, strict=True):
+        box = (0, image.shape[1], image.shape[0], 0)
+        axes.imshow(image, cmap="gray", extent=box)
+        heat = share.reshape(side, side) / share.max()
+        axes.imshow(heat, cmap="magma", alpha=0.45, extent=box, interpolation="nearest")
+        axes.set_title(phrase(label), fontsize=9)
+        axes.axis("off")
+    figure.tight_layout()
+    most = ", ".join(f"{phrase(n)} {share.max():.0%} on one patch" for n, share in zip(labels, shares, strict=True))
+    return show(figure, f"{title} Attention of the probe over {side} x {side} patches: {most}.", raster=True)

@@ -23,7 +23,14 @@ from cxrstudy import grid, study
 from cxrstudy.files import write_changed
 from cxrstudy.results import read_record
 
-HEADLINES = ("findings", "lines_tubes")
+HEADLINES = {  # (task, label, metric) of a record to what a line says of it
+    ("findings", "macro", "auroc"): "findings AUROC",
+    ("lines_tubes", "macro", "auroc"): "lines_tubes AUROC",
+    ("segmentation", "macro", "dice"): "Dice",
+    ("segmentation", "macro", "cl_dice"): "clDice",
+    ("reports", "findings", "f1_micro"): "findings F1",
+    ("reports", "lines_tubes", "f1_micro"): "lines_tubes F1",
+}
 
 
 def folder(run: grid.Run) -> Path:
@@ -225,8 +232,9 @@ def headline_of(record: dict[str, Any]) -> str:
     words = [f"{record['info']['seconds']:.0f} s"]
     for metric in record["metrics"]:
         if metric["value"] is not None:
-            if metric["label"] == "macro" and metric["metric"] == "auroc" and metric["task"] in HEADLINES:
-                words.append(f"{metric['task']} AUROC {metric['value']:.3f}")
+            said = HEADLINES.get((metric["task"], metric["label"], metric["metric"]))
+            if said:
+                words.append(f"{said} {metric['value']:.3f}")
             elif metric["metric"] in ("loss", "exponent"):
                 words.append(f"{metric['task']} {metric['label']} {metric['metric']} {metric['value']:.3f}")
     if record["stage"] == "data":

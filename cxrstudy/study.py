@@ -93,7 +93,9 @@ class Pretrain(Parameters):
     )
     label_weight: float = Field(1.0, ge=0, description="clip+labels: weight of the label loss")
     dino: dict[str, Any] = Field({}, description="dinov2: what differs from pretrain.dinov2.DinoConfig")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="share of samples that skip the last block, fewer before it")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are kept; 0 = the last ones")
+    base_share: float = Field(0.0, ge=0, lt=1, description="share of the base's weights mixed into those that are kept")
     collapse: float = Field(0.1, gt=0, description="a continued run stops when its held-out score falls by more")
     seed: int = Field(0, ge=0, description="seed of subset, order, initialisation, augmentation")
     threads: int = Field(1, ge=1, description="CPU threads of this run (several runs go side by side)")
@@ -117,26 +119,118 @@ class Pretrain(Parameters):
 
 
 class Classify(Parameters):
-    """classify.ipynb: frozen encoder, linear probe on findings and devices, patient-level intervals."""
+    """classify.ipynb: frozen encoder, probe on findings and devices, patient-level intervals."""
 
     data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
     encoder: str = Field(
         "random:cnn_mini",
-        description="encoder folder, timm name, random:NAME, or a control: pixels, covariates (view, age, sex)",
+        description="encoder folder, timm name, random:NAME, a control (pixels, covariates = view, age, sex), "
+        "supervised:NAME (architecture or encoder, trained end to end on the labelled patients), or a table of "
+        "embeddings (.parquet, .npz)",
     )
     fold_encoders: list[str] = Field([], description="cross-fitting: one encoder a fold, instead of `encoder`")
     folds: list[str] = Field([], description="cross-fitting: the splits that serve as folds; empty = fixed splits")
     train: list[str] = Field(["train"], description="splits of the probe's training patients")
     validation: list[str] = Field(["validation"], description="splits of the patients that choose the strength")
     test: list[str] = Field(["test"], description="splits of the test patients")
+    tasks: list[Literal["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"]] = Field(
+        ["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"],
+        description="what is judged, where the data and the encoder allow it",
+    )
     labels: list[str] = Field([], description="labels to probe; empty = every vocabulary label of the data")
     within: str = Field("", description="only rows of the manifest that meet this pandas query")
-    pooling: str = Field("mean+max+grid4", description="parts of the pooled feature, joined: mean, max, gridK")
+    fit_within: str = Field("", description="the same for training and validation rows alone, as exam == 0")
+    test_within: str = Field("", description="the same for test rows alone, as exam > 0: a split in time")
+    probe: Literal["linear", "attention"] = Field("linear", description="on the pooled feature, or on the patches")
+    pooling: str = Field("mean+max+grid4", description="parts of the pooled feature, joined: mean, max, gridK, class")
+    layers: int = Field(1, ge=1, description="last blocks or stages of the encoder whose features are joined")
+    keep_features: bool = Field(False, description="keep patch features under runs/features for later evaluations")
     strengths: list[float] = Field(
         [1e-3, 1e-2, 1e-1, 1.0, 10.0], description="L2 penalties of the probe, chosen on validation"
     )
-    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
+    resamples: int = Field(2000, ge=20, description="bootstrap resamples of the test patients")
+    label_counts: list[int] = Field([], description="label-efficiency curve: numbers of labelled patients; 0 = all")
+    label_seeds: int = Field(3, ge=1, description="how often the patients of each count are drawn")
+    shuffle_labels: bool = Field(False, description="control: the probe's labels are dealt out anew, so 0.5 is right")
+    supervised_samples: int = Field(40_000, ge=1, description="supervised:NAME: images shown in all")
+    also: list[str] = Field([], description="other data runs on whose test patients the same probe is judged")
+    also_within: str = Field("", description="the same as within, for the data of `also`: row >= 2512")
+    against: list[str] = Field([], description="other classify runs on the same patients to compare with")
     seed: int = Field(0, ge=0, description="seed of the bootstrap and of random encoders")
+    threads: int = Field(1, ge=1, description="CPU threads of this run")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+
+
+class Segment(Parameters):
+    """segment.ipynb: frozen encoder, a small head that draws lines and tubes, continuity of patches along them."""
+
+    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
+    encoder: str = Field(
+        "random:cnn_mini", description="encoder folder, timm name, random:NAME, or the control: pixels"
+    )
+    train: list[str] = Field(["train"], description="splits of the head's training patients")
+    validation: list[str] = Field(["validation"], description="splits of the patients that choose step and thresholds")
+    test: list[str] = Field(["test"], description="splits of the test patients")
+    devices: list[str] = Field([], description="devices to draw; empty = all that the training images show")
+    within: str = Field("", description="only rows of the manifest that meet this pandas query")
+    n_train: int = Field(1500, ge=1, description="training images at most: a nested subset, patients whole")
+    n_test: int = Field(500, ge=1, description="validation images at most, and test images")
+    head: Literal["decoder", "linear"] = Field("decoder", description="small convolutional decoder, or 1x1 convolution")
+    layers: int = Field(5, ge=1, description="feature maps: a CNN's last stages, a ViT's last blocks; or all")
+    steps: int = Field(400, ge=1, description="training steps of the head")
+    batch_size: int = Field(16, ge=1, description="images a step")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW, then a cosine to 0")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decay")
+    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
+    seed: int = Field(0, ge=0, description="seed of subsets, head, order, bootstrap and random encoders")
+    threads: int = Field(1, ge=1, description="CPU threads of this run")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+
+
+class Report(Parameters):
+    """report.ipynb: frozen encoder, its patch features as the prefix of a language model that writes the report."""
+
+    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
+    encoder: str = Field(
+        "random:cnn_mini",
+        description="encoder folder, timm name, random:NAME, or a control: pixels, covariates (view, age, sex)",
+    )
+    train: list[str] = Field(["train"], description="splits of the patients whose reports are learned")
+    validation: list[str] = Field(["validation"], description="splits of the patients that choose when to stop")
+    test: list[str] = Field(["test"], description="splits of the test patients")
+    within: str = Field("", description="only rows of the manifest that meet this pandas query")
+    part: Literal["joined", "findings", "impression"] = Field(
+        "joined", description="what of a report is written: FINDINGS and IMPRESSION, or one of them"
+    )
+    n_train: int = Field(1500, ge=0, description="most training images, whole patients; 0 = all")
+    n_validation: int = Field(200, ge=0, description="most validation images; 0 = all")
+    n_test: int = Field(300, ge=0, description="most test images; 0 = all")
+    grid: int = Field(8, ge=0, description="patch features are averaged to grid x grid places at most; 0 = all of them")
+    projector: Literal["linear", "mlp"] = Field("linear", description="patch feature to word space: one layer, or two")
+    language_model: str = Field(
+        "", description="empty = a small one, trained here; or the folder of a Hugging Face causal language model"
+    )
+    vocabulary: int = Field(1024, ge=300, description="small language model: byte pairs, learned from training reports")
+    width: int = Field(128, ge=32, multiple_of=32, description="small language model: channels, in heads of 32")
+    layers: int = Field(2, ge=1, description="small language model: blocks")
+    lora_rank: int = Field(8, ge=0, description="language model of a folder: rank of its adapters; 0 = none")
+    prompt: str = Field("", description="what is said to the language model between the image and the report")
+    max_tokens: int = Field(96, ge=2, description="longest report in tokens, learned or written")
+    steps: int = Field(800, ge=1, description="training steps")
+    batch_size: int = Field(16, ge=1, description="reports a step")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW; some 2e-4 for adapters of a large model")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's decay, not on biases and gains")
+    clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    checks: int = Field(10, ge=1, description="how often the validation loss is taken; the best state is kept")
+    num_beams: int = Field(1, ge=1, description="beams of the search for a report's words; 1 = greedy")
+    no_repeat: int = Field(
+        0, ge=0, description="no run of so many tokens twice in a report; 0 = off: IMPRESSION may repeat FINDINGS"
+    )
+    repetition_penalty: float = Field(1.0, ge=1, description="divides the odds of tokens already written; 1 = off")
+    uncertain: Literal["present", "absent"] = Field("present", description="clinical F1: what a doubted name counts as")
+    resamples: int = Field(2000, ge=20, description="bootstrap resamples of the test patients")
+    seed: int = Field(0, ge=0, description="seed of caps, initialisation, order, controls, bootstrap, random encoders")
     threads: int = Field(1, ge=1, description="CPU threads of this run")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
@@ -153,7 +247,14 @@ class Scale(Parameters):
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
-STAGES: dict[str, type[Parameters]] = {"data": Data, "pretrain": Pretrain, "classify": Classify, "scale": Scale}
+STAGES: dict[str, type[Parameters]] = {
+    "data": Data,
+    "pretrain": Pretrain,
+    "classify": Classify,
+    "segment": Segment,
+    "report": Report,
+    "scale": Scale,
+}
 
 
 def validated(stage: str, values: dict[str, Any], where: str = "") -> Any:

@@ -201,7 +201,8 @@ def test_every_preset_of_the_repository_plans(name, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_ROOT", str(ROOT))
     runs = grid.plan(name, {}, "/some/data")
     check_shape(runs)
-    assert {run.stage for run in runs} == ({"data", "pretrain"} if name == "bases" else set(STAGES))
+    needed = {"data", "pretrain"} if name == "bases" else set(STAGES) - {"segment", "report"}
+    assert {run.stage for run in runs} - {"segment", "report"} == needed
     assert name in grid.preset_names()
     real = grid.load_preset(name).needs_root
     assert any(run.parameters.get("root") == "/some/data" for run in runs) == real
@@ -229,6 +230,37 @@ def test_a_ladder_is_unfolded_into_every_combination(folder, n, paradigms, seeds
     assert len(judged) == len(told) + 2  # the base and the control
     assert len({run.parameters["encoder"] for run in judged}) == len(judged)
     assert set(runs[-1].needs) == names(judged)
+
+
+@pytest.mark.parametrize(("rungs", "judged"), [("all", 3), ("ends", 2), ("largest", 1), ("none", 0)])
+@pytest.mark.parametrize("stage", ["segment", "report"])
+def test_other_families_judge_base_controls_and_the_rungs_asked_for(folder, rungs, judged, stage):
+    own = ladder(n_images=[16, 32, 24], paradigm="clip")
+    runs = plan(folder, preset(ladders=[own], **{stage: {"rungs": rungs, "n_train": 77}}))
+    check_shape(runs)
+    found = [run for run in runs if run.stage == stage]
+    assert len(found) == judged + 1 + (stage == "report")  # no control without an encoder can draw
+    assert all(run.parameters["n_train"] == 77 for run in found)
+    assert (
+        slugs(run.name for run in found) - {"pixels"}
+        == {"base-clip-base"}
+        | (
+            {"all": {"clip-n16-s0", "clip-n24-s0", "clip-n32-s0"}, "ends": {"clip-n16-s0", "clip-n32-s0"}}
+            | {"largest": {"clip-n32-s0"}, "none": set()}
+        )[rungs]
+    )
+    assert {run.stage for run in plan(folder, preset(ladders=[own]))}.isdisjoint({stage})
+
+
+def test_other_families_are_refused_on_folds_and_where_a_preset_has_none(folder):
+    fractions = {f"fold{k}": 0.25 for k in range(4)}
+    data = {name: values | {"fractions": fractions} for name, values in preset()["data"].items()}
+    with pytest.raises(StudyError, match="segment needs fixed splits, but folds is 4"):
+        plan(folder, preset(folds=4, data=data, segment={}))
+    with pytest.raises(StudyError, match="report.n_train: this preset has no report"):
+        grid.override(grid.Preset(**preset()), {"report.n_train": 5})
+    with pytest.raises(StudyError, match="segment clip-n16-s0: unknown parameter 'epochs'"):
+        plan(folder, preset(segment={"epochs": 3}))
 
 
 def in_ladder(run):
@@ -290,7 +322,9 @@ def test_set_of_a_grid_value_takes_the_place_of_the_grid(folder):
 
 def test_a_default_that_is_spelled_out_renames_nothing(folder):
     told = ladder(weight_decay=0.05, seed=0, label_share=0.5)
-    assert plan(folder, preset(ladders=[told], classify={"resamples": 1000})) == plan(folder, preset())
+    assert plan(folder, preset(ladders=[told], classify={"resamples": study.Classify().resamples})) == plan(
+        folder, preset()
+    )
 
 
 def test_set_to_the_value_that_stands_already_changes_nothing(folder):

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval
+from cxrstudy.evaluate.thresholds import decided
 
 Floats = NDArray[np.float64]
 Input = ArrayLike | torch.Tensor
@@ -29,6 +31,7 @@ _MEMORY = 10  # curvature pairs of L-BFGS
 _STEPS = 500
 _TOLERANCE = 1e-9  # on the Newton decrement g'H^-1 g: twice the mean log loss still to be gained
 _CELLS = 2 * 10**7  # images x columns solved together
+PREFIXED = {"malposition": "malposition", "right": "laterality", "zero_shot": "zero_shot"}  # of a label: its task
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def fit_probe(x: Input, y: Input, *, strengths: Sequence[float], x_val: Input, y
     if not path.size or not (np.isfinite(path) & (path > 0)).all():
         raise ValueError(f"strengths must be a non-empty sequence of positive numbers, got {list(strengths)}")
     train, val = _features(x, "x"), _features(x_val, "x_val")
-    known, target = _labels(y, "y", len(train))
-    val_known, val_target = _labels(y_val, "y_val", len(val))
+    known, target = checked_labels(y, "y", len(train))
+    val_known, val_target = checked_labels(y_val, "y_val", len(val))
     if train.shape[1] != val.shape[1] or target.shape[1] != val_target.shape[1]:
         shapes = f"{tuple(train.shape)}, {tuple(target.shape)} against {tuple(val.shape)}, {tuple(val_target.shape)}"
         raise ValueError(f"x and y of training and validation differ in features or labels: {shapes}")
@@ -85,43 +88,71 @@ def fit_probe(x: Input, y: Input, *, strengths: Sequence[float], x_val: Input, y
         intercept[:, some] = b - coef[:, some] @ mean.numpy()
     for s in range(len(path)):
         val_auroc[s, live] = auroc(truth, _scores(val, coef[s, live], intercept[s, live]))
-    pick = _choose(path, val_auroc, live)
+    pick = choose_strength(path, val_auroc, live)
     every, chosen = np.arange(len(pick)), np.full(len(pick), np.nan)
     chosen[live] = path[pick[live]]
     return Probe(coef[pick, every], intercept[pick, every], chosen, path, val_auroc)
 
 
 def evaluate(
-    scores: ArrayLike, y: ArrayLike, groups: ArrayLike, names: Sequence[str], *, resamples: int = 1000, seed: int = 0
+    scores: ArrayLike,
+    y: ArrayLike,
+    groups: ArrayLike,
+    names: Sequence[str],
+    *,
+    calls: ArrayLike | None = None,
+    probabilities: ArrayLike | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """AUROC and AUPRC with 95% patient-bootstrap intervals: dicts of label, metric, value, low, high, n, positives.
 
     ``scores``, ``y`` (N, L), ``groups`` (N,), ``names`` the L labels. A label with one class has value NaN. The label
-    "macro" is the mean over those that have both (its interval: the mean within each resample); its n are the images
+    "macro" is the mean over those that have a value (its interval: the mean within each resample); its n are the images
     known for any of them, its positives are summed over them.
+    With ``calls`` and ``probabilities`` (N, L) also ``thresholds.decided``'s metrics, and of every metric
+    ``NAME_weighted``: its macro average weighted by each label's positives among the test images.
     """
     truth, s = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 2 or truth.shape != s.shape or truth.shape[1] != len(names):
         raise ValueError(f"scores {s.shape}, y {truth.shape} and {len(names)} names: want (N, L), (N, L) and L")
-    records = []
-    for metric in (auroc, auprc):
-        value, samples = metric(truth, s), bootstrap(metric, truth, s, groups=groups, resamples=resamples, seed=seed)
+    draw: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
+    measured = {m.__name__: (m(truth, s), bootstrap(m, truth, s, **draw)) for m in (auroc, auprc)}
+    if calls is not None and probabilities is not None:
+        measured |= decided(truth, calls, probabilities, **draw)
+    records, positives = [], np.nansum(truth, axis=0)
+    for metric, (value, samples) in measured.items():
         both = np.flatnonzero(~np.isnan(value))
-        low, high = interval(samples)
-        values, low, high = (np.append(v, _mean(v[both])) for v in (value, *interval(samples)))
-        low[-1], high[-1] = interval(_mean(samples[:, both]))
-        for j, name in enumerate([*names, "macro"]):
-            part = truth[:, [j] if j < len(names) else both]
+        columns = [(metric, name, [j], None) for j, name in enumerate(names)] + [(metric, "macro", both, None)]
+        if calls is not None:
+            columns.append((f"{metric}_weighted", "macro", both, positives[both]))
+        for kind, name, which, weights in columns:
+            low, high = interval(known_mean(samples[:, which], weights))
+            part = truth[:, which]
             counts = {"n": int((~np.isnan(part)).any(axis=1).sum()), "positives": int(np.nansum(part))}
-            ends = {"value": float(values[j]), "low": float(low[j]), "high": float(high[j])}
-            records.append({"label": name, "metric": metric.__name__} | ends | counts)
+            ends = {"value": float(known_mean(value[which], weights)), "low": float(low), "high": float(high)}
+            records.append({"label": name, "metric": kind} | ends | counts)
     return records
 
 
-def _mean(values: Floats) -> Floats:
-    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
-    kept = (~np.isnan(values)).sum(axis=-1)
-    return np.where(kept > 0, np.nansum(values, axis=-1) / np.maximum(kept, 1), np.nan)
+def task_of(name: str) -> str:
+    """The task that a label belongs to: by its prefix (``malposition:picc``), else findings or lines_tubes."""
+    prefix = name.split(":")[0] if ":" in name else ""
+    return PREFIXED.get(prefix, "lines_tubes" if name in DEVICES else "findings")
+
+
+def by_task(names: Sequence[str]) -> dict[str, list[int]]:
+    """Places of the labels of each task, findings and lines_tubes first."""
+    tasks = ["findings", "lines_tubes", *PREFIXED.values()]
+    found = {task: [k for k, name in enumerate(names) if task_of(name) == task] for task in tasks}
+    return {task: places for task, places in found.items() if places}
+
+
+def known_mean(values: Floats, weights: Floats | None = None) -> Floats:
+    """Mean over the last axis of what is not NaN, weighted where ``weights`` are given; NaN where nothing is left."""
+    share = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
+    total = share.sum(axis=-1)
+    return np.where(total > 0, np.nansum(values * share, axis=-1) / np.where(total > 0, total, 1.0), np.nan)
 
 
 # ---- inputs --------------------------------------------------------------------------------------------------------
@@ -137,7 +168,7 @@ def _features(x: Input, name: str) -> torch.Tensor:
     return features
 
 
-def _labels(y: Input, name: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def checked_labels(y: Input, name: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks (N, L) of what is known and, as float32, what is positive."""
     labels = torch.as_tensor(y).detach().cpu().float()
     labels = labels[:, None] if labels.ndim == 1 else labels
@@ -157,7 +188,7 @@ def _scores(x: torch.Tensor, coef: Floats, intercept: Floats) -> Floats:
     return torch.cat([torch.addmm(b, rows.double(), w.T) for rows in x.split(65536)]).numpy()
 
 
-def _choose(path: Floats, val_auroc: Floats, live: NDArray[np.int64]) -> NDArray[np.int64]:
+def choose_strength(path: Floats, val_auroc: Floats, live: NDArray[np.int64]) -> NDArray[np.int64]:
     """Index into the path per label: the best AUROC, equal ones to the stronger penalty, no AUROC to the median."""
     order = np.argsort(-path, kind="stable")
     judged = np.nan_to_num(val_auroc[order], nan=-1.0)

@@ -1,5 +1,20 @@
-"""From images to feature rows: one pass of a frozen encoder, patch features pooled in the parts asked for."""
+"""From images to features: one pass of a frozen encoder, kept on disk where asked, pooled in the parts asked for.
 
+Patch features are kept in half precision below ``runs/features/KEY``, KEY being a digest of the encoder's weights and
+of the prepared data: a row is encoded when it is first asked for, and every later evaluation, whatever its task, reads
+it. They cost N x T x C x 2 bytes an encoder (17,600 images x 16 x 128: 72 MB); the folder may be deleted at any time.
+Beside every row stands the checksum of its bytes: one that does not fit (a crash, a bad disk) is encoded again.
+"""
+
+import fcntl
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,15 +23,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cxrstudy import study
 from cxrstudy.data.images import Prepared
+from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
+BATCH = 256  # images encoded at a time
 
-def pool_tokens(tokens: Tensor, pooling: str) -> Tensor:
+
+# ---- pooling -------------------------------------------------------------------------------------------------------
+def pool_tokens(tokens: Tensor, pooling: str, classes: Tensor | None = None) -> Tensor:
     """(N,T,C) patch features of a square grid -> (N,F): the parts of ``pooling`` joined by '+', side by side.
 
-    Parts: ``mean``, ``max``, and ``gridK`` (the mean within each cell of a K x K grid, which keeps place: thin tubes
-    gain by it). A feature without patches (T = 1) is itself. ValueError names an unknown part.
+    Parts: ``mean``, ``max``, ``gridK`` (the mean within each cell of a K x K grid, which keeps place: thin tubes
+    gain by it) and ``class`` (``classes`` (N,K), the class token). A feature without patches (T = 1) is itself.
+    ValueError names an unknown part, or ``class`` where the encoder has no such token.
     """
     if tokens.shape[1] == 1:
         return tokens[:, 0]
@@ -27,32 +48,315 @@ def pool_tokens(tokens: Tensor, pooling: str) -> Tensor:
             parts.append(tokens.mean(1))
         elif part == "max":
             parts.append(tokens.amax(1))
+        elif part == "class":
+            if classes is None or not classes.shape[1]:
+                raise ValueError("pooling 'class' needs an encoder with a class token; this one has none")
+            parts.append(classes)
         elif part.startswith("grid") and part[4:].isdigit():
             if side * side != tokens.shape[1]:
                 raise ValueError(f"pooling {part!r} needs a square grid of patches, not {tokens.shape[1]}")
             grid = tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
             parts.append(functional.adaptive_avg_pool2d(grid, int(part[4:])).flatten(1))
         else:
-            raise ValueError(f"pooling: unknown part {part!r}; parts are mean, max and gridK, joined by '+'")
+            raise ValueError(f"pooling: unknown part {part!r}; parts are mean, max, class and gridK, joined by '+'")
     return torch.cat(parts, 1)
 
 
+# ---- one forward pass ----------------------------------------------------------------------------------------------
+def extract(encoder: Any, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
+    """Normalised images (N,1,H,W) -> patch features (N,T,C) and class tokens (N,K), K = 0 where there are none.
+
+    ``layers`` > 1 joins the last n blocks of a ViT (each through its final norm, as DINOv2's linear evaluation does) or
+    the last n stages of a hierarchical trunk, averaged onto the last one's grid; the last comes first. ValueError where
+    the encoder shows no inner layers.
+    """
+    trunk: Any = getattr(encoder, "trunk", None)
+    prefix = getattr(trunk, "num_prefix_tokens", 0)
+    if layers == 1 and not prefix:
+        return encoder.forward_features(x), x.new_zeros(len(x), 0)
+    if not hasattr(trunk, "forward_intermediates"):
+        raise ValueError(f"layers={layers}: encoder {encoder.info.get('encoder')} shows no inner layers; say layers=1")
+    how: dict[str, Any] = {"norm": True, "return_prefix_tokens": True} if prefix else {}
+    x = x.expand(-1, encoder.in_chans, -1, -1) if encoder.in_chans != 1 else x
+    maps = trunk.forward_intermediates(x, indices=layers, intermediates_only=True, **how)[::-1]
+    classes = x.new_zeros(len(x), 0)
+    if prefix:
+        if getattr(trunk, "cls_token", None) is not None:
+            classes = torch.cat([tokens[:, 0] for _, tokens in maps], 1)
+        maps = [patches for patches, _ in maps]
+    size = maps[0].shape[-2:]
+    joined = torch.cat([functional.adaptive_avg_pool2d(m, size) if m.shape[-2:] != size else m for m in maps], 1)
+    return joined.flatten(2).transpose(1, 2), classes
+
+
+def _forward(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> tuple[Tensor, Tensor]:
+    """``extract`` of some rows of a prepared data set, at the encoder's own size and on its device; float32."""
+    take = np.sort(rows)
+    images = torch.from_numpy(np.array(prepared.images[take]))
+    x = encoder.normalise(images.to(device(), non_blocking=True))
+    if x.shape[-1] != encoder.input_size and encoder.info.get("encoder") != "pixels":
+        x = functional.interpolate(x, size=(encoder.input_size,) * 2, mode="bilinear", antialias=True)
+    patches, classes = extract(encoder, x, layers)
+    back = torch.from_numpy(np.searchsorted(take, rows)).to(x.device)
+    if (np.diff(rows) < 0).any():
+        patches, classes = patches[back], classes[back]
+    return patches.float().contiguous(), classes.float()  # contiguous: pooled twice as fast
+
+
+def device() -> torch.device:
+    """Where encoders run: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# ---- kept on disk --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Kept:
+    """Memory-mapped features of N images: ``patches`` (N,T,C) and ``classes`` (N,K) float16, ``sums`` (N,) checksums
+    (0: not encoded yet)."""
+
+    patches: np.ndarray
+    classes: np.ndarray
+    sums: np.ndarray
+
+    def checksum(self, row: int) -> int:
+        """Of a row's bytes as they stand; never 0."""
+        return zlib.crc32(self.classes[row].tobytes(), zlib.crc32(self.patches[row].tobytes())) or 1
+
+    def stands(self, rows: np.ndarray) -> np.ndarray:
+        """Which of ``rows`` are there, byte for byte as they were written: (len(rows),) bool."""
+        return np.array([self.sums[row] != 0 and self.sums[row] == self.checksum(row) for row in rows], dtype=bool)
+
+
+def features_folder(encoder: Any, prepared: Prepared, layers: int = 1) -> Path:
+    """Where features of this encoder on this data are kept: ``runs/features/KEY``.
+
+    KEY: a digest of every tensor of the encoder, its architecture, size and grey levels; of the manifest's image ids,
+    the data's ``info`` and some of its images; and of ``layers``.
+    """
+    key = hashlib.blake2b(digest_size=12)
+    for name, tensor in encoder.state_dict().items():
+        key.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        key.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    made = [getattr(encoder, name, None) for name in ("architecture", "arguments", "input_size", "mean", "std")]
+    key.update(json.dumps([type(encoder).__name__, made, prepared.info, layers], sort_keys=True, default=str).encode())
+    key.update("\n".join(prepared.manifest["image_id"]).encode())
+    for row in np.unique(np.linspace(0, len(prepared.images) - 1, 64).astype(int)):
+        key.update(np.ascontiguousarray(prepared.images[row]).tobytes())
+    return study.runs_root() / "features" / key.hexdigest()
+
+
+@torch.inference_mode()
+def keep(
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    folder: Path,
+    *,
+    layers: int = 1,
+    batch: int = BATCH,
+    progress: Progress = iter,
+) -> Kept:
+    """Features in ``folder``, in which ``rows`` stand: those that do not are encoded, a batch in memory at a time.
+
+    Safe under several processes: one encodes, the others wait and find the rows. ValueError names an image whose
+    features half precision cannot hold.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = encoder.to(device())
+    with _locked(folder / "lock"):
+        kept = _open(folder, encoder, prepared, layers)
+        rows = np.unique(rows)
+        missing = rows[~kept.stands(rows)]
+        for start in progress(range(0, len(missing), batch)):
+            part = missing[start : start + batch]
+            patches, classes = (t.half().cpu().numpy() for t in _forward(encoder, prepared, part, layers))
+            finite = np.isfinite(patches).all((1, 2)) & np.isfinite(classes).all(1)
+            if not finite.all():
+                name = prepared.manifest["image_id"].iloc[part[np.argmin(finite)]]
+                raise ValueError(f"features of image {name} are not finite in half precision: say keep_features=False")
+            kept.patches[part], kept.classes[part] = patches, classes
+            kept.sums[part] = [kept.checksum(row) for row in part]  # last: what has no sum is not there
+    return kept
+
+
+def _open(folder: Path, encoder: Any, prepared: Prepared, layers: int) -> Kept:
+    """The arrays of ``folder``; made anew where they are not there, or not of the shape that they should have."""
+    shapes, n = folder / "shapes.json", len(prepared.manifest)
+    for _ in range(2):
+        try:
+            tokens, channels, width = json.loads(shapes.read_text())
+            kept = Kept(*(np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("patches", "classes", "sums")))
+            if (kept.patches.shape, kept.classes.shape, len(kept.sums)) == ((n, tokens, channels), (n, width), n):
+                return kept
+        except (OSError, ValueError, EOFError):
+            pass  # made below
+        patches, classes = _forward(encoder, prepared, np.arange(1), layers)
+        tokens, channels, width = (*patches.shape[1:], classes.shape[1])
+        shapes.unlink(missing_ok=True)
+        wanted = {"patches": ("float16", (n, tokens, channels)), "classes": ("float16", (n, width))}
+        for name, (kind, shape) in (wanted | {"sums": ("uint32", (n,))}).items():
+            (folder / f"{name}.npy").unlink(missing_ok=True)  # another process may still read the old one
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
+        write_text(shapes, json.dumps([tokens, channels, width]))
+    raise OSError(f"{folder}: features cannot be kept there")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a crash
+        yield
+
+
+# ---- what evaluations read -----------------------------------------------------------------------------------------
 @torch.inference_mode()
 def encode(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, *, pooling: str, batch: int = 256, progress: Progress = iter
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    *,
+    pooling: str,
+    layers: int = 1,
+    kept: bool = False,
+    batch: int = BATCH,
+    progress: Progress = iter,
 ) -> np.ndarray:
-    """Pooled features (len(rows), F) float32 of the given rows of a prepared data set."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = encoder.to(device)
-    out = []
-    for start in progress(range(0, len(rows), batch)):
-        take = np.sort(rows[start : start + batch])
-        x = encoder.normalise(np.asarray(prepared.images[take])).to(device)
-        if x.shape[-1] != encoder.input_size and encoder.info.get("encoder") != "pixels":
-            x = functional.interpolate(x, size=(encoder.input_size,) * 2, mode="bilinear", antialias=True)
-        features = pool_tokens(encoder.forward_features(x).float(), pooling).cpu().numpy()
-        out.append(features[np.argsort(np.argsort(rows[start : start + batch]))])
-    return np.concatenate(out)
+    """Pooled features (len(rows), F) float32 of the given rows of a prepared data set.
+
+    ``kept``: patch features are read from ``features_folder`` and added to it, in half precision; else nothing is
+    written and they stay in single precision.
+    """
+    rows = np.asarray(rows)
+    starts = range(0, len(rows), batch)
+    if kept:
+        folder = features_folder(encoder, prepared, layers)
+        held = keep(encoder, prepared, rows, folder, layers=layers, batch=batch, progress=progress)
+        parts = (rows[start : start + batch] for start in starts)
+        pairs = (
+            (torch.from_numpy(held.patches[part]).float(), torch.from_numpy(held.classes[part]).float())
+            for part in parts
+        )
+    else:
+        encoder = encoder.to(device())
+        pairs = (_forward(encoder, prepared, rows[start : start + batch], layers) for start in progress(starts))
+    return np.concatenate([pool_tokens(patches, pooling, classes).cpu().numpy() for patches, classes in pairs])
+
+
+def patches(
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    *,
+    layers: int = 1,
+    kept: bool = False,
+    progress: Progress = iter,
+) -> np.ndarray:
+    """Patch features of the whole data set, (N,T,C) float16 memory-mapped, in which the given rows stand.
+
+    Not ``kept``: they lie in a file without a name, which is gone when the array is.
+    """
+    if kept:
+        folder = features_folder(encoder, prepared, layers)
+        return keep(encoder, prepared, rows, folder, layers=layers, progress=progress).patches
+    (study.runs_root() / "features").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=study.runs_root() / "features") as scratch:
+        return keep(encoder, prepared, rows, Path(scratch), layers=layers, progress=progress).patches
+
+
+# ---- a ceiling -----------------------------------------------------------------------------------------------------
+def train_supervised(
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    y: np.ndarray,
+    *,
+    samples_seen: int,
+    lr: float = 3e-3,
+    seed: int = 0,
+) -> Any:
+    """The encoder trained end to end on the labels (n,L) of ``rows``, in place, frozen again; its head is dropped.
+
+    What this architecture reaches when labels are its only teacher: a linear head on mean and maximum of the patches,
+    masked binary cross-entropy, AdamW (one cycle), batches of 64, images shifted by up to a sixteenth. The same
+    on the same machine for the same seed.
+    """
+    target, sure = torch.from_numpy(np.nan_to_num(y)).float(), torch.from_numpy(~np.isnan(y)).float()
+    draws, batch = np.random.default_rng(seed), min(64, len(rows))
+    steps, reach = max(1, samples_seen // batch), max(1, prepared.images.shape[1] // 16)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = torch.nn.Linear(2 * encoder.channels, y.shape[1]).to(device())
+        encoder = encoder.to(device()).train().requires_grad_(True)
+        optimiser = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=lr, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps)
+        order = np.empty(0, dtype=np.int64)
+        for _ in range(steps):
+            if len(order) < batch:
+                order = np.concatenate([order, draws.permutation(len(rows))])
+            take, order = order[:batch], order[batch:]
+            shift = tuple(int(k) for k in draws.integers(-reach, reach + 1, 2))
+            x = encoder.normalise(np.stack([prepared.images[row] for row in rows[take]])).to(device())
+            tokens = encoder.forward_features(torch.roll(x, shift, (2, 3)))
+            score = head(torch.cat([tokens.mean(1), tokens.amax(1)], 1))
+            told, known = target[take].to(device()), sure[take].to(device())
+            loss = functional.binary_cross_entropy_with_logits(score, told, reduction="none") * known
+            optimiser.zero_grad()
+            (loss.sum() / known.sum().clamp(min=1)).backward()
+            optimiser.step()
+            schedule.step()
+    return encoder.eval().requires_grad_(False)
+
+
+# ---- features that no encoder of ours made -------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Embeddings:
+    """Anyone's vectors: ``vectors`` (M,D) float32, ``place`` by image id. Stands where an encoder would."""
+
+    path: Path
+    vectors: np.ndarray
+    place: pd.Series
+
+    def of(self, image_ids: pd.Series) -> np.ndarray:
+        """Rows (N,D) of these images; ValueError saying how many are missing, and the first."""
+        missing = image_ids[~image_ids.isin(self.place.index)]
+        if len(missing):
+            raise ValueError(f"{self.path} lacks {len(missing)} of {len(image_ids)} images; first: {missing.iloc[0]}")
+        return self.vectors[self.place[image_ids].to_numpy()]
+
+
+def read_embeddings(path: str | Path) -> Embeddings:
+    """A table of vectors: Parquet with ``image_id`` and one list column ``vector`` or a number a column, or npz with
+    ``image_id`` (M,) and ``vectors`` (M,D).
+
+    ValueError: not such a file, an image twice (how many, first), vectors of unequal length, a vector that is not
+    finite (its row, from 0).
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                ids, vectors = file["image_id"].astype(str), np.asarray(file["vectors"], dtype=np.float32)
+        else:
+            table = pd.read_parquet(path)
+            ids, rest = table.pop("image_id").to_numpy(str), table
+            numeric = rest.select_dtypes("number")
+            vectors = np.stack(rest["vector"].to_list()) if "vector" in rest else numeric.to_numpy(np.float32)
+            vectors = np.asarray(vectors, dtype=np.float32)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: no table of embeddings ({error}); Parquet needs image_id and a list column vector (all of one "
+            "length) or numeric columns, npz needs image_id and vectors"
+        ) from error
+    if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.size:
+        raise ValueError(f"{path}: {len(ids)} image ids but vectors of shape {vectors.shape}; want one row an image")
+    twice = pd.Series(ids).duplicated()
+    if twice.any():
+        raise ValueError(f"{path}: {int(twice.sum())} image ids appear again; first: {ids[twice.argmax()]}")
+    finite = np.isfinite(vectors).all(1)
+    if not finite.all():
+        row = int(finite.argmin())
+        raise ValueError(f"{path}: the vector in row {row} ({ids[row]}) is not finite ({(~finite).sum()} such rows)")
+    return Embeddings(path, vectors, pd.Series(np.arange(len(ids)), index=ids))
 
 
 def covariates(manifest: pd.DataFrame) -> np.ndarray:

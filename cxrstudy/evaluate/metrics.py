@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from cxrstudy.evaluate.masks import cl_dice, dice, tip_error  # noqa: F401  metrics too, found here by others
+
 Floats = NDArray[np.float64]
 Metric = Callable[[Any, Any], Any]
 _BLOCK = 2**18  # resample counts held at once: 2 MB, so that a block stays in the processor's cache

@@ -1,161 +1,63 @@
-"""The one protocol under which every encoder is judged: who is labelled, who is tested, and that nobody leaks."""
+"""The one protocol under which every encoder is judged, and that nobody leaks: fit on some, choose on others, test."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from cxrstudy import encoders, study, weights
 from cxrstudy.data.images import Prepared
-from cxrstudy.data.manifest import label_array, label_names, patients_hash
-from cxrstudy.data.vocabulary import DEVICES, LABELS
-from cxrstudy.evaluate.classification import evaluate, fit_probe
-from cxrstudy.evaluate.features import covariates, encode
+from cxrstudy.data.manifest import patients_hash
+from cxrstudy.evaluate import features, zeroshot
+from cxrstudy.evaluate.attention import fit_attention
+from cxrstudy.evaluate.classification import by_task, evaluate, fit_probe, known_mean
+from cxrstudy.evaluate.cohort import Cohort, Part, _parts, elsewhere, gather, labelled_rows, subgroups
+from cxrstudy.evaluate.metrics import auroc
+from cxrstudy.evaluate.thresholds import best_threshold, platt
 from cxrstudy.progress import Progress
+
+__all__ = ["LeakError", "_parts", "labelled_rows", "open_subject", "run", "save", "save_scores", "score"]
+Subject = tuple[Any, dict[str, Any], set[str]]
+SUPERVISED = "supervised:"
 
 
 class LeakError(ValueError):
     """A patient who must not be in an encoder's pretraining is in it."""
 
 
-def open_subject(name: str, size: int, seed: int) -> tuple[Any, dict[str, Any], set[str]]:
-    """(encoder, what it is, patients it was pretrained on) for a value of the parameter ``encoder``."""
+def open_subject(name: str, size: int, seed: int) -> Subject:
+    """(encoder, what it is, patients it was pretrained on) for a value of the parameter ``encoder``.
+
+    The encoder is None for ``covariates``, not trained on the labels yet for ``supervised:NAME`` (an architecture, or
+    an encoder that training goes on from), and ``features.Embeddings`` for a table of vectors; whom that one's encoder
+    has seen may be said in a ``patients.txt`` beside it.
+    """
+    blank = {"paradigm": "control", "encoder": name, "n_images": 0, "samples_seen": 0}
     if name == "covariates":
-        return None, {"paradigm": "control", "encoder": "covariates", "n_images": 0, "samples_seen": 0}, set()
-    folder = encoders.encoder_folder(study.resolve(name))
+        return None, blank, set()
+    if name.startswith(SUPERVISED):
+        inner = name.removeprefix(SUPERVISED)
+        known = encoders.encoder_folder(study.resolve(inner)) or inner in weights.KNOWN
+        encoder, _, patients = open_subject(inner if known else f"random:{inner}", size, seed)
+        return encoder, blank | {"seed": seed}, patients
+    path = study.resolve(name)
+    if path.suffix in (".parquet", ".npz"):
+        if not path.is_file():
+            raise encoders.MissingWeights(f"no table of embeddings at {path}")
+        info = blank | {"paradigm": "embeddings", "encoder": path.name}
+        return features.read_embeddings(path), info, encoders.listed_patients(path.parent) or set()
+    folder = encoders.encoder_folder(path)
     encoder = weights.load_encoder(folder or name, size=size, seed=seed)
     if folder is None:
         control = name == "pixels" or name.startswith("random:")
-        kind = "control" if control else "open weights"
-        return encoder, {"paradigm": kind, "encoder": name, "n_images": 0, "samples_seen": 0, "seed": seed}, set()
-    patients = encoders.listed_patients(folder)
-    if encoder.info.get("n_images") and patients is None:
+        return encoder, blank | {"paradigm": "control" if control else "open weights", "seed": seed}, set()
+    listed = encoders.listed_patients(folder)
+    if encoder.info.get("n_images") and listed is None:
         raise LeakError(f"{folder}: patients.txt is missing: nobody can tell whom it was pretrained on; run it again")
-    return encoder, dict(encoder.info), patients or set()
-
-
-def labelled_rows(prepared: Prepared, p: study.Classify) -> pd.DataFrame:
-    """The manifest with its row numbers, cut to ``within``; ValueError naming the query that does not hold."""
-    manifest = prepared.manifest.assign(row=np.arange(len(prepared.manifest)))
-    if not p.within:
-        return manifest
-    try:
-        manifest = manifest.query(p.within)
-    except Exception as error:
-        raise ValueError(f"within: {p.within!r} is no query of this manifest: {error}") from error
-    if manifest.empty:
-        raise ValueError(f"within: no row of {p.data} meets {p.within!r}")
-    return manifest
-
-
-def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> dict[str, Any]:
-    """Probe one encoder (or one a fold) and score the test patients.
-
-    Returns ``names`` (L), ``scores`` (N,L) log odds and ``truth`` (N,L) of the ``test`` rows (a manifest), ``probes``,
-    ``metrics`` (a list: task, label, metric, value, low, high, n, positives) and ``subject``. Fixed splits: no labelled
-    patient may be in the encoder's pretraining; folds: no patient of the held fold. LeakError when one is.
-    """
-    table = labelled_rows(prepared, p)
-    names = p.labels or [name for name in label_names(table) if name in LABELS and _both(table, name)]
-    parts = _parts(table, p)
-    judged = p.fold_encoders or [p.encoder] * len(parts)
-    scores, tests, probes = [], [], []
-    opened: dict[str, tuple[Any, dict[str, Any], set[str]]] = {}
-    for name, triple in zip(judged, parts, strict=True):  # before anything is computed
-        if name not in opened:
-            opened[name] = open_subject(name, prepared.info["size"], p.seed)
-        _refuse_leak(opened[name][2], triple[2] if p.folds else pd.concat(triple), name)
-    cached: dict[str, np.ndarray] = {}
-    for name, (train, validation, test) in zip(judged, parts, strict=True):
-        if name not in cached:
-            encoder = opened[name][0]
-            rows = np.concatenate([part["row"].to_numpy() for part in (train, validation, test)])
-            if encoder is None:
-                x = covariates(prepared.manifest)
-            else:
-                pooled = encode(encoder, prepared, rows, pooling=p.pooling, progress=progress)
-                x = np.zeros((len(prepared.manifest), pooled.shape[1]), np.float32)
-                x[rows] = pooled
-            cached[name] = x
-        x = cached[name]
-        probe = fit_probe(
-            x[train["row"]],
-            label_array(train, names, truth=True),
-            strengths=p.strengths,
-            x_val=x[validation["row"]],
-            y_val=label_array(validation, names, truth=True),
-        )
-        scores.append(probe.decision_function(x[test["row"]]).astype(np.float32))  # judged as they are kept
-        tests.append(test)
-        probes.append(probe)
-    held, pooled_scores = pd.concat(tests), np.concatenate(scores)
-    truth = label_array(held, names, truth=True)
-    labelled = pd.concat([part for parts_ in parts for part in parts_])
-    subject = opened[judged[0]][1] | {
-        "data": Path(p.data).name,
-        "kind": prepared.info["kind"],
-        "institution": prepared.info["institution"],
-        "generator": prepared.info.get("generator"),
-        "patients": patients_hash(labelled),
-    }
-    return {
-        "names": names,
-        "scores": pooled_scores,
-        "truth": truth,
-        "test": held,
-        "probes": probes,
-        "metrics": score(p, names, pooled_scores, truth, held["patient_id"].to_numpy()),
-        "subject": subject,
-        "info": {"test_images": len(held), "train_images": len(parts[0][0]), "features": int(probes[0].coef.shape[1])},
-    }
-
-
-def score(
-    p: study.Classify, names: list[str], scores: np.ndarray, truth: np.ndarray, patients: np.ndarray
-) -> list[dict[str, Any]]:
-    """Metrics of both tasks, ``findings`` and ``lines_tubes`` (the devices), each with its macro average."""
-    out = []
-    for task, of_task in (("findings", lambda n: n not in DEVICES), ("lines_tubes", lambda n: n in DEVICES)):
-        chosen = [k for k, name in enumerate(names) if of_task(name)]
-        if chosen:
-            found = evaluate(
-                scores[:, chosen],
-                truth[:, chosen],
-                patients,
-                [names[k] for k in chosen],
-                resamples=p.resamples,
-                seed=p.seed,
-            )
-            out += [{"task": task, **metric} for metric in found]
-    return out
-
-
-def _both(table: pd.DataFrame, name: str) -> bool:
-    values = label_array(table, [name], truth=True)
-    return bool((values == 1).any() and (values == 0).any())
-
-
-def _parts(table: pd.DataFrame, p: study.Classify) -> list[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
-    """(train, validation, test) rows: one triple, or one a fold (validation = the fold after the held one)."""
-    if not p.folds:
-        wanted = [(p.train, p.validation, p.test)]
-    else:
-        if p.fold_encoders and len(p.fold_encoders) != len(p.folds):
-            raise ValueError(f"fold_encoders: {len(p.fold_encoders)} encoders for {len(p.folds)} folds")
-        after = p.folds[1:] + p.folds[:1]
-        wanted = [
-            ([f for f in p.folds if f not in (held, next_)], [next_], [held])
-            for held, next_ in zip(p.folds, after, strict=True)
-        ]
-    parts = []
-    for triple in wanted:
-        chosen = tuple(table[table["split"].isin(splits)] for splits in triple)
-        for splits, part in zip(triple, chosen, strict=True):
-            if part.empty:
-                raise ValueError(f"no labelled image in splits {splits}; the data has {sorted(set(table['split']))}")
-        parts.append(chosen)
-    return parts  # type: ignore[return-value]
+    return encoder, dict(encoder.info), listed or set()
 
 
 def _refuse_leak(seen: set[str], judged: pd.DataFrame, name: str) -> None:
@@ -167,10 +69,273 @@ def _refuse_leak(seen: set[str], judged: pd.DataFrame, name: str) -> None:
         )
 
 
-def save_scores(result: dict[str, Any], path: Path) -> None:
-    """Per-image test scores, from which every metric can be recomputed: Parquet, float32."""
+# ---- one fold ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Judge:
+    """An encoder and what was fitted on it: probe, thresholds (L,), Platt's slopes and intercepts (L,2)."""
+
+    encoder: Any
+    text: Any
+    probe: Any
+    threshold: np.ndarray
+    sigmoid: np.ndarray
+
+    def judge(self, x: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Of ``rows`` of ``look``'s features: log odds, how far above the threshold, probability; (N,L) float32."""
+        s = _scores(self.probe, x, rows)
+        chance = expit(self.sigmoid[:, 0] * s + self.sigmoid[:, 1])
+        return {"scores": s, "margin": s - self.threshold, "probabilities": chance.astype(np.float32)}
+
+
+def look(
+    p: study.Classify, encoder: Any, text: Any, prepared: Prepared, rows: np.ndarray, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of a whole data set in which ``rows`` stand, (N,F) or patches (N,T,C), and, where a text side asks for
+    it, the mean of the last layer's patches (N,C)."""
+    n, width = len(prepared.manifest), 0 if text is None else encoder.channels
+    mean = np.zeros((n, width), np.float32)
+    how: dict[str, Any] = {"layers": p.layers, "kept": p.keep_features, "progress": progress}
+    if encoder is None:
+        return features.covariates(prepared.manifest), mean
+    if isinstance(encoder, features.Embeddings):
+        found = encoder.of(prepared.manifest["image_id"].iloc[rows])
+    elif p.probe == "attention":
+        x = features.patches(encoder, prepared, rows, **how)
+        for part in np.array_split(rows, 1 + len(rows) // features.BATCH) if width else ():
+            mean[part] = x[part][:, :, :width].astype(np.float32).mean(1)
+        return x, mean
+    else:
+        pooling = f"mean+{p.pooling}" if width else p.pooling
+        found = features.encode(encoder, prepared, rows, pooling=pooling, **how)
+        mean[rows], found = found[:, :width], found[:, width * p.layers :]
+    x = np.zeros((n, found.shape[1]), np.float32)
+    x[rows] = found
+    return x, mean
+
+
+def _probe(
+    p: study.Classify, x: np.ndarray, rows: np.ndarray, y: np.ndarray, val: np.ndarray, y_val: np.ndarray
+) -> Any:
+    if x.ndim == 3:
+        return fit_attention(x, y, strengths=p.strengths, rows=rows, val_rows=val, y_val=y_val, seed=p.seed)
+    return fit_probe(x[rows], y, strengths=p.strengths, x_val=x[val], y_val=y_val)
+
+
+def _scores(probe: Any, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Log odds (N,L), float32: judged as they are kept."""
+    found = probe.decision_function(x, rows) if x.ndim == 3 else probe.decision_function(x[rows])
+    return found.astype(np.float32)
+
+
+def _labels(p: study.Classify, cohort: Cohort, part: Part) -> list[np.ndarray]:
+    """Training and validation labels (n,L); dealt out anew among the images where that control is asked for."""
+    found = [cohort.targets(rows) for rows in part[:2]]
+    draws = np.random.default_rng(p.seed)
+    return [draws.permutation(y) for y in found] if p.shuffle_labels else found
+
+
+def _few(p: study.Classify, cohort: Cohort, part: Part, x: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """Scores (N,L) of a fold's test rows by probes of few labelled patients, by (their number, seed); nested in a seed.
+
+    Strengths are chosen on all validation patients: the curve counts what is fitted, not what is chosen on.
+    """
+    (train, val, held), (y, y_val), scores = part, _labels(p, cohort, part), {}
+    patients = np.unique(train["patient_id"])
+    for seed in range(p.label_seeds):
+        order = np.random.default_rng([p.seed, seed]).permutation(patients)
+        for count in p.label_counts:
+            here = train["patient_id"].isin(order[: count or None]).to_numpy()
+            probe = _probe(p, x, train["row"].to_numpy()[here], y[here], val["row"].to_numpy(), y_val)
+            scores[count or len(patients), seed] = _scores(probe, x, held["row"].to_numpy())
+    return scores
+
+
+# ---- the evaluation ------------------------------------------------------------------------------------------------
+def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> dict[str, Any]:
+    """Probe one encoder (or one a fold) and score the test patients.
+
+    Returns ``names`` (L), ``scores`` (N,L) log odds, ``calls`` and ``probabilities`` (N,L; see ``thresholds``) and
+    ``truth`` (N,L) of the ``test`` rows (a manifest); ``ranks`` (N,2) of retrieval, or None; ``also``: the same on
+    other data sets, by name; ``judges`` and their ``probes``, one a fold; ``metrics`` (a list: task, label, metric,
+    value, low, high, n, positives); tables ``subgroups`` and ``curve`` (label efficiency); ``subject``. Fixed splits:
+    no labelled patient may be in the encoder's pretraining; folds: no patient of the held fold. LeakError when one is.
+    """
+    cohort = gather(p, prepared)
+    others = [elsewhere(p, folder, cohort.names) for folder in p.also]
+    judged = p.fold_encoders or [p.encoder] * len(cohort.parts)
+    opened: dict[str, Subject] = {}
+    for name, part in zip(judged, cohort.parts, strict=True):  # before anything is computed
+        if name not in opened:
+            opened[name] = open_subject(name, prepared.info["size"], p.seed)
+        for rows in (part[2] if p.folds else pd.concat(part), *(other.parts[0][2] for other in others)):
+            _refuse_leak(opened[name][2], rows, name)
+    seen: dict[str, tuple[Any, ...]] = {}
+    judges, found, few = [], [], []
+    abroad: list[list[dict[str, np.ndarray]]] = [[] for _ in others]
+    for name, part in zip(judged, cohort.parts, strict=True):
+        rows, val, held = (table["row"].to_numpy() for table in part)
+        y, y_val = _labels(p, cohort, part)
+        if name not in seen or name.startswith(SUPERVISED):
+            encoder = opened[name][0]
+            if name.startswith(SUPERVISED):  # each fold's own, from its own training patients
+                encoder = open_subject(name, prepared.info["size"], p.seed)[0]
+                how = {"samples_seen": p.supervised_samples, "seed": p.seed}
+                features.train_supervised(encoder, prepared, rows, y, **how)
+            asked = encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks)
+            text = zeroshot.text_side(name, encoder) if asked else None
+            seen[name] = (encoder, text, *look(p, encoder, text, prepared, np.concatenate([rows, val, held]), progress))
+        encoder, text, x, mean = seen[name]
+        probe = _probe(p, x, rows, y, val, y_val)
+        on_val = _scores(probe, x, val)
+        judge = Judge(encoder, text, probe, best_threshold(y_val, on_val), platt(y_val, on_val))
+        shots = zeroshot.look(text, mean[held], prepared, part[2], cohort.base, p.tasks) if text is not None else {}
+        judges.append(judge)
+        found.append(judge.judge(x, held) | shots)
+        few.append(_few(p, cohort, part, x))
+        for other, scores in zip(others, abroad, strict=True):
+            there = other.parts[0][2]["row"].to_numpy()
+            scores.append(judge.judge(look(p, encoder, None, other.prepared, there, progress)[0], there))
+    result = _gathered(p, cohort, {k: np.concatenate([f[k] for f in found]) for k in found[0]})
+    result["also"] = {
+        institution(other.prepared): _gathered(p, other, {k: np.mean([f[k] for f in scores], 0) for k in scores[0]})
+        for other, scores in zip(others, abroad, strict=True)
+    }
+    for where, there in result["also"].items():
+        result["metrics"] += [row | {"task": f"{row['task']}@{where}"} for row in there["metrics"]]
+    subject = opened[judged[0]][1] | {
+        "data": Path(p.data).name,
+        "kind": prepared.info["kind"],
+        "institution": prepared.info["institution"],
+        "generator": prepared.info.get("generator"),
+        "patients": patients_hash(pd.concat([table for part in cohort.parts for table in part])),
+    }
+    if judged[0].startswith(SUPERVISED):
+        subject["samples_seen"] = p.supervised_samples
+    if p.shuffle_labels:  # a control, whatever its encoder
+        subject |= {"paradigm": "control", "encoder": f"shuffled labels, {subject['encoder']}", "base": None}
+    probes = [judge.probe for judge in judges]
+    width = probes[0].mean if hasattr(probes[0], "mean") else probes[0].coef[0]
+    counts = {"test_images": len(result["test"]), "train_images": len(cohort.parts[0][0]), "features": len(width)}
+    cells = (result["test"], cohort.told, result["names"], result["scores"], result["truth"])
+    tables = {
+        "subgroups": subgroups(*cells, resamples=p.resamples, seed=p.seed),
+        "curve": _curve(cohort, result["truth"], few),
+    }
+    return result | tables | {"judges": judges, "probes": probes, "subject": subject, "info": counts}
+
+
+def institution(prepared: Prepared) -> str:
+    """The short name of a data set: ``synthetic:public-0`` -> ``public-0``."""
+    return str(prepared.info["institution"]).rpartition(":")[2]
+
+
+def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Names, scores, calls, probabilities, truth, test, ranks and metrics from the arrays of ``Judge.judge`` (labels of
+    the first cohort's order) and ``zeroshot.look``, whose labels nothing was fitted for: no call, no probability."""
+    test = pd.concat([part[2] for part in cohort.parts])
+    names = list(cohort.names)
+    calls = np.where(np.isnan(found["margin"]), np.nan, found["margin"] >= 0).astype(np.float32)
+    arrays = {"scores": found["scores"], "calls": calls, "probabilities": found["probabilities"]}
+    arrays["truth"] = cohort.targets(test)
+    if "shots" in found:
+        blank = np.full(found["shots"].shape, np.nan, np.float32)
+        more = {"scores": found["shots"], "calls": blank, "probabilities": blank}
+        more["truth"] = cohort.targets(test, cohort.base)
+        arrays = {k: np.concatenate([arrays[k], more[k]], axis=1) for k in arrays}
+        names += [f"zero_shot:{name}" for name in cohort.base]
+    patients = test["patient_id"].to_numpy()
+    decided = {k: arrays[k] for k in ("calls", "probabilities")}
+    metrics = score(p, names, arrays["scores"], arrays["truth"], patients, **decided)
+    if "ranks" in found:
+        metrics += zeroshot.recall(found["ranks"], patients, resamples=p.resamples, seed=p.seed)
+    return arrays | {"names": names, "test": test, "ranks": found.get("ranks"), "metrics": metrics}
+
+
+def score(
+    p: study.Classify,
+    names: list[str],
+    scores: np.ndarray,
+    truth: np.ndarray,
+    patients: np.ndarray,
+    *,
+    calls: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Metrics of every task, each with its macro average; F1 and its like where ``calls`` and ``probabilities`` (N,L)
+    are given, but for zero-shot labels, for which nothing was fitted."""
+    out = []
+    for task, chosen in by_task(names).items():
+        how: dict[str, Any] = {}
+        if calls is not None and probabilities is not None and task != "zero_shot":
+            how = {"calls": calls[:, chosen], "probabilities": probabilities[:, chosen]}
+        cells = (scores[:, chosen], truth[:, chosen], patients, [names[k] for k in chosen])
+        out += [{"task": task, **row} for row in evaluate(*cells, resamples=p.resamples, seed=p.seed, **how)]
+    return out
+
+
+def _curve(cohort: Cohort, truth: np.ndarray, few: list[dict[tuple[int, int], np.ndarray]]) -> pd.DataFrame:
+    """Label efficiency: macro AUROC by task, number of labelled patients (a fold) and seed."""
+    rows = []
+    for patients, seed in sorted(few[0]):
+        scores = np.concatenate([fold[patients, seed] for fold in few])
+        for task, which in by_task(cohort.names).items():
+            value = float(known_mean(auroc(truth[:, which], scores[:, which])))
+            rows.append({"task": task, "patients": patients, "seed": seed, "auroc": value})
+    return pd.DataFrame(rows, columns=["task", "patients", "seed", "auroc"])
+
+
+def gaze(
+    p: study.Classify, prepared: Prepared, result: dict[str, Any], count: int = 5
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Where an attention probe looks: of each of the first ``count`` labels the test image with it that scores highest.
+
+    Returns images (K,H,W), black where the data's terms do not let them be shown, attention (K,T), and labels (K).
+    """
+    judge, shares, labels = result["judges"][0], [], []
+    rows: list[int] = []
+    own = (result["test"]["split"].isin(p.folds[:1] or p.test)).to_numpy()  # the first fold's: its probe knew none
+    for k, name in enumerate(result["names"][: len(judge.threshold)]):
+        there = np.flatnonzero(own & (result["truth"][:, k] == 1))
+        if len(there) and len(rows) < count:
+            best = there[result["scores"][there, k].argmax()]
+            rows.append(result["test"]["row"].iloc[best])
+            x = features.patches(judge.encoder, prepared, np.array(rows[-1:]), layers=p.layers, kept=p.keep_features)
+            shares.append(judge.probe.attention(x, rows[-1:])[0, k])
+            labels.append(name)
+    images = np.stack([prepared.images[row] for row in rows])
+    return images * bool(prepared.info.get("show_images")), np.stack(shares), labels
+
+
+def score_table(result: dict[str, Any]) -> pd.DataFrame:
+    """Per-image test scores, from which every metric can be recomputed: a row an image, float32.
+
+    Columns: image_id, patient_id; of each label ``score:``, ``truth:``, and, where they were fitted, ``call:`` and
+    ``probability:``; of retrieval ``rank:``.
+    """
     columns = {"image_id": result["test"]["image_id"].to_numpy(), "patient_id": result["test"]["patient_id"].to_numpy()}
     for k, name in enumerate(result["names"]):
         columns[f"score:{name}"] = result["scores"][:, k]
         columns[f"truth:{name}"] = result["truth"][:, k].astype(np.float32)
-    pd.DataFrame(columns).to_parquet(path, index=False, compression="zstd")
+        if not name.startswith("zero_shot:"):
+            columns[f"call:{name}"] = result["calls"][:, k]
+            columns[f"probability:{name}"] = result["probabilities"][:, k]
+    if result["ranks"] is not None:
+        columns |= {f"rank:{name}": result["ranks"][:, j] for j, name in enumerate(zeroshot.DIRECTIONS)}
+    return pd.DataFrame(columns)
+
+
+def save_scores(result: dict[str, Any], path: Path) -> None:
+    """Write ``score_table`` as Parquet."""
+    score_table(result).to_parquet(path, index=False, compression="zstd")
+
+
+def save(result: dict[str, Any], out: Path) -> list[str]:
+    """Write a result's scores and tables into the folder of its run; the names of the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_scores(result, out / "scores.parquet")
+    for name, there in result["also"].items():
+        save_scores(there, out / f"scores@{name}.parquet")
+    tables = {name: result[name] for name in ("subgroups", "curve") if len(result[name])}
+    for name, table in tables.items():
+        table.to_csv(out / f"{name}.csv", index=False)
+    return ["scores.parquet", *(f"scores@{name}.parquet" for name in result["also"]), *(f"{n}.csv" for n in tables)]

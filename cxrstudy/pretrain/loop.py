@@ -43,6 +43,7 @@ from cxrstudy.pretrain.distil import SelfDistilled
 from cxrstudy.pretrain.monitor import CHECKS, Monitor, Score
 from cxrstudy.progress import Progress
 
+MEASURED = 2048  # images that batch norms of mixed weights are measured on
 LOGGED = 10  # steps between two points of the learning curve, at which alone the device is waited for
 
 
@@ -240,9 +241,11 @@ def pretrain(
     if rank == 0:
         if average is not None:
             objective.kept().load_state_dict(average.state_dict())
-        for name, tensor in objective.kept().state_dict().items() if began_with else ():
-            if tensor.is_floating_point():
-                tensor.lerp_(began_with[name].to(tensor.device), p.base_share)
+        if began_with:
+            for name, tensor in objective.kept().state_dict().items():
+                if tensor.is_floating_point():
+                    tensor.lerp_(began_with[name].to(tensor.device), p.base_share)
+            _measure_norms(objective.encoder, prepared, rows[: p.samples_seen])
         monitor.check(objective.encoder, p.samples_seen, curve)
         info = {
             "samples_seen": p.samples_seen,
@@ -269,6 +272,25 @@ def pretrain(
     if world > 1:
         dist.barrier()
     return result
+
+
+@torch.no_grad()
+def _measure_norms(encoder: encoders.Encoder, prepared: stores.Prepared, rows: np.ndarray) -> None:
+    """Take batch norms' statistics anew from images of the subset: those of mixed weights are no mixture of the two
+    (as Izmailov et al. 2018 do for averaged weights)."""
+    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    encoder.eval()
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for few in np.array_split(rows[:MEASURED], max(1, min(len(rows), MEASURED) // 64)):
+        encoder.pool(encoder.normalise(prepared.images[few]).to(next(encoder.parameters()).device))
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
 
 
 def _finish(objective: Any, out: Path, patients: set[str]) -> None:

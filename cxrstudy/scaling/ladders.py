@@ -137,7 +137,7 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
     for (task, paradigm, n_images, *_), runs in found.items():
         each = [gain for gain, _ in runs]
         low, high = np.nanpercentile(np.mean([draws for _, draws in runs], axis=0), [2.5, 97.5])
-        point = {"task": task, "paradigm": paradigm, "n_images": n_images, "seeds": len(runs), "gain": np.mean(each)}
-        rows.append(point | {"low": low, "high": high, "least": min(each), "most": max(each)})
+        rung = {"task": task, "paradigm": paradigm, "n_images": n_images, "seeds": len(runs), "gain": np.mean(each)}
+        rows.append(rung | {"low": low, "high": high, "least": min(each), "most": max(each)})
     columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most"]
     return pd.DataFrame(rows, columns=columns)

@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cxrstudy import encoders, study
+from cxrstudy import encoders, plots, study
+from cxrstudy.data import synthetic
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, assign_splits, label_array, patients_hash
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
-from cxrstudy.evaluate import protocol
+from cxrstudy.evaluate import cohort, protocol
 from cxrstudy.evaluate.features import covariates, encode, pool_tokens
 from cxrstudy.evaluate.protocol import LeakError
+from cxrstudy.evaluate.thresholds import reliability
 
 torch.set_num_threads(1)
 COMMON = ["cardiomegaly", "pleural_effusion", "picc", "chest_tube"]
@@ -38,6 +40,7 @@ def folded(prepared):
 
 def parameters(**changes):
     own = {"encoder": "pixels", "labels": COMMON, "resamples": 40, "strengths": [0.1, 10.0], "data": "runs/x/study-1"}
+    own["tasks"] = ["findings", "lines_tubes"]
     return study.validated("classify", own | changes)
 
 
@@ -212,7 +215,9 @@ def check_saved(result, path):
     kept = pd.read_parquet(path).sample(frac=1, random_state=0)
     assert sorted(kept["image_id"]) == sorted(result["test"]["image_id"])
     scores, truth = (kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("score", "truth"))
-    again = protocol.score(parameters(), COMMON, scores, truth, kept["patient_id"].to_numpy())
+    calls, chances = (kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("call", "probability"))
+    patients = kept["patient_id"].to_numpy()
+    again = protocol.score(parameters(), COMMON, scores, truth, patients, calls=calls, probabilities=chances)
     pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(result["metrics"]), rtol=0, atol=1e-12)
 
 
@@ -351,3 +356,207 @@ def test_covariates_are_view_sex_and_age_and_need_none_of_them():
     np.testing.assert_allclose(covariates(table), expected)
     assert not covariates(table[[]]).any()
     assert math.isfinite(covariates(table.assign(age=None)).sum())
+
+
+# ---- malposition, laterality, subgroups ----------------------------------------------------------------------------
+def test_facts_of_drawn_images_are_the_institutions_truth(prepared):
+    told = cohort.facts(prepared, ["train", "test"])
+    truth = synthetic.describe(np.arange(240))
+    inside = prepared.manifest["split"].isin(["train", "test"]).to_numpy()
+    for k, name in enumerate(DEVICES):
+        held = truth.labels[:, len(FINDINGS) + k] == 1
+        wrong = told[f"malposition:{name}"].to_numpy()
+        np.testing.assert_array_equal(wrong[inside & held], truth.malpositioned[inside & held, k])
+        assert np.isnan(wrong[~inside]).all() and np.isnan(wrong[~held]).all()
+    right = told["right:pleural_effusion"].to_numpy()
+    side = truth.side[:, FINDINGS.index("pleural_effusion")]
+    assert set(side[inside & (right == 1)]) == {"right"} and set(side[inside & (right == 0)]) == {"left"}
+    assert not {"right", "left"} & set(side[inside & np.isnan(right)])
+    np.testing.assert_array_equal(told["scanner"][inside], truth.scanner[inside])
+    for patient, rows in prepared.manifest.groupby("patient_id"):
+        exams = told["exam"].loc[rows.index]
+        assert exams.min() == 0 and exams.nunique() == rows["study_id"].nunique() == exams.max() + 1, patient
+
+
+def test_facts_of_other_data_are_their_own_columns():
+    table = pd.DataFrame(
+        {
+            "image_id": list("abcd"), "path": list("wxyz"), "patient_id": ["p", "p", "p", "q"],
+            "study_id": ["p-10", "p-9", "p-10", "q-1"],
+            "side:edema": ["right", "left", "bilateral", None], "malposition:picc": [1, 0, None, 1],
+        }
+    )  # fmt: skip
+    told = cohort.facts(Prepared(table, np.zeros((4, 2, 2), np.uint8), {}), [])
+    assert told["exam"].tolist() == [1, 0, 1, 0]  # 9 comes before 10
+    np.testing.assert_array_equal(told["right:edema"], [1, 0, np.nan, np.nan])
+    np.testing.assert_array_equal(told["malposition:picc"], [1, 0, np.nan, 1])
+    assert "scanner" not in told
+
+
+def test_another_generator_tells_no_malposition(prepared):
+    other = Prepared(prepared.manifest, prepared.images, prepared.info | {"generator": "0"})
+    with pytest.warns(UserWarning, match="another generator"):
+        told = cohort.facts(other, ["test"])
+    assert not any(column.startswith("malposition:") for column in told)
+
+
+def test_malposition_and_laterality_are_judged_among_those_who_have_the_thing(prepared, monkeypatch):
+    monkeypatch.setattr(cohort, "LEAST", 1)
+    result = run(prepared, labels=[], tasks=["findings", "lines_tubes", "malposition", "laterality"])
+    extra = [name for name in result["names"] if ":" in name]
+    assert {name.split(":")[0] for name in extra} == {"malposition", "right"}
+    tasks = {row["label"]: row["task"] for row in result["metrics"]}
+    for name in extra:
+        k, base = result["names"].index(name), result["names"].index(name.split(":")[1])
+        known = ~np.isnan(result["truth"][:, k])
+        assert (result["truth"][known, base] == 1).all() and known.any()
+        assert tasks[name] == {"malposition": "malposition", "right": "laterality"}[name.split(":")[0]]
+    plain = run(prepared, labels=[])
+    assert plain["names"] + extra == result["names"]
+    np.testing.assert_allclose(result["scores"][:, : len(plain["names"])], plain["scores"], rtol=1e-2, atol=1e-2)
+    monkeypatch.setattr(cohort, "LEAST", 1000)
+    assert run(prepared, tasks=["findings", "malposition"])["names"] == COMMON[:2]
+    with pytest.raises(ValueError, match="tasks: nothing of"):
+        run(prepared, tasks=["malposition"])
+
+
+def test_subgroups_are_the_rows_of_the_group_alone(prepared):
+    result = run(prepared)
+    table = result["subgroups"].set_index(["by", "group", "label", "metric"])
+    assert set(result["subgroups"]["by"]) == {"view", "sex", "age", "scanner"}
+    here = (result["test"]["view"] == "AP").to_numpy()
+    row = table.loc[("view", "AP", "picc", "auroc")]
+    k = COMMON.index("picc")
+    assert row["value"] == pytest.approx(roc_auc_score(result["truth"][here, k], result["scores"][here, k]))
+    assert row["n"] == here.sum()
+    ages = table.loc["age"].index.get_level_values("group")
+    assert set(ages) <= {"0-39", "40-59", "60-79", "80-130"} and len(set(ages)) > 1
+
+
+# ---- thresholds, few labels, controls, other data ------------------------------------------------------------------
+def test_thresholds_and_probabilities_come_from_validation_alone(prepared):
+    result = run(prepared)
+    test_flipped = run(flipped(prepared, "test"))
+    for what in ("calls", "probabilities"):
+        np.testing.assert_array_equal(test_flipped[what], result[what])
+    assert not np.array_equal(run(flipped(prepared, "validation"))["probabilities"], result["probabilities"])
+    judge = result["judges"][0]
+    np.testing.assert_array_equal(result["calls"], result["scores"] >= judge.threshold)
+    for k in range(4):
+        order = np.argsort(result["scores"][:, k])
+        slope = judge.sigmoid[k, 0]
+        assert (np.diff(result["probabilities"][order, k]) * np.sign(slope) >= 0).all()
+
+
+def test_the_label_efficiency_curve_is_nested_and_ends_at_the_whole_probe(prepared):
+    result = run(prepared, label_counts=[10, 0], label_seeds=2)
+    curve = result["curve"].set_index(["task", "patients", "seed"])["auroc"]
+    whole = len(of(prepared, "train"))
+    table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
+    for task in ("findings", "lines_tubes"):
+        for seed in (0, 1):
+            assert curve[task, whole, seed] == pytest.approx(table[task, "macro", "auroc"], abs=1e-4)
+    assert curve["findings", 10, 0] != curve["findings", 10, 1]
+    assert run(prepared)["curve"].empty
+
+
+def test_a_probe_of_shuffled_labels_sits_at_a_half_and_says_so(prepared):
+    """Pixels bear a mark that tells one label: a probe finds it, one of shuffled labels does not."""
+    images, rng = np.array(prepared.images), np.random.default_rng(0)
+    mark = rng.integers(0, 2, len(images)).astype(float)
+    images[mark == 1, :8, :8] = 255
+    marked = Prepared(prepared.manifest.assign(**{"truth:picc": mark}), images, prepared.info)
+    values, rows = [], []
+    for seed in range(8):
+        result = run(marked, labels=["picc"], shuffle_labels=True, seed=seed, strengths=[10.0])
+        values.append(result["metrics"][0]["value"])
+        rows.append(result["subject"])
+    assert 0.35 < np.mean(values) < 0.65
+    assert run(marked, labels=["picc"], strengths=[10.0])["metrics"][0]["value"] > 0.99
+    assert rows[0]["paradigm"] == "control" and rows[0]["encoder"] == "shuffled labels, pixels"
+
+
+def test_a_supervised_encoder_is_each_folds_own_and_never_meets_its_test_patients(folded, prepared):
+    settings_ = {"supervised_samples": 256, "pooling": "mean", "encoder": "supervised:cnn_mini"}
+    result = run(prepared, **settings_)
+    other = run(flipped(prepared, "test", "validation"), **settings_)
+    again = run(prepared, **settings_)
+    np.testing.assert_array_equal(again["scores"], result["scores"])
+    judges = [r["judges"][0].encoder.state_dict() for r in (result, other)]
+    assert all(torch.equal(judges[0][name], judges[1][name]) for name in judges[0])
+    assert not np.allclose(result["scores"], run(prepared, encoder="random:cnn_mini", pooling="mean")["scores"])
+    assert (result["subject"]["paradigm"], result["subject"]["samples_seen"]) == ("control", 256)
+    folds = run(folded, folds=FOLDS, **settings_)["judges"]
+    first, second = (judge.encoder.state_dict() for judge in folds[:2])
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_supervised_encoder_that_goes_on_from_another_minds_whom_that_one_knew(prepared, tmp_path):
+    folder = write_encoder(tmp_path / "run", of(prepared, "test"))
+    with pytest.raises(LeakError):
+        run(prepared, encoder=f"supervised:{folder}", supervised_samples=64)
+    folder = write_encoder(tmp_path / "other", of(prepared, "pretrain"))
+    assert run(prepared, encoder=f"supervised:{folder}", supervised_samples=64)["subject"]["paradigm"] == "control"
+
+
+def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
+    out = tmp_path / "public"
+    prepare_data(study.Data(n_images=80, size=32, institution="public-0", fractions={"test": 1.0}, out=str(out)))
+    result = run(prepared, also=[str(out)], also_within="row >= 16")
+    there = result["also"]["public-0"]
+    assert list(there["test"]["row"]) == list(range(16, 80))
+    tasks = [row["task"] for row in result["metrics"]]
+    assert {"findings@public-0", "lines_tubes@public-0"} <= set(tasks)
+    np.testing.assert_array_equal(result["scores"], run(prepared)["scores"])
+    rows = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
+    k = COMMON.index("cardiomegaly")
+    assert rows["findings@public-0", "cardiomegaly", "auroc"] == pytest.approx(
+        roc_auc_score(there["truth"][:, k], there["scores"][:, k])
+    )
+    assert protocol.save(result, tmp_path / "run")[:2] == ["scores.parquet", "scores@public-0.parquet"]
+    assert len(pd.read_parquet(tmp_path / "run" / "scores@public-0.parquet")) == 64
+    folder = write_encoder(tmp_path / "leaky", [*of(prepared, "pretrain"), there["test"]["patient_id"].iloc[-1]])
+    run(prepared, encoder=str(folder), pooling="mean")
+    with pytest.raises(LeakError):
+        run(prepared, encoder=str(folder), also=[str(out)])
+    with pytest.raises(ValueError, match="also_within"):
+        run(prepared, also=[str(out)], also_within="row > 1000")
+
+
+def test_a_split_in_time_fits_on_the_first_exams_and_judges_on_later_ones(prepared):
+    result = run(prepared, fit_within="exam == 0", test_within="exam > 0", labels=["cardiomegaly", "picc"])
+    later = cohort.facts(prepared, [])["exam"].to_numpy() > 0
+    assert (
+        later[result["test"]["row"]].all()
+        and len(result["test"]) == (later & (prepared.manifest["split"] == "test")).sum()
+    )
+    assert result["info"]["train_images"] == (~later & (prepared.manifest["split"] == "train")).sum()
+    with pytest.raises(ValueError, match="test_within: no row"):
+        run(prepared, test_within="exam > 90")
+
+
+def test_the_probe_of_patches_is_judged_alike_and_shows_where_it_looks(prepared):
+    result = run(prepared, encoder="random:cnn_mini", probe="attention", strengths=[0.1])
+    assert result["scores"].shape == (len(result["test"]), 4)
+    assert result["info"]["features"] == 128
+    images, share, labels = protocol.gaze(parameters(encoder="random:cnn_mini", probe="attention"), prepared, result, 3)
+    assert images.shape == (3, 32, 32) and labels == COMMON[:3] and images.any()
+    np.testing.assert_allclose(share.sum(1), 1, atol=1e-5)
+    hidden = Prepared(prepared.manifest, prepared.images, prepared.info | {"show_images": False})
+    assert not protocol.gaze(parameters(encoder="random:cnn_mini", probe="attention"), hidden, result, 3)[0].any()
+
+
+def test_figures_of_a_result_say_what_they_show(by_subject):
+    result = by_subject["pixels"]
+    scores = protocol.score_table(result)
+    shown = plots.roc_and_pr(scores, COMMON)
+    assert "pleural effusion, PICC line" in shown.alt and shown.markup.count("<img") == 1
+    empty = scores.assign(**{"truth:picc": 0.0})
+    assert "PICC" not in plots.roc_and_pr(empty, COMMON).alt
+    tables = {name: reliability(scores[f"truth:{name}"], scores[f"probability:{name}"]) for name in COMMON[:2]}
+    metrics = pd.DataFrame(result["metrics"]).set_index(["label", "metric"])["value"]
+    assert f"cardiomegaly {metrics['cardiomegaly', 'ece']:.3f}" in plots.reliability(tables).alt
+    curve = pd.DataFrame({"task": "findings", "patients": [10, 10, 90], "seed": [0, 1, 0], "auroc": [0.5, 0.7, 0.8]})
+    assert "findings from 0.600 with 10 to 0.800 with 90" in plots.efficiency(curve).alt
+    looks = plots.attention(np.zeros((1, 8, 8), np.uint8), np.array([[0.1, 0.2, 0.3, 0.4]]), ["picc"])
+    assert "2 x 2 patches: PICC line 40% on one patch" in looks.alt

@@ -341,3 +341,23 @@ def test_the_table_of_gains_tells_seeds_and_how_far_the_weights_went(runs):
     assert list(shown.index) == ["clip, 200 images"]
     assert shown["weights moved"].tolist() == ["15.0%"]
     assert all("; 2 seeds " in text for text in shown.iloc[0, :2])
+
+
+def test_other_families_have_tables_of_their_own_and_stay_out_of_the_labels(runs):
+    base_run()
+    rows = [metric("segmentation", 0.4, metric="dice"), metric("segmentation", 0.1, label="picc", metric="dice")]
+    record("base-clip-base-seg", rows, stage="segment", base="", n_images=20000)
+    rows = [metric("reports", v, label=k, metric=m) for k, m, v in REPORTED]
+    record("clip-n200-s0-rep", rows, stage="report", n_images=200)
+    record("pixels-mal", [metric("malposition", 0.6)], paradigm="control", encoder="pixels", base=None)
+    table = load_records(runs)
+    found = dict(narrative.family_tables(table))
+    assert list(found) == ["Lines and tubes, drawn", "Reports, written", "Malposition of tips"]
+    assert found["Lines and tubes, drawn"].to_dict() == {"Dice": {"base (clip, 30k seen), not continued": DICE}}
+    assert list(found["Reports, written"].columns) == ["findings, micro F1", "ROUGE-L"]
+    assert list(found["Reports, written"].index) == ["clip, 200 images, seed 0"]
+    assert set(narrative.label_table(table).index) == {*NAMES["findings"], *NAMES["lines_tubes"]}
+
+
+REPORTED = [("findings", "f1_micro", 0.5), ("all", "rouge_l", 0.3), ("edema", "f1", 0.2)]
+DICE = "0.400 [0.396, 0.404]"

@@ -1,0 +1,102 @@
+"""Do an encoder's patches hold together along a tube? (The paper's picture of continuity, with a number beside it.)"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cxrstudy.data.images import Prepared
+from cxrstudy.data.vocabulary import DEVICES
+from cxrstudy.evaluate.maps import CHUNK, load_masks, maps_of
+from cxrstudy.evaluate.metrics import auroc, bootstrap, interval
+from cxrstudy.evaluate.segmentation import middles
+from cxrstudy.progress import Progress
+
+
+def similarity(maps: Sequence[Tensor], tip: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cosine similarity of the patch at a tip (column, row in px of an image of ``size``) to every patch: (h,w) for
+    each map (1,C,h,w)."""
+    out = []
+    for found in maps:
+        flat = functional.normalize(found[0].double(), dim=0)
+        row, column = _patch(tip, size, flat.shape[1])
+        out.append(torch.einsum("chw,c->hw", flat, flat[:, row, column]).cpu().numpy())
+    return out
+
+
+def _patch(tip: np.ndarray, size: int, side: int) -> tuple[int, int]:
+    """Row and column of the patch that holds a tip (column, row)."""
+    column, row = np.minimum((np.asarray(tip) + 0.5) / size * side, side - 1).astype(int).tolist()
+    return row, column
+
+
+def continuity(
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    layers: int,
+    *,
+    devices: Sequence[str] = DEVICES,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress = iter,
+) -> dict[str, Any]:
+    """Do patches along a tube resemble each other? For every tube of the rows whose tip lies in the image, by layer:
+    the AUROC with which the cosine similarity to the patch at the tip tells other patches that hold some of the tube
+    from those that hold none. (The paper shows such maps of chest tubes; the number beside them is ours.)
+
+    Returns ``tubes`` (a row a tube: image_id, patient_id, row, device, tip_column, tip_row, and its AUROC in a column a
+    layer: "layer-1" is the last; "nearness" is a control that sees no image: patches of the finest grid ranked by their
+    distance to the tip), ``metrics`` (dicts of task "continuity", label: the layer, metric "auroc": the mean over tubes
+    with its 95% patient-bootstrap interval, n: tubes, positives: patches on them, grid: patches a side) and ``example``
+    (the tube of median AUROC over layers: device, row, tip, mask, and ``maps``, the similarity (h,w) by layer). A grid
+    too coarse for a tube (no second patch on it, or none beside it) counts as NaN. ValueError: no tip in any image.
+    """
+    size, tubes = int(prepared.info["size"]), []
+    grids: dict[str, int] = {}
+    positives: dict[str, int] = {}
+    for start in progress(range(0, len(rows), CHUNK)):
+        few = np.asarray(rows)[start : start + CHUNK]
+        truth, maps = load_masks(prepared, few), maps_of(encoder, prepared, few, layers)
+        finest = max(m.shape[-1] for m in maps)
+        grids = {f"layer{k - len(maps)}": m.shape[-1] for k, m in enumerate(maps)} | {"nearness": finest}
+        for n, k in np.argwhere(truth.masks.any((2, 3)) & ~np.isnan(truth.tips).any(2)):
+            if DEVICES[k] not in devices:
+                continue
+            tip, mask = truth.tips[n, k], torch.from_numpy(truth.masks[n, k])[None, None].float()
+            tube: dict[str, Any] = {key: prepared.manifest[key].iloc[few[n]] for key in ("image_id", "patient_id")}
+            tube |= {"row": int(few[n]), "device": DEVICES[k], "tip_column": tip[0], "tip_row": tip[1]}
+            row, column = _patch(tip, size, finest)
+            near = -np.hypot(*np.ogrid[-row : finest - row, -column : finest - column])
+            for label, values in zip(grids, [*similarity([m[n : n + 1] for m in maps], tip, size), near], strict=True):
+                on = functional.adaptive_max_pool2d(mask, len(values))[0, 0].numpy() > 0
+                other = np.ones(on.shape, bool)
+                other[_patch(tip, size, len(on))] = False
+                tube[label] = float(auroc(on[other], values[other])[0])
+                positives[label] = positives.get(label, 0) + int(on[other].sum())
+            tubes.append(tube)
+    if not tubes:
+        raise ValueError(f"none of {len(rows)} images shows the tip of a tube ({', '.join(devices)})")
+    table = pd.DataFrame(tubes)
+    values, patients = table[list(grids)].to_numpy(np.float64), table["patient_id"].to_numpy()
+    mean = partial(middles, middle=np.nanmean, shape=(len(grids), 1))  # each twice: alone, and as a mean of one
+    ends = interval(bootstrap(mean, values, values, groups=patients, resamples=resamples, seed=seed))
+    metrics = []
+    for k, (label, grid) in enumerate(grids.items()):
+        value, low, high = (float(part[2 * k]) for part in (mean(values, values), *ends))
+        counts = {"n": int((~np.isnan(values[:, k])).sum()), "positives": positives[label], "grid": grid}
+        record = {"task": "continuity", "label": label, "metric": "auroc", "value": value, "low": low, "high": high}
+        metrics.append(record | counts)
+    layered = table[[label for label in grids if label != "nearness"]].mean(axis=1).sort_values(kind="stable")
+    tube = table.loc[layered.index[layered.notna().sum() // 2]].to_dict()
+    tip = np.array([tube["tip_column"], tube["tip_row"]])
+    only = np.array([tube["row"]])
+    found = similarity(maps_of(encoder, prepared, only, layers), tip, size)
+    example = {"device": tube["device"], "row": tube["row"], "tip": tip, "maps": dict(zip(grids, found, strict=False))}
+    example["mask"] = load_masks(prepared, only).masks[0, DEVICES.index(tube["device"])]
+    return {"tubes": table, "metrics": metrics, "example": example}

@@ -1,0 +1,400 @@
+"""Report generation on a frozen encoder: its patch features become the first words of a language model.
+
+Images are encoded once; their patch features (T,C) pass through a projector and stand before the report as a prefix,
+in the manner of LLaVA (Liu et al. 2023) and, on x-rays, MAIRA (Hyland et al. 2023). The language model is a small Llama
+trained here with byte pairs of the training reports, or any causal one of Hugging Face's that lies in a folder, with
+low-rank adapters (Hu et al. 2021). Both take the prefix as ``inputs_embeds``; both write by `generate`.
+"""
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cxrstudy import study
+from cxrstudy.data.images import Prepared
+from cxrstudy.data.manifest import nested_subset, patients_hash
+from cxrstudy.encoders import MissingWeights
+from cxrstudy.evaluate import protocol, textscores
+from cxrstudy.evaluate.features import covariates, encode
+from cxrstudy.progress import Progress
+from cxrstudy.weights import UnmatchedTensors, folder_of
+
+IN_MEMORY = 2**31  # bytes of patch features; more go to a file of the run's folder
+_CHUNK = 1024  # images encoded at a time
+Pairs = tuple[np.ndarray, list[str]]  # patch features (N,T,C) and their N reports
+_AT_ONCE = 96  # reports, or beams, written side by side: more spoil the processor's cache
+
+
+# ---- what is seen --------------------------------------------------------------------------------------------------
+def encode_tokens(
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    *,
+    grid: int,
+    folder: Path | None = None,
+    progress: Progress = iter,
+) -> np.ndarray:
+    """Patch features (len(rows), T, C) float16 of the given rows, row by row of the image; one pass of the encoder.
+
+    ``grid``: patches are averaged to grid x grid places at most (0: all are kept). ``encoder`` None: `covariates`, one
+    token. Beyond IN_MEMORY bytes they lie in an unnamed file of ``folder``, mapped. ValueError: a feature that float16
+    does not hold.
+    """
+    if encoder is None:
+        return covariates(prepared.manifest)[rows, None].astype(np.float16)
+    side = encoder.input_size if encoder.info.get("encoder") != "pixels" else prepared.info["size"]
+    with torch.inference_mode():
+        patches = encoder.cpu().forward_features(torch.zeros(1, 1, side, side)).shape[1]
+    places = math.isqrt(patches) if not grid else min(grid, math.isqrt(patches))
+    shape = (len(rows), places**2, encoder.channels)
+    out = np.empty(shape, np.float16) if folder is None or 2 * math.prod(shape) <= IN_MEMORY else _mapped(shape, folder)
+    for start in progress(range(0, len(rows), _CHUNK)):
+        chunk = encode(encoder, prepared, rows[start : start + _CHUNK], pooling=f"grid{places}")
+        chunk = chunk.reshape(len(chunk), encoder.channels, places**2).transpose(0, 2, 1)
+        if not (np.abs(chunk) < np.finfo(np.float16).max).all():
+            raise ValueError("the encoder gives features that are not finite in half precision")
+        out[start : start + len(chunk)] = chunk
+    return out
+
+
+def _mapped(shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    folder.mkdir(parents=True, exist_ok=True)
+    unnamed: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - gone once nothing maps it
+    return np.memmap(unnamed, np.float16, "w+", shape=shape)
+
+
+# ---- the language model --------------------------------------------------------------------------------------------
+def train_tokenizer(reports: list[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
+    """Byte pairs learned from ``reports``, digits one by one; any text is written back as it was."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(reports, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def small_model(p: study.Report, tokenizer: Any) -> Any:
+    """A Llama of ``p.layers`` blocks and ``p.width`` channels with fresh weights, for the tokenizer's vocabulary."""
+    shape: Any = {"hidden_size": p.width, "intermediate_size": 2 * p.width, "num_attention_heads": p.width // 32}
+    shape |= {"num_hidden_layers": p.layers, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    shape |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    shape["attn_implementation"] = "eager"  # on CPU faster than the fused kernel at these sizes
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
+
+
+def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
+    """(language model, tokenizer) of a folder, frozen; ``lora_rank`` > 0 puts adapters on its linear layers.
+
+    ``name`` is a folder, or one below ``weights.folder_of``. MissingWeights says what to fetch and where it goes;
+    UnmatchedTensors names tensors that the model lacks or that do not fit: nothing is ever initialised at random.
+    """
+    places = (study.resolve(name), folder_of(Path(name).name))
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    where = folder or places[1]
+    fetch = (
+        f"{where} takes config.json, *.safetensors and the tokenizer's files of a causal language model of Hugging "
+        f"Face's. Where there is a network, run: hf download OWNER/{where.name} --local-dir {where} (size and licence: "
+        "see its model card); or say language_model='' for a small one that is trained here"
+    )
+    if folder is None:
+        raise MissingWeights(f"no language model {name!r}: no config.json in {places[0]} nor in {places[1]}. {fetch}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kinds: Any = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32, "local_files_only": True}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        opened: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **kinds)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MissingWeights(f"the language model in {folder} is not whole ({error}). {fetch}") from error
+    model, loaded = opened
+    wrong = {kind: sorted(map(str, loaded[kind])) for kind in ("missing_keys", "mismatched_keys") if loaded[kind]}
+    if wrong:
+        raise UnmatchedTensors(f"{folder} does not hold all that {type(model).__name__} needs: {wrong}. {fetch}")
+    words = model.get_input_embeddings().num_embeddings
+    if tokenizer.eos_token_id is None or len(tokenizer) > words:
+        raise UnmatchedTensors(
+            f"{folder}: its tokenizer needs an end token (has {tokenizer.eos_token!r}) and at most the {words} words "
+            f"that its model knows (has {len(tokenizer)}). {fetch}"
+        )
+    model.requires_grad_(False)
+    if lora_rank:
+        from peft import LoraConfig, get_peft_model  # slow to import
+
+        asked = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, asked)
+    return model, tokenizer
+
+
+class Writer(nn.Module):
+    """Patch features (N,T,C) to reports: a projector into the word space of a causal language model.
+
+    Attributes: ``language`` and ``tokenizer``; ``projector`` and ``place`` (T, width), what a patch's place adds. Patch
+    features are standardised by ``mean`` and ``std`` (C) of the training images first.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, p: study.Report, tokens: np.ndarray, reports: list[str]):
+        """``tokens`` (N,T,C) and ``reports`` of the training images."""
+        super().__init__()
+        if p.language_model:
+            self.language, self.tokenizer = open_model(p.language_model, p.lora_rank)
+        else:
+            self.tokenizer = train_tokenizer(reports, p.vocabulary)
+            self.language = small_model(p, self.tokenizer)
+        width, (count, patches, channels) = self.language.get_input_embeddings().embedding_dim, tokens.shape
+        some = np.asarray(tokens[:: max(1, count // 1000)], dtype=np.float32).reshape(-1, channels)
+        self.register_buffer("mean", torch.from_numpy(some.mean(0)))
+        self.register_buffer("std", torch.from_numpy(some.std(0)).clamp(min=1e-4))
+        deep = [nn.GELU(), nn.Linear(width, width)] if p.projector == "mlp" else []
+        self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width), *deep)
+        self.place = nn.Parameter(0.02 * torch.randn(patches, width))
+        self.end, begin = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        said = self.tokenizer(p.prompt, add_special_tokens=False)["input_ids"] if p.prompt else []
+        self.start, self.max_tokens = [self.end if begin is None else begin, *said], p.max_tokens
+
+    def ids(self, reports: list[str]) -> list[list[int]]:
+        """Token ids of each report, its end included; a report of more than ``max_tokens`` is cut, and has no end."""
+        found = self.tokenizer(list(reports), add_special_tokens=False)["input_ids"]
+        return [[*one, self.end][: self.max_tokens] for one in found]
+
+    def prefix(self, tokens: Tensor) -> Tensor:
+        """(N,T,C) patch features -> (N, T + start, width) what stands before the report."""
+        words = self.language.get_input_embeddings()
+        seen = self.projector((tokens.float() - self.mean) / self.std) + self.place
+        start = words(torch.tensor(self.start, device=tokens.device)).expand(len(tokens), -1, -1)
+        return torch.cat([seen.to(start.dtype), start], dim=1)
+
+    def loss(self, tokens: Tensor, ids: list[list[int]]) -> tuple[Tensor, int]:
+        """Sum of the cross entropy (nats) over the tokens of the reports, and how many these are."""
+        longest = max(map(len, ids))
+        target = torch.full((len(ids), longest), -100)
+        for row, one in enumerate(ids):
+            target[row, : len(one)] = torch.tensor(one)
+        target = target.to(tokens.device)
+        words = self.language.get_input_embeddings()(target[:, :-1].clamp(min=0))
+        # padding stands after the text, and a causal model does not look ahead: no mask is needed
+        before = torch.cat([self.prefix(tokens), words], dim=1)
+        logits = self.language(inputs_embeds=before, logits_to_keep=longest, use_cache=False).logits
+        total = functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
+        return total, sum(map(len, ids))
+
+    @torch.inference_mode()
+    def write(self, tokens: np.ndarray, p: study.Report, *, progress: Progress = iter) -> list[str]:
+        """A report for each of (N,T,C) patch features: greedy, or the best of ``p.num_beams`` beams.
+
+        Nothing is drawn by lot, so the report is a function of the image. Guards against repetition are
+        ``p.no_repeat`` (no run of so many tokens twice) and ``p.repetition_penalty``; off by default, since an
+        IMPRESSION says again what FINDINGS said, and such guards garble it.
+        """
+        self.eval()
+        how = transformers.GenerationConfig(
+            do_sample=False,
+            num_beams=p.num_beams,
+            max_new_tokens=p.max_tokens,
+            no_repeat_ngram_size=p.no_repeat,
+            repetition_penalty=p.repetition_penalty,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+        )
+        self.language.generation_config = how  # else `generate` fills in what the folder's own asks for, as sampling
+        out, batch = [], max(1, _AT_ONCE // p.num_beams)
+        for start in progress(range(0, len(tokens), batch)):
+            with _autocast(self.place.device):
+                before = self.prefix(_to(tokens[start : start + batch], self.place.device))
+                seen = torch.ones(before.shape[:2], dtype=torch.long, device=before.device)
+                written = self.language.generate(inputs_embeds=before, attention_mask=seen, generation_config=how)
+            out += self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [text.strip() for text in out]
+
+
+def _to(tokens: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
+
+
+def _autocast(device: torch.device) -> Any:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+def fit(writer: Writer, p: study.Report, train: Pairs, held: Pairs, *, progress: Progress = iter) -> pd.DataFrame:
+    """Train what of ``writer`` is not frozen for ``p.steps`` steps; it ends in the state of least validation loss.
+
+    ``train`` and ``held`` are patch features (N,T,C) and their N reports. AdamW, warm-up, cosine to zero; reports of
+    like length share a batch. Returns one row a step: step, samples_seen, loss (nats a token), lr, and validation (nats
+    a token; NaN between checks). FloatingPointError when a loss is not finite.
+    """
+    tokens, ids, device = train[0], writer.ids(train[1]), writer.place.device
+    trained = [value for value in writer.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in trained if value.ndim > 1], "weight_decay": p.weight_decay},
+        {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=p.lr, betas=(0.9, 0.98))
+    warm = max(1, round(p.warmup * p.steps))
+
+    def rate(step: int) -> float:
+        return (step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / (p.steps - warm))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    checked = {round(p.steps * (k + 1) / p.checks) for k in range(p.checks)} | {p.steps}
+    batches = _batches([len(one) for one in ids], p.batch_size, np.random.default_rng(p.seed))
+    history, best, kept = [], math.inf, [value.detach().clone() for value in trained]
+    for step in progress(range(1, p.steps + 1)):
+        writer.train()
+        take = next(batches)
+        with _autocast(device):
+            total, count = writer.loss(_to(tokens[take], device), [ids[i] for i in take])
+        loss = total / count
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, p.clip)
+        row = {"step": step, "samples_seen": step * p.batch_size, "loss": loss.item(), "lr": schedule.get_last_lr()[0]}
+        row["validation"] = math.nan
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        schedule.step()
+        if step in checked:
+            row["validation"] = validation_loss(writer, held)
+        if not math.isfinite(row["loss"]) or (step in checked and not math.isfinite(row["validation"])):
+            raise FloatingPointError(f"the loss is not finite at step {step} ({row}): lower lr, which is {p.lr}")
+        if row["validation"] < best:
+            best, kept = row["validation"], [value.detach().clone() for value in trained]
+        history.append(row)
+    with torch.no_grad():
+        for value, best_value in zip(trained, kept, strict=True):
+            value.copy_(best_value)
+    return pd.DataFrame(history)
+
+
+@torch.inference_mode()
+def validation_loss(writer: Writer, held: Pairs, batch: int = 64) -> float:
+    """Cross entropy, in nats a token, of reports after the patch features of their images."""
+    writer.eval()
+    ids, device, sums = writer.ids(held[1]), writer.place.device, np.zeros(2)
+    order = np.argsort([len(one) for one in ids], kind="stable")
+    for take in np.split(order, range(batch, len(order), batch)):
+        with _autocast(device):
+            total, count = writer.loss(_to(held[0][take], device), [ids[i] for i in take])
+        sums += [total.item(), count]
+    return float(sums[0] / sums[1])
+
+
+def _batches(lengths: list[int], size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches of places; each epoch shows every report once, those of like length together."""
+    while True:
+        order = rng.permutation(len(lengths))
+        pools = np.split(order, range(8 * size, len(order), 8 * size))
+        batches = []
+        for pool in pools:
+            near = pool[np.argsort(np.asarray(lengths)[pool], kind="stable")]
+            batches += np.split(near, range(size, len(near), size))
+        yield from (batches[i] for i in rng.permutation(len(batches)))
+
+
+# ---- the protocol --------------------------------------------------------------------------------------------------
+def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> dict[str, Any]:
+    """Train a decoder on one frozen encoder, write the test patients' reports and score them beside three controls.
+
+    Returns ``reports`` (a table: image_id, patient_id, truth, generated, other_patient, and each report's scores, see
+    `textscores.per_report`), ``metrics`` (a list: task "reports", label, metric, value, low, high, n, positives; a
+    control's label begins with its name, as in "other patient: all"), ``history`` (see `fit`), ``writer``, ``tokens``
+    (of the test rows), ``test`` (a manifest), ``subject`` and ``info``. Controls: the same decoder fed another
+    patient's image, which shows what is written without seeing; the most frequent training report; a training report by
+    lot. No patient of any part may be in the encoder's pretraining: LeakError, before anything is computed. ValueError:
+    no report in a part; a control that cannot be made.
+    """
+    torch.set_num_threads(p.threads)
+    shared = study.Classify(**p.model_dump(include={"data", "within", "train", "validation", "test"}))
+    table = protocol.labelled_rows(prepared, shared)
+    table = table.assign(text=textscores.texts(table, p.part))
+    told = table[table["text"] != ""]
+    if told.empty:
+        raise ValueError(f"part: none of {len(table)} images of {p.data} has a report with {p.part!r}")
+    caps = (p.n_train, p.n_validation, p.n_test)
+    parts = [
+        nested_subset(part, min(cap or len(part), len(part)), seed=p.seed)
+        for part, cap in zip(protocol._parts(told, shared)[0], caps, strict=True)
+    ]
+    encoder, subject, pretrained = protocol.open_subject(p.encoder, prepared.info["size"], p.seed)
+    if p.encoder.startswith("supervised:") or not (encoder is None or hasattr(encoder, "forward_features")):
+        raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with patch features; name one")
+    protocol._refuse_leak(pretrained, pd.concat(parts), p.encoder)
+    test, device = parts[2], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    other = textscores.other_patients(test["patient_id"].to_numpy(), p.seed)
+    clock = [time.perf_counter()]
+    rows = np.concatenate([part["row"].to_numpy() for part in parts])
+    folder = study.resolve(p.out) if p.out else None
+    tokens = encode_tokens(encoder, prepared, rows, grid=p.grid, folder=folder, progress=progress)
+    seen = np.split(tokens, np.cumsum([len(part) for part in parts])[:-1])
+    clock.append(time.perf_counter())
+    learned, held, truth = (part["text"].tolist() for part in parts)
+    with torch.random.fork_rng():
+        torch.manual_seed(p.seed)
+        writer = Writer(p, seen[0], learned).to(device)
+        history = fit(writer, p, (seen[0], learned), (seen[1], held), progress=progress)
+    clock.append(time.perf_counter())
+    generated = writer.write(seen[2], p, progress=progress)
+    clock.append(time.perf_counter())
+    names = ("seconds_encode", "seconds_train", "seconds_generate")
+    seconds = dict(zip(names, np.diff(clock).round(2).tolist(), strict=True))
+    # decoding draws nothing by lot: what the decoder writes for another's image is what it has written for it
+    swapped = [generated[i] for i in other]
+    drawn = np.random.default_rng(p.seed).integers(len(learned), size=len(test))
+    controls = {
+        "": generated,
+        "other patient: ": swapped,
+        "most frequent report: ": [Counter(learned).most_common(1)[0][0]] * len(test),
+        "random report: ": [learned[i] for i in drawn],
+    }
+    judge: dict[str, Any] = {"uncertain": p.uncertain, "resamples": p.resamples, "seed": p.seed}
+    metrics = [
+        row | {"label": name + row["label"]}
+        for name, said in controls.items()
+        for row in textscores.evaluate(said, truth, test["patient_id"].to_numpy(), **judge)
+    ]
+    reports = pd.DataFrame({"image_id": test["image_id"], "patient_id": test["patient_id"], "truth": truth})
+    reports = reports.assign(generated=generated, other_patient=swapped)
+    reports = reports.join(textscores.per_report(generated, truth, uncertain=p.uncertain))
+    checks = history.dropna(subset="validation")
+    lengths = np.array([len(one) for one in writer.ids(learned)])
+    info = {
+        "train_images": len(learned),
+        "validation_images": len(held),
+        "test_images": len(test),
+        "without_report": len(table) - len(told),
+        "patches": int(tokens.shape[1]),
+        "features": int(tokens.shape[2]),
+        "trained_parameters": sum(v.numel() for v in writer.parameters() if v.requires_grad),
+        "parameters": sum(v.numel() for v in writer.parameters()),
+        "tokens_a_report": float(lengths.mean()),
+        "reports_cut": float((lengths >= p.max_tokens).mean()),
+        "best_step": int(checks.loc[checks["validation"].idxmin(), "step"]),
+        "validation_loss": float(checks["validation"].min()),
+        **seconds,
+    }
+    subject = subject | {key: prepared.info.get(key) for key in ("kind", "institution", "generator")}
+    subject |= {"data": Path(p.data).name, "patients": patients_hash(pd.concat(parts))}
+    found = {"reports": reports, "metrics": metrics, "history": history, "subject": subject, "info": info}
+    return found | {"writer": writer, "tokens": seen[2], "test": test}
