@@ -4,6 +4,7 @@ The source is gathered in ``_build/src`` (only what changed is rewritten, so tha
 by Jupyter Book into ``_build/html``.
 """
 
+import csv
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +23,11 @@ from cxrstudy import grid, study
 from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table
 
+SPEED = (
+    "Each row is one of our training steps beside another tool's on the same model, batch, resolution and one thread, "
+    "alternating in one process; a ratio above 1 says that ours is faster. Recorded once, not measured on your machine."
+)
+RATES = ("images_per_second", "peer_images_per_second")
 PAGES = ("index", "data", "gallery")  # executed with the presets that have runs; results.ipynb once a preset
 HIDDEN = {"parameters", "injected-parameters"}
 
@@ -108,12 +114,31 @@ def assemble(source: Path, key: str, data_key: str) -> None:
             said = headline_of(row["record"]) if row["record"] else failed
             lines.append(f"| [{row['name']}](<{page}.ipynb>) | {row['stage']} | {said} |")
         lines.append("")
-    for name, text in (("runs.md", "\n".join(lines)), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
+    pages = {"runs.md": "\n".join(lines), "speed.md": speed(book / "recorded" / "benchmarks.csv")}
+    for name, text in (*pages.items(), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
         write_changed(source / name, text)
         keep.add(source / name)
     for path in source.rglob("*"):  # pages of runs that no longer stand
         if path.is_file() and path not in keep and "__pycache__" not in path.parts:
             path.unlink()
+
+
+def speed(recorded: Path) -> str:
+    """The page of recorded benchmarks: what was measured, beside whom, on which machine, by which command."""
+    lines = ["# How fast is it?", "", SPEED, ""]
+    if not recorded.is_file():
+        return "\n".join([*lines, "Nothing has been recorded yet.", ""])
+    lines += ["| what | images/s | beside | images/s | ratio [95%] | rounds |", "|---|---|---|---|---|---|"]
+    with recorded.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        what = f"**{row['benchmark']}** {row['setting']}"
+        own, theirs = (f"{float(row[n]):.1f}" if row[n] else "" for n in RATES)
+        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[k]) for k in ("ratio", "low", "high"))) if theirs else ""
+        lines.append(f"| {what} | {own} | {row['peer']} | {theirs} | {ratio} | {row['rounds']} |")
+    where = "; ".join(sorted({row["hardware"] for row in rows}))
+    commands = sorted({row["command"] for row in rows})
+    return "\n".join([*lines, "", f"Measured on: {where}. Again with:", "", "```sh", *commands, "```", ""])
 
 
 def _copy(path: Path, target: Path) -> Path:

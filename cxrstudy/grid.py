@@ -114,7 +114,8 @@ PLANNED = {"data", "base", "out", "splits", "encoder", "fold_encoders", "folds",
 
 
 def override(preset: Preset, settings: dict[str, Any]) -> Preset:
-    """``preset`` with ``--set`` values: ``name`` or ``block.name`` with block in ladders, classify, scale, data, base.
+    """``preset`` with ``--set`` values: ``name`` or ``block.name`` with block in ladders, classify, segment, report,
+    scale, data, base.
 
     A bare name is looked for in that order, and reaches every entry of its block.
     """
@@ -134,7 +135,7 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
         if (block and block not in known) or not known:
             names = sorted({n for model in blocks.values() for n in model.model_fields} - PLANNED)
             raise StudyError(f"--set {key}: no such parameter; known: {', '.join(names)} (or ladders.NAME, base.NAME)")
-        block = block or known[0]
+        block = block or next((b for b in known if raw[b] is not None), known[0])
         if raw[block] is None:
             raise StudyError(f"--set {key}: this preset has no {block}")
         target = raw[block]
@@ -184,8 +185,9 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
 
     def classify(label: str, on: str, encoders: list[str], needs: tuple[str, ...]) -> str:
         which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
-        values = preset.classify | {"data": folder(on), "folds": folds} | which
-        return add("classify", label, values, (on, *needs))
+        also = [data.get(name, name) for name in preset.classify.get("also", [])]
+        values = preset.classify | {"data": folder(on), "folds": folds, "also": [folder(a) for a in also]} | which
+        return add("classify", label, values, (on, *needs, *waits(*also)))
 
     def judge(label: str, on: str, encoder: str, needs: tuple[str, ...], place: str = "") -> None:
         """Runs of the other task families on an encoder; ``place`` of a rung in its ladder: first, between or last."""
@@ -194,6 +196,8 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             wanted = {"all": PLACES, "ends": ("first", "last"), "largest": ("last",), "none": ()}
             if family is None or (place and place not in wanted[family.rungs]) or encoder in blind[stage]:
                 continue
+            if encoder.startswith("supervised:") or encoder.endswith((".npz", ".parquet")):
+                continue  # taught by labels for labels; vectors without patches
             if folds:
                 raise StudyError(f"preset {name}: {stage} needs fixed splits, but folds is {preset.folds}")
             add(stage, label, family.model_dump(exclude={"rungs"}) | {"data": folder(on), "encoder": encoder}, needs)

@@ -109,12 +109,13 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, 
             ("macro", "missed"): "share missed",
             ("macro", "false_alarm"): "share drawn where there is none",
             ("macro", "tip_error_mm"): "tip error, mm (median)",
+            ("macro", "tip_floor_mm"): "the same of the true mask, by the same rule",
         },
     ),
     "continuity": (
         "Continuity: does a patch at a tube's tip resemble the rest of the tube? (AUROC)",
         {(f"layer-{k}", "auroc"): f"layer {-k}" for k in range(5, 0, -1)}
-        | {("nearness", "auroc"): "distance alone, no image"},
+        | {(f"nearness-{k}", "auroc"): f"distance alone, {k} x {k} patches" for k in (2, 4, 8, 16, 32, 37, 64)},
     ),
     "reports": (
         "Reports, written",
@@ -135,7 +136,7 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, 
         "Retrieval",
         {
             (way, f"recall@{k}"): f"{way.replace('_', ' ')}, R@{k}"
-            for way in ("image_to_report", "report_to_image")
+            for way in ("image_to_text", "text_to_image")
             for k in (1, 5, 10)
         },
     ),
@@ -251,7 +252,7 @@ def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:
     """A sentence: whether continuing cost any rung more than ``-bound`` of macro AUROC, by its interval's lower end."""
     if gained.empty:
         return ""
-    short = gained[gained["low"] <= bound]
+    short = gained[~(gained["low"] > bound)]  # where there is no interval, nothing is excluded
     if short.empty:
         return f"No rung's interval reaches down to {bound:+.2f}: continuing harmed none of them by that much."
     named = [f"`{r.paradigm}` with {human(r.n_images)} on {TASKS[r.task].lower()}" for r in short.itertuples()]

@@ -257,10 +257,18 @@ def test_other_families_are_refused_on_folds_and_where_a_preset_has_none(folder)
     data = {name: values | {"fractions": fractions} for name, values in preset()["data"].items()}
     with pytest.raises(StudyError, match="segment needs fixed splits, but folds is 4"):
         plan(folder, preset(folds=4, data=data, segment={}))
-    with pytest.raises(StudyError, match="report.n_train: this preset has no report"):
+    with pytest.raises(StudyError, match=r"report\.n_train: this preset has no report"):
         grid.override(grid.Preset(**preset()), {"report.n_train": 5})
     with pytest.raises(StudyError, match="segment clip-n16-s0: unknown parameter 'epochs'"):
         plan(folder, preset(segment={"epochs": 3}))
+
+
+def test_also_names_data_of_the_preset_and_waits_for_it(folder):
+    runs = plan(folder, preset(classify={"also": ["public"]}))
+    check_shape(runs)
+    public = next(run for run in runs if run.name.startswith("public-"))
+    judged = [run for run in runs if run.stage == "classify"]
+    assert all(run.parameters["also"] == [public.folder] and public.name in run.needs for run in judged)
 
 
 def in_ladder(run):

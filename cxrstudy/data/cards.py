@@ -43,6 +43,14 @@ class Table(_Strict):
     report: str | None = None
     views: dict[str, str] = Field({}, description="their name of a view -> ours; others become missing; empty: as ours")
     sexes: dict[str, str] = Field({"F": "F", "M": "M"}, description="their name of a sex -> ours")
+    sides: dict[str, str] = Field(
+        {}, description="our finding -> the column of its side: right, left, bilateral, empty"
+    )
+    masks: dict[str, str] = Field(
+        {}, description="our device -> the column of its mask's file, below root; empty: none"
+    )
+    malposition: dict[str, str] = Field({}, description="our device -> column: 1 where its tip lies wrong")
+    pixel_spacing: str | None = Field(None, description="mm a pixel of the image file, for errors of tips in mm")
     query: str = Field("", description="keep only the rows that meet this pandas query (e.g. frontal views)")
 
 
@@ -153,7 +161,8 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     ]
     raw = pd.concat(frames, ignore_index=True)
     used = [table.image_id, table.patient_id, *table.study_id]
-    used += [column for column in (table.view, table.age, table.sex, table.report) if column]
+    used += [c for c in (table.view, table.age, table.sex, table.report, table.pixel_spacing) if c]
+    used += [*table.sides.values(), *table.masks.values(), *table.malposition.values()]
     if card.labels:
         used += (
             [card.labels.column]
@@ -181,6 +190,14 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         manifest["sex"] = raw[table.sex].map(table.sexes)
     if table.report:
         manifest["report"] = raw[table.report]
+    if table.pixel_spacing:
+        manifest["pixel_spacing"] = pd.to_numeric(raw[table.pixel_spacing], errors="coerce")
+    for ours, column in table.sides.items():
+        manifest[f"side:{ours}"] = raw[column].fillna("")
+    for ours, column in table.malposition.items():
+        manifest[f"malposition:{ours}"] = pd.to_numeric(raw[column], errors="coerce")
+    for ours, column in table.masks.items():
+        manifest[f"mask:{ours}"] = [_mask(card, base, name, column) for name in raw[column].fillna("")]
     if card.labels:
         manifest = manifest.assign(**_labels(raw, card.labels))
     out = manifests.validate(manifest.reset_index(drop=True), f"card {card.name}, {paths[0]}")
@@ -211,6 +228,12 @@ def _find_images(card: Card, base: Path, ids: pd.Series) -> pd.Series:
         return next(iter(files), None)
 
     return ids.map(pick)
+
+
+def _mask(card: Card, base: Path, name: str, column: str) -> str:
+    if name and not (base / name).is_file():
+        raise CardError(f"card {card.name}: column {column!r} names a mask {name!r} that does not lie under {base}")
+    return str(base / name) if name else ""
 
 
 def _query(raw: pd.DataFrame, card: Card, query: str) -> pd.DataFrame:

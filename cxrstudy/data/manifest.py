@@ -1,9 +1,10 @@
 """The manifest: one Parquet table, a row an image, that every data set is turned into; splits and nested subsets.
 
 Columns: image_id, patient_id, study_id, path (strings; image_id unique); view, sex (strings or missing); age (years);
-report (string or missing); ``label:NAME`` (structured labels as recorded: 1, 0 or missing = unknown); ``side:NAME``
-(right, left, bilateral or empty, as recorded); ``truth:NAME`` (where the truth is known, as it is of the synthetic
-institution); split (after ``assign_splits``).
+report (string or missing); pixel_spacing (mm); ``label:NAME`` (structured labels as recorded: 1, 0 or missing =
+unknown); ``side:NAME`` (right, left, bilateral or empty, as recorded); ``malposition:NAME`` (1: a device's tip lies
+wrong); ``mask:NAME`` (path of a device's mask, or empty); ``truth:NAME`` (where the truth is known, as it is of the
+synthetic institution); split (after ``assign_splits``).
 """
 
 import hashlib
@@ -47,8 +48,11 @@ def validate(manifest: pd.DataFrame, where: str = "manifest") -> pd.DataFrame:
     if "age" in manifest:
         age = pd.to_numeric(manifest["age"], errors="coerce")
         refuse(manifest["age"].notna() & ~age.between(0, 130), "age", "is not an age in years")
-    for column in manifest.columns[manifest.columns.str.match("(label|truth):")]:
+    for column in manifest.columns[manifest.columns.str.match("(label|truth|malposition):")]:
         refuse(manifest[column].notna() & ~manifest[column].isin([0, 1]), column, "is not 0, 1 or missing")
+    for column in manifest.columns[manifest.columns.str.match("side:")]:
+        known = manifest[column].isna() | manifest[column].isin(["right", "left", "bilateral", ""])
+        refuse(~known, column, "is not right, left, bilateral or empty")
     return manifest
 
 

@@ -222,7 +222,9 @@ class ImageText(nn.Module):
         tokens = torch.where(torch.from_numpy(as_prompt[own])[:, None], said, told)
         tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(x.device, non_blocking=True)
         pooled = self.encoder.pool(x)
-        image, text = self.text.embed_image(pooled).float(), self.text.embed_text(tokens).float()
+        image = self.text.embed_image(pooled).float()
+        with torch.autocast("cpu", enabled=False):  # where its attention's backward is slow in half precision
+            text = self.text.embed_text(tokens).float()
         with torch.autocast(x.device.type, enabled=False):
             image, text, scale = gathered(image), gathered(text), self.text.scale()
             if p.paradigm == "unicl" and p.positives == "overlap":

@@ -175,6 +175,28 @@ def test_every_column_is_mapped(tmp_path):
     assert manifest["report"].fillna("").tolist() == ["No edema.", "", "Edema, mild.", "x"]
 
 
+def test_sides_masks_malposition_and_spacing_are_read_where_a_card_maps_them(tmp_path):
+    table = {"sides": {"edema": "which"}, "masks": {"picc": "drawn"}, "malposition": {"picc": "wrong"}}
+    table |= {"pixel_spacing": "mm"}
+    own = rows(which=["left", ""], drawn=["masks/a.png", ""], wrong=["1", ""], mm=["0.14", "?"])
+    write_rows(tmp_path, own)
+    card = write_card(tmp_path, table=table)
+    with pytest.raises(CardError, match=r"column 'drawn' names a mask 'masks/a.png' that does not lie under"):
+        load_manifest(card, root=tmp_path)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").touch()
+    manifest = load_manifest(card, root=tmp_path)
+    assert manifest["side:edema"].tolist() == ["left", ""]
+    assert manifest["mask:picc"].tolist() == [str(tmp_path / "masks" / "a.png"), ""]
+    assert manifest["malposition:picc"].fillna(-1).tolist() == [1, -1]
+    assert manifest["pixel_spacing"].fillna(-1).tolist() == [0.14, -1]
+    write_rows(tmp_path, own | {"which": ["links", ""]})
+    with pytest.raises(ManifestError, match="'side:edema': 'links' is not right, left"):
+        load_manifest(card, root=tmp_path)
+    with pytest.raises(CardError, match="has no column 'size'"):
+        load_manifest(write_card(tmp_path, table=table | {"pixel_spacing": "size"}), root=tmp_path)
+
+
 def test_a_study_is_named_by_one_column_or_by_several(tmp_path):
     write_rows(tmp_path, rows(day=["mon", "tue"]))
     for columns, told in ((["exam"], ["0", "1"]), (["day", "pid", "exam"], ["mon-00-0", "tue-00-1"])):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cxrstudy import narrative, study
+from cxrstudy.evaluate import zeroshot
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling.ladders import fit_ladders, gains, points, reference, same_patients
 
@@ -324,6 +325,7 @@ def test_the_book_says_which_rungs_may_have_been_harmed(runs):
     hurt = pd.DataFrame([*fine, ("lines_tubes", "unicl", 8000, 1, 0.0, -0.02, 0.01, 0.0, 0.0)], columns=columns)
     assert "1 of 3 points: `unicl` with 8k on lines and tubes." in narrative.harm(hurt)
     assert narrative.harm(hurt[:0]) == ""
+    assert "1 of 1 points" in narrative.harm(hurt[:1].assign(low=float("nan")))
 
 
 def test_the_table_of_gains_tells_seeds_and_how_far_the_weights_went(runs):
@@ -349,10 +351,13 @@ def test_other_families_have_tables_of_their_own_and_stay_out_of_the_labels(runs
     record("base-clip-base-seg", rows, stage="segment", base="", n_images=20000)
     rows = [metric("reports", v, label=k, metric=m) for k, m, v in REPORTED]
     record("clip-n200-s0-rep", rows, stage="report", n_images=200)
+    told = [metric("retrieval", 0.2, label=way, metric="recall@5") for way in zeroshot.DIRECTIONS]
+    record("clip-n200-s0-ret", told, n_images=200)
     record("pixels-mal", [metric("malposition", 0.6)], paradigm="control", encoder="pixels", base=None)
     table = load_records(runs)
     found = dict(narrative.family_tables(table))
-    assert list(found) == ["Lines and tubes, drawn", "Reports, written", "Malposition of tips"]
+    assert list(found) == ["Lines and tubes, drawn", "Reports, written", "Malposition of tips", "Retrieval"]
+    assert list(found["Retrieval"].columns) == ["image to text, R@5", "text to image, R@5"]
     assert found["Lines and tubes, drawn"].to_dict() == {"Dice": {"base (clip, 30k seen), not continued": DICE}}
     assert list(found["Reports, written"].columns) == ["findings, micro F1", "ROUGE-L"]
     assert list(found["Reports, written"].index) == ["clip, 200 images, seed 0"]
