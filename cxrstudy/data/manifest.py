@@ -84,8 +84,10 @@ def assign_splits(manifest: pd.DataFrame, *, fractions: dict[str, float], seed: 
     """A copy with column ``split``: each patient wholly in one split, by a keyed hash of the patient id.
 
     A patient's split depends on (patient id, fractions, seed) alone, so it stays when images or patients are added.
-    ``fractions`` maps split to its share of patients, summing to 1; ValueError if they do not.
+    ``fractions`` maps split to its share of patients, summing to 1, in any order: a plan's parameters come sorted, a
+    notebook's as they were written, and both must mean the same. ValueError if they do not sum to 1.
     """
+    fractions = dict(sorted(fractions.items()))
     shares = np.array(list(fractions.values()), dtype=float)
     if not len(shares) or (shares < 0).any() or not np.isclose(shares.sum(), 1.0, rtol=0, atol=1e-9):
         raise ValueError(f"fractions must be at least 0 and sum to 1, not {fractions}")

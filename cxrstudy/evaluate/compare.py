@@ -76,7 +76,8 @@ def grid(
 ) -> pd.DataFrame:
     """Pairs of runs compared on ``label`` of each task; ``p_holm`` is corrected over all rows together.
 
-    Rows: one, other (names of the runs' folders), and those of ``paired``.
+    Rows: one, other (names of the runs' folders), and those of ``paired``. ``p_least``: as small as ``p_holm`` can get
+    with so many rows and resamples; where it is above the level, nothing can be found but by more ``resamples``.
     """
     columns = ["one", "other", "task", "label", "difference", "low", "high", "p", "n"]
     found = [pd.DataFrame(columns=columns)]
@@ -84,7 +85,8 @@ def grid(
         rows = paired(one, other, metric=metric, resamples=resamples, seed=seed)
         found.append(rows[rows["label"] == label].assign(one=Path(one).name, other=Path(other).name))
     table = pd.concat(found[1:] or found, ignore_index=True)[columns]
-    return table.assign(p_holm=holm(table["p"].to_numpy(float)))
+    least = min(1.0, 2 * table["p"].notna().sum() / (resamples + 1))
+    return table.assign(p_holm=holm(table["p"].to_numpy(float)), p_least=least)
 
 
 def bootstrap_p(differences: ArrayLike) -> float:

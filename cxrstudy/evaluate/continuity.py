@@ -35,6 +35,12 @@ def _patch(tip: np.ndarray, size: int, side: int) -> tuple[int, int]:
     return row, column
 
 
+def _nearness(tip: np.ndarray, size: int, side: int) -> np.ndarray:
+    """How near each patch (side,side) is to that of the tip: 0, or below."""
+    row, column = _patch(tip, size, side)
+    return -np.hypot(*np.ogrid[-row : side - row, -column : side - column])
+
+
 def continuity(
     encoder: Any,
     prepared: Prepared,
@@ -51,11 +57,12 @@ def continuity(
     from those that hold none. (The paper shows such maps of chest tubes; the number beside them is ours.)
 
     Returns ``tubes`` (a row a tube: image_id, patient_id, row, device, tip_column, tip_row, and its AUROC in a column a
-    layer: "layer-1" is the last; "nearness" is a control that sees no image: patches of the finest grid ranked by their
-    distance to the tip), ``metrics`` (dicts of task "continuity", label: the layer, metric "auroc": the mean over tubes
-    with its 95% patient-bootstrap interval, n: tubes, positives: patches on them, grid: patches a side) and ``example``
-    (the tube of median AUROC over layers: device, row, tip, mask, and ``maps``, the similarity (h,w) by layer). A grid
-    too coarse for a tube (no second patch on it, or none beside it) counts as NaN. ValueError: no tip in any image.
+    layer: "layer-1" is the last; "nearness-16", one for each grid that a layer has, is a control that sees no image:
+    patches of 16 x 16 ranked by their distance to the tip; compare a layer with that of its own grid), ``metrics``
+    (dicts of task "continuity", label: the layer, metric "auroc": the mean over tubes with its 95% patient-bootstrap
+    interval, n: tubes, positives: patches on them, grid: patches a side) and ``example`` (the tube of median AUROC over
+    layers: device, row, tip, mask, and ``maps``, the similarity (h,w) by layer). A grid too coarse for a tube (no
+    second patch on it, or none beside it) counts as NaN. ValueError: no tip in any image.
     """
     size, tubes = int(prepared.info["size"]), []
     grids: dict[str, int] = {}
@@ -63,17 +70,17 @@ def continuity(
     for start in progress(range(0, len(rows), CHUNK)):
         few = np.asarray(rows)[start : start + CHUNK]
         truth, maps = load_masks(prepared, few), maps_of(encoder, prepared, few, layers)
-        finest = max(m.shape[-1] for m in maps)
-        grids = {f"layer{k - len(maps)}": m.shape[-1] for k, m in enumerate(maps)} | {"nearness": finest}
+        sides = dict.fromkeys(m.shape[-1] for m in maps)
+        grids = {f"layer{k - len(maps)}": m.shape[-1] for k, m in enumerate(maps)}
+        grids |= {f"nearness-{side}": side for side in sides}
         for n, k in np.argwhere(truth.masks.any((2, 3)) & ~np.isnan(truth.tips).any(2)):
             if DEVICES[k] not in devices:
                 continue
             tip, mask = truth.tips[n, k], torch.from_numpy(truth.masks[n, k])[None, None].float()
             tube: dict[str, Any] = {key: prepared.manifest[key].iloc[few[n]] for key in ("image_id", "patient_id")}
             tube |= {"row": int(few[n]), "device": DEVICES[k], "tip_column": tip[0], "tip_row": tip[1]}
-            row, column = _patch(tip, size, finest)
-            near = -np.hypot(*np.ogrid[-row : finest - row, -column : finest - column])
-            for label, values in zip(grids, [*similarity([m[n : n + 1] for m in maps], tip, size), near], strict=True):
+            alike, near = similarity([m[n : n + 1] for m in maps], tip, size), [_nearness(tip, size, s) for s in sides]
+            for label, values in zip(grids, alike + near, strict=True):
                 on = functional.adaptive_max_pool2d(mask, len(values))[0, 0].numpy() > 0
                 other = np.ones(on.shape, bool)
                 other[_patch(tip, size, len(on))] = False
@@ -92,7 +99,7 @@ def continuity(
         counts = {"n": int((~np.isnan(values[:, k])).sum()), "positives": positives[label], "grid": grid}
         record = {"task": "continuity", "label": label, "metric": "auroc", "value": value, "low": low, "high": high}
         metrics.append(record | counts)
-    layered = table[[label for label in grids if label != "nearness"]].mean(axis=1).sort_values(kind="stable")
+    layered = table[[label for label in grids if label.startswith("layer")]].mean(axis=1).sort_values(kind="stable")
     tube = table.loc[layered.index[layered.notna().sum() // 2]].to_dict()
     tip = np.array([tube["tip_column"], tube["tip_row"]])
     only = np.array([tube["row"]])

@@ -1,9 +1,10 @@
 """From images to features: one pass of a frozen encoder, kept on disk where asked, pooled in the parts asked for.
 
-Patch features are kept in half precision below ``runs/features/KEY``, KEY being a digest of the encoder's weights and
-of the prepared data: a row is encoded when it is first asked for, and every later evaluation, whatever its task, reads
-it. They cost N x T x C x 2 bytes an encoder (17,600 images x 16 x 128: 72 MB); the folder may be deleted at any time.
-Beside every row stands the checksum of its bytes: one that does not fit (a crash, a bad disk) is encoded again.
+Asked for by ``kept`` (``keep_features`` of a run, off by default), patch features lie in half precision below
+``runs/features/KEY``, KEY being a digest of the encoder's weights and of the prepared data: a row is encoded when it is
+first asked for, and read by whoever asks for kept features after that; who does not runs the encoder anew. They cost
+N x T x C x 2 bytes an encoder (17,600 images x 16 x 128: 72 MB); the folder may be deleted at any time. Beside every
+row stands the checksum of its bytes: one that does not fit (a crash, a bad disk) is encoded again.
 """
 
 import fcntl
@@ -11,7 +12,7 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def features_folder(encoder: Any, prepared: Prepared, layers: int = 1) -> Path:
     """Where features of this encoder on this data are kept: ``runs/features/KEY``.
 
     KEY: a digest of every tensor of the encoder, its architecture, size and grey levels; of the manifest's image ids,
-    the data's ``info`` and some of its images; and of ``layers``.
+    the data's ``info`` and every pixel (about a second a GB); and of ``layers``.
     """
     key = hashlib.blake2b(digest_size=12)
     for name, tensor in encoder.state_dict().items():
@@ -140,8 +141,8 @@ def features_folder(encoder: Any, prepared: Prepared, layers: int = 1) -> Path:
     made = [getattr(encoder, name, None) for name in ("architecture", "arguments", "input_size", "mean", "std")]
     key.update(json.dumps([type(encoder).__name__, made, prepared.info, layers], sort_keys=True, default=str).encode())
     key.update("\n".join(prepared.manifest["image_id"]).encode())
-    for row in np.unique(np.linspace(0, len(prepared.images) - 1, 64).astype(int)):
-        key.update(np.ascontiguousarray(prepared.images[row]).tobytes())
+    for start in range(0, len(prepared.images), 1024):
+        key.update(np.ascontiguousarray(prepared.images[start : start + 1024]).data)
     return study.runs_root() / "features" / key.hexdigest()
 
 
@@ -209,7 +210,6 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 # ---- what evaluations read -----------------------------------------------------------------------------------------
-@torch.inference_mode()
 def encode(
     encoder: Any,
     prepared: Prepared,
@@ -221,7 +221,24 @@ def encode(
     batch: int = BATCH,
     progress: Progress = iter,
 ) -> np.ndarray:
-    """Pooled features (len(rows), F) float32 of the given rows of a prepared data set.
+    """Pooled features (len(rows), F) float32 of the given rows of a prepared data set: the one of ``encode_each``."""
+    how: dict[str, Any] = {"layers": layers, "kept": kept, "batch": batch, "progress": progress}
+    return encode_each(encoder, prepared, rows, [pooling], **how)[0]
+
+
+@torch.inference_mode()
+def encode_each(
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    poolings: Sequence[str],
+    *,
+    layers: int = 1,
+    kept: bool = False,
+    batch: int = BATCH,
+    progress: Progress = iter,
+) -> list[np.ndarray]:
+    """Features (len(rows), F) float32 of the given rows of a prepared data set, once a pooling, from one pass.
 
     ``kept``: patch features are read from ``features_folder`` and added to it, in half precision; else nothing is
     written and they stay in single precision.
@@ -239,7 +256,8 @@ def encode(
     else:
         encoder = encoder.to(device())
         pairs = (_forward(encoder, prepared, rows[start : start + batch], layers) for start in progress(starts))
-    return np.concatenate([pool_tokens(patches, pooling, classes).cpu().numpy() for patches, classes in pairs])
+    pooled = [[pool_tokens(pair[0], one, pair[1]).cpu().numpy() for one in poolings] for pair in pairs]
+    return [np.concatenate(found) for found in zip(*pooled, strict=True)]
 
 
 def patches(

@@ -53,8 +53,9 @@ def load_masks(prepared: Prepared, rows: np.ndarray) -> Masks:
     """True masks of some rows of a prepared data set, at its size.
 
     Synthetic rows are drawn again. Others: ``mask:NAME`` holds the path of an 8-bit image (not zero = device) of the
-    x-ray's own size, brought to ours as ``read_image`` does (nearest neighbour); the tip is found by the rule of
-    `masks.tips`; spacing comes from the column ``pixel_spacing`` (mm a pixel of that file), where there is one.
+    x-ray's own size, brought to ours as ``read_image`` does: a pixel is on where any of the file's pixels in it is, so
+    that a thin line stays whole. The tip is found by the rule of `masks.tips`; spacing comes from the column
+    ``pixel_spacing`` (mm a pixel of that file), where there is one.
     ManifestError names file, row and column where a mask cannot be read.
     """
     manifest, size = prepared.manifest.iloc[rows], int(prepared.info["size"])
@@ -95,9 +96,9 @@ def _read_mask(path: str, size: int, where: str) -> tuple[np.ndarray, float]:
         ) from error
     scale = min(on.shape) / size
     width, height = (max(size, round(side / scale)) for side in (on.shape[1], on.shape[0]))
-    image = Image.fromarray(on.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    image = Image.fromarray(on.astype(np.float32)).resize((width, height), Image.Resampling.BOX)  # shares
     top, left = (height - size) // 2, (width - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size))) != 0, scale
+    return np.asarray(image.crop((left, top, left + size, top + size))) > 0, scale
 
 
 # ---- feature maps --------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def encode_maps(
     """Feature maps and masks of some rows, written once below ``folder``; memory stays that of a chunk of images."""
     folder.mkdir(parents=True)
     files: list[np.ndarray] = []
-    truths: list[Masks] = []
+    told: list[tuple[np.ndarray, ...]] = []  # not the masks, whose chunks could not be freed then
     for start in progress(range(0, len(rows), CHUNK)):
         few = rows[start : start + CHUNK]
         maps, truth = maps_of(encoder, prepared, few, layers), load_masks(prepared, few)
@@ -171,6 +172,5 @@ def encode_maps(
                 shape = (len(rows), *part.shape[1:])
                 files.append(np.lib.format.open_memmap(folder / f"{k}.npy", mode="w+", dtype=part.dtype, shape=shape))
             files[k][start : start + CHUNK] = part
-        truths.append(Masks(truth.masks[:0], truth.known, truth.tips, truth.spacing))
-    joined = [np.concatenate([getattr(t, name) for t in truths]) for name in ("known", "tips", "spacing")]
-    return Store(files[:-1], Masks(files[-1], *joined))
+        told.append((truth.known, truth.tips, truth.spacing))
+    return Store(files[:-1], Masks(files[-1], *(np.concatenate(parts) for parts in zip(*told, strict=True))))

@@ -19,7 +19,17 @@ from cxrstudy.evaluate.metrics import auroc
 from cxrstudy.evaluate.thresholds import best_threshold, platt
 from cxrstudy.progress import Progress
 
-__all__ = ["LeakError", "_parts", "labelled_rows", "open_subject", "run", "save", "save_scores", "score"]
+__all__ = [
+    "LeakError",
+    "_parts",
+    "labelled_rows",
+    "open_subject",
+    "refuse_overlap",
+    "run",
+    "save",
+    "save_scores",
+    "score",
+]
 Subject = tuple[Any, dict[str, Any], set[str]]
 SUPERVISED = "supervised:"
 
@@ -69,6 +79,19 @@ def _refuse_leak(seen: set[str], judged: pd.DataFrame, name: str) -> None:
         )
 
 
+def refuse_overlap(train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame) -> None:
+    """LeakError, with their number and the first, when training or validation patients of a probe are test patients.
+
+    Tables with a column ``patient_id``: what is fitted on a patient, or chosen on one, must not be judged on them.
+    """
+    shared = sorted((set(train["patient_id"]) | set(validation["patient_id"])) & set(test["patient_id"]))
+    if shared:
+        raise LeakError(
+            f"{len(shared)} test patients are training or validation patients too (first: {shared[0]}); "
+            "name splits, and data sets, that share no patient"
+        )
+
+
 # ---- one fold ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Judge:
@@ -91,9 +114,9 @@ def look(
     p: study.Classify, encoder: Any, text: Any, prepared: Prepared, rows: np.ndarray, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of a whole data set in which ``rows`` stand, (N,F) or patches (N,T,C), and, where a text side asks for
-    it, the mean of the last layer's patches (N,C)."""
+    it, the mean of the last layer's patches (N,C). Pooled rows that are not looked at are NaN, which no probe takes."""
     n, width = len(prepared.manifest), 0 if text is None else encoder.channels
-    mean = np.zeros((n, width), np.float32)
+    mean = np.full((n, width), np.nan, np.float32)
     how: dict[str, Any] = {"layers": p.layers, "kept": p.keep_features, "progress": progress}
     if encoder is None:
         return features.covariates(prepared.manifest), mean
@@ -105,10 +128,10 @@ def look(
             mean[part] = x[part][:, :, :width].astype(np.float32).mean(1)
         return x, mean
     else:
-        pooling = f"mean+{p.pooling}" if width else p.pooling
-        found = features.encode(encoder, prepared, rows, pooling=pooling, **how)
-        mean[rows], found = found[:, :width], found[:, width * p.layers :]
-    x = np.zeros((n, found.shape[1]), np.float32)
+        found, *means = features.encode_each(encoder, prepared, rows, [p.pooling, *["mean"] * (width > 0)], **how)
+        for own in means:
+            mean[rows] = own[:, :width]  # the last layer comes first
+    x = np.full((n, found.shape[1]), np.nan, np.float32)
     x[rows] = found
     return x, mean
 
@@ -134,8 +157,15 @@ def _labels(p: study.Classify, cohort: Cohort, part: Part) -> list[np.ndarray]:
     return [draws.permutation(y) for y in found] if p.shuffle_labels else found
 
 
+def _counts(p: study.Classify, cohort: Cohort) -> list[int]:
+    """``label_counts``, each once; 0, all, for those that some fold has no patients left to leave out for."""
+    fewest = min(part[0]["patient_id"].nunique() for part in cohort.parts)
+    return list(dict.fromkeys(count if 0 < count < fewest else 0 for count in p.label_counts))
+
+
 def _few(p: study.Classify, cohort: Cohort, part: Part, x: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Scores (N,L) of a fold's test rows by probes of few labelled patients, by (their number, seed); nested in a seed.
+    """Scores (N,L) of a fold's test rows by probes of few labelled patients, by (their number or 0, seed); nested in a
+    seed.
 
     Strengths are chosen on all validation patients: the curve counts what is fitted, not what is chosen on.
     """
@@ -143,10 +173,10 @@ def _few(p: study.Classify, cohort: Cohort, part: Part, x: np.ndarray) -> dict[t
     patients = np.unique(train["patient_id"])
     for seed in range(p.label_seeds):
         order = np.random.default_rng([p.seed, seed]).permutation(patients)
-        for count in p.label_counts:
+        for count in _counts(p, cohort):
             here = train["patient_id"].isin(order[: count or None]).to_numpy()
             probe = _probe(p, x, train["row"].to_numpy()[here], y[here], val["row"].to_numpy(), y_val)
-            scores[count or len(patients), seed] = _scores(probe, x, held["row"].to_numpy())
+            scores[count, seed] = _scores(probe, x, held["row"].to_numpy())
     return scores
 
 
@@ -156,13 +186,20 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
 
     Returns ``names`` (L), ``scores`` (N,L) log odds, ``calls`` and ``probabilities`` (N,L; see ``thresholds``) and
     ``truth`` (N,L) of the ``test`` rows (a manifest); ``ranks`` (N,2) of retrieval, or None; ``also``: the same on
-    other data sets, by name; ``judges`` and their ``probes``, one a fold; ``metrics`` (a list: task, label, metric,
-    value, low, high, n, positives); tables ``subgroups`` and ``curve`` (label efficiency); ``subject``. Fixed splits:
-    no labelled patient may be in the encoder's pretraining; folds: no patient of the held fold. LeakError when one is.
+    other data sets, by the names of their folders; ``judges`` and their ``probes``, one a fold; ``metrics`` (a list:
+    task, label, metric, value, low, high, n, positives); tables ``subgroups`` and ``curve`` (label efficiency);
+    ``subject``. Fixed splits: no labelled patient may be in the encoder's pretraining; folds: no patient of the held
+    fold. LeakError when one is, or when a test patient is one of training or validation.
     """
     cohort = gather(p, prepared)
+    places = [study.resolve(folder).name for folder in p.also]
+    if len(set(places)) < len(places):
+        raise ValueError(f"also: two folders of one name among {', '.join(p.also)}; their results bear it: rename one")
     others = [elsewhere(p, folder, cohort.names) for folder in p.also]
     judged = p.fold_encoders or [p.encoder] * len(cohort.parts)
+    for train, validation, test in cohort.parts:
+        for judges_on in (test, *(other.parts[0][2] for other in others)):
+            refuse_overlap(train, validation, judges_on)
     opened: dict[str, Subject] = {}
     for name, part in zip(judged, cohort.parts, strict=True):  # before anything is computed
         if name not in opened:
@@ -183,7 +220,10 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
                 features.train_supervised(encoder, prepared, rows, y, **how)
             asked = encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks)
             text = zeroshot.text_side(name, encoder) if asked else None
-            seen[name] = (encoder, text, *look(p, encoder, text, prepared, np.concatenate([rows, val, held]), progress))
+            # of all its folds: under fit_within and test_within a fold may need rows that the first one does not
+            parts = [part for own, part in zip(judged, cohort.parts, strict=True) if own == name]
+            wanted = pd.unique(np.concatenate([table["row"] for part in parts for table in part]))
+            seen[name] = (encoder, text, *look(p, encoder, text, prepared, wanted, progress))
         encoder, text, x, mean = seen[name]
         probe = _probe(p, x, rows, y, val, y_val)
         on_val = _scores(probe, x, val)
@@ -197,8 +237,8 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
             scores.append(judge.judge(look(p, encoder, None, other.prepared, there, progress)[0], there))
     result = _gathered(p, cohort, {k: np.concatenate([f[k] for f in found]) for k in found[0]})
     result["also"] = {
-        institution(other.prepared): _gathered(p, other, {k: np.mean([f[k] for f in scores], 0) for k in scores[0]})
-        for other, scores in zip(others, abroad, strict=True)
+        place: _gathered(p, other, {k: np.mean([f[k] for f in scores], 0) for k in scores[0]})
+        for place, other, scores in zip(places, others, abroad, strict=True)
     }
     for where, there in result["also"].items():
         result["metrics"] += [row | {"task": f"{row['task']}@{where}"} for row in there["metrics"]]
@@ -224,11 +264,6 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
     return result | tables | {"judges": judges, "probes": probes, "subject": subject, "info": counts}
 
 
-def institution(prepared: Prepared) -> str:
-    """The short name of a data set: ``synthetic:public-0`` -> ``public-0``."""
-    return str(prepared.info["institution"]).rpartition(":")[2]
-
-
 def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray]) -> dict[str, Any]:
     """Names, scores, calls, probabilities, truth, test, ranks and metrics from the arrays of ``Judge.judge`` (labels of
     the first cohort's order) and ``zeroshot.look``, whose labels nothing was fitted for: no call, no probability."""
@@ -246,9 +281,11 @@ def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray]) -
     patients = test["patient_id"].to_numpy()
     decided = {k: arrays[k] for k in ("calls", "probabilities")}
     metrics = score(p, names, arrays["scores"], arrays["truth"], patients, **decided)
-    if "ranks" in found:
-        metrics += zeroshot.recall(found["ranks"], patients, resamples=p.resamples, seed=p.seed)
-    return arrays | {"names": names, "test": test, "ranks": found.get("ranks"), "metrics": metrics}
+    ranks = found.get("ranks")
+    ranks = None if ranks is None or np.isnan(ranks).all() else ranks
+    if ranks is not None:
+        metrics += zeroshot.recall(ranks, patients, resamples=p.resamples, seed=p.seed)
+    return arrays | {"names": names, "test": test, "ranks": ranks, "metrics": metrics}
 
 
 def score(
@@ -274,13 +311,13 @@ def score(
 
 
 def _curve(cohort: Cohort, truth: np.ndarray, few: list[dict[tuple[int, int], np.ndarray]]) -> pd.DataFrame:
-    """Label efficiency: macro AUROC by task, number of labelled patients (a fold) and seed."""
-    rows = []
-    for patients, seed in sorted(few[0]):
-        scores = np.concatenate([fold[patients, seed] for fold in few])
+    """Label efficiency: macro AUROC by task, number of labelled patients (of a fold; all: the folds' mean) and seed."""
+    rows, everyone = [], round(np.mean([part[0]["patient_id"].nunique() for part in cohort.parts]))
+    for count, seed in sorted(few[0], key=lambda key: (key[0] or everyone, key[1])):
+        scores = np.concatenate([fold[count, seed] for fold in few])
         for task, which in by_task(cohort.names).items():
             value = float(known_mean(auroc(truth[:, which], scores[:, which])))
-            rows.append({"task": task, "patients": patients, "seed": seed, "auroc": value})
+            rows.append({"task": task, "patients": count or everyone, "seed": seed, "auroc": value})
     return pd.DataFrame(rows, columns=["task", "patients", "seed", "auroc"])
 
 
@@ -290,20 +327,23 @@ def gaze(
     """Where an attention probe looks: of each of the first ``count`` labels the test image with it that scores highest.
 
     Returns images (K,H,W), black where the data's terms do not let them be shown, attention (K,T), and labels (K).
+    K = 0 where the probe is another one (covariates and tables of vectors have no patches) or no label is there.
     """
-    judge, shares, labels = result["judges"][0], [], []
+    judge = result["judges"][0]
     rows: list[int] = []
+    shown: list[int] = []
     own = (result["test"]["split"].isin(p.folds[:1] or p.test)).to_numpy()  # the first fold's: its probe knew none
-    for k, name in enumerate(result["names"][: len(judge.threshold)]):
+    for k in range(len(judge.threshold)):
         there = np.flatnonzero(own & (result["truth"][:, k] == 1))
         if len(there) and len(rows) < count:
-            best = there[result["scores"][there, k].argmax()]
-            rows.append(result["test"]["row"].iloc[best])
-            x = features.patches(judge.encoder, prepared, np.array(rows[-1:]), layers=p.layers, kept=p.keep_features)
-            shares.append(judge.probe.attention(x, rows[-1:])[0, k])
-            labels.append(name)
+            rows.append(result["test"]["row"].iloc[there[result["scores"][there, k].argmax()]])
+            shown.append(k)
+    if not rows or not hasattr(judge.probe, "attention"):
+        return np.zeros((0, *prepared.images.shape[1:]), np.uint8), np.zeros((0, 1)), []
+    x = features.patches(judge.encoder, prepared, np.array(rows), layers=p.layers, kept=p.keep_features)
+    shares = judge.probe.attention(x, rows)[np.arange(len(rows)), shown]
     images = np.stack([prepared.images[row] for row in rows])
-    return images * bool(prepared.info.get("show_images")), np.stack(shares), labels
+    return images * bool(prepared.info.get("show_images")), shares, [result["names"][k] for k in shown]
 
 
 def score_table(result: dict[str, Any]) -> pd.DataFrame:

@@ -256,7 +256,7 @@ def fit(writer: Writer, p: study.Report, train: Pairs, held: Pairs, *, progress:
     warm = max(1, round(p.warmup * p.steps))
 
     def rate(step: int) -> float:
-        return (step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / (p.steps - warm))
+        return (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (p.steps - warm or 1))) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     checked = {round(p.steps * (k + 1) / p.checks) for k in range(p.checks)} | {p.steps}
@@ -305,9 +305,8 @@ def _batches(lengths: list[int], size: int, rng: np.random.Generator) -> Iterato
     """Endless batches of places; each epoch shows every report once, those of like length together."""
     while True:
         order = rng.permutation(len(lengths))
-        pools = np.split(order, range(8 * size, len(order), 8 * size))
         batches = []
-        for pool in pools:
+        for pool in np.split(order, range(8 * size, len(order), 8 * size)):
             near = pool[np.argsort(np.asarray(lengths)[pool], kind="stable")]
             batches += np.split(near, range(size, len(near), size))
         yield from (batches[i] for i in rng.permutation(len(batches)))
@@ -322,8 +321,8 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     control's label begins with its name, as in "other patient: all"), ``history`` (see `fit`), ``writer``, ``tokens``
     (of the test rows), ``test`` (a manifest), ``subject`` and ``info``. Controls: the same decoder fed another
     patient's image, which shows what is written without seeing; the most frequent training report; a training report by
-    lot. No patient of any part may be in the encoder's pretraining: LeakError, before anything is computed. ValueError:
-    no report in a part; a control that cannot be made.
+    lot. LeakError, before anything is computed: a patient of any part was in the encoder's pretraining, or a test
+    patient is in another part too. ValueError: no report in a part; a control that cannot be made.
     """
     torch.set_num_threads(p.threads)
     shared = study.Classify(**p.model_dump(include={"data", "within", "train", "validation", "test"}))
@@ -337,8 +336,9 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
         nested_subset(part, min(cap or len(part), len(part)), seed=p.seed)
         for part, cap in zip(protocol._parts(told, shared)[0], caps, strict=True)
     ]
+    protocol.refuse_overlap(*parts)
     encoder, subject, pretrained = protocol.open_subject(p.encoder, prepared.info["size"], p.seed)
-    if p.encoder.startswith("supervised:") or not (encoder is None or hasattr(encoder, "forward_features")):
+    if p.encoder.startswith(protocol.SUPERVISED) or not (encoder is None or hasattr(encoder, "forward_features")):
         raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with patch features; name one")
     protocol._refuse_leak(pretrained, pd.concat(parts), p.encoder)
     test, device = parts[2], torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -378,7 +378,7 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     reports = reports.assign(generated=generated, other_patient=swapped)
     reports = reports.join(textscores.per_report(generated, truth, uncertain=p.uncertain))
     checks = history.dropna(subset="validation")
-    lengths = np.array([len(one) for one in writer.ids(learned)])
+    ids = writer.ids(learned)
     info = {
         "train_images": len(learned),
         "validation_images": len(held),
@@ -388,8 +388,8 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
         "features": int(tokens.shape[2]),
         "trained_parameters": sum(v.numel() for v in writer.parameters() if v.requires_grad),
         "parameters": sum(v.numel() for v in writer.parameters()),
-        "tokens_a_report": float(lengths.mean()),
-        "reports_cut": float((lengths >= p.max_tokens).mean()),
+        "tokens_a_report": float(np.mean([len(one) for one in ids])),
+        "reports_cut": float(np.mean([one[-1] != writer.end for one in ids])),
         "best_step": int(checks.loc[checks["validation"].idxmin(), "step"]),
         "validation_loss": float(checks["validation"].min()),
         **seconds,

@@ -7,7 +7,7 @@ scored once.
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.maps import CHUNK, Store, encode_maps, known_devices, the_device
 from cxrstudy.evaluate.metrics import bootstrap, interval
-from cxrstudy.evaluate.protocol import _refuse_leak, labelled_rows, open_subject
+from cxrstudy.evaluate.protocol import SUPERVISED, _refuse_leak, labelled_rows, open_subject, refuse_overlap
 from cxrstudy.progress import Progress
 
 BINS = 32  # thresholds tried: 1/32 ... 31/32
@@ -56,8 +56,9 @@ class Head(nn.Module):
         return [(m - getattr(self, f"mean{k}")) * getattr(self, f"gain{k}") for k, m in enumerate(maps)]
 
 
-def _chunks(kept: np.ndarray) -> list[np.ndarray]:
-    return [kept[start : start + CHUNK].astype(np.float64) for start in range(0, len(kept), CHUNK)]
+def _chunks(kept: np.ndarray) -> Iterator[np.ndarray]:
+    """One after the other: maps of all images would not fit in memory."""
+    return (kept[start : start + CHUNK].astype(np.float64) for start in range(0, len(kept), CHUNK))
 
 
 class LinearHead(Head):
@@ -267,8 +268,9 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
     Returns ``devices``, ``thresholds`` (by device), ``scores`` (see `score`; ``row`` is that of the prepared data),
     ``metrics`` (see `summarise`), ``curve``, ``cases`` (best, median and worst test image of each device: row, device,
     which, dice, truth and predicted (H,W)), ``test`` (a manifest), ``encoder``, ``head``, ``subject`` and ``info``.
-    LeakError when a patient of any split was in the encoder's pretraining, before anything is computed; ValueError for
-    a split without masks, a device that training does not show, or an encoder without feature maps.
+    Maps lie below the run's folder while it runs. LeakError when a patient of any split was in the encoder's
+    pretraining, or a test patient is one of training or validation too, before anything is computed; ValueError for a
+    split without masks, a device that training does not show, or what is no frozen encoder with feature maps.
     """
     table: Any = labelled_rows(prepared, p)  # type: ignore[arg-type]
     table = table[known_devices(table).any(1)]
@@ -280,11 +282,14 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
         if part.empty:
             raise ValueError(f"no image with masks in splits {splits}; there are some in {sorted(set(table['split']))}")
         parts.append(nested_subset(part, min(most, len(part)), seed=p.seed))
+    refuse_overlap(*parts)
     encoder, subject, seen = open_subject(p.encoder, prepared.info["size"], p.seed)
-    if encoder is None:
-        raise ValueError(f"encoder {p.encoder!r} sees no image: there is nothing to draw from")
+    if p.encoder.startswith(SUPERVISED) or not hasattr(encoder, "forward_features"):
+        raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with feature maps; name one")
     _refuse_leak(seen, pd.concat(parts), p.encoder)
-    with tempfile.TemporaryDirectory(prefix="maps-") as scratch:
+    home = study.resolve(p.out) if p.out else study.runs_root()  # the system's own place may be small, or in memory
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="maps-", dir=home) as scratch:
         stores = []
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             where = Path(scratch) / name

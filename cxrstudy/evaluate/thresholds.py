@@ -97,8 +97,10 @@ def decided(
     flat = np.concatenate(cells, axis=1).astype(np.float64)
     values = _decide(flat.sum(axis=0, keepdims=True), labels)
     draws = _decide(resampled_sums(flat, groups=groups, resamples=resamples, seed=seed), labels)
+    drawn = ~np.isnan(draws["ece"])  # a resample may hold nobody of whom a label is known
+    centre = _share(np.nansum(draws["ece"], axis=0), drawn.sum(axis=0).astype(np.float64))
     with np.errstate(invalid="ignore"):
-        moved = np.clip(draws["ece"] - draws["ece"].mean(axis=0) + values["ece"][0], 0.0, 1.0)
+        moved = np.clip(draws["ece"] - centre + values["ece"][0], 0.0, 1.0)
     return {name: (values[name][0], moved if name == "ece" else draws[name]) for name in DECIDED}
 
 

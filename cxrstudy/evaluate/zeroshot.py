@@ -42,12 +42,19 @@ def look(
     text: Any, pooled: np.ndarray, prepared: Prepared, test: pd.DataFrame, names: list[str], tasks: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:
     """What is asked for in ``tasks`` of the ``test`` rows, whose ``pooled`` features (N,C) are given: ``shots`` (N,L),
-    the ``label_scores`` of ``names``, and ``ranks`` (N,2)."""
+    the ``label_scores`` of ``names``, and ``ranks`` (N,2) among the rows that have a report, NaN for the rest.
+
+    The gallery is ``test`` as it is given: in cross-fitting that of one fold, so fewer folds make it larger.
+    """
     images = embed_images(text, pooled, prepared, test["row"].to_numpy())
     found = {"shots": label_scores(text, images, names)} if "zero_shot" in tasks and names else {}
-    reports = test["report"].fillna("").tolist() if "report" in test else [""]
-    if "retrieval" in tasks and all(reports):
-        found["ranks"] = ranks(images, embed_texts(text, reports), reports)
+    if "retrieval" in tasks:
+        reports = test["report"].fillna("").tolist() if "report" in test else [""] * len(test)
+        told = [k for k, report in enumerate(reports) if report.strip()]
+        found["ranks"] = np.full((len(test), 2), np.nan, np.float32)
+        if told:
+            reports = [reports[k] for k in told]
+            found["ranks"][told] = ranks(images[told], embed_texts(text, reports), reports)
     return found
 
 
@@ -124,9 +131,10 @@ def _rank(near: Tensor, target: Tensor, own: int = 1) -> NDArray[np.float32]:
 
 def recall(found: NDArray[Any], groups: NDArray[Any], *, resamples: int, seed: int = 0) -> list[dict[str, Any]]:
     """R@1, R@5 and R@10 of ``ranks`` (N,2) with 95% intervals over patients (``groups``): metric rows of the task
-    ``retrieval``, the gallery as it is; n is its number of images."""
-    rows = []
-    for k in AT:
+    ``retrieval``, the gallery (in cross-fitting: each fold's) as it is. NaN, no report: left out; n counts the rest."""
+    rows, known = [], ~np.isnan(found).any(axis=1)
+    found, groups = found[known], np.asarray(groups)[known]
+    for k in AT if len(found) else ():
         hits = np.concatenate([found <= k, np.ones((len(found), 1))], axis=1)
         sums = resampled_sums(hits, groups=groups, resamples=resamples, seed=seed)
         low, high = interval(sums[:, :2] / sums[:, 2:])

@@ -11,13 +11,16 @@ import pandas as pd
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap
 from cxrstudy.scaling.fit import fit_scaling
 
+TASKS = ("findings", "lines_tubes")  # of which curves are made: not NAME@DATA, whose scores lie in another file
 CONTINUED = ("clip", "unicl", "dinov2", "clip+labels")
 
 
 def points(table: pd.DataFrame, metric: str = "auroc", label: str = "macro") -> pd.DataFrame:
-    """Rows of continually pretrained encoders: one a (paradigm, n_images, seed, task), sorted."""
+    """Rows of continually pretrained encoders in ``TASKS``: one a (paradigm, n_images, seed, task), sorted."""
     wanted = (table["stage"] == "classify") & (table["metric"] == metric) & (table["label"] == label)
-    chosen = table[wanted & table["paradigm"].isin(CONTINUED) & (table["base"].fillna("") != "")]
+    chosen = table[
+        wanted & table["task"].isin(TASKS) & table["paradigm"].isin(CONTINUED) & (table["base"].fillna("") != "")
+    ]
     return chosen.sort_values(["task", "paradigm", "n_images", "seed"]).reset_index(drop=True)
 
 
@@ -115,7 +118,7 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
     """
     same_patients(table)
     found: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]] = {}
-    for task in ("findings", "lines_tubes"):
+    for task in TASKS:
         names = _labels(table, task)
         ladder = points(table[table["task"] == task], metric)
         if ladder.empty or not names:

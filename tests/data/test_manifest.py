@@ -287,3 +287,11 @@ def test_the_hash_of_patients_is_that_of_their_set(manifest, data):
     fewer = manifest[manifest["patient_id"] != manifest["patient_id"].iloc[0]]
     assume(len(fewer))
     assert patients_hash(fewer) != patients_hash(manifest)
+
+
+def test_the_order_in_which_splits_are_named_plays_no_part():
+    manifest = pd.DataFrame({"patient_id": [f"p{k}" for k in range(300)]})
+    one = assign_splits(manifest, fractions={"train": 0.5, "test": 0.3, "a": 0.2})
+    other = assign_splits(manifest, fractions={"a": 0.2, "test": 0.3, "train": 0.5})
+    assert one["split"].tolist() == other["split"].tolist()
+    assert set(one["split"]) == {"train", "test", "a"}

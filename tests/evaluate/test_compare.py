@@ -83,6 +83,11 @@ def test_a_grid_corrects_over_all_its_rows(tmp_path):
     assert list(table.columns[:2]) == ["one", "other"] and table["one"].iloc[0] == "run0"
     assert (table["p_holm"] >= table["p"]).all()
     assert grid([]).empty
+    assert (table["p_least"] == 9 * 2 / 101).all() and (table["p_holm"] >= table["p_least"]).all()
+    clear = [(write(tmp_path / f"clear{k}", 9.0, seed=k), runs[1]) for k in range(2)]
+    found = grid(clear, resamples=100)
+    assert found["p_holm"].min() == pytest.approx(found["p_least"].iloc[0]) == 6 * 2 / 101  # it is reached
+    assert (grid(clear * 20, resamples=100)["p_least"] == 1).all()
 
 
 def test_runs_that_cannot_be_compared_are_refused_by_name(tmp_path):

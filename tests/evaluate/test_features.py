@@ -14,7 +14,16 @@ from cxrstudy.data.images import Prepared, open_prepared
 from cxrstudy.data.manifest import label_array
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import features, protocol
-from cxrstudy.evaluate.features import encode, extract, features_folder, keep, patches, pool_tokens, read_embeddings
+from cxrstudy.evaluate.features import (
+    encode,
+    encode_each,
+    extract,
+    features_folder,
+    keep,
+    patches,
+    pool_tokens,
+    read_embeddings,
+)
 
 torch.set_num_threads(1)
 ROWS = np.array([7, 3, 30, 3, 59, 0])
@@ -69,6 +78,20 @@ def test_stages_of_another_grid_are_averaged_onto_the_last_ones():
     found = extract(one, x, layers=2)[0][..., one.channels :]
     assert inner.shape[-1] == 2 * int(found.shape[1] ** 0.5)
     torch.testing.assert_close(found, torch.nn.functional.avg_pool2d(inner, 2).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_several_poolings_of_one_pass_are_those_of_several(prepared, passes, kept):
+    one = encoder()
+    alone = [encode(one, prepared, ROWS, pooling=pooling, kept=kept) for pooling in ("max+grid2", "mean")]
+    passes.clear()
+    encode(one, prepared, ROWS, pooling="mean")
+    once = len(passes)
+    passes.clear()
+    both = encode_each(one, prepared, ROWS, ["max+grid2", "mean"], kept=kept)
+    assert len(passes) == (0 if kept else once)
+    for found, expected in zip(both, alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_class_tokens_pool_only_where_there_are_any(prepared):
@@ -127,6 +150,9 @@ def test_another_encoder_data_set_or_depth_has_another_place(prepared):
     renamed = prepared.manifest.assign(image_id=prepared.manifest["image_id"] + "x")
     fewer = Prepared(renamed, prepared.images, prepared.info)
     sites = [(encoder(), prepared, 1), (encoder(seed=1), prepared, 1), (vit, prepared, 1), (vit, prepared, 2)]
+    pixel = np.array(prepared.images)
+    pixel[2, 5, 5] ^= 1  # of one image among many
+    sites += [(encoder(), Prepared(prepared.manifest, pixel, prepared.info), 1)]
     sites += [(encoder(), other, 1), (encoder(), fewer, 1), (encoders.load_encoder("pixels"), prepared, 1)]
     assert len({features_folder(*site) for site in sites}) == len(sites)
     assert features_folder(encoder(), prepared) == features_folder(encoder(), prepared)

@@ -1,14 +1,18 @@
 """Mask metrics: their laws on every mask, skeletons against scikit-image's of the whole image, tips of drawn lines."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 from skimage.draw import line
 from skimage.morphology import skeletonize
 
+from cxrstudy.data.images import Prepared
 from cxrstudy.evaluate import metrics
+from cxrstudy.evaluate.maps import load_masks
 from cxrstudy.evaluate.masks import cl_dice, dice, iou, pieces, skeletons, tip_error, tips
 
 many = settings(deadline=None, max_examples=60)
@@ -28,6 +32,37 @@ def drawn(start, end, shape=(60, 70)):
     mask = np.zeros(shape, bool)
     mask[line(*start, *end)] = True
     return mask
+
+
+def of_file(mask, path, size):
+    """A mask file as `load_masks` brings it to ``size``."""
+    Image.fromarray(np.uint8(mask)).save(path)
+    one = pd.DataFrame({"image_id": ["a"], "patient_id": ["a"], "path": ["a.png"], "mask:picc": [str(path)]})
+    found = load_masks(Prepared(one, np.zeros((1, size, size), np.uint8), {"size": size}), np.arange(1))
+    return found.masks[0].any(0)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+def test_a_thin_line_of_a_large_file_stays_whole(tmp_path):
+    mask = np.zeros((2048, 2048), bool)
+    rows, columns = line(100, 1030, 1900, 700)
+    for across in range(8):  # 8 px wide, a quarter of a pixel of ours
+        mask[rows, columns + across] = True
+    found = of_file(mask, tmp_path / "mask.png", 64)
+    np.testing.assert_array_equal(found, mask.reshape(64, 32, 64, 32).any((1, 3)))
+    assert pieces(found) == 1
+
+
+@pytest.mark.parametrize("side", [40, 57, 95, 131])
+def test_no_pixel_of_a_file_is_lost_whatever_the_factor(tmp_path, side):
+    rng = np.random.default_rng(side)
+    for row, column in [(0, 0), (side - 1, side - 1), *rng.integers(side, size=(40, 2))]:
+        mask = np.zeros((side, side), bool)
+        mask[row, column] = True
+        found = of_file(mask, tmp_path / "mask.png", 40)
+        assert found.sum() == 1
+        place = np.ceil((np.array([row, column]) + 0.5) * 40 / side).astype(int) - 1  # its centre; on a border, before
+        assert found[tuple(place)]
 
 
 # ---- overlap -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from cxrstudy.evaluate.thresholds import reliability
 torch.set_num_threads(1)
 COMMON = ["cardiomegaly", "pleural_effusion", "picc", "chest_tube"]
 FOLDS = ["fold0", "fold1", "fold2", "fold3"]
+NEXT = dict(zip(FOLDS, FOLDS[1:] + FOLDS[:1], strict=True))  # the held fold: that which validates
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,19 @@ def test_in_cross_fitting_only_patients_of_the_held_fold_matter(folded, tmp_path
         run(folded, encoder="", fold_encoders=[names[1], *names[1:]], folds=FOLDS)
     assert names[1] in str(caught.value)
     assert of(folded, "fold0")[0] in str(caught.value)
+
+
+def test_a_patient_on_whom_the_probe_is_fitted_or_chosen_is_refused_as_a_test_patient(prepared, folded, tmp_path):
+    for splits in ({"train": ["train", "test"]}, {"validation": ["test"]}, {"test": ["train"]}):
+        with pytest.raises(LeakError, match="test patients are training or validation patients too") as caught:
+            run(prepared, **splits)
+        met = of(prepared, "train" if splits == {"test": ["train"]} else "test")
+        assert f"{len(met)} test patients" in str(caught.value) and met[0] in str(caught.value)
+    same = study.Data(n_images=240, size=32, fractions={"train": 0.5, "test": 0.5}, out=str(tmp_path / "same"))
+    prepare_data(same)
+    for data, changes in ((prepared, {}), (folded, {"folds": FOLDS, "test": ["nowhere"]})):  # nowhere: all its rows
+        with pytest.raises(LeakError, match="test patients are training or validation patients too"):
+            run(data, also=[same.out], **changes)
 
 
 # ---- who is scored, and by what ------------------------------------------------------------------------------------
@@ -267,10 +281,6 @@ def test_features_are_those_of_the_subject(by_subject, prepared):
     result = by_subject["covariates"]
     x = covariates(prepared.manifest)[result["test"]["row"]]
     np.testing.assert_allclose(result["probes"][0].decision_function(x), result["scores"])
-    _, first, count = np.unique(x, axis=0, return_inverse=True, return_counts=True)
-    assert count.max() > 1
-    for group in np.flatnonzero(count > 1):  # who looks alike to it is scored alike
-        assert np.ptp(result["scores"][first == group], axis=0).max() < 1e-6
 
 
 def test_a_random_encoder_is_drawn_from_the_seed(prepared, by_subject):
@@ -460,6 +470,20 @@ def test_the_label_efficiency_curve_is_nested_and_ends_at_the_whole_probe(prepar
     assert run(prepared)["curve"].empty
 
 
+def test_the_label_efficiency_curve_names_the_patients_that_it_used(prepared, folded):
+    whole = len(of(prepared, "train"))
+    curve = run(prepared, label_counts=[5000, whole, 10, 0], label_seeds=1)["curve"]
+    assert curve[curve["task"] == "findings"]["patients"].tolist() == [10, whole]  # each once
+    sizes = [len(of(folded, *(f for f in FOLDS if f not in (held, after)))) for held, after in NEXT.items()]
+    assert len(set(sizes)) > 1
+    result = run(folded, folds=FOLDS, label_counts=[20, 0], label_seeds=1)
+    curve = result["curve"].set_index(["task", "patients"])["auroc"]
+    table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
+    assert set(curve["findings"].index) == {20, round(np.mean(sizes))}
+    whole = curve["findings", round(np.mean(sizes))]
+    assert whole == pytest.approx(table["findings", "macro", "auroc"], abs=1e-4)
+
+
 def test_a_probe_of_shuffled_labels_sits_at_a_half_and_says_so(prepared):
     """Pixels bear a mark that tells one label: a probe finds it, one of shuffled labels does not."""
     images, rng = np.array(prepared.images), np.random.default_rng(0)
@@ -503,18 +527,29 @@ def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
     out = tmp_path / "public"
     prepare_data(study.Data(n_images=80, size=32, institution="public-0", fractions={"test": 1.0}, out=str(out)))
     result = run(prepared, also=[str(out)], also_within="row >= 16")
-    there = result["also"]["public-0"]
+    there = result["also"]["public"]
     assert list(there["test"]["row"]) == list(range(16, 80))
     tasks = [row["task"] for row in result["metrics"]]
-    assert {"findings@public-0", "lines_tubes@public-0"} <= set(tasks)
+    assert {"findings@public", "lines_tubes@public"} <= set(tasks)
     np.testing.assert_array_equal(result["scores"], run(prepared)["scores"])
     rows = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
     k = COMMON.index("cardiomegaly")
-    assert rows["findings@public-0", "cardiomegaly", "auroc"] == pytest.approx(
+    assert rows["findings@public", "cardiomegaly", "auroc"] == pytest.approx(
         roc_auc_score(there["truth"][:, k], there["scores"][:, k])
     )
-    assert protocol.save(result, tmp_path / "run")[:2] == ["scores.parquet", "scores@public-0.parquet"]
-    assert len(pd.read_parquet(tmp_path / "run" / "scores@public-0.parquet")) == 64
+    assert protocol.save(result, tmp_path / "run")[:2] == ["scores.parquet", "scores@public.parquet"]
+    assert len(pd.read_parquet(tmp_path / "run" / "scores@public.parquet")) == 64
+    late = tmp_path / "late"  # of the same institution
+    shares = {"pretrain": 0.5, "test": 0.5}
+    halved = prepare_data(study.Data(n_images=80, size=32, institution="public-0", fractions=shares, out=str(late)))
+    both = run(prepared, also=[str(out), str(late)])
+    assert [len(both["also"][name]["test"]) for name in ("public", "late")] == [
+        80,
+        (halved.manifest["split"] == "test").sum(),
+    ]
+    assert {"scores@public.parquet", "scores@late.parquet"} <= set(protocol.save(both, tmp_path / "both"))
+    with pytest.raises(ValueError, match="also: two folders of one name"):
+        run(prepared, also=[str(out), str(out)])
     folder = write_encoder(tmp_path / "leaky", [*of(prepared, "pretrain"), there["test"]["patient_id"].iloc[-1]])
     run(prepared, encoder=str(folder), pooling="mean")
     with pytest.raises(LeakError):
@@ -535,6 +570,43 @@ def test_a_split_in_time_fits_on_the_first_exams_and_judges_on_later_ones(prepar
         run(prepared, test_within="exam > 90")
 
 
+def test_a_split_in_time_within_folds_looks_at_the_images_of_every_fold(folded, monkeypatch):
+    time = {"fit_within": "exam == 0", "test_within": "exam > 0", "labels": ["cardiomegaly", "picc"]}
+    result, looked = run(folded, folds=FOLDS, **time), protocol.look
+    assert len(np.unique(result["scores"], axis=0)) > 0.9 * len(result["test"])
+    monkeypatch.setattr(protocol, "look", lambda p, e, t, data, rows, s: looked(p, e, t, data, np.arange(240), s))
+    np.testing.assert_allclose(run(folded, folds=FOLDS, **time)["scores"], result["scores"], rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_that_was_not_looked_at_cannot_be_scored(prepared):
+    x, _ = protocol.look(parameters(), encoders.load_encoder("pixels"), None, prepared, np.arange(9), iter)
+    with pytest.raises(ValueError, match="not finite in row 1"):
+        protocol._scores(run(prepared)["probes"][0], x, np.array([8, 9]))
+
+
+@pytest.mark.parametrize("name", ["cnn_mini", "davit_mini", "hybrid_mini"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_text_side_changes_nothing_of_what_a_probe_sees(prepared, name, layers):
+    """Stages of a hierarchical trunk differ in width: what the text side reads must not be cut from the rest by it."""
+    encoder, rows = encoders.load_encoder(f"random:{name}", size=32), np.arange(5)
+    text = encoders.build_text(["a report"], encoder.channels)
+    p = parameters(layers=layers, pooling="mean+grid2")
+    plain, none = protocol.look(p, encoder, None, prepared, rows, iter)
+    told, mean = protocol.look(p, encoder, text, prepared, rows, iter)
+    np.testing.assert_array_equal(told, plain)
+    assert none.shape == (240, 0)
+    x = encoder.normalise(np.array(prepared.images[rows]))
+    np.testing.assert_allclose(mean[rows], encoder.pool(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_feature_of_one_patch_is_probed_beside_a_text_side(prepared):
+    encoder = encoders.load_encoder("pixels")
+    text = encoders.build_text(["a report"], encoder.channels)
+    found, mean = protocol.look(parameters(), encoder, text, prepared, np.arange(5), iter)
+    np.testing.assert_array_equal(found[:5], mean[:5])
+    assert found.shape == (240, 1024)
+
+
 def test_the_probe_of_patches_is_judged_alike_and_shows_where_it_looks(prepared):
     result = run(prepared, encoder="random:cnn_mini", probe="attention", strengths=[0.1])
     assert result["scores"].shape == (len(result["test"]), 4)
@@ -544,6 +616,16 @@ def test_the_probe_of_patches_is_judged_alike_and_shows_where_it_looks(prepared)
     np.testing.assert_allclose(share.sum(1), 1, atol=1e-5)
     hidden = Prepared(prepared.manifest, prepared.images, prepared.info | {"show_images": False})
     assert not protocol.gaze(parameters(encoder="random:cnn_mini", probe="attention"), hidden, result, 3)[0].any()
+
+
+def test_where_there_is_nothing_to_look_at_no_image_is_shown(prepared):
+    p = parameters(encoder="covariates", probe="attention")
+    images, shares, labels = protocol.gaze(p, prepared, protocol.run(p, prepared))  # covariates have no patches
+    assert (images.shape, len(shares), labels) == ((0, 32, 32), 0, [])
+    p = parameters(encoder="random:cnn_mini", probe="attention", strengths=[0.1])
+    result = protocol.run(p, prepared)
+    none = result | {"truth": np.zeros_like(result["truth"])}
+    assert protocol.gaze(p, prepared, none)[0].shape == (0, 32, 32)
 
 
 def test_figures_of_a_result_say_what_they_show(by_subject):

@@ -146,6 +146,14 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_do(features):
         fit(Writer(p, tokens, reports), p, (tokens, reports), (tokens, reports))
 
 
+@pytest.mark.parametrize("changes", [{"steps": 1}, {"steps": 5, "warmup": 0.99}])
+def test_a_training_may_be_all_warm_up(features, changes):
+    tokens, reports, _ = features
+    p = parameters(**changes)
+    history = fit(Writer(p, tokens, reports), p, (tokens, reports), (tokens, reports))
+    np.testing.assert_allclose(history["lr"], p.lr * np.arange(1, p.steps + 1) / p.steps)
+
+
 # ---- the loss and the search ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("prompt", ["", "Describe the x-ray."])
 def test_reports_of_other_lengths_beside_it_change_no_reports_loss(features, prompt):
@@ -220,6 +228,14 @@ def test_a_long_report_is_cut_and_has_no_end(features):
         assert cut == whole[:5]
         assert whole[-1] == writer.end
         assert writer.end not in whole[:-1]
+
+
+def test_a_report_that_just_fits_is_not_counted_as_cut(clear):
+    told = Prepared(clear.manifest.assign(report="Left pleural effusion."), clear.images, clear.info)
+    length = reporting.run(parameters(steps=2), told)["info"]["tokens_a_report"]
+    assert length == int(length)
+    for most, cut in ((int(length), 0), (int(length) - 1, 1)):
+        assert reporting.run(parameters(steps=2, max_tokens=most), told)["info"]["reports_cut"] == cut
 
 
 @settings(deadline=None, max_examples=50)
@@ -298,6 +314,15 @@ def test_a_patient_who_was_pretrained_on_is_refused_before_anything_is_computed(
     begun = []
     with pytest.raises(LeakError, match=patient):
         reporting.run(parameters(encoder=str(tmp_path)), prepared, progress=lambda items: begun.append(1) or items)
+    assert not begun
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_test_patient_of_another_part_is_refused_before_anything_is_computed(clear, part):
+    begun, patient = [], clear.manifest.loc[clear.manifest["split"] == "test", "patient_id"].min()
+    p = parameters(**{part: [part, "test"]}, n_train=0, n_validation=0, n_test=0)
+    with pytest.raises(LeakError, match=patient):
+        reporting.run(p, clear, progress=lambda items: begun.append(1) or items)
     assert not begun
 
 

@@ -1,6 +1,8 @@
 """Segmentation on frozen encoders: true masks, feature maps, heads, the protocol, its numbers, and continuity."""
 
 import json
+import tracemalloc
+import weakref
 
 import nbformat
 import numpy as np
@@ -148,6 +150,37 @@ def test_the_encoder_sees_each_image_once(prepared, monkeypatch):
     assert len(seen) == len(set(seen)) == sum(result["info"][f"{s}_images"] for s in ("train", "validation", "test"))
 
 
+def test_no_more_than_a_chunk_is_held_in_memory(prepared, tmp_path, monkeypatch):
+    encoder, alive, own = encoders.load_encoder("random:cnn_mini", size=64), [], stored.load_masks
+
+    def watched(prepared, rows):
+        assert not any(masks() is not None for masks in alive[:-1])
+        found = own(prepared, rows)
+        alive.append(weakref.ref(found.masks))
+        return found
+
+    monkeypatch.setattr(stored, "load_masks", watched)
+    monkeypatch.setattr(stored, "CHUNK", 4)
+    store = stored.encode_maps(encoder, prepared, np.arange(18), 2, tmp_path / "maps")
+    assert len(alive) == 5
+    np.testing.assert_array_equal(store.truth.masks, own(prepared, np.arange(18)).masks)
+    maps = some_maps((16, 16, 16), n=512)
+    tracemalloc.start()
+    segmentation.LinearHead(maps, 1, 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * maps[0].size / 2  # float64: of some chunks of 64, not of all 512
+
+
+def test_maps_lie_below_the_runs_folder_and_are_gone_afterwards(prepared, tmp_path, monkeypatch):
+    places, own = [], segmentation.encode_maps
+    monkeypatch.setattr(segmentation, "encode_maps", lambda *a, **how: places.append(a[4]) or own(*a, **how))
+    run(prepared, steps=1, n_train=60, n_test=20, out=str(tmp_path / "run"))
+    assert len(places) == 3
+    assert all(tmp_path / "run" in place.parents for place in places)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 # ---- heads ---------------------------------------------------------------------------------------------------------
 def some_maps(*shapes, n=3):
     rng = np.random.default_rng(0)
@@ -220,8 +253,8 @@ def test_thresholds_are_judged_by_the_dice_of_all_pixels(prepared, tmp_path):
 # ---- the protocol --------------------------------------------------------------------------------------------------
 def test_a_decoder_on_a_frozen_random_encoder_beats_drawing_nothing(result):
     table = pd.DataFrame(result["metrics"]).set_index(["label", "metric"])
-    assert table.loc[("endotracheal_tube", "dice"), "low"] > 0.02  # nothing drawn is 0
-    assert table.loc[("macro", "dice"), "value"] > 0.05
+    assert table.loc[("macro", "dice"), "low"] > 0.02  # nothing drawn is 0
+    assert (table.xs("dice", level="metric")["value"] > 0.05).all()
     assert result["curve"]["loss"].iloc[-1] < result["curve"]["loss"].iloc[0]
     assert result["info"]["weights"] > 80_000
 
@@ -246,6 +279,13 @@ def test_a_leak_is_refused_before_anything_is_computed(prepared, tmp_path, split
         run(prepared, encoder=str(tmp_path))
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_test_patient_of_another_part_is_refused_before_anything_is_computed(prepared, part, monkeypatch):
+    monkeypatch.setattr(segmentation, "encode_maps", lambda *_, **__: pytest.fail("computed"))
+    with pytest.raises(LeakError, match=of(prepared, "test")[0]):
+        run(prepared, n_train=300, n_test=300, **{part: [part, "test"]})
+
+
 def test_caps_keep_nested_subsets_of_whole_patients(prepared):
     small, large = run(prepared, steps=4, n_train=60, n_test=40), run(prepared, steps=4, n_train=90, n_test=50)
     assert (small["info"]["train_images"], small["info"]["test_images"]) == (60, 40)
@@ -256,7 +296,7 @@ def test_caps_keep_nested_subsets_of_whole_patients(prepared):
 
 @pytest.mark.parametrize(("encoder", "head"), [("pixels", "linear"), ("random:davit_mini", "linear")])
 def test_controls_and_heads_run(prepared, encoder, head):
-    result = run(prepared, encoder=encoder, head=head, steps=10, n_train=40, n_test=40)
+    result = run(prepared, encoder=encoder, head=head, steps=10, n_train=60, n_test=40)
     assert result["subject"]["encoder"] == encoder
     assert result["subject"]["paradigm"] == "control"
     assert result["info"]["head"] == head
@@ -266,7 +306,8 @@ def test_controls_and_heads_run(prepared, encoder, head):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"encoder": "covariates"}, "'covariates' sees no image"),
+        ({"encoder": "covariates"}, "'covariates' is no frozen encoder"),
+        ({"encoder": "supervised:cnn_mini"}, "'supervised:cnn_mini' is no frozen encoder"),
         ({"devices": ["stent"]}, "devices: no training image shows 'stent'"),
         ({"test": ["tset"]}, r"no image with masks in splits \['tset'\]"),
         ({"within": "age > 200"}, "no row"),
@@ -275,6 +316,13 @@ def test_controls_and_heads_run(prepared, encoder, head):
 def test_what_cannot_be_run_is_refused_by_name(prepared, changes, said):
     with pytest.raises(ValueError, match=said):
         run(prepared, steps=1, n_train=20, n_test=20, **changes)
+
+
+def test_a_table_of_embeddings_is_refused_by_its_name(prepared, tmp_path):
+    table = pd.DataFrame({"image_id": prepared.manifest["image_id"], "a": 0.5})
+    table.to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match=r"mine.parquet' is no frozen encoder"):
+        run(prepared, encoder=str(tmp_path / "mine.parquet"))
 
 
 def test_data_without_masks_is_refused_with_the_remedy(prepared):
@@ -351,14 +399,29 @@ def test_continuity_is_one_where_patches_tell_the_tube_and_a_half_where_they_do_
     found = continuity.continuity(None, prepared, rows, 2, devices=["endotracheal_tube"], resamples=20)
     table = pd.DataFrame(found["metrics"]).set_index("label")
     tubes = load_masks(prepared, rows).masks[:, ETT].any((1, 2)).sum()
-    assert list(table.index) == ["layer-2", "layer-1", "nearness"]
+    assert list(table.index) == ["layer-2", "layer-1", "nearness-16"]
     assert (table["grid"] == 16).all()
     assert (table["n"] == tubes).all()
     if noise:
         assert table.loc["layer-1", "value"] == pytest.approx(0.5, abs=0.1)
     else:
         assert table.loc["layer-1", ["low", "value", "high"]].tolist() == [1, 1, 1]
-    assert 0.5 < table.loc["nearness", "value"] < 1
+    assert 0.5 < table.loc["nearness-16", "value"] < 1
+
+
+def test_nearness_is_the_distance_to_the_tip_on_each_grid(prepared):
+    encoder, rows = encoders.load_encoder("random:cnn_mini", size=64), np.arange(40)
+    tubes, truth = continuity.continuity(encoder, prepared, rows, 4, resamples=20)["tubes"], load_masks(prepared, rows)
+    for side in (16, 8, 4):
+        for tube in tubes.iloc[::5].to_dict("records"):
+            mask = truth.masks[tube["row"], DEVICES.index(tube["device"])]
+            on = mask.reshape(side, 64 // side, side, 64 // side).any((1, 3))
+            tip = np.array([tube["tip_row"], tube["tip_column"]]) + 0.5
+            tip = np.minimum(tip * side // 64, side - 1)
+            away = np.hypot(*(np.indices((side, side)) - tip[:, None, None]))
+            here, there = away[on & (away > 0)], away[~on & (away > 0)]
+            by_hand = np.mean(np.sign(there[None] - here[:, None]) / 2 + 0.5) if len(here) and len(there) else np.nan
+            assert tube[f"nearness-{side}"] == pytest.approx(by_hand, nan_ok=True)
 
 
 def test_continuity_counts_tubes_and_says_whose(prepared):
@@ -370,7 +433,11 @@ def test_continuity_counts_tubes_and_says_whose(prepared):
         (int(rows[n]), DEVICES[k]) for n, k in np.argwhere(truth.masks.any((2, 3)) & ~np.isnan(truth.tips).any(2))
     ]
     assert list(zip(tubes["row"], tubes["device"], strict=True)) == expected
-    assert [m["grid"] for m in found["metrics"]] == [32, 16, 8, 4, 4, 32]
+    assert [m["grid"] for m in found["metrics"]] == [32, 16, 8, 4, 4, 32, 16, 8, 4]
+    by_label = {metric["label"]: metric for metric in found["metrics"]}
+    for layer, grid in (("layer-5", 32), ("layer-3", 8), ("layer-1", 4)):  # on its grid a layer's control has its tubes
+        for count in ("n", "positives", "grid"):
+            assert by_label[layer][count] == by_label[f"nearness-{grid}"][count]
     for metric in found["metrics"]:
         assert metric["value"] == pytest.approx(tubes[metric["label"]].mean())
         assert metric["n"] == tubes[metric["label"]].notna().sum()

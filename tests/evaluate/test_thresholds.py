@@ -122,3 +122,14 @@ def test_nothing_is_said_where_nothing_can_be_divided_by():
     assert np.isnan([found["f1"][0][0], found["sensitivity"][0][0], found["ppv"][0][0]]).all()
     assert np.isnan(found["specificity"][0][1]) and found["sensitivity"][0][1] == 1
     assert all(np.isnan(found[name][0][2]) for name in found)
+
+
+def test_a_resample_without_anyone_known_does_not_cost_the_interval_of_ece():
+    rng, y = np.random.default_rng(0), np.full((40, 2), np.nan)
+    y[:2, 0], y[:, 1] = [0.0, 1.0], rng.integers(0, 2, 40)
+    p = np.tile(np.linspace(0.1, 0.9, 40)[:, None], 2)
+    value, draws = decided(y, y, p, groups=np.arange(40), resamples=60)["ece"]
+    missing = np.isnan(draws[:, 0])
+    assert 0 < missing.sum() < 30  # neither of the two was drawn
+    assert np.isfinite(draws[:, 1]).all()
+    assert draws[~missing, 0].min() <= value[0] <= draws[~missing, 0].max()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrstudy import encoders, study
+from cxrstudy.data.images import Prepared
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import protocol, zeroshot
 from cxrstudy.evaluate.metrics import auroc
@@ -60,6 +61,43 @@ def test_features_that_have_fallen_together_find_nothing():
     found = zeroshot.ranks(rows, rows, [f"report {k}" for k in range(41)])
     assert (found == 21).all()  # the middle
     assert all(row["value"] == 0 for row in zeroshot.recall(found, np.arange(41), resamples=20))
+
+
+def test_images_without_a_report_are_in_no_gallery_and_the_others_are_ranked_without_them(text):
+    """As a fold in which all, some or none have one; of a data set without reports as well."""
+    images, names, n = np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32), ["edema"], 12
+    reports = [f"report {k}" for k in range(n)]
+    reports[3], reports[7] = None, " "
+    test = pd.DataFrame({"row": np.arange(n), "report": reports})
+    found = zeroshot.look(text, images, None, test, names, ["retrieval", "zero_shot"])
+    told = np.array([k not in (3, 7) for k in range(n)])
+    assert found["shots"].shape == (n, 1)
+    assert np.isnan(found["ranks"][~told]).all()
+    alone = zeroshot.look(text, images[told], None, test[told], names, ["retrieval"])["ranks"]
+    np.testing.assert_array_equal(found["ranks"][told], alone)
+    patients = np.arange(n) // 2
+    rows = zeroshot.recall(found["ranks"], patients, resamples=20)
+    assert rows == zeroshot.recall(alone, patients[told], resamples=20) and rows[0]["n"] == n - 2
+    for table in (test.drop(columns="report"), test.assign(report=None)):
+        found = zeroshot.look(text, images, None, table, names, ["retrieval"])["ranks"]
+        assert found.shape == (n, 2) and np.isnan(found).all()
+        assert zeroshot.recall(found, patients, resamples=20) == []
+
+
+def test_in_cross_fitting_a_fold_without_reports_costs_the_others_nothing(tmp_path):
+    shares = {"a": 0.34, "b": 0.33, "c": 0.33}
+    prepared = prepare_data(study.Data(n_images=120, size=32, fractions=shares, out=str(tmp_path / "data")))
+    silent = prepared.manifest["split"] == "a"
+    manifest = prepared.manifest.assign(report=prepared.manifest["report"].mask(silent))
+    encoder = encoders.build_encoder("cnn_mini", 32)
+    encoders.save_encoder(encoder, tmp_path / "clip", encoders.build_text(["a report"], encoder.channels))
+    values = {"encoder": str(tmp_path / "clip"), "folds": list(shares), "resamples": 20, "strengths": [1.0]}
+    p = study.validated("classify", values | {"tasks": ["findings", "retrieval"], "labels": ["cardiomegaly"]})
+    result = protocol.run(p, Prepared(manifest, prepared.images, prepared.info))
+    np.testing.assert_array_equal(np.isnan(result["ranks"]).all(1), result["test"]["split"] == "a")
+    assert next(row["n"] for row in result["metrics"] if row["task"] == "retrieval") == (~silent).sum()
+    result = protocol.run(p, Prepared(manifest.assign(report=None), prepared.images, prepared.info))
+    assert result["ranks"] is None and {row["task"] for row in result["metrics"]} == {"findings"}
 
 
 def test_label_scores_do_not_depend_on_the_order_of_prompts_and_turn_with_their_sides(text):

@@ -185,6 +185,18 @@ def test_runs_of_unequal_compute_are_no_ladder(runs):
         fit_ladders(load_records(runs))
 
 
+def test_other_tasks_and_other_data_make_no_curve(runs):
+    """Their scores lie in another file or are of another kind: findings@public-0 has none of its labels' noise here."""
+    write_ladder(power(1, 0.3))
+    plain = load_records(runs)
+    for n in SIZES:
+        rows = [metric(task, 0.7 - n / 1e6) for task in ("findings@public-0", "retrieval", "malposition", "zero_shot")]
+        record(f"clip-n{n}-s0-more", rows, n_images=n)
+    table = load_records(runs)
+    assert set(points(table)["task"]) == set(TASKS)
+    pd.testing.assert_frame_equal(fit_ladders(table)[0], fit_ladders(plain)[0])
+
+
 # ---- gains ---------------------------------------------------------------------------------------------------------
 RNG = np.random.default_rng(7)
 PATIENTS = np.array([f"p{k // 2}" for k in range(300)])
