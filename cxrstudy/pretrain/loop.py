@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -32,18 +31,17 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cxrstudy import encoders, modelcard, study, weights
+from cxrstudy import encoders, study, weights
 from cxrstudy.data import images as stores
 from cxrstudy.data.manifest import nested_subset
 from cxrstudy.files import write_text
-from cxrstudy.pretrain import checkpoint, ranks
+from cxrstudy.pretrain import checkpoint, outcome, ranks
 from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.distil import SelfDistilled
 from cxrstudy.pretrain.monitor import CHECKS, Monitor, Score
 from cxrstudy.progress import Progress
 
-MEASURED = 2048  # images that batch norms of mixed weights are measured on
 LOGGED = 10  # steps between two points of the learning curve, at which alone the device is waited for
 
 
@@ -245,7 +243,7 @@ def pretrain(
             for name, tensor in objective.kept().state_dict().items():
                 if tensor.is_floating_point():
                     tensor.lerp_(began_with[name].to(tensor.device), p.base_share)
-            _measure_norms(objective.encoder, prepared, rows[: p.samples_seen])
+            outcome.measure_norms(objective.encoder, prepared, rows[: p.samples_seen])
         monitor.check(objective.encoder, p.samples_seen, curve)
         info = {
             "samples_seen": p.samples_seen,
@@ -257,14 +255,14 @@ def pretrain(
             "precision": str(dtype).removeprefix("torch."),
             "processes": world,
             "loss": float(np.mean([point["loss"] for point in curve[-10:]])),
-            "moved": _moved(began_as, objective.encoder),
+            "moved": outcome.moved(began_as, objective.encoder),
             "resumed_from": state["step"],
             **objective.facts,
         }
-        subject = _subject(p, prepared, encoder.info["encoder"])
+        subject = outcome.subject_of(p, prepared, encoder.info["encoder"])
         spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")
         objective.encoder.info |= subject | {name: info[name] for name in spent}
-        _finish(objective, out, set(subset["patient_id"]) | set(seen_patients(p.base)))
+        outcome.finish(objective, out, set(subset["patient_id"]) | set(seen_patients(p.base)))
         tables = {"curve": pd.DataFrame(curve), "checks": pd.DataFrame(monitor.checks)}
         for name, table in tables.items():
             table.to_csv(out / f"{name}.csv", index=False)
@@ -272,57 +270,6 @@ def pretrain(
     if world > 1:
         dist.barrier()
     return result
-
-
-@torch.no_grad()
-def _measure_norms(encoder: encoders.Encoder, prepared: stores.Prepared, rows: np.ndarray) -> None:
-    """Take batch norms' statistics anew from images of the subset: those of mixed weights are no mixture of the two
-    (as Izmailov et al. 2018 do for averaged weights)."""
-    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    encoder.eval()
-    kept = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    for few in np.array_split(rows[:MEASURED], max(1, min(len(rows), MEASURED) // 64)):
-        encoder.pool(encoder.normalise(prepared.images[few]).to(next(encoder.parameters()).device))
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-
-
-def _finish(objective: Any, out: Path, patients: set[str]) -> None:
-    """Save the encoder; patients first, as an encoder without them would pass every check for leaks."""
-    shutil.rmtree(out / "encoder", ignore_errors=True)  # nothing of another run may stay beside it
-    (out / "encoder").mkdir()
-    write_text(out / "encoder" / "patients.txt", "\n".join(sorted(patients)))
-    objective.save(out / "encoder")
-    modelcard.model_card(out / "encoder")
-
-
-def _subject(p: study.Pretrain, prepared: stores.Prepared, encoder: str) -> dict[str, Any]:
-    return {
-        "paradigm": p.paradigm,
-        "n_images": p.n_images,
-        "samples_seen": p.samples_seen,
-        "seed": p.seed,
-        "institution": prepared.info["institution"],
-        "generator": prepared.info.get("generator"),
-        "kind": prepared.info["kind"],
-        "data": Path(p.data).name,
-        "encoder": encoder,
-        "base": Path(p.base).parent.name if Path(p.base).name == "encoder" else Path(p.base).name,
-    }
-
-
-def _moved(before: list[Tensor], encoder: nn.Module) -> float:
-    """How far the weights went, as a share of their length."""
-    after = [w.detach().cpu() for w in encoder.parameters()]
-    pairs = list(zip(before, after, strict=True))
-    far, long = (sum(float(v.square().sum()) for v in vs) for vs in ([a - b for b, a in pairs], before))
-    return math.sqrt(far / max(long, 1e-12))
 
 
 def seen_patients(encoder: str) -> list[str]:
