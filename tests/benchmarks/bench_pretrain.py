@@ -37,6 +37,7 @@ from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.dinov2 import DinoConfig
 from cxrstudy.pretrain.distil import Dino, parameter_groups, rates, set_rates
+from cxrstudy.pretrain.loop import precision
 from cxrstudy.results import environment
 
 ROWS: list[dict[str, Any]] = []
@@ -153,18 +154,23 @@ class Lightly:
 
 
 def bench_dinov2(rounds: int) -> None:
-    """The whole loop, views included, and the step alone on views that stand."""
+    """The whole loop, views included, and the step alone on views that stand; lightly's example is in float32, ours in
+    float32 too and then as ``precision: auto`` has it on this machine."""
     for setting, case in VITS.items():
-        dinov2_case(rounds, setting, *case)
+        for asked in dict.fromkeys((torch.float32, precision("auto", torch.device("cpu")))):
+            dinov2_case(rounds, asked, f"{setting}, {str(asked).removeprefix('torch.')}", *case)
 
 
 def dinov2_case(
-    rounds: int, setting: str, name: str, arguments: dict[str, Any], size: int, local: int, crops: int, batch: int,
+    rounds: int, dtype: torch.dtype, setting: str, name: str, arguments: dict[str, Any], size: int, local: int,
+    crops: int, batch: int,
     prototypes: int, hidden: int
 ) -> None:  # fmt: skip
     own = {**arguments, "img_size": size, "dynamic_img_size": True}
     torch.manual_seed(0)
+    timm.layers.set_fused_attn(dtype == torch.float32)
     encoder = Encoder(name, own, input_size=size)
+    timm.layers.set_fused_attn(True)
     config = DinoConfig.reference(
         batch, prototypes=prototypes, hidden=hidden, local_crops=crops, local_size=local, global_size=size
     )
@@ -182,7 +188,8 @@ def dinov2_case(
         now = rates(config, step, 1000)
         set_rates(optimiser, now)
         optimiser.zero_grad(set_to_none=True)
-        loss, _ = objective.step_loss(encoder.normalise(pixels), step, 1000, generator)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss, _ = objective.step_loss(encoder.normalise(pixels), step, 1000, generator)
         loss.backward()
         optimiser.step()
         objective.update_teacher(now.momentum)
