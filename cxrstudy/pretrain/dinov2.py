@@ -119,9 +119,10 @@ class Head(nn.Module):
         self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=learn_gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels) -> (N, prototypes); both sides are normalised in float32."""
-        unit = functional.normalize(self.mlp(x).float(), dim=-1)
-        return functional.linear(unit, self.gain * functional.normalize(self.prototypes.float(), dim=-1))
+        """(N, channels) -> (N, prototypes); both sides are normalised in float32, or in float64 if they come in it."""
+        wide = torch.promote_types(self.prototypes.dtype, torch.float32)
+        unit = functional.normalize(self.mlp(x).to(wide), dim=-1)
+        return functional.linear(unit, self.gain * functional.normalize(self.prototypes.to(wide), dim=-1))
 
 
 @torch.no_grad()

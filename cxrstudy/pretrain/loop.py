@@ -139,8 +139,8 @@ def pretrain(
     encoders.keep_memory()
     rank, device = (dist.get_rank() if world > 1 else 0), ranks.device()
     dtype = precision(p.precision, device)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        set_fused_attn(False)  # the backward of the CPU's fused attention is slow in half precision
+    if device.type == "cpu":  # the backward of whose fused attention is slow in half precision
+        set_fused_attn(dtype == torch.float32)
     prepared = stores.open_prepared(data)
     rows = subset_rows(prepared, p)
     subset = prepared.manifest.iloc[rows]
