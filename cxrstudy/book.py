@@ -25,7 +25,13 @@ from cxrstudy.run import headline_of, notebook_error, run_table
 
 SPEED = (
     "Each row is one of our training steps beside another tool's on the same model, batch, resolution and one thread, "
-    "alternating in one process; a ratio above 1 says that ours is faster. Recorded once, not measured on your machine."
+    "alternating in one process; a ratio above 1 says that ours is faster."
+)
+HARM = (
+    "Macro AUROC of continued encoders minus their base's, the mean over seeds, with the interval over resampled test "
+    "patients; half of the base is mixed back into each. The synthetic rows are `mini` with three seeds. The real "
+    "sample is small and its labels are confounded with its selection: a difference on the same patients says harm or "
+    "none, not how good an encoder is."
 )
 RATES = ("images_per_second", "peer_images_per_second")
 PAGES = ("index", "data", "gallery")  # executed with the presets that have runs; results.ipynb once a preset
@@ -114,7 +120,7 @@ def assemble(source: Path, key: str, data_key: str) -> None:
             said = headline_of(row["record"]) if row["record"] else failed
             lines.append(f"| [{row['name']}](<{page}.ipynb>) | {row['stage']} | {said} |")
         lines.append("")
-    pages = {"runs.md": "\n".join(lines), "speed.md": speed(book / "recorded" / "benchmarks.csv")}
+    pages = {"runs.md": "\n".join(lines), "recorded.md": recorded(book / "recorded")}
     for name, text in (*pages.items(), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
         write_changed(source / name, text)
         keep.add(source / name)
@@ -123,22 +129,37 @@ def assemble(source: Path, key: str, data_key: str) -> None:
             path.unlink()
 
 
-def speed(recorded: Path) -> str:
-    """The page of recorded benchmarks: what was measured, beside whom, on which machine, by which command."""
-    lines = ["# How fast is it?", "", SPEED, ""]
-    if not recorded.is_file():
-        return "\n".join([*lines, "Nothing has been recorded yet.", ""])
-    lines += ["| what | images/s | beside | images/s | ratio [95%] | rounds |", "|---|---|---|---|---|---|"]
-    with recorded.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
+def recorded(folder: Path) -> str:
+    """The page of what was measured once and kept in ``folder``: speed beside others, and what continuing costs."""
+    lines = ["# Recorded measurements", "", "Made once, on the machine named, and kept; not measured on yours."]
+    fast, harm = (_rows(folder / f"{name}.csv") for name in ("benchmarks", "no_harm"))
+    if fast:
+        lines += ["", "## How fast is it?", "", SPEED, ""]
+        lines += ["| what | images/s | beside | images/s | ratio [95%] | rounds |", "|---|---|---|---|---|---|"]
+    for row in fast:
         what = f"**{row['benchmark']}** {row['setting']}"
         own, theirs = (f"{float(row[n]):.1f}" if row[n] else "" for n in RATES)
         ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[k]) for k in ("ratio", "low", "high"))) if theirs else ""
         lines.append(f"| {what} | {own} | {row['peer']} | {theirs} | {ratio} | {row['rounds']} |")
-    where = "; ".join(sorted({row["hardware"] for row in rows}))
-    commands = sorted({row["command"] for row in rows})
+    if harm:
+        lines += ["", "## Does continuing harm?", "", HARM, ""]
+        lines += ["| x-rays | task | paradigm | images | continued minus base [95%] | over seeds | weights moved |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+    for row in harm:
+        gain, low, high, least, most = (f"{float(row[n]):+.3f}" for n in ("gain", "low", "high", "least", "most"))
+        told = [row["images"], row["task"], row["paradigm"], f"{float(row['n_images']):,.0f}"]
+        told += [f"{gain} [{low}, {high}]", f"{row['seeds']}: {least} to {most}", f"{float(row['moved']):.1%}"]
+        lines.append(f"| {' | '.join(told)} |")
+    where = "; ".join(sorted({row["hardware"] for row in [*fast, *harm]}))
+    commands = sorted({row["command"] for row in fast}) + ["python tests/benchmarks/no_harm.py --help"] * bool(harm)
     return "\n".join([*lines, "", f"Measured on: {where}. Again with:", "", "```sh", *commands, "```", ""])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _copy(path: Path, target: Path) -> Path:
