@@ -93,15 +93,21 @@ def extract(encoder: Any, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
 def _forward(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> tuple[Tensor, Tensor]:
     """``extract`` of some rows of a prepared data set, at the encoder's own size and on its device; float32."""
     take = np.sort(rows)
-    images = torch.from_numpy(np.array(prepared.images[take]))
-    x = encoder.normalise(images.to(device(), non_blocking=True))
-    if x.shape[-1] != encoder.input_size and encoder.info.get("encoder") != "pixels":
-        x = functional.interpolate(x, size=(encoder.input_size,) * 2, mode="bilinear", antialias=True)
+    x = inputs(encoder, prepared, take)
     patches, classes = extract(encoder, x, layers)
     back = torch.from_numpy(np.searchsorted(take, rows)).to(x.device)
     if (np.diff(rows) < 0).any():
         patches, classes = patches[back], classes[back]
     return patches.float().contiguous(), classes.float()  # contiguous: pooled twice as fast
+
+
+def inputs(encoder: Any, prepared: Prepared, rows: np.ndarray) -> Tensor:
+    """Normalised images (n,1,H,W) of some rows, at the encoder's own size (the control ``pixels``: as they are)."""
+    images = torch.from_numpy(np.array(prepared.images[rows]))
+    x = encoder.normalise(images.to(device(), non_blocking=True))
+    if x.shape[-1] != encoder.input_size and encoder.info.get("encoder") != "pixels":
+        x = functional.interpolate(x, size=(encoder.input_size,) * 2, mode="bilinear", antialias=True)
+    return x
 
 
 def device() -> torch.device:

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from cxrstudy.data import synthetic
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, label_array
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
+from cxrstudy.evaluate.features import device, inputs
 from cxrstudy.progress import Progress
 
 CHUNK = 64  # images handled at a time
@@ -124,16 +124,8 @@ def feature_maps(encoder: Any, x: Tensor, layers: int) -> list[Tensor]:
 @torch.inference_mode()
 def maps_of(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> list[Tensor]:
     """Feature maps of some rows, float32, on the encoder's device."""
-    device = the_device()
-    x = encoder.to(device).normalise(np.array(prepared.images[rows])).to(device)
-    if x.shape[-1] != encoder.input_size and encoder.info.get("encoder") != "pixels":
-        x = functional.interpolate(x, size=(encoder.input_size,) * 2, mode="bilinear", antialias=True)
+    x = inputs(encoder.to(device()), prepared, rows)
     return [found.float() for found in feature_maps(encoder, x, layers)]
-
-
-def the_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -148,12 +140,12 @@ class Store:
 
     def batch(self, index: np.ndarray) -> list[Tensor]:
         """Maps of some images, float32."""
-        return [torch.from_numpy(np.asarray(kept[index])).to(the_device()).float() for kept in self.maps]
+        return [torch.from_numpy(np.asarray(kept[index])).to(device()).float() for kept in self.maps]
 
     def target(self, index: np.ndarray, devices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Masks (n,D',H,W) and what is known (n,D') of some images and devices, bool."""
         masks, known = self.truth.masks[index][:, devices], self.truth.known[index][:, devices]
-        return torch.from_numpy(masks).to(the_device()), torch.from_numpy(known).to(the_device())
+        return torch.from_numpy(masks).to(device()), torch.from_numpy(known).to(device())
 
 
 def encode_maps(

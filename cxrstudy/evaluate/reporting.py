@@ -28,6 +28,7 @@ from cxrstudy.data.manifest import nested_subset, patients_hash
 from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate import protocol, textscores
 from cxrstudy.evaluate.features import covariates, encode
+from cxrstudy.evaluate.features import device as the_device
 from cxrstudy.progress import Progress
 from cxrstudy.weights import UnmatchedTensors, folder_of
 
@@ -120,8 +121,7 @@ def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
     )
     if folder is None:
         raise MissingWeights(f"no language model {name!r}: no config.json in {places[0]} nor in {places[1]}. {fetch}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kinds: Any = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32, "local_files_only": True}
+    kinds: Any = {"dtype": torch.bfloat16 if the_device().type == "cuda" else torch.float32, "local_files_only": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         opened: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **kinds)
@@ -341,7 +341,7 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     if p.encoder.startswith(protocol.SUPERVISED) or not (encoder is None or hasattr(encoder, "forward_features")):
         raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with patch features; name one")
     protocol._refuse_leak(pretrained, pd.concat(parts), p.encoder)
-    test, device = parts[2], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    test, device = parts[2], the_device()
     other = textscores.other_patients(test["patient_id"].to_numpy(), p.seed)
     clock = [time.perf_counter()]
     rows = np.concatenate([part["row"].to_numpy() for part in parts])

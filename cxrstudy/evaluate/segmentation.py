@@ -23,7 +23,8 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import nested_subset, patients_hash
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
-from cxrstudy.evaluate.maps import CHUNK, Store, encode_maps, known_devices, the_device
+from cxrstudy.evaluate.features import device as the_device
+from cxrstudy.evaluate.maps import CHUNK, Store, encode_maps, known_devices
 from cxrstudy.evaluate.metrics import bootstrap, interval
 from cxrstudy.evaluate.protocol import SUPERVISED, _refuse_leak, labelled_rows, open_subject, refuse_overlap
 from cxrstudy.progress import Progress

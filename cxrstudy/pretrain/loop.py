@@ -158,7 +158,8 @@ def pretrain(
         objective = ranks.shared_statistics(objective, device)
     if p.compile:
         _compile(objective)
-    average = copy.deepcopy(objective.kept()).requires_grad_(False) if p.ema else None
+    live = objective.kept()
+    average = copy.deepcopy(live).requires_grad_(False) if p.ema else None
     whole = nn.ModuleDict({"objective": objective} | ({"average": average} if average is not None else {}))
     optimiser = torch.optim.AdamW(objective.groups(), lr=p.lr, fused=True)
     edges = batch_edges(p.samples_seen, p.batch_size)
@@ -218,8 +219,8 @@ def pretrain(
         objective.after(step, steps)
         if average is not None:
             blend = min(p.ema, (1 + step) / (10 + step))  # the first steps' weights are soon forgotten
-            torch._foreach_lerp_(list(average.parameters()), list(objective.kept().parameters()), 1 - blend)
-            for mine, now in zip(average.buffers(), objective.kept().buffers(), strict=True):
+            torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - blend)
+            for mine, now in zip(average.buffers(), live.buffers(), strict=True):
                 mine.copy_(now)
         pending.append((step, total + 0 * norm))  # a gradient that is not finite counts as such a loss
         due = time.monotonic() - saved > p.checkpoint_seconds
@@ -238,9 +239,9 @@ def pretrain(
     result: dict[str, Any] = {}
     if rank == 0:
         if average is not None:
-            objective.kept().load_state_dict(average.state_dict())
+            live.load_state_dict(average.state_dict())
         if began_with:
-            for name, tensor in objective.kept().state_dict().items():
+            for name, tensor in live.state_dict().items():
                 if tensor.is_floating_point():
                     tensor.lerp_(began_with[name].to(tensor.device), p.base_share)
             outcome.measure_norms(objective.encoder, prepared, rows[: p.samples_seen])
