@@ -52,26 +52,66 @@ def main() -> None:
     help="Rerun the grid with a changed parameter, beside the first results (repeatable; VALUE is YAML).",
 )
 @click.option("--data-root", default=os.environ.get("DATA_ROOT", ""), help="Folder of real data [env: DATA_ROOT].")
+@click.option("--unrecorded", is_flag=True, help="Leave out what book/recorded holds of this preset already.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def run(preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_root: str, quiet: bool) -> None:
-    """Run a preset through Snakemake and Papermill; only what is missing or changed is executed."""
+def run(
+    preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_root: str, unrecorded: bool, quiet: bool
+) -> None:
+    """Run a preset through Snakemake and Papermill; only what is missing or changed is executed.
+
+    A preset's variants, where it has any, follow one after the other; with --set, that one variant alone is run.
+    """
     from cxrstudy import run as runner
 
-    settings = _settings(pairs)
     data_root = os.path.abspath(os.path.expanduser(data_root)) if data_root else ""
-    if not dry_run:
-        sys.exit(runner.run_preset(preset, cores=cores, settings=settings, data_root=data_root, quiet=quiet))
     described = grid.load_preset(preset)
-    planned, waiting = runner.preview(preset, settings, data_root)
+    each = [_settings(pairs)] if pairs else [{}, *described.variants.values()]
+    stand: set[str] = set()
+    if unrecorded:
+        from cxrstudy import recorded
+
+        stand = recorded.run_names(preset)
+    if not dry_run:
+        codes = [
+            runner.run_preset(preset, cores=cores, settings=settings, data_root=data_root, quiet=quiet, stand=stand)
+            for settings in each
+        ]
+        sys.exit(max(codes))
     click.echo(
         f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
         f"{f'{described.gpu_hours:g} GPU-hours' if described.gpu_hours else 'no GPU'}, "
         f"{described.disk_gb:g} GB of disk, {described.memory_gb:g} GB of memory; licences: {described.licences}."
     )
-    for item in planned:
-        word = "would run" if item.name in waiting else "stands"
-        click.echo(f"  {word:<10}{item.stage:<10}{item.name:<36}{waiting.get(item.name, '')}")
-    click.echo(f"{len(waiting)} of {len(planned)} runs to do")
+    for settings in each:
+        planned, waiting = runner.preview(preset, settings, data_root)
+        kept = {r.name for r in planned} - {r.name for r in grid.without(planned, stand)} if stand else set()
+        todo = [item for item in planned if item.name in waiting and item.name not in kept]
+        if settings and len(each) > 1:
+            click.echo(f"variant {runner.variant_name(settings)}:")
+        for item in planned:
+            word = "recorded" if item.name in kept else "would run" if item.name in waiting else "stands"
+            why = waiting.get(item.name, "") if word == "would run" else ""
+            click.echo(f"  {word:<10}{item.stage:<10}{item.name:<36}{why}")
+        click.echo(f"{len(todo)} of {len(planned)} runs to do")
+
+
+@main.command()
+@click.option("--preset", "-p", required=True, help="A preset that has been run here, whole or in part.")
+def record(preset: str) -> None:
+    """Keep the results of a preset's finished runs in book/recorded: tables and per-image scores, no weights."""
+    from cxrstudy import recorded
+    from cxrstudy import run as runner
+
+    plans = [plan for plan in runner.read_plans() if plan["preset"] == preset]
+    if not plans:
+        raise study.StudyError(f"nothing of preset {preset!r} has been run here: cxrstudy run --preset {preset}")
+    for plan in plans:
+        new, kept = recorded.keep(preset, plan["variant"])
+        click.echo(f"{preset} {plan['variant']}: {new} runs recorded, {kept} kept in all")
+    click.echo(f"book/recorded/{preset}; all recorded presets take {recorded.size() / 1e6:.1f} MB")
+    if recorded.size() > recorded.LIMIT:
+        click.echo(f"cxrstudy: that is more than {recorded.LIMIT / 1e6:g} MB, too much for a clone", err=True)
+        sys.exit(1)
 
 
 @main.command()

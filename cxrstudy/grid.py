@@ -40,6 +40,7 @@ class Ladder(BaseModel):
     model_config = ConfigDict(extra="allow")
     data: str
     base: str = ""
+    piece: int = Field(0, description="ladders of lower pieces are run first, so that a stop leaves a smaller study")
 
 
 class Family(BaseModel):
@@ -47,6 +48,7 @@ class Family(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     rungs: Literal["all", "ends", "largest", "none"] = "all"
+    seeds: list[int] = Field([], description="only rungs of these seeds; empty = all")
 
 
 class Preset(BaseModel):
@@ -71,6 +73,9 @@ class Preset(BaseModel):
     report: Family | None = Field(None, description="reports written; absent = not judged")
     controls: list[str] = []
     scale: dict[str, Any] = {}
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="FACTOR=VALUE: settings, as --set takes them; each is run after the preset itself"
+    )
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Run:
     preset: str
     parameters: dict[str, Any]
     needs: tuple[str, ...] = ()
+    piece: int = 0
 
     @property
     def folder(self) -> str:
@@ -145,19 +151,30 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
     return Preset(**raw)
 
 
+def without(runs: list[Run], stand: set[str]) -> list[Run]:
+    """The runs that are still wanted when those named in ``stand`` are there already: evaluations that are not, and
+    what they need. A fit over all points is left out when any of these is."""
+    wanted = {run.name for run in runs if run.stage in ("classify", "segment", "report") and run.name not in stand}
+    for run in reversed(runs):  # each comes after those it needs
+        if run.name in wanted:
+            wanted.update(run.needs)
+    return [run for run in runs if run.name in wanted]
+
+
 def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "") -> list[Run]:
     """Unfold a preset into runs, in an order in which each comes after those it needs; StudyError if it cannot."""
     preset = override(load_preset(name), settings or {})
     if preset.needs_root and not data_root:
         raise StudyError(f"preset {name!r} reads real images: say where they lie, DATA_ROOT=PATH or --data-root PATH")
     runs: dict[str, Run] = {}
+    piece = 0
 
     def add(stage: str, label: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> str:
         values = {key: value for key, value in values.items() if key != "out"}
         checked = validated(stage, values, f"preset {name}, {stage} {label}").model_dump(exclude={"out"})
         run = f"{label}-{digest([stage, checked])}"
         out = f"runs/{name}/{stage}/{run}"
-        runs[run] = Run(run, stage, name, checked | {"out": out}, needs)
+        runs.setdefault(run, Run(run, stage, name, checked | {"out": out}, needs, piece))
         return run
 
     def folder(run: str) -> str:
@@ -189,23 +206,36 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         values = preset.classify | {"data": folder(on), "folds": folds, "also": [folder(a) for a in also]} | which
         return add("classify", label, values, (on, *needs, *waits(*also)))
 
-    def judge(label: str, on: str, encoder: str, needs: tuple[str, ...], place: str = "") -> None:
+    def judge(label: str, on: str, encoder: str, needs: tuple[str, ...], place: str = "", seed: int = 0) -> None:
         """Runs of the other task families on an encoder; ``place`` of a rung in its ladder: first, between or last."""
         blind = {"segment": ("covariates", "pixels"), "report": ("covariates",)}  # a decoder sees 3 of its pixels
         for stage, family in (("segment", preset.segment), ("report", preset.report)):
             wanted = {"all": PLACES, "ends": ("first", "last"), "largest": ("last",), "none": ()}
-            if family is None or (place and place not in wanted[family.rungs]) or encoder in blind[stage]:
+            if family is None or encoder in blind[stage]:
+                continue
+            if place and (place not in wanted[family.rungs] or (family.seeds and seed not in family.seeds)):
                 continue
             if encoder.startswith("supervised:") or encoder.endswith((".npz", ".parquet")):
                 continue  # taught by labels for labels; vectors without patches
             if folds:
                 raise StudyError(f"preset {name}: {stage} needs fixed splits, but folds is {preset.folds}")
-            add(stage, label, family.model_dump(exclude={"rungs"}) | {"data": folder(on), "encoder": encoder}, needs)
+            add(
+                stage,
+                label,
+                family.model_dump(exclude={"rungs", "seeds"}) | {"data": folder(on), "encoder": encoder},
+                needs,
+            )
 
     points: list[str] = []
     rungs: list[str] = []
     evaluated: dict[tuple[str, str], None] = {}
+    placed = {"data", "base", "piece"}
+    sizes: dict[tuple[Any, ...], set[int]] = {}
     for ladder in preset.ladders:
+        for values in _unfold(ladder.model_dump(exclude=placed), Pretrain):
+            sizes.setdefault((ladder.data, ladder.base, values.get("paradigm")), set()).add(values.get("n_images", 0))
+    for ladder in sorted(preset.ladders, key=lambda ladder: ladder.piece):
+        piece = ladder.piece
         on = _named(ladder.data, data, f"preset {name}: ladder", "data")
         from_ = _named(ladder.base, base, f"preset {name}: ladder", "base") if ladder.base else ""
         evaluated[(on, from_)] = None
@@ -214,9 +244,7 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             raise StudyError(
                 f"preset {name}: folds is {preset.folds}, but data {ladder.data} has no split {absent[0]!r}"
             )
-        unfolded = _unfold(ladder.model_dump(exclude={"data", "base"}), Pretrain)
-        sizes = sorted({values.get("n_images", 0) for values in unfolded})
-        for values in unfolded:
+        for values in _unfold(ladder.model_dump(exclude=placed), Pretrain):
             values |= {"data": folder(on), "base": folder(from_) if from_ else ""}
             label = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
             needs = waits(on, from_)
@@ -229,9 +257,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
                 ]
             rungs += trained
             points.append(classify(label, on, [folder(run) for run in trained], tuple(trained)))
-            n = values.get("n_images", 0)
-            place = "last" if n == sizes[-1] else "first" if n == sizes[0] else "between"
-            judge(label, on, folder(trained[0]), (on, *trained), place)
+            n, rung = values.get("n_images", 0), (ladder.data, ladder.base, values.get("paradigm"))
+            place = "last" if n == max(sizes[rung]) else "first" if n == min(sizes[rung]) else "between"
+            judge(label, on, folder(trained[0]), (on, *trained), place, values.get("seed", 0))
+    last, piece = piece, 0
     for on, from_ in evaluated:
         if from_:
             label = slug(from_) if from_ in runs else from_.rstrip("/").rsplit("/", 1)[-1]
@@ -241,7 +270,7 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             points.append(classify(control.replace(":", "-"), on, [control], ()))
             judge(control.replace(":", "-"), on, control, (on,))
     check_ladders([runs[rung] for rung in rungs], {run.folder: run.parameters.get("size") for run in runs.values()})
-    points = list(dict.fromkeys(points))
+    points, piece = list(dict.fromkeys(points)), last
     if points:
         add("scale", "scale", preset.scale | {"records": [folder(p) for p in points], "runs": ""}, tuple(points))
     return list(runs.values())

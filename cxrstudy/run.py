@@ -118,12 +118,26 @@ def _alone(preset: str) -> Iterator[None]:
         yield
 
 
-def run_preset(preset: str, *, cores: int, settings: dict[str, Any], data_root: str = "", quiet: bool = False) -> int:
-    """Execute what is missing or stale of a preset; 0 when all its runs stand, 1 when one failed."""
+def run_preset(
+    preset: str,
+    *,
+    cores: int,
+    settings: dict[str, Any],
+    data_root: str = "",
+    quiet: bool = False,
+    stand: set[str] | None = None,
+) -> int:
+    """Execute what is missing or stale of a preset; 0 when all its runs stand, 1 when one failed.
+
+    ``stand``: names of runs whose results are kept elsewhere; neither they nor what only they need is executed.
+    """
     runs = grid.plan(preset, settings, data_root)
     with _alone(preset):
         variant = variant_name(settings)
         plan = write_plan(plan_path(preset, variant), preset, runs, variant)
+        if stand:
+            runs = grid.without(runs, stand)
+            plan = write_plan(plan.with_name("rest-" + plan.name), preset, runs, variant)
         waiting = stale(preset, plan)
         if not waiting:
             print(f"{preset}: all {len(runs)} runs stand; nothing to do")
@@ -134,12 +148,16 @@ def run_preset(preset: str, *, cores: int, settings: dict[str, Any], data_root: 
         print(
             f"{preset}: {len(waiting)} of {len(runs)} runs to do on {cores} cores; Ctrl-C stops, the same call resumes"
         )
-        with (plan.parent / "snakemake.log").open("a") as log:
+        for piece in sorted({run.piece for run in runs if run.name in waiting}):
+            wanted = [f"{run.stage}/{run.name}/record.json" for run in runs if run.piece == piece]
             command = _snakemake(preset, plan, "--cores", str(cores), "--keep-going", "--rerun-incomplete")
             command += ["--resources", "gpu=1"] if shutil.which("nvidia-smi") else []
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(), start_new_session=True)
+            with (plan.parent / "snakemake.log").open("a") as log:
+                process = subprocess.Popen(
+                    [*command, "--", *wanted], stdout=log, stderr=log, env=_environment(), start_new_session=True
+                )
             try:
-                _watch(process, [run for run in runs if run.name in waiting], began, quiet)
+                _watch(process, [run for run in runs if run.name in waiting and run.piece == piece], began, quiet)
             except KeyboardInterrupt:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()

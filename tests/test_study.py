@@ -252,6 +252,38 @@ def test_other_families_judge_base_controls_and_the_rungs_asked_for(folder, rung
     assert {run.stage for run in plan(folder, preset(ladders=[own]))}.isdisjoint({stage})
 
 
+def test_ladders_of_a_later_piece_come_later_and_share_their_ends(folder):
+    pieces = [
+        ladder(n_images=[24], paradigm="clip", piece=1),
+        ladder(n_images=[16, 32], paradigm="clip", seed=[0, 1]),
+    ]
+    runs = plan(folder, preset(ladders=pieces, segment={"rungs": "ends", "seeds": [1]}))
+    check_shape(runs)
+    assert {run.name for run in runs if run.piece == 1 and run.stage != "scale"} == {
+        run.name for run in runs if "n24" in run.name
+    }
+    assert runs[-1].stage == "scale" and runs[-1].piece == 1
+    drawn = slugs(run.name for run in runs if run.stage == "segment")
+    assert drawn == {"base-clip-base", "clip-n16-s1", "clip-n32-s1"}
+    whole = [
+        ladder(n_images=[16, 24, 32], paradigm="clip", seed=0),
+        ladder(n_images=[16, 32], paradigm="clip", seed=1),
+    ]
+    assert names(runs) >= names(r for r in plan(folder, preset(ladders=whole)) if r.stage != "scale")
+
+
+@quick
+@given(st.sets(st.integers(0, 40)))
+def test_what_stands_elsewhere_is_left_out_with_what_only_it_needs(folder, some):
+    runs = plan(folder, preset(ladders=[ladder(n_images=[16, 24, 32], paradigm=["clip", "unicl"])]))
+    stand = {runs[k % len(runs)].name for k in some}
+    rest = grid.without(runs, stand)
+    wanted = {run.name for run in runs if run.stage == "classify"} - stand
+    assert names(run for run in rest if run.stage == "classify") == wanted
+    assert all(set(run.needs) <= names(rest) for run in rest)
+    assert all(run.name in wanted or any(run.name in other.needs for other in rest) for run in rest)
+
+
 def test_other_families_are_refused_on_folds_and_where_a_preset_has_none(folder):
     fractions = {f"fold{k}": 0.25 for k in range(4)}
     data = {name: values | {"fractions": fractions} for name, values in preset()["data"].items()}

@@ -108,6 +108,30 @@ def test_a_tip_is_the_end_of_its_mask(many) -> None:
                 assert many.masks[row, k, tip[1] - 1 : tip[1] + 2, tip[0] - 1 : tip[0] + 2].any()
 
 
+@pytest.mark.parametrize("word", ["mention5", "mention95", "mislabel4", "shift2"])
+def test_a_word_after_the_name_changes_one_factor_of_the_same_patients(many, word) -> None:
+    other = sample(range(200), institution=f"study-{word}", size=64)
+    assert other.patient_id.tolist() == many.patient_id[:200].tolist()
+    assert np.array_equal(other.labels, many.labels[:200]) and np.array_equal(other.masks, many.masks[:200])
+    assert torch.equal(other.image, many.image[:200]) == (not word.startswith("shift"))
+    assert np.array_equal(other.reported, many.reported[:200], equal_nan=True) == (word != "mislabel4")
+    assert (other.report == many.report[:200]) == (not word.startswith("mention"))
+    devices_of = ("tube", "catheter", "line", "pacemaker")
+    said = [
+        sum(text.lower().count(w) for w in devices_of for text in batch) for batch in (other.report, many.report[:200])
+    ]
+    assert word != "mention5" or said[0] < 0.5 * said[1]
+    assert word != "mention95" or said[0] > 1.5 * said[1]
+
+
+def test_a_word_that_names_no_factor_is_refused_by_name() -> None:
+    for name in ("study-foo", "study-shift", "public-3-mention"):
+        with pytest.raises(ValueError, match=name.rsplit("-", 1)[-1]):
+            sample([0], institution=name, size=64)
+    both = sample(range(16), institution="public-mention90-faint", size=64)
+    assert both.patient_id[0].startswith("public-0-")
+
+
 def test_faint_devices_are_the_same_patients_with_less_contrast(many) -> None:
     faint = sample(range(200), institution="study-faint", size=64)
     assert np.array_equal(faint.masks, many.masks[:200])
@@ -276,7 +300,7 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="start at 0"):
         sample([-1], size=64)
     for name in ("elsewhere", "public-x"):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=name.rpartition("-")[2]):
             sample([0], size=64, institution=name)
     for name in ("study", "public"):
         assert sample([], size=64, institution=name).image.shape == (0, 1, 64, 64)

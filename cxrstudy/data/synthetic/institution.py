@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -131,14 +132,48 @@ DEVICE_RATES: dict[str, Rate] = {  # assumed; given the patient's acuity, before
 }
 
 
+SETTINGS = (  # words after an institution's name, each one factor changed: what it matches, what it becomes
+    ("faint", lambda site, k: {"device_contrast": "faint"}),
+    (r"mention(\d+)", lambda site, k: {"device_mention": min(k / 100, 1.0)}),
+    (r"mislabel(\d+)", lambda site, k: {"label_miss": site.label_miss * k, "label_false": site.label_false * k}),
+    (r"shift(\d+)", lambda site, k: _shifted(site, k)),
+)
+
+
+def _shifted(site: Institution, steps: int) -> dict[str, Any]:
+    """Scanners that leave the pool's range, step by step: a flatter display, more noise, scatter and fog. Assumed."""
+    made = (
+        tuple(
+            replace(m, gain=m.gain * 0.8**steps, noise=m.noise * 1.4**steps, scatter=m.scatter * 1.4**steps,
+                    dark=min(m.dark + 0.05 * steps, 0.3))
+            for m in kind
+        )
+        for kind in (site.fixed, site.mobile)
+    )  # fmt: skip
+    return dict(zip(("fixed", "mobile"), made, strict=True))
+
+
 def institution(name: str) -> Institution:
-    """The institution of a name: "study", or "public-k" for k from 0, each with its own mixture of patients and habits;
-    with "-faint" after it, the same patients with faint devices."""
-    stem = name.removesuffix("-faint")
+    """The institution of a name: "study", or "public-k" for k from 0, each with its own mixture of patients and habits.
+
+    Words after it change one factor each, for the same patients: "-faint" devices; "-mentionP", of P% of the devices in
+    reports; "-mislabelK", K times the errors in structured labels; "-shiftK", scanners K steps beyond the pool's.
+    """
+    base, *words = re.split(r"-(?=[a-z])", name)
+    site = _named(base, name)
+    for word in words:
+        found = [(re.fullmatch(pattern, word), change) for pattern, change in SETTINGS]
+        match, change = next(((m, change) for m, change in found if m), (None, None))
+        if match is None or change is None:
+            raise ValueError(f"no institution {name!r}: {word!r} is none of faint, mentionP, mislabelK, shiftK")
+        site = replace(site, **change(site, int(match[1]) if match.groups() else 0))
+    return site
+
+
+def _named(stem: str, name: str) -> Institution:
     kind, _, number = stem.partition("-")
-    contrast = "faint" if stem != name else "clear"
     if stem == "study":
-        return Institution(stem, device_contrast=contrast)
+        return Institution(stem)
     if kind != "public" or not number.isdecimal():
         raise ValueError(f'no institution {name!r}: there are "study", "public" and "public-0", "public-1", ...')
     d = Draws.start(0, "institution", [int(number)])
@@ -158,7 +193,7 @@ def institution(name: str) -> Institution:
     ]  # fmt: skip
     return Institution(
         stem, acuity=(1.0 - ward - intensive, ward, intensive), age=(u("age", 48, 66), u("age.sd", 14, 19)),
-        finding_rates=rates[0], device_rates=rates[1], device_contrast=contrast, device_mention=u("device", 0.2, 0.8),
+        finding_rates=rates[0], device_rates=rates[1], device_mention=u("device", 0.2, 0.8),
         mild_mention=u("mild", 0.4, 0.75), negation=u("negation", 0.2, 0.8), hedge=u("hedge", 0.15, 0.45),
         compare=u("compare", 0.3, 0.8), dialect=1 + int(number), fixed=machines[0], mobile=machines[1],
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -130,8 +131,9 @@ def sample(
     """The images of some indices (any integers from 0) of an institution, `size` pixels to the side.
 
     A sample depends on (seed, institution, index) alone, to the bit, whatever is asked for beside it. "public" is the
-    pool: its blocks of 16 indices go round public-0 to public-7. "-faint" after a name makes the devices faint. Planes
-    are computed, and images left, on the torch `device`; other devices may round differently (within 1e-3).
+    pool: its blocks of 16 indices go round public-0 to public-7. Words after a name change one factor of it (see
+    `institution`). Planes are computed, and images left, on the torch `device`; other devices may round differently
+    (within 1e-3).
     """
     if not 32 <= size <= 1024:
         raise ValueError(f"size {size} is not in 32..1024")
@@ -166,14 +168,14 @@ def _draw(index: Array, name: str, size: int | None, seed: int, device: str = "c
     """`sample`, or `describe` where there is no size."""
     if index.size and index.min() < 0:
         raise ValueError("indices start at 0")
-    stem, dash, contrast = name.partition("-faint")
+    stem, *words = re.split(r"-(?=[a-z])", name, maxsplit=1)
     with torch.no_grad():
         if stem != "public":
             return _one(index, find_institution(name), size, seed, device)
         block = index // BLOCK
         number, own = block % POOL, block // POOL * BLOCK + index % BLOCK
         rows = [np.flatnonzero(number == k) for k in range(POOL)]
-        sites = [find_institution(f"public-{k}{dash}{contrast}") for k in range(POOL)]
+        sites = [find_institution("-".join([f"public-{k}", *words])) for k in range(POOL)]
         parts = [_one(own[r], site, size, seed, device) for site, r in zip(sites, rows, strict=True)]
         return _join(parts, np.argsort(np.concatenate(rows)))
 

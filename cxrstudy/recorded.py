@@ -1,0 +1,149 @@
+"""Results that are kept with the book: the tables and per-image scores of a preset's runs, without their weights.
+
+``keep`` gathers what stands on this machine into ``book/recorded/PRESET``, beside what was kept before, so that a long
+study can be run in pieces on several machines; ``load`` gives the same tidy table as ``results.load_records``, whose
+``folder`` holds the ``scores.parquet`` of each evaluation.
+
+    runs.csv         a row a run: parameters, subject, info and environment (as JSON), variant, command, finished
+    metrics.parquet  the tidy table; metrics.csv its macro rows
+    learning.parquet learning curves of the pretraining runs
+    scores/RUN/scores.parquet   per-image test scores (for reports: per-report marks)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxrstudy import results, run, study
+from cxrstudy.files import replacing, write_text
+
+LIMIT = 10_000_000  # bytes of all recorded presets together: they travel with every clone
+SCORES = {"classify": "scores.parquet", "segment": "scores.parquet", "report": "reports.parquet"}
+OF_A_REPORT = ["image_id", "patient_id", "f1", "rouge_l", "bleu_4"]  # what is kept of one; its words are not
+
+
+def place(preset: str) -> Path:
+    """The folder of a preset's recorded results; it need not be there."""
+    return study.root() / "book" / "recorded" / preset
+
+
+def presets() -> list[str]:
+    """Presets that have recorded results."""
+    return sorted(path.parent.name for path in place("").glob("*/runs.csv"))
+
+
+def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
+    """Record every run of a plan that has ended, in place of what was kept of the same run.
+
+    ``variant``: the ``--set`` values in words, as `run.variant_name` gives them; ``command``: how the runs were made.
+    Returns (runs recorded now, runs kept in all). StudyError: nothing of that plan has ended here.
+    """
+    planned = [item for item in run.read_plan(preset, variant) if item["stage"] != "scale"]
+    folders = [study.runs_root() / preset / item["stage"] / item["name"] for item in planned]
+    there = [folder for folder in folders if (folder / "record.json").is_file()]
+    if not there:
+        raise study.StudyError(
+            f"nothing of preset {preset!r}{f' ({variant})' if variant else ''} has ended on this machine: "
+            f"cxrstudy run --preset {preset}"
+        )
+    out = place(preset)
+    records = [results.read_record(folder) for folder in there]
+    rows = [
+        {key: record[key] for key in ("run", "stage", "finished")}
+        | {"variant": variant, "command": command or f"cxrstudy run --preset {preset}"}
+        | {key: json.dumps(record[key], sort_keys=True) for key in ("parameters", "subject", "info", "environment")}
+        for record in records
+    ]
+    runs = _beside(_read(out / "runs.csv"), pd.DataFrame(rows), ["run", "variant"])
+    table = results.load_records(there).drop(columns="folder")
+    table = _beside(_read(out / "metrics.parquet"), table, ["run"]).sort_values("run", kind="stable")
+    curves = [
+        pd.read_csv(folder / "curve.csv").assign(run=folder.name)
+        for folder in there
+        if (folder / "curve.csv").is_file()
+    ]
+    for folder, record in zip(there, records, strict=True):
+        if record["stage"] in SCORES:
+            _keep_scores(folder / SCORES[record["stage"]], out / "scores" / folder.name / "scores.parquet")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(table, out / "metrics.parquet")
+    write_text(out / "metrics.csv", table[table["label"] == "macro"].to_csv(index=False, float_format="%.6g"))
+    if curves:
+        _write(_beside(_read(out / "learning.parquet"), pd.concat(curves), ["run"]), out / "learning.parquet")
+    write_text(out / "runs.csv", runs.sort_values(["variant", "stage", "run"]).to_csv(index=False))
+    return len(there), len(runs)
+
+
+def load(preset: str, variant: str | None = "") -> pd.DataFrame:
+    """The tidy table of recorded runs, as `results.load_records` gives it; of every variant where it is None.
+
+    Empty where nothing is recorded.
+    """
+    out = place(preset)
+    if not (out / "runs.csv").is_file():
+        return results.load_records([])
+    runs = pd.read_csv(out / "runs.csv", keep_default_na=False)
+    table = pd.read_parquet(out / "metrics.parquet")
+    if variant is not None:
+        table = table[table["run"].isin(runs.loc[runs["variant"] == variant, "run"])]
+    return table.assign(folder=[str(out / "scores" / name) for name in table["run"]]).reset_index(drop=True)
+
+
+def run_names(preset: str) -> set[str]:
+    """Names of the runs that are recorded of a preset."""
+    runs = _read(place(preset) / "runs.csv")
+    return set(runs["run"]) if runs is not None else set()
+
+
+def size() -> int:
+    """Bytes that all recorded presets take."""
+    return sum(file.stat().st_size for name in presets() for file in place(name).rglob("*") if file.is_file())
+
+
+def _keep_scores(source: Path, target: Path) -> None:
+    """Per-image scores, small: a label's scores become their dense ranks, which give every rank metric exactly."""
+    table = pd.read_parquet(source).sort_values("image_id", kind="stable").reset_index(drop=True)
+    if source.name == "reports.parquet":
+        table = table[OF_A_REPORT]
+    elif "device" not in table:
+        labels = [name.removeprefix("score:") for name in table if name.startswith("score:")]
+        wanted = ["image_id", "patient_id", *(f"{what}:{name}" for name in labels for what in ("truth", "score"))]
+        table = table[wanted]
+        for name in labels:
+            judged = table[f"score:{name}"].where(table[f"truth:{name}"].notna())  # of others no metric is made
+            table[f"score:{name}"] = judged.rank(method="dense").astype("UInt16")
+            table[f"truth:{name}"] = table[f"truth:{name}"].astype("Int8")
+    floats = table.select_dtypes("float64").columns
+    _write(table.astype(dict.fromkeys(floats, np.float32)), target)
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    with replacing(path) as scratch:
+        pq.write_table(
+            pa.Table.from_pandas(table, preserve_index=False),
+            scratch,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=[name for name in texts if name != "image_id"],
+            column_encoding={name: "DELTA_BYTE_ARRAY" for name in texts if name == "image_id"} or None,
+        )
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    return pd.read_csv(path, keep_default_na=False) if path.suffix == ".csv" else pd.read_parquet(path)
+
+
+def _beside(old: pd.DataFrame | None, new: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """``old`` and ``new`` rows, without the old ones whose keys are among the new."""
+    if old is None:
+        return new
+    again: Any = pd.MultiIndex.from_frame(old[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
+    return pd.concat([old[~again], new], ignore_index=True)

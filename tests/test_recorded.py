@@ -1,0 +1,94 @@
+"""What is recorded of a study is enough to compute its numbers again, and to go on from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Walk
+
+from cxrstudy import recorded
+from cxrstudy.data.synthetic import describe
+from cxrstudy.data.vocabulary import LABELS
+from cxrstudy.evaluate.metrics import auprc, auroc
+from cxrstudy.results import load_records
+from cxrstudy.scaling import ladders
+
+
+@pytest.fixture
+def kept(walked: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
+    """A copy of the smoke study whose runs have been recorded by the command line."""
+    shutil.copytree(walked.root, tmp_path / "copy", ignore=shutil.ignore_patterns("_build", "encoder"))
+    walk = Walk(tmp_path / "copy", tmp_path / "copy" / "runs")
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(walk.root))
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(walk.runs))
+    done = walk.call("record", "--preset", "smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return walk
+
+
+def test_the_recorded_table_is_that_of_the_runs(kept: Walk) -> None:
+    told, ran = recorded.load("smoke"), load_records(kept.runs)
+    ran = ran[ran["stage"] != "scale"]
+    keys = ["run", "task", "label", "metric"]
+    told, ran = (t.sort_values(keys).reset_index(drop=True).drop(columns="folder") for t in (told, ran))
+    pd.testing.assert_frame_equal(told, ran, check_dtype=False)
+    runs = pd.read_csv(recorded.place("smoke") / "runs.csv")
+    for row in runs.itertuples():
+        assert json.loads(row.environment)["commit"]
+        assert json.loads(row.parameters)["out"].endswith(row.run)
+        assert row.command == "cxrstudy run --preset smoke"
+
+
+def test_every_rank_metric_comes_out_of_the_recorded_scores_and_labels_drawn_anew(kept: Walk) -> None:
+    table = recorded.load("smoke")
+    judged = table[(table["stage"] == "classify") & table["label"].isin(LABELS) & table["value"].notna()]
+    checked = 0
+    for folder, rows in judged.groupby("folder"):
+        scores = pd.read_parquet(Path(folder) / "scores.parquet")
+        index = scores["image_id"].str.extract(r"(\d+)$")[0].astype(int)
+        truth = pd.DataFrame(describe(index).labels, columns=list(LABELS))
+        for row in rows[rows["metric"].isin(["auroc", "auprc"])].itertuples():
+            y, s = truth[[row.label]].to_numpy(), scores[[f"score:{row.label}"]].to_numpy(float)
+            assert np.array_equal(y[:, 0], scores[f"truth:{row.label}"].to_numpy(float))
+            value = {"auroc": auroc, "auprc": auprc}[row.metric](y, s)[0]
+            assert value == pytest.approx(row.value, abs=1e-9)
+            checked += 1
+    assert checked > 20
+
+
+def test_gains_from_recorded_scores_are_those_from_the_runs(kept: Walk) -> None:
+    ran = load_records(kept.runs / "smoke")
+    pd.testing.assert_frame_equal(ladders.gains(recorded.load("smoke")), ladders.gains(ran))
+
+
+def test_what_is_recorded_is_not_run_again_and_what_is_not_is(kept: Walk) -> None:
+    plan = json.loads((kept.runs / "smoke" / "plan.json").read_text())["runs"]
+    shutil.rmtree(kept.runs)
+    done = kept.call("run", "--preset", "smoke", "--unrecorded", "-n")
+    assert f"0 of {len(plan)} runs to do" in done.stdout, done.stdout + done.stderr
+    path = recorded.place("smoke") / "runs.csv"
+    runs = pd.read_csv(path, keep_default_na=False)
+    one = next(run for run in plan if run["stage"] == "classify" and run["name"].startswith("unicl"))
+    runs[runs["run"] != one["name"]].to_csv(path, index=False)
+    done = kept.call("run", "--preset", "smoke", "--unrecorded", "-n")
+    todo = {line.split()[3] for line in done.stdout.splitlines() if line.strip().startswith("would run")}
+    wanted = {one["name"]}
+    for run in reversed(plan):
+        wanted |= set(run["needs"]) if run["name"] in wanted else set()
+    assert todo == wanted
+
+
+def test_recording_again_replaces_and_never_doubles(kept: Walk) -> None:
+    before = recorded.load("smoke")
+    again = recorded.keep("smoke")
+    assert again == (before["run"].nunique(), before["run"].nunique())
+    pd.testing.assert_frame_equal(recorded.load("smoke"), before)
+
+
+def test_nothing_to_record_is_said(tmp_path: Path, walked: Walk) -> None:
+    done = Walk(walked.root, tmp_path / "none").call("record", "--preset", "smoke")
+    assert done.returncode == 2
+    assert "nothing of preset 'smoke' has been run here" in done.stderr
