@@ -71,7 +71,7 @@ class Preset(BaseModel):
     classify: dict[str, Any] = {}
     segment: Family | None = Field(None, description="lines and tubes drawn; absent = not judged")
     report: Family | None = Field(None, description="reports written; absent = not judged")
-    controls: list[str] = []
+    controls: list[str] = Field([], description="encoders by name, or shuffled: each base under labels dealt out anew")
     scale: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="FACTOR=VALUE: settings, as --set takes them; each is run after the preset itself"
@@ -200,10 +200,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
         on = _named(values.get("data"), data, f"preset {name}: base {key}", "data")
         base[key] = add("pretrain", key, values | {"data": folder(on)}, (on,))
 
-    def classify(label: str, on: str, encoders: list[str], needs: tuple[str, ...]) -> str:
+    def classify(label: str, on: str, encoders: list[str], needs: tuple[str, ...], **more: Any) -> str:
         which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
         also = [data.get(name, name) for name in preset.classify.get("also", [])]
-        values = preset.classify | {"data": folder(on), "folds": folds, "also": [folder(a) for a in also]} | which
+        values = preset.classify | {"data": folder(on), "folds": folds, "also": [folder(a) for a in also]} | which | more
         return add("classify", label, values, (on, *needs, *waits(*also)))
 
     def judge(label: str, on: str, encoder: str, needs: tuple[str, ...], place: str = "", seed: int = 0) -> None:
@@ -267,6 +267,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             points.append(classify(f"base-{label}", on, [folder(from_)], waits(from_)))
             judge(f"base-{label}", on, folder(from_), waits(on, from_))
         for control in preset.controls:
+            if control == "shuffled":  # the base's features, and labels dealt out anew
+                if from_:
+                    points.append(classify(f"shuffled-{label}", on, [folder(from_)], waits(from_), shuffle_labels=True))
+                continue
             points.append(classify(control.replace(":", "-"), on, [control], ()))
             judge(control.replace(":", "-"), on, control, (on,))
     check_ladders([runs[rung] for rung in rungs], {run.folder: run.parameters.get("size") for run in runs.values()})
