@@ -22,7 +22,7 @@ CUES = {
         f"no {_SLIGHT}{_CHANGE} | without {_SLIGHT}{_CHANGE} | not {_SLIGHT}{_CHANGE} | not only | not as "
         "| not well "
         "| not (?:fully|optimally|entirely|completely|adequately|included|imaged|evaluated|assessed|enough"
-        "|convincingly) "
+        "|convincingly)(?! (?:be )?(?:excluded|ruled)) "
         f"| {_NEARLY} (?:completely |entirely |totally |complete )?(?:resol\\w+|clear(?:ed|ing)|remov\\w+"
         "|disappear\\w+) | normal for | normal variant\\w* | normal post\\w* | lordotic "
         "| except(?:ed|ional)\\w* | known | no doubt | may (?:19|20)\\d\\d | no comparison\\w* | no prior\\w* "
@@ -38,16 +38,17 @@ CUES = {
         "|similar)\\w* "
         "| (?:should|must|would have to|has to|needs? to) be (?:\\w+ )?(?:considered|excluded|ruled out) "
         "| (?:is|thought|felt|considered) (?:to be )?less likely | less likely(?=[.;\\n]) "
-        "| (?:is|are|remains?) (?:also )?(?:in|on|within) the differential"
+        "| (?:is|are|remains?) (?:also )?(?:in|on|within) the differential "
+        "| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?=[.;\\n])"
     ),
     "weak": (  # what comes
         "(?:can ?not|can't|could not|unable to|difficult to|hard to) (?:\\w+ )?(?:exclude|rule out) | exclude "
         "| rule out | ruling out | excluding | r/o | possib(?:le|ly|ility|ilities) | may | might | could "
         "| question(?:able|ably|ed|able)? | suspicious (?:for|of) | suspicion | perhaps | less likely "
         "| equivocal | potential(?:ly)? | concern(?:ing|ed)?(?: for)? | worrisome | differential "
-        "| raises?\\b(?: the)? | can (?:be|represent|reflect|indicate) | considerations? | etiolog(?:y|ies) "
+        "| raises?\\b(?: the)? | can (?:be|represent|reflect|indicate) | consider(?:ations?)? | etiolog(?:y|ies) "
         "| such as | cannot be | maybe | suggestion | if | unclear | dubious | doubtful | conceivab(?:le|ly) "
-        "| query | uncertain whether"
+        "| query | uncertain whether | simulat\\w+ | mimic\\w*"
     ),
     "aside": (  # named, not found
         "history | hx | h/o | evaluate(?: for)? | evaluation for | for evaluation of | assess(?:ment)? for "
@@ -57,7 +58,7 @@ CUES = {
     "gone": (  # denies what stands before or, if nothing does, what comes
         f"removal(?! of) | resolution(?! of) | no longer(?: \\w*{_SEEN})? | not (?:\\w+ ){{0,2}}{_SEEN} "
         "| nowhere | resolved | removed | cleared | absent | disappeared | unlikely | was discontinued "
-        "| withdrawn and | ruled out | excluded | not likely | has been out | is negative | none "
+        "| withdrawn and | ruled out | excluded | not likely | has been out | is negative | none(?! (?:on|in|at)) "
         "| (?:replaced|exchanged) (?:by|with|for) | taken out"
     ),
     "no": (
@@ -81,14 +82,20 @@ CUES = {
     "and": "and",
 }
 _JUGULAR = "(?:internal jugular|external jugular|jugular|ijv?|subclavian|femoral)"
+_SVC = "svc|superior (?:vena )?(?:cava|xxxx)|cav(?:o|al) ?atrial|caval junction"
+_WIRES = "(?:(?!or |and |with|no )\\w+ ){0,4}(?:wires?|sutures?|leads?|catheters?|sternotomy xxxx)"
+_LOBE = "rul|rml|rll|lul|lll"
 _BLUR = "(?:disease|process|infiltrat|consolid|infecti|pneumon)\\w*"
 TERMS = {
     "": (  # nothing of ours, whatever its words
         "(?:prior|previous|old|remote|recent|resolved) (?:\\w+ )?pneumonia "
         "| pericardial (?:fluid|effusion|thickening)(?: or effusion)?s? | joint effusions? | knee effusions? "
-        "| mass effect | (?:body|bone|muscle|ventricular) mass | mass like "
-        "| fracture[ds]? (?:(?!or |and |with|no )\\w+ ){0,3}(?:wire|suture|lead|catheter)s? "
-        "| soft tissue (?:edema|mass) "
+        "| (?:vertebral|endplate|airway|tracheal|bronchial|compression) (?:body )?collapse | mass effect "
+        "| (?:body|bone|muscle|ventricular|abdominal|breast|thyroid|adrenal|renal) mass "
+        "| (?:thyroid|breast|adrenal) nodules? "
+        "| (?:bone|bony|osseous|skeletal|liver|hepatic|brain|lytic) metasta\\w+(?: disease)? "
+        f"| fractured {_WIRES} | fractures? (?:of|in|involving|through) {_WIRES} "
+        "| (?:wire|suture|lead|catheter)s? (?:\\w+ )?fracture[ds]? | soft tissue (?:edema|mass) "
         "| subcutaneous edema | peripheral edema | pedal edema | (?:ecg|ekg) (?:lead|wire|device)s? "
         "| monitor(?:ing)? (?:lead|wire|line|device)s? | telemetry (?:lead|wire)s? | superficial leads? "
         "| overlying leads? | catheterization "
@@ -102,21 +109,33 @@ TERMS = {
         "| (?:hydro|hemo|haemo|pyo)thorax | pleuroeffusion"
     ),
     "pleural_effusion+pneumothorax": "(?:hydro|hemo|haemo) ?pneumothora\\w+",
-    "pneumothorax": "pneumo ?thora\\w* | (?:pneumo|penumo|pnuemo|pnemo|pneomo|pneumu)th\\w+ | pneumthorax | ptx",
+    "pneumothorax": (
+        "pneumo ?thora\\w* | (?:pneumo|penumo|pnuemo|pnemo|pneomo|pneumu)th\\w+ | pneumthorax | ptx "
+        "| pleural (?:air|gas)(?: collection)?s?"
+    ),
     "consolidation": (
         f"consolid\\w+(?: {_BLUR})? | consolodat\\w+ | infiltrat\\w+(?: {_BLUR})? | infiltrate "
-        f"| air ?spaces? {_BLUR}(?: {_BLUR})? | alveolar {_BLUR} | pneumonias? | pnuemonia | penumonia "
-        "| pnemonia | bronchopneumonia | pneumonic \\w+"
+        f"| air ?spaces? {_BLUR}(?: {_BLUR})? | alveolar {_BLUR} | pneumonic {_BLUR}"
     ),
-    "consolidation?": "(?:air ?spaces?|alveolar) (?:opaci|densit|shadow|filling|change|abnormal)\\w*",
-    "atelectasis": "at(?:ele|ale|lec)\\w* | lob(?:ar|e) collapse | collapsed? (?:of the )?(?:\\w+ ){0,2}(?:lobe|lung)",
+    "consolidation?": (  # pneumonia is a diagnosis: curators code what is seen of it beside it, or an opacity alone
+        "(?:air ?spaces?|alveolar) (?:opaci|densit|shadow|filling|change|abnormal)\\w* | pneumonias? | pnuemonia "
+        "| penumonia | pnemonia | bronchopneumonia"
+    ),
+    "atelectasis": (
+        "at(?:ele|ale|lec)\\w* | collaps(?:ed?|ing) (?:of )?(?:(?!(?:vertebr|disc|at|to|with|on|in)\\w*)\\w+ ){0,5}?"
+        f"(?:lobe|lung|lingula|segment|{_LOBE})s? | (?:lobar|lobe|lobes|lung|lungs|lingular|lingula|segmental|{_LOBE}) "
+        "(?:(?:is|are|has|have|appears?|remains?|now|partial|partially|completely|totally|nearly) )*collaps\\w*"
+    ),
+    "atelectasis?": "collapse",  # of what?
     "edema": "edema | oedema | edematous",
     "nodule_mass": (
         "nodules? | round(?:ed)? nodular(?: \\w+){0,2}? (?:opaci|densit|lesion)\\w* "
-        "| nodular(?: \\w+)? lesions? | mass(?:es)? | micronodules? | metastas[ei]s "
-        "| metastatic (?:\\w+ )?(?:disease|lesion|nodule)s?"
+        "| nodular(?: \\w+)? lesions? | mass(?:es)?(?! ?like) | micronodules? | (?:pulmonary|lung) metasta\\w+"
     ),
-    "nodule_mass?": "nodular(?: \\w+){0,3}? (?:opaci|densit|focus|foci|shadow)\\w* | nodularit(?:y|ies)",
+    "nodule_mass?": (
+        "mass ?like | nodular(?: \\w+){0,3}? (?:opaci|densit|focus|foci|shadow)\\w* | nodularit(?:y|ies) "
+        "| metastas[ei]s | metastatic disease"
+    ),
     "fracture": (
         "fractures? | fractured (?:\\w+ ){0,3}(?:rib|clavicle|humerus|vertebra|sternum|scapula|bone)\\w* "
         "| ribs? (?:is|are) fractured | fx"
@@ -159,14 +178,15 @@ TERMS = {
         "| umbilical (?:\\w+ )?(?:catheter|line)s?"
     ),
     "central_venous_catheter": (
-        "central (?:\\w+ )?(?:venous )?(?:catheter|line|access)s? | cvc | cvl | central venous "
+        "central (?:\\w+ )?(?:venous )?(?:catheter|line|access)s? | cvc | cvl "
+        "| central venous(?! (?:congest|engorge|hyperten|pressure|promin|disten|sten|occlu|struct|vascul|pulmon))"
         "| hickman(?: \\w+)? | broviac(?: \\w+)? "
         f"| {_JUGULAR} (?:approach |vein |venous |central |tunneled |triple lumen )*(?:catheter|line|cvc|cvl"
         "|sheath|introducer|cordis|access)s? | venous (?:catheter|line)s? | svc (?:catheter|line) "
         "| triple lumen catheter"
     ),
     "catheter": "catheters? | xxxx a xxxx",
-    "tip": "tip (?:\\w+ ){0,6}(?:svc|superior (?:vena )?(?:cava|xxxx)|cavo ?atrial|right atrium)",
+    "tip": f"tip (?:\\w+ ){{0,6}}(?:{_SVC}|right atrium) | (?:terminat\\w+|ends|ending) (?:\\w+ ){{0,4}}(?:{_SVC})",
     "pacemaker": (
         "pace ?makers? | pacers? | aicds? | icds?(?! \\d) | defibrillators? "
         "| pacing (?:\\w+ )?(?:lead|wire|device|electrode)s? "
@@ -193,7 +213,7 @@ SIZES = {  # the heart, what is said of its size, and whose size it may be inste
     "large": (
         "enlarg\\w+ | large | borderline | prominent | prominence | increased? | widen\\w* | globular | big | generous"
     ),
-    "fine": "normal | unremarkable | within (?:\\w+ )?(?:limits?)? ?(?:of )?normal",
+    "fine": "normal(?! to ) | unremarkable | within (?:\\w+ )?(?:limits?)? ?(?:of )?normal",
     "same": "stable | unchanged | similar | obscured",
     "elsewhere": (
         "aort\\w+ | hil(?:ar|um|a) | pulmonary (?:arter|vascul|vessel|hil)\\w* | mediastin\\w+ | vascul\\w+ | lungs?"

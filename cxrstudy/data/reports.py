@@ -22,12 +22,15 @@ _MIDLINE = {"cardiomegaly", "endotracheal_tube", "nasogastric_tube", "tracheosto
 # A comma or 'and' behind a denied name, and what starts a statement there
 _RESUMES = re.compile(
     r"(?:, ?)?(?:and )?(?:(?:there|the|mild|mildly|moderate|stable|unchanged|persistent|chronic|old|healed|status"
-    r"|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b|(?:(?<=, )(?:left|right|bilateral)|bibasilar|basilar|linear"
-    r"|low|slight|subsegmental|minor|small|trace|tiny)\b(?![^.;\n]*\bn?or\b))"
+    r"|only|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b|(?:(?<=, )(?:left|right|bilateral)|bibasilar|basilar"
+    r"|linear|low|slight|subsegmental|minor|small|trace|tiny|patchy|streaky|residual|scattered|few|multiple|several)\b"
+    r"(?![^.;\n]*\bn?or\b))"
 )
 _LIST = re.compile(r"[^.;\n]*\b(?:or|versus|vs)\b")
 _TIP = re.compile(r"\b(?:tips?|end)\b")
 _ONE_VIEW = re.compile(r" (?:well |clearly )?(?:in|on) (?:the )?(?:\w+ )?(?:lateral|frontal|pa|ap|prior|previous|view)")
+_JOINED = re.compile(r"with (?:\w+ )?(?:superimposed|associated|adjacent|underlying|overlying|accompanying)|assoc")
+_NOTHING = re.compile(r"(?:process|abnormality|abnormalities|disease|findings?)$")  # what a denial may be spent on
 _PLURAL = re.compile(r"\b(?:are|have|were|been)\W*$")
 _BEFORE_HEART = re.compile(
     r"(?: (?:size|sized|of|the|in|overall|and|mediastinal|transverse|appearing|for|configuration|contours?))* ?"
@@ -129,7 +132,11 @@ def extract_mentions(text: str) -> list[Mention]:
 
 
 def extract_labels(text: str) -> dict[str, str]:
-    """{name: present, absent or uncertain} of every finding and device mentioned: present before uncertain, absent."""
+    """{name: present, absent or uncertain} of every finding and device mentioned: present before uncertain, absent.
+
+    Words that leave the finding open make it uncertain too: pneumonia and airspace opacity are no consolidation, a
+    nodular opacity is no nodule, as Open-i's curators code them (and NIH's and CheXpert's labels of pneumonia).
+    """
     said: dict[str, set[str]] = {}
     for mention in extract_mentions(text):
         said.setdefault(mention.name, set()).add(mention.status)
@@ -277,8 +284,11 @@ class _Reader:
                 self.weak = True
 
     def _resume(self, at: int) -> None:
-        if self.no and self.used and _RESUMES.match(self.flat, at):
+        if self.no and self._spent(at) and _RESUMES.match(self.flat, at):
             self.no = False
+
+    def _spent(self, at: int) -> bool:
+        return bool(self.used or _NOTHING.search(self.flat, self.sentence, at - (self.flat[at - 1] == " ")))
 
     def _cue(self, kind: str, start: int, end: int) -> None:
         rows, flat = self.rows, self.flat
@@ -291,6 +301,8 @@ class _Reader:
         elif kind in ("gone", "doubted"):
             wide = self.comma == len(rows) or (kind == "gone" and _PLURAL.search(flat, max(0, start - 12), start))
             named = rows[self.clause if wide else self.comma :]
+            while len(named) > 1 and _VERB.search(flat, named[0][1], named[-1][1]):
+                named = named[1:]  # of those before the verb something was said already
             if kind == "doubted":
                 self.weak = self.weak or not named
                 named = [row for row in named if row[3] == "present"]
@@ -309,9 +321,9 @@ class _Reader:
         elif kind == "aside":
             self.aside = True
         elif kind in ("with", "due"):
-            self.no = self.no and not self.used
+            self.no = self.no and not (self._spent(start) if kind == "with" else self.used)
             if kind == "with":
-                self.aside, self.weak = False, self.weak and self.lasting
+                self.aside, self.weak = False, self.weak and bool(self.lasting or _JOINED.match(flat, start))
         elif kind == "or":
             if self.clause < len(rows) and not (self.no or self.weak) and rows[-1][3] == "present":
                 rows[-1][4], self.strong = "strong", True

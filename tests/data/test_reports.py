@@ -1,7 +1,9 @@
 """Reports: what single sentences say, laws of any text, and agreement with the synthetic and the real curators."""
 
+import hashlib
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -51,10 +53,26 @@ Opacity suspicious for a mass, concerning for pneumonia. | nodule? air?
 Opacity may represent atelectasis, pneumonia, or mass. | atel? air? nodule?
 Differential considerations include infiltrate and mild edema. | air? edema?
 Likely atelectasis, less likely pneumonia. | atel+ air?
-Probable small effusion. Findings compatible with edema. | fluid+ edema+ || Opacity consistent with pneumonia. | air+
+Probable small effusion. Findings compatible with edema. | fluid+ edema+ || Opacity representing consolidation. | air+
 Atelectasis or infiltrate. | atel+ air+ || Atelectasis versus consolidation. | atel+ air+
 Opacities representing edema. | edema+ || Effusion is unlikely. | fluid- || Bibasilar airspace disease. | air+
-Patchy airspace opacities. | air? || Vague nodular opacity. | nodule?
+Patchy airspace opacities. | air? || Left basal pneumonia. | air? || Pneumonia with consolidation. | air+
+No acute process, mild cardiomegaly. | heart+ || No acute abnormality with minimal atelectasis. | atel+
+No findings to suggest edema or effusion. | edema- fluid- || No finding that could represent an infiltrate. | air-
+No focal infiltrate, only minimal atelectasis. | air- atel+ || No effusion, scattered nodules. | fluid- nodule+
+The heart is enlarged and effusion cannot be excluded. | heart+ fluid?
+Atelectasis has decreased, and effusions have resolved. | atel+ fluid- || Consider early infiltrate. | air?
+Small effusion on the right, none on the left. | fluid+ || The infiltrate is not entirely excluded. | air?
+Effusion difficult to exclude. | fluid? || Difficult to exclude a small effusion. | fluid?
+Opacity may be atelectasis with superimposed infiltrate. | atel? air?
+The known nodule is not well seen today. | nodule+ || Nodule not well seen on the lateral view. | nodule+
+The tip of the PICC is not well seen. | picc+ || Collapse of the left upper and lower lobes. | atel+
+The right lung has collapsed. | atel+ || No collapse or consolidation. | atel- air- || Vertebral body collapse. |
+A small pleural air collection. | ptx+ || Masslike opacity. | nodule? || Lung metastases. | nodule+
+Findings of metastatic disease. | nodule? || Osseous metastases. | || Thyroid nodule. | || Renal mass. |
+Central venous congestion. | || Central venous XXXX in the SVC. | cvc+ || A right XXXX terminates in the SVC. | other+
+Fracture of the most superior sternotomy wire. | || Sternal wire fracture. | || Nipple simulating a nodule. | nodule?
+Heart size is normal to mildly enlarged. | heart+ || Vague nodular opacity. | nodule?
 A rounded nodular opacity projects over the left lung. | nodule+ || Multiple masses and calcified nodules. | nodule+
 Left atelectesis, plueral effusion and penumothorax. | atel+ fluid+ ptx+ || Right hydropneumothorax. | fluid+ ptx+
 Old healed rib fractures, no acute fracture. | fx+
@@ -104,7 +122,7 @@ def test_sides(text, sides):
 
 
 def test_the_two_kinds_of_doubt_are_kept_apart():
-    found = extract_mentions("Possible effusion. Probable edema. Atelectasis or pneumonia. Pneumothorax.")
+    found = extract_mentions("Possible effusion. Probable edema. Atelectasis or infiltrate. Pneumothorax.")
     assert [m.hedge for m in found] == ["weak", "strong", "strong", "strong", ""]
     assert [m.status for m in found] == ["uncertain", *["present"] * 4]
 
@@ -210,37 +228,49 @@ def test_it_reads_what_synthetic_reports_were_told(institution):
         assert f1(np.array([said.get(name) == "present" for said in labels]), true) >= 0.98 or not true.any(), name
 
 
+# F1 over all reports and over each half of them, by a hash of their number: rules were written reading the first alone
 FLOORS = {
-    "cardiomegaly": 0.98, "pleural_effusion": 0.97, "pneumothorax": 0.88, "consolidation": 0.91, "atelectasis": 0.94,
-    "edema": 0.9, "nodule_mass": 0.83, "fracture": 0.93, "lines": 0.92, "normal": 0.95,
+    "cardiomegaly": (0.99, 0.98), "pleural_effusion": (0.98, 0.97), "pneumothorax": (0.95, 0.9),
+    "consolidation": (0.94, 0.94), "atelectasis": (0.96, 0.94), "edema": (0.94, 0.92), "nodule_mass": (0.85, 0.85),
+    "fracture": (0.95, 0.94), "lines": (0.94, 0.93), "normal": (0.95, 0.95),
 }  # fmt: skip
-CODES = {
+CODES = {  # pneumonia is a code of its own
     "cardiomegaly": ("Cardiomegaly", "Cardiac Shadow/enlarged"), "pleural_effusion": ("Pleural Effusion",),
     "pneumothorax": ("Pneumothorax",), "atelectasis": ("Pulmonary Atelectasis",), "edema": ("Pulmonary Edema",),
-    "consolidation": ("Consolidation", "Infiltrate", "Airspace Disease", "Pneumonia"),
-    "nodule_mass": ("Nodule", "Mass"), "fracture": ("Fractures, Bone",), "normal": ("normal",),
-    "lines": ("Catheters, Indwelling", "Tube, Inserted"),
+    "consolidation": ("Consolidation", "Infiltrate", "Airspace Disease"), "nodule_mass": ("Nodule", "Mass"),
+    "fracture": ("Fractures, Bone",), "lines": ("Catheters, Indwelling", "Tube, Inserted"), "normal": ("normal",),
 }  # fmt: skip
+
+
+def curated() -> Iterator[tuple[str, str, list[str]]]:
+    """(uid, report, codes) of each report that curators coded."""
+    with tarfile.open(OPENI) as archive:
+        for member in archive:
+            if member.name.endswith(".xml"):
+                root = ElementTree.parse(io.BytesIO(archive.extractfile(member).read())).getroot()
+                parts = [f"{part.get('Label')}: {part.text or ''}" for part in root.iter("AbstractText")]
+                codes = [code.text for code in root.iter("major")]
+                if "No Indexing" not in codes:
+                    yield root.find("uId").get("id"), "\n".join(parts), codes
 
 
 @pytest.mark.skipif(not OPENI.is_file(), reason="needs the real reports of ../shared/data/openi_reports")
 def test_agreement_with_the_curators_of_open_i():
-    rows = []
-    with tarfile.open(OPENI) as archive:
-        for member in archive:
-            if member.name.endswith(".xml"):
-                root = ElementTree.parse(io.BytesIO(archive.extractfile(member).read()))
-                parts = [(part.get("Label"), part.text or "") for part in root.iter("AbstractText")]
-                rows.append(("\n".join(f"{k}: {v}" for k, v in parts), [code.text for code in root.iter("major")]))
-    rows = [(text, codes) for text, codes in rows if "No Indexing" not in codes]
-    labels = [extract_labels(text) for text, _ in rows]
-    lines = set(DEVICES + OTHER_DEVICES) - {"pacemaker"}
-    for name, floor in FLOORS.items():
+    rows = list(curated())
+    read = np.array([hashlib.sha256(uid.encode()).digest()[0] % 2 == 0 for uid, _, _ in rows])
+    labels = [extract_labels(text) for _, text, _ in rows]
+    names = {name: {name} for name in FLOORS} | {"lines": set(DEVICES + OTHER_DEVICES) - {"pacemaker"}}
+    table, low = [], []
+    for name, (floor, half) in FLOORS.items():
         wanted = tuple(f"{code}/" for code in CODES[name])
-        true = [any(f"{code}/".startswith(wanted) for code in codes) for _, codes in rows]
+        true = np.array([any(f"{code}/".startswith(wanted) for code in codes) for _, _, codes in rows])
         if name == "normal":
-            said = [is_normal(text) for text, _ in rows]
+            said = np.array([is_normal(text) for _, text, _ in rows])
         else:
-            names = lines if name == "lines" else {name}
-            said = [any(one.get(n) == "present" for n in names) for one in labels]
-        assert f1(np.array(said), np.array(true)) >= floor, name
+            said = np.array([any(one.get(n) == "present" for n in names[name]) for one in labels])
+        for part, on, least in (("all", read | True, floor), ("read", read, half), ("unread", ~read, half)):
+            counts = [int((a & b & on).sum()) for a, b in ((said, true), (said, ~true), (~said, true))]
+            table.append(f"{name} {part}: TP {counts[0]}, FP {counts[1]}, FN {counts[2]}")
+            if f1(said[on], true[on]) < least:
+                low.append(table[-1])
+    assert not low, "\n".join(["below the floor:", *low, "of", *table])
