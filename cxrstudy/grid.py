@@ -71,7 +71,9 @@ class Preset(BaseModel):
     classify: dict[str, Any] = {}
     segment: Family | None = Field(None, description="lines and tubes drawn; absent = not judged")
     report: Family | None = Field(None, description="reports written; absent = not judged")
-    controls: list[str] = Field([], description="encoders by name, or shuffled: each base under labels dealt out anew")
+    controls: list[str] = Field(
+        [], description="encoders by name; shuffled: each base under labels dealt out anew; base:NAME"
+    )
     scale: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="FACTOR=VALUE: settings, as --set takes them; each is run after the preset itself"
@@ -203,7 +205,9 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
     def classify(label: str, on: str, encoders: list[str], needs: tuple[str, ...], **more: Any) -> str:
         which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
         also = [data.get(name, name) for name in preset.classify.get("also", [])]
-        values = preset.classify | {"data": folder(on), "folds": folds, "also": [folder(a) for a in also]} | which | more
+        values = (
+            preset.classify | {"data": folder(on), "folds": folds, "also": [folder(a) for a in also]} | which | more
+        )
         return add("classify", label, values, (on, *needs, *waits(*also)))
 
     def judge(label: str, on: str, encoder: str, needs: tuple[str, ...], place: str = "", seed: int = 0) -> None:
@@ -270,6 +274,12 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             if control == "shuffled":  # the base's features, and labels dealt out anew
                 if from_:
                     points.append(classify(f"shuffled-{label}", on, [folder(from_)], waits(from_), shuffle_labels=True))
+                continue
+            if control.startswith("base:"):  # one that no ladder starts from: judged as it is
+                other = _named(control.removeprefix("base:"), base, f"preset {name}: controls", "base")
+                called = slug(other) if other in runs else other.rstrip("/").rsplit("/", 1)[-1]
+                points.append(classify(called, on, [folder(other)], waits(other)))
+                judge(called, on, folder(other), waits(on, other))
                 continue
             points.append(classify(control.replace(":", "-"), on, [control], ()))
             judge(control.replace(":", "-"), on, control, (on,))

@@ -29,6 +29,7 @@ SUBJECT = (
     "paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind", "data",
     "generator",  # fingerprint of the synthetic institution that drew the images
     "patients",
+    "trained_on",  # institution that the encoder's pretraining was continued on; the controls have none
 )  # fmt: skip
 VERSIONS = ("torch", "timm", "open_clip_torch", "pandas", "papermill")
 

@@ -242,7 +242,9 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
     }
     for where, there in result["also"].items():
         result["metrics"] += [row | {"task": f"{row['task']}@{where}"} for row in there["metrics"]]
-    subject = opened[judged[0]][1] | {
+    subject = opened[judged[0]][1]
+    subject |= {
+        "trained_on": subject.get("institution"),
         "data": Path(p.data).name,
         "kind": prepared.info["kind"],
         "institution": prepared.info["institution"],

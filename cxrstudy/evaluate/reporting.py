@@ -394,6 +394,7 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
         "validation_loss": float(checks["validation"].min()),
         **seconds,
     }
+    subject = subject | {"trained_on": subject.get("institution")}
     subject = subject | {key: prepared.info.get(key) for key in ("kind", "institution", "generator")}
     subject |= {"data": Path(p.data).name, "patients": patients_hash(pd.concat(parts))}
     found = {"reports": reports, "metrics": metrics, "history": history, "subject": subject, "info": info}

@@ -306,6 +306,7 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
         scores = score(head, thresholds, stores[2], parts[2], devices)
         cases = _cases(head, thresholds, stores[2], scores, devices)
     rows = parts[2]["row"].to_numpy()
+    subject = subject | {"trained_on": subject.get("institution")}
     subject = subject | {key: prepared.info.get(key) for key in ("kind", "institution", "generator")}
     subject |= {"data": Path(p.data).name, "patients": patients_hash(pd.concat(parts))}
     info: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cxrstudy.evaluate.metrics import bootstrap
 from cxrstudy.scaling.hypotheses import BASE, CONTRASTS, Cell, Claim, Floats, Ladder, NotTestable
-from cxrstudy.scaling.ladders import CONTINUED, resampled
+from cxrstudy.scaling.ladders import CONTINUED, abroad, resampled
 
 _STAGES, _KEY = ("classify", "segment"), ["base", "data", "encoder", "samples_seen"]
 _TITLES = {"lines_tubes": "lines and tubes", "auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice"}
@@ -19,7 +19,7 @@ _TITLES = {"lines_tubes": "lines and tubes", "auroc": "AUROC", "dice": "Dice", "
 def find_rungs(table: pd.DataFrame) -> pd.DataFrame:
     """Macro rows of every encoder that is no control, each once; ``base`` is "" for those that are bases themselves."""
     kept = table[(table["label"] == "macro") & table["stage"].isin(_STAGES) & table["value"].notna()]
-    kept = kept[kept["paradigm"].notna() & (kept["paradigm"] != "control")]
+    kept = kept[kept["paradigm"].notna() & (kept["paradigm"] != "control") & ~abroad(kept)]
     kept = kept.drop_duplicates(["folder", "task", "metric"])
     return kept.assign(base=kept["base"].fillna("").astype(str))
 

@@ -18,17 +18,26 @@ CONTINUED = ("clip", "unicl", "dinov2", "clip+labels")
 def points(table: pd.DataFrame, metric: str = "auroc", label: str = "macro") -> pd.DataFrame:
     """Rows of continually pretrained encoders in ``TASKS``: one a (paradigm, n_images, seed, task), sorted."""
     wanted = (table["stage"] == "classify") & (table["metric"] == metric) & (table["label"] == label)
-    chosen = table[
-        wanted & table["task"].isin(TASKS) & table["paradigm"].isin(CONTINUED) & (table["base"].fillna("") != "")
-    ]
+    chosen = table[wanted & table["task"].isin(TASKS) & continued(table)]
     return chosen.sort_values(["task", "paradigm", "n_images", "seed"]).reset_index(drop=True)
 
 
 def reference(table: pd.DataFrame, task: str, metric: str = "auroc", label: str = "macro") -> pd.DataFrame:
-    """Rows of one task that are no point of a ladder: the base as it came, and the controls."""
+    """Rows of one task that are no point of a ladder: the base as it came or continued elsewhere, and controls."""
     wanted = (table["stage"] == "classify") & (table["task"] == task) & (table["label"] == label)
     chosen = table[wanted & (table["metric"] == metric)]
-    return chosen[~(chosen["paradigm"].isin(CONTINUED) & (chosen["base"].fillna("") != ""))]
+    return chosen[~continued(chosen)]
+
+
+def continued(table: pd.DataFrame) -> pd.Series:
+    """Whether each row's encoder went on from a base, on images of the institution that judges it."""
+    return table["paradigm"].isin(CONTINUED) & (table["base"].fillna("") != "") & ~abroad(table)
+
+
+def abroad(table: pd.DataFrame) -> pd.Series:
+    """Whether each row's encoder went on from a base on another institution's images: a control, no rung of a ladder."""
+    elsewhere = table["trained_on"].notna() & (table["trained_on"] != table["institution"])
+    return elsewhere & (table["base"].fillna("") != "")
 
 
 def same_patients(table: pd.DataFrame) -> str:
@@ -87,7 +96,7 @@ def own_noise(table: pd.DataFrame, ladder: pd.DataFrame, metric: str, resamples:
     if len(folders) < 2 or not all((folder / "scores.parquet").is_file() for folder in folders):
         return ((ladder["high"] - ladder["low"]) / (2 * 1.96)).to_numpy(float)
     names = _labels(table, str(ladder["task"].iloc[0]))
-    draws = np.stack([_resampled(str(folder), names, metric, resamples, 0)[1] for folder in folders], axis=1)
+    draws = np.stack([resampled(str(folder), names, metric, resamples, 0)[1] for folder in folders], axis=1)
     rest = draws - draws.mean(axis=1, keepdims=True)
     return rest.std(axis=0) * np.sqrt(len(folders) / (len(folders) - 1))
 
@@ -99,13 +108,16 @@ def _labels(table: pd.DataFrame, task: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
+def resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
     """Macro metric of a run from its kept scores, and of each resample (resamples,) of its test patients."""
     measure = {"auroc": auroc, "auprc": auprc}[metric]
     kept = pd.read_parquet(Path(folder) / "scores.parquet").sort_values("image_id")
     y, s = (kept[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
     draws = bootstrap(measure, y, s, groups=kept["patient_id"].to_numpy(), resamples=resamples, seed=seed)
     return float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
+
+
+_resampled = resampled  # the name that others call it by
 
 
 def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -132,8 +144,8 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
                 folder for run, folder in zip(near["run"], near["folder"], strict=True) if re.fullmatch(pattern, run)
             ]
             if own:
-                value, draws = _resampled(row.folder, names, metric, resamples, seed)
-                base_value, base_draws = _resampled(own[0], names, metric, resamples, seed)
+                value, draws = resampled(row.folder, names, metric, resamples, seed)
+                base_value, base_draws = resampled(own[0], names, metric, resamples, seed)
                 point = found.setdefault((task, row.paradigm, row.n_images, row.base, row.data), [])
                 point.append((value - base_value, draws - base_draws))
     rows = []
