@@ -177,6 +177,7 @@ class Segment(Parameters):
     n_test: int = Field(500, ge=1, description="validation images at most, and test images")
     head: Literal["decoder", "linear"] = Field("decoder", description="small convolutional decoder, or 1x1 convolution")
     layers: int = Field(5, ge=1, description="feature maps: a CNN's last stages, a ViT's last blocks; or all")
+    keep_features: bool = Field(False, description="keep feature maps under runs/features for later evaluations")
     steps: int = Field(400, ge=1, description="training steps of the head")
     batch_size: int = Field(16, ge=1, description="images a step")
     lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW, then a cosine to 0")
@@ -206,6 +207,7 @@ class Report(Parameters):
     n_validation: int = Field(200, ge=0, description="most validation images; 0 = all")
     n_test: int = Field(300, ge=0, description="most test images; 0 = all")
     grid: int = Field(8, ge=0, description="patch features are averaged to grid x grid places at most; 0 = all of them")
+    keep_features: bool = Field(False, description="keep patch features under runs/features for later evaluations")
     projector: Literal["linear", "mlp"] = Field("linear", description="patch feature to word space: one layer, or two")
     language_model: str = Field(
         "", description="empty = a small one, trained here; or the folder of a Hugging Face causal language model"
@@ -247,6 +249,19 @@ class Scale(Parameters):
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
+class Plan(Parameters):
+    """plan.ipynb, run by hand: what a reader's own number of images would bring, from the records of a ladder."""
+
+    records: list[str] = Field([], description="run folders to read; empty = every run under `runs`")
+    runs: str = Field("runs/mini", description="where to look when `records` is empty")
+    n_images: int = Field(2000, ge=1, description="how many in-house images the reader has")
+    form: Literal["power", "power_floor", "m4"] = Field("power", description="form of the fitted law")
+    metric: Literal["auroc", "auprc"] = Field("auroc", description="macro metric that is planned for")
+    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients, and of the fit")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+
+
 STAGES: dict[str, type[Parameters]] = {
     "data": Data,
     "pretrain": Pretrain,
@@ -254,6 +269,7 @@ STAGES: dict[str, type[Parameters]] = {
     "segment": Segment,
     "report": Report,
     "scale": Scale,
+    "plan": Plan,
 }
 
 

@@ -37,7 +37,7 @@ def copied(walked: Walk, tmp_path: Path) -> Walk:
 
 def test_every_planned_run_leaves_an_executed_notebook_and_a_record(walked: Walk) -> None:
     plan = json.loads((walked.runs / "smoke" / "plan.json").read_text())["runs"]
-    assert {run["stage"] for run in plan} == set(study.STAGES)
+    assert {run["stage"] for run in plan} == set(study.STAGES) - {"plan"}  # run by hand
     for run in plan:
         folder = walked.runs / "smoke" / run["stage"] / run["name"]
         record = json.loads((folder / "record.json").read_text())

@@ -201,7 +201,7 @@ def test_every_preset_of_the_repository_plans(name, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_ROOT", str(ROOT))
     runs = grid.plan(name, {}, "/some/data")
     check_shape(runs)
-    needed = {"data", "pretrain"} if name == "bases" else set(STAGES) - {"segment", "report"}
+    needed = {"data", "pretrain"} if name == "bases" else set(STAGES) - {"segment", "report", "plan"}
     assert {run.stage for run in runs} - {"segment", "report"} == needed
     assert name in grid.preset_names()
     real = grid.load_preset(name).needs_root
@@ -270,6 +270,29 @@ def test_ladders_of_a_later_piece_come_later_and_share_their_ends(folder):
         ladder(n_images=[16, 32], paradigm="clip", seed=1),
     ]
     assert names(runs) >= names(r for r in plan(folder, preset(ladders=whole)) if r.stage != "scale")
+
+
+def test_controls_shuffle_a_base_and_judge_bases_that_no_ladder_starts_from(folder):
+    more = preset()["base"]["clip-base"] | {"paradigm": "unicl"}
+    own = preset(
+        base=preset()["base"] | {"longer": more},
+        ladders=[ladder(n_images=[16], paradigm="clip")],
+        controls=["pixels", "shuffled", "base:longer"],
+        segment={"rungs": "none"},
+    )
+    runs = plan(folder, own)
+    check_shape(runs)
+    judged = {grid.slug(run.name): run for run in runs if run.stage == "classify"}
+    assert set(judged) == {"base-clip-base", "clip-n16-s0", "pixels", "shuffled-clip-base", "longer"}
+    assert [name for name, run in judged.items() if run.parameters["shuffle_labels"]] == ["shuffled-clip-base"]
+    same = ("base-clip-base", "shuffled-clip-base")
+    assert len({judged[name].parameters["encoder"] for name in same}) == 1
+    trained = next(run for run in runs if run.stage == "pretrain" and grid.slug(run.name) == "longer")
+    assert judged["longer"].parameters["encoder"] == trained.folder
+    assert trained.name in judged["longer"].needs
+    assert "longer" in slugs(run.name for run in runs if run.stage == "segment")
+    with pytest.raises(StudyError, match="controls: base 'nobody'"):
+        plan(folder, preset(controls=["base:nobody"]))
 
 
 @quick

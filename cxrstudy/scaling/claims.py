@@ -82,10 +82,10 @@ def flips(
 ) -> pd.DataFrame:
     """What would have to be true for a verdict to differ: a row a (claim, setting other than the reference).
 
-    Arguments as of ``effects``. ``differs``: the verdict is not the reference's. Where a factor's values are
-    numbers and the effect has another sign at the next value ``towards`` the reference (or, in a factor without it,
-    towards the least value): ``turns``, where a straight line between the two effects meets 0, with ``turns_low`` and
-    ``turns_high``, 95% over paired resamples, cut at the two values.
+    Arguments as of ``effects``. ``differs``: both were tried and the verdict is not the reference's. Where a factor's
+    values are numbers and the effect has another sign at the next value ``towards`` the reference (or, in a factor
+    without it, towards the least value): ``turns``, where a straight line between the two effects meets 0, with
+    ``turns_low`` and ``turns_high``, 95% over paired resamples, cut at the two values.
     """
     rows = _settings(tables, resamples, seed, reference, claims)
     out = []
@@ -93,7 +93,8 @@ def flips(
         same = [other for other in rows if (other["id"], other["factor"]) == (row["id"], row["factor"])]
         basis = next(other for other in rows if other["id"] == row["id"] and other["is_key"])
         fact = {"reference": basis["key"], "reference_verdict": basis["verdict"]}
-        fact |= {"differs": row["verdict"] != basis["verdict"]}
+        both = {row["verdict"], basis["verdict"]}
+        fact |= {"differs": len(both) > 1 and "not testable" not in both}
         near = _towards(row, same)
         out.append(row | fact | (_turn(row, near) if near is not None else {}))
     return pd.DataFrame(out, columns=_FLIPS)

@@ -66,6 +66,19 @@ def power(a, b, c=0.0):
 
 
 # ---- points and fits -----------------------------------------------------------------------------------------------
+def test_a_base_that_went_on_elsewhere_is_a_control_and_no_rung(runs):
+    write_ladder(power(1, 0.3))
+    rows = [metric(task, 0.66) for task in TASKS]
+    record("clip-public-ddd", rows, n_images=20000, trained_on="synthetic:public")
+    record("clip-n700-s0-eee", rows, n_images=700, trained_on="synthetic:study")
+    table = load_records(runs)
+    assert "clip-public-ddd" not in set(points(table)["run"])
+    assert "clip-n700-s0-eee" in set(points(table)["run"])
+    assert set(reference(table, "findings")["run"]) == {"clip-public-ddd"}
+    shown = narrative.main_table(table)
+    assert "clip base continued on 20k images of public, not in-house" in shown.index
+
+
 def test_points_are_the_continued_encoders_and_the_reference_is_all_the_rest(runs):
     write_ladder(power(1, 0.3), "unicl")
     write_ladder(power(1, 0.3), "clip", seeds=2)
