@@ -19,9 +19,9 @@ from typing import Any
 import nbformat
 import yaml
 
-from cxrstudy import grid, study
+from cxrstudy import grid, narrative, recorded, study
 from cxrstudy.files import write_changed, write_text
-from cxrstudy.run import headline_of, notebook_error, run_table
+from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
 
 SPEED = (
     "Each row is one of our training steps beside another tool's on the same model, batch, resolution and one thread, "
@@ -34,7 +34,15 @@ HARM = (
     "none, not how good an encoder is."
 )
 RATES = ("images_per_second", "peer_images_per_second")
-PAGES = ("index", "data", "gallery")  # executed with the presets that have runs; results.ipynb once a preset
+PAGES = ("data", "gallery")  # executed with the presets that have runs on this machine
+CHAPTERS = (
+    "index",
+    "segmentation",
+    "reports",
+    "laws",
+    "claims",
+    "discussion",
+)  # with all sources of results, recorded ones first
 HIDDEN = {"parameters", "injected-parameters"}
 
 
@@ -46,6 +54,26 @@ def presets_run() -> list[str]:
     """Presets with a plan on this machine: mini first, then by name; smoke, which means nothing, last."""
     names = [path.parent.name for path in study.runs_root().glob("*/plan.json")]
     return sorted((n for n in names if n in grid.preset_names()), key=lambda n: (n != "mini", n == "smoke", n))
+
+
+def sources() -> list[str]:
+    """Where results come from: recorded presets (``recorded:NAME``), then those run on this machine; ablations, which
+    have a chapter of their own, left out."""
+    names = [f"{narrative.RECORDED}{name}" for name in recorded.presets()] + presets_run()
+    return [name for name in names if not _variants(name)] or ["mini"]
+
+
+def _variants(source: str) -> dict[str, dict[str, Any]]:
+    return grid.load_preset(source.removeprefix(narrative.RECORDED)).variants
+
+
+def ablations() -> dict[str, str]:
+    """Every setting of an ablation that there may be results of: "factor=value" to its source and variant."""
+    found: dict[str, str] = {}
+    for source in [f"{narrative.RECORDED}{name}" for name in recorded.presets()] + presets_run():
+        for key, settings in _variants(source).items():
+            found.setdefault(key, f"{source} {variant_name(settings)}".strip())
+    return found
 
 
 def build(out: str | Path = "") -> int:
@@ -87,21 +115,24 @@ def assemble(source: Path, key: str, data_key: str) -> None:
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
             keep.add(_copy(path, source / path.relative_to(book)))
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
-    presets = presets_run()
+    presets, results = presets_run(), sources()
+    told: dict[str, dict[str, Any]] = {page: {"presets": presets or ["mini"]} for page in PAGES}
+    told |= {page: {"presets": results} for page in CHAPTERS}
+    told |= {"planner": {"preset": results[0]}, "flips": {"settings": ablations()}}
     wanted: list[tuple[Path, Path, dict[str, Any]]] = [
-        (book / f"{page}.ipynb", source / f"{page}.ipynb", {"presets": presets or ["mini"]}) for page in PAGES
+        (book / f"{page}.ipynb", source / f"{page}.ipynb", values) for page, values in told.items()
     ]
-    wanted += [
-        (book / "results.ipynb", source / f"results-{name}.ipynb", {"preset": name}) for name in presets or ["mini"]
-    ]
+    wanted += [(book / "results.ipynb", source / f"{_page(name)}.ipynb", {"preset": name}) for name in results]
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
         of = {"data": data_key, "gallery": data_key}  # these show no result: a new one does not draw them anew
         list(pool.map(lambda item: _execute(item[0], item[1], item[2], of.get(item[1].stem, key)), wanted))
     keep |= {target for _, target, _ in wanted}
     toc = yaml.safe_load((book / "_toc.yml").read_text())
-    machine = toc["parts"][1]["chapters"]
-    machine[:0] = [{"file": f"results-{name}"} for name in presets or ["mini"]]
-    entry: dict[str, Any] = next(chapter for chapter in machine if chapter["file"] == "runs")
+    chapters = {part["caption"]: part["chapters"] for part in toc["parts"]}
+    for name in reversed(results):
+        part = "The results" if name.startswith(narrative.RECORDED) else "This machine"
+        chapters[part].insert(0, {"file": _page(name)})
+    entry: dict[str, Any] = next(chapter for chapter in chapters["This machine"] if chapter["file"] == "runs")
     lines = [
         "# Every run",
         "",
@@ -120,7 +151,7 @@ def assemble(source: Path, key: str, data_key: str) -> None:
             said = headline_of(row["record"]) if row["record"] else failed
             lines.append(f"| [{row['name']}](<{page}.ipynb>) | {row['stage']} | {said} |")
         lines.append("")
-    pages = {"runs.md": "\n".join(lines), "recorded.md": recorded(book / "recorded")}
+    pages = {"runs.md": "\n".join(lines), "recorded.md": measurements(book / "recorded")}
     for name, text in (*pages.items(), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
         write_changed(source / name, text)
         keep.add(source / name)
@@ -129,7 +160,12 @@ def assemble(source: Path, key: str, data_key: str) -> None:
             path.unlink()
 
 
-def recorded(folder: Path) -> str:
+def _page(source: str) -> str:
+    """The name of a source's page of results."""
+    return f"results-{source.replace(':', '-')}"
+
+
+def measurements(folder: Path) -> str:
     """The page of what was measured once and kept in ``folder``: speed beside others, and what continuing costs."""
     lines = ["# Recorded measurements", "", "Made once, on the machine named, and kept; not measured on yours."]
     fast, harm = (_rows(folder / f"{name}.csv") for name in ("benchmarks", "no_harm"))
@@ -193,7 +229,7 @@ def _execute(template: Path, target: Path, parameters: dict[str, Any], key: str)
         if HIDDEN & set(cell.metadata.get("tags", [])):
             cell.metadata["tags"] = ["remove-cell"]
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("PRESET", str(parameters.get("preset", "")))
+            cell.source = cell.source.replace("PRESET", narrative.name_of(str(parameters.get("preset", ""))))
     notebook.metadata["cxrstudy_inputs"] = key
     notebook.metadata.pop("papermill", None)
     nbformat.write(notebook, str(scratch))
@@ -210,8 +246,8 @@ def _inputs() -> tuple[str, str]:
         for p in sorted((top / folder).rglob("*"))
     ]
     for path in files:
-        if path.is_file() and path.suffix in (".py", ".md", ".yml", ".ipynb", ".css", ".csv"):
-            state.update(str(path).encode() + path.read_bytes())
+        if path.is_file() and path.suffix in (".py", ".md", ".yml", ".ipynb", ".css", ".js", ".csv"):
+            state.update(str(path).encode() + path.read_bytes())  # .csv: what is recorded has a runs.csv beside it
     runs = study.runs_root()
     made = [*runs.glob("*/*/*/record.json"), *runs.glob("*/*/*/notebook.ipynb")]
     of_data = [path for path in made if path.parts[-3] == "data"]

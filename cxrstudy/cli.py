@@ -65,7 +65,7 @@ def run(
 
     data_root = os.path.abspath(os.path.expanduser(data_root)) if data_root else ""
     described = grid.load_preset(preset)
-    each = [_settings(pairs)] if pairs else [{}, *described.variants.values()]
+    each = [_settings(pairs)] if pairs else [{}, *(settings for settings in described.variants.values() if settings)]
     stand: set[str] = set()
     if unrecorded:
         from cxrstudy import recorded

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from cxrstudy import grid, results, study
+from cxrstudy import grid, recorded, results, study
 from cxrstudy.data.manifest import label_names
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
@@ -19,21 +21,37 @@ if TYPE_CHECKING:  # these import torch, which most pages can do without
     from cxrstudy.data.images import Prepared
 
 
+RECORDED = "recorded:"  # before a preset's name: its results that came with the book, not this machine's
+
+
+def name_of(preset: str) -> str:
+    """A source of results in words, for titles."""
+    kept = preset.startswith(RECORDED)
+    return f"{preset.removeprefix(RECORDED)}, recorded" if kept else f"{preset}, run on this machine"
+
+
 def plan_table(preset: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]:
-    """(tidy table of the runs of a preset's plan, names of planned runs without a record)."""
+    """(tidy table of the runs of a preset's plan, names of planned runs without a record).
+
+    ``preset``: one that was run on this machine; or ``recorded:NAME``, whose results came with the book.
+    """
+    if preset.startswith(RECORDED):
+        return recorded.load(preset.removeprefix(RECORDED), variant), []
     planned = [study.runs_root() / preset / run["stage"] / run["name"] for run in read_plan(preset, variant)]
     there = [folder for folder in planned if (folder / "record.json").is_file()]
     return results.load_records(there), [folder.name for folder in planned if folder not in there]
 
 
 def variants(preset: str) -> list[str]:
-    """The ``--set`` variants of a preset that were run on this machine."""
+    """The ``--set`` variants of a preset (or of ``recorded:NAME``) that there are results of."""
+    if preset.startswith(RECORDED):
+        return recorded.variants(preset.removeprefix(RECORDED))
     return [plan["variant"] for plan in read_plans() if plan["preset"] == preset and plan["variant"]]
 
 
 def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     """One paragraph: what was run, on what, from which code, and what is missing."""
-    described = grid.load_preset(preset)
+    described = grid.load_preset(preset.removeprefix(RECORDED))
     if table.empty:
         wait = f"about {described.minutes:g} minutes on {described.hardware}"
         return (
@@ -41,9 +59,10 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
         )
     kinds = sorted(table["kind"].dropna().unique())
     seeds = sorted(int(seed) for seed in table.loc[table["stage"] == "pretrain", "seed"].dropna().unique())
-    once = table.drop_duplicates("run")
+    once, kept = table.drop_duplicates("run"), preset.startswith(RECORDED)
     text = (
-        f"Preset `{preset}` ({described.title.lower()}): {len(once)} runs, {once['seconds'].sum() / 60:.1f} minutes of "
+        f"{'Recorded with this book, not on your machine: p' if kept else 'P'}reset `{preset.removeprefix(RECORDED)}` "
+        f"({described.title.lower()}): {len(once)} runs, {once['seconds'].sum() / 60:.1f} minutes of "
         f"computing on {_list(once['hardware'].unique())}, code at {_list(once['commit'].unique())}, "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {_list(seeds)}. Data: {_list(kinds)}."
     )
@@ -58,6 +77,7 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
 
 def command(preset: str) -> str:
     """What a reader types to run a preset."""
+    preset = preset.removeprefix(RECORDED)
     needs = grid.load_preset(preset).needs_root
     return f"make study PRESET={preset}" + (" DATA_ROOT=/path/to/images" if needs else "")
 
@@ -73,10 +93,7 @@ def number(value: float, low: float, high: float) -> str:
 
 def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Macro metric with interval: a row an encoder (controls, base, then the ladders), a column a task."""
-    rows = table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == metric)].copy()
-    rows["order"] = [_order(row) for row in rows.itertuples()]
-    rows["encoder"] = [_who(row) for row in rows.itertuples()]
-    rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
+    rows = _told(table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == metric)])
     wide = rows.pivot_table(index=["order", "encoder"], columns="task", values="text", aggfunc="first").droplevel(0)
     wide = wide[[task for task in TASKS if task in wide]].rename(
         columns={k: f"{v}, macro {metric.upper()}" for k, v in TASKS.items()}
@@ -87,10 +104,7 @@ def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
 def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Every label's metric with interval: a row a label, a column an encoder."""
     rows = table[(table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()]
-    rows = rows[(rows["label"] != "macro") & rows["task"].isin(TASKS)].copy()
-    rows["order"] = [_order(row) for row in rows.itertuples()]
-    rows["encoder"] = [_who(row) for row in rows.itertuples()]
-    rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
+    rows = _told(rows[(rows["label"] != "macro") & rows["task"].isin(TASKS)])
     columns = rows.drop_duplicates("encoder").sort_values("order")["encoder"]
     labels = rows.drop_duplicates("label")["label"]
     return (
@@ -143,22 +157,66 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, 
 }
 
 
-def family_tables(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(title, table) of every task family beside classification that has been judged: a row an encoder."""
+def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tuple[str, pd.DataFrame]]:
+    """(title, table) of every task family beside classification that has been judged, or of ``tasks`` alone: a row an
+    encoder."""
     found = []
-    for task, (title, columns) in FAMILIES.items():
+    elsewhere = sorted({task for task in table["task"].dropna() if "@" in task and task.partition("@")[0] in TASKS})
+    abroad = {
+        task: (f"{TASKS[at[0]]} at another institution ({at[2]})", {("macro", "auroc"): "macro AUROC"})
+        for task in elsewhere
+        if (at := task.partition("@"))
+    }
+    for task, (title, columns) in (abroad | FAMILIES).items():
+        if tasks and task not in tasks:
+            continue
         rows = table[(table["task"] == task) & table["value"].notna()].copy()
         rows["column"] = [columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)]
         rows = rows[rows["column"].notna()]
         if rows.empty:
             continue
-        rows["order"] = [_order(row) for row in rows.itertuples()]
-        rows["encoder"] = [_who(row) for row in rows.itertuples()]
-        rows["text"] = [number(row.value, row.low, row.high) for row in rows.itertuples()]
+        rows = _told(rows)
         wide = rows.pivot_table(index=["order", "encoder"], columns="column", values="text", aggfunc="first")
         shown = [name for name in columns.values() if name in wide]
         found.append((title, wide.droplevel(0)[shown].fillna("").rename_axis(columns=None)))
     return found
+
+
+def written_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(encoder in words, its reports.parquet) of bases and of each paradigm's largest n_images, first seed; of runs on
+    this machine alone, since recorded ones keep no words, and where the data's terms let its images be shown."""
+    from cxrstudy.data.images import open_prepared
+
+    rows = table[(table["stage"] == "report") & (table["paradigm"] != "control")].drop_duplicates("run")
+    rows = rows[[(Path(folder) / "reports.parquet").is_file() for folder in rows["folder"]]]
+    if rows.empty:
+        return []
+    rows = _told(rows).sort_values("order")
+    last = rows.groupby(["paradigm", "base"], dropna=False)["n_images"].transform("max")
+    found = []
+    for row in rows[rows["n_images"].fillna(0) == last.fillna(0)].drop_duplicates(["paradigm", "base"]).itertuples():
+        data = results.read_record(row.folder)["parameters"]["data"]
+        if data and open_prepared(study.resolve(data)).info["show_images"]:
+            found.append((row.encoder, pd.read_parquet(Path(row.folder) / "reports.parquet")))
+    return found
+
+
+def _told(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with the columns order, encoder (in words that tell any two encoders apart) and text."""
+    told = rows.assign(
+        order=[_order(row) for row in rows.itertuples()],
+        encoder=[_who(row) for row in rows.itertuples()],
+        text=[number(row.value, row.low, row.high) for row in rows.itertuples()],
+    )
+    for name, word in (("base", "from"), ("samples_seen", "seen:"), ("data", "on")):
+        several = told.groupby("encoder")[name].transform(lambda values: values.nunique(dropna=False)) > 1
+        more = [
+            f", {word} {(human(value) if name == 'samples_seen' else re.sub(r'-[0-9a-f]{6}$', '', str(value)))}"
+            if value == value and value else ""
+            for value in told[name]
+        ]  # fmt: skip
+        told["encoder"] = told["encoder"] + np.where(several, more, "")
+    return told
 
 
 def _who(row: Any) -> str:
@@ -168,11 +226,19 @@ def _who(row: Any) -> str:
         )
     if not row.base:
         return f"base ({row.paradigm}, {human(row.samples_seen)} seen), not continued"
+    if elsewhere(row):
+        where = str(row.trained_on).removeprefix("synthetic:")
+        return f"{row.paradigm} base continued on {human(row.n_images)} images of {where}, not in-house"
     return f"{row.paradigm}, {human(row.n_images)} images, seed {row.seed:g}"
 
 
+def elsewhere(row: Any) -> bool:
+    """Whether the encoder of a row of the tidy table went on from its base on another institution's images."""
+    return bool(row.base) and isinstance(row.trained_on, str) and row.trained_on != row.institution
+
+
 def _order(row: Any) -> tuple[Any, ...]:
-    kind = 0 if row.paradigm == "control" else 1 if not row.base else 2
+    kind = 0 if row.paradigm == "control" else 1 if not row.base or elsewhere(row) else 2
     return (
         kind,
         str(row.paradigm),
@@ -218,7 +284,10 @@ def _sign(row: Any) -> str:
 
 
 def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(fits, curves) of the scale run of a plan; empty where it has not been run."""
+    """(fits, curves) of the scale run of a plan; empty where it has not been run. Computed anew for recorded runs."""
+    if preset.startswith(RECORDED):
+        how = grid.load_preset(preset.removeprefix(RECORDED)).scale
+        return ladders.fit_ladders(plan_table(preset, variant)[0], form=how.get("form", "power"))
     for run in read_plan(preset, variant):
         folder = study.runs_root() / preset / run["stage"] / run["name"]
         if run["stage"] == "scale" and (folder / "record.json").is_file():
@@ -248,6 +317,35 @@ def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return wide.droplevel([0, 1]).rename_axis(columns=None)
 
 
+def agreement(ledger: pd.DataFrame) -> str:
+    """The claims of `claims.ledger` by verdict, the paper's before its neighbours', each with effect and interval."""
+    words = {
+        "supported": "Supported by these runs",
+        "contradicted": "Contradicted by these runs",
+        "inconclusive": "Left open",
+        "not testable": "Not testable with these runs",
+    }
+    lines = []
+    for verdict, title in words.items():
+        own = ledger[ledger["verdict"] == verdict].sort_values("source", kind="stable")
+        if len(own):
+            lines += [f"**{title}:**", ""]
+        for row in own.itertuples():
+            told = f": {row.effect:+.4f} [{row.low:+.4f}, {row.high:+.4f}]" if row.effect == row.effect else ""
+            lines.append(f"- {row.claim} ({row.source}){told}")
+        lines += [""] * bool(len(own))
+    return "\n".join(lines)
+
+
+def thresholds(crossed: pd.DataFrame) -> list[str]:
+    """Sentences on `decide.crossovers`: from how many images on continuing beats the base, by task and paradigm."""
+    return [
+        f"{TASKS[row.task]}, `{row.name}`: first size whose gain excludes zero: {row.first_said}; the same "
+        f"at every larger size: {row.holds_said} ({row.covers})."
+        for row in crossed.itertuples()
+    ]
+
+
 def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:
     """A sentence: whether continuing cost any rung more than ``-bound`` of macro AUROC, by its interval's lower end."""
     if gained.empty:
@@ -263,7 +361,7 @@ def caution(preset: str) -> str:
     """What must be said before the numbers of a preset on real images: the card's own words on confounding."""
     from cxrstudy.data.cards import read_card
 
-    described = grid.load_preset(preset)
+    described = grid.load_preset(preset.removeprefix(RECORDED))
     cards_ = [read_card(values["card"]) for values in described.data.values()]
     return "\n\n".join(f"> **Read this first: {card.title}.** {card.caution}" for card in cards_ if card.caution)
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
-from cxrstudy.scaling.ladders import points, reference
+from cxrstudy.scaling.ladders import continued, points, reference
 
 _COLOURS = sns.color_palette("colorblind").as_hex()
 STYLE = {  # colour, marker, line
@@ -73,52 +73,91 @@ def _log_ticks(axes: Any, values: np.ndarray) -> None:
 
 
 def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
-    """Metric against n_images by paradigm, a panel a task: every run a point with its interval, the fitted law with
-    its band, the base as a solid horizontal line, controls as dashed ones."""
+    """Metric against n_images by paradigm, a panel a task: the mean over seeds with its interval over patients, each
+    seed beside it, the fitted law with its band, the base as a solid horizontal line, controls as dashed ones."""
     ladder = points(table, metric)
     tasks = [task for task in TASKS if (ladder["task"] == task).any()]
     figure, panels = plt.subplots(len(tasks), 1, figsize=(7.2, 3.7 * len(tasks)), squeeze=False)
     said = []
     for axes, task in zip(panels[:, 0], tasks, strict=True):
-        rows = ladder[ladder["task"] == task]
-        for paradigm, group in rows.groupby("paradigm"):
-            colour, marker, line = STYLE[str(paradigm)]
-            place = group["n_images"] * (
-                1 + 0.04 * (list(STYLE).index(str(paradigm)) - 0.5)
-            )  # so that bars do not hide
-            errors = np.abs(group[["low", "high"]].to_numpy().T - group["value"].to_numpy())
-            style = {"color": colour, "capsize": 2, "label": paradigm, "lw": 1, "ms": 6}
-            axes.errorbar(place, group["value"], yerr=errors, fmt=marker, **style)
-            fitted = curves[(curves["task"] == task) & (curves["paradigm"] == paradigm)]
-            if len(fitted):
-                axes.plot(fitted["n_images"], fitted["value"], line, color=colour, lw=1.4)
-                axes.fill_between(fitted["n_images"], fitted["low"], fitted["high"], color=colour, alpha=0.13, lw=0)
-            ends = group.sort_values("n_images")["value"]
-            said.append(f"{task} {paradigm} from {ends.iloc[0]:.3f} to {ends.iloc[-1]:.3f}")
         lines = reference(table, task, metric)
-        several = (lines["paradigm"] != "control").sum() > 1
-        seen = np.concatenate([rows["low"], rows["high"], lines["value"]])
-        bottom, top = np.nanmin(seen) - 0.02, min(1.0, np.nanmax(seen) + 0.02)
-        axes.set_ylim(bottom, top)
-        height = bottom - 1.0
-        for row in lines.sort_values("value").itertuples():
-            is_base = row.paradigm != "control"
-            style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
-            axes.axhline(row.value, **style)
-            of = f"{row.paradigm} " if several else ""
-            name = f"{of}base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
-            height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart
-            where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center", "annotation_clip": False}
-            axes.annotate(name, (1.01, height), fontsize=8, color="#222", **where)
-            said.append(f"{task} {name} {row.value:.3f}")
-        _log_ticks(axes, rows["n_images"].to_numpy())
-        axes.set(title=TASKS[task], xlabel="in-house images (log scale)", ylabel=f"macro {metric.upper()}")
-        axes.legend(loc="best", fontsize=8, frameon=True)
-        axes.grid(alpha=0.25)
+        law = curves[curves["task"] == task]
+        said += _ladder(axes, ladder[ladder["task"] == task], lines, law, TASKS[task], f"macro {metric.upper()}")
     if title:
         figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     return show(figure, f"{title} Macro {metric.upper()} against the number of in-house images: {'; '.join(said)}.")
+
+
+def families(table: pd.DataFrame, wanted: dict[str, tuple[str, str, str]], *, title: str = "") -> Shown | None:
+    """As ``scaling``, for other task families: a panel each of ``wanted`` (its title: task, label, metric).
+
+    None where no encoder continued on several sizes was judged by any of them.
+    """
+    panels = []
+    for name, (task, label, metric) in wanted.items():
+        rows = table[(table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)]
+        rows = rows[rows["value"].notna()]
+        own = continued(rows)
+        if rows.loc[own, "n_images"].nunique() > 1:
+            panels.append((name, metric, rows[own].assign(task=name), rows[~own]))
+    if not panels:
+        return None
+    none = pd.DataFrame(columns=["paradigm", "n_images", "value", "low", "high"])
+    figure, grid = plt.subplots(len(panels), 1, figsize=(7.2, 3.4 * len(panels)), squeeze=False)
+    said = []
+    for axes, (name, metric, rows, lines) in zip(grid[:, 0], panels, strict=True):
+        said += _ladder(axes, rows, lines, none, name, metric.replace("_", " "))
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return show(figure, f"{title} Against the number of in-house images: {'; '.join(said)}.")
+
+
+def _ladder(
+    axes: Any, rows: pd.DataFrame, lines: pd.DataFrame, law: pd.DataFrame, name: str, measure: str
+) -> list[str]:
+    """One panel; what it shows, in words."""
+    said = []
+    for paradigm, group in rows.groupby("paradigm"):
+        colour, marker, line = STYLE[str(paradigm)]
+        aside = 1 + 0.04 * (list(STYLE).index(str(paradigm)) - 0.5)  # so that bars do not hide
+        mean = group.groupby("n_images")[["value", "low", "high"]].mean()
+        errors = np.abs(mean[["low", "high"]].to_numpy().T - mean["value"].to_numpy())
+        style = {"color": colour, "capsize": 2, "label": paradigm, "lw": 1, "ms": 6}
+        axes.errorbar(mean.index * aside, mean["value"], yerr=errors, fmt=marker, **style)
+        if len(group) > len(mean):
+            axes.plot(group["n_images"] * aside * 1.03, group["value"], marker, color=colour, ms=3, mfc="none", mew=0.7)
+        fitted = law[law["paradigm"] == paradigm]
+        if len(fitted):
+            axes.plot(fitted["n_images"], fitted["value"], line, color=colour, lw=1.4)
+            axes.fill_between(fitted["n_images"], fitted["low"], fitted["high"], color=colour, alpha=0.13, lw=0)
+        elif len(mean) > 1:
+            axes.plot(mean.index * aside, mean["value"], line, color=colour, lw=0.8, alpha=0.6)
+        said.append(f"{name} {paradigm} from {mean['value'].iloc[0]:.3f} to {mean['value'].iloc[-1]:.3f}")
+    shown = lines[~lines["encoder"].astype(str).str.startswith("shuffled")]  # 0.5, and no line to compare with
+    several = (shown["paradigm"] != "control").sum() > 1
+    seen = np.concatenate([rows["low"], rows["high"], shown["value"]])
+    bottom, top = np.nanmin(seen) - 0.02, min(1.0, np.nanmax(seen) + 0.02)
+    axes.set_ylim(bottom, top)
+    height = bottom - 1.0
+    for row in shown.sort_values("value").itertuples():
+        is_base = row.paradigm != "control" and not row.base
+        style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
+        axes.axhline(row.value, **style)
+        of = f"{row.paradigm} " if several else ""
+        word = f"{of}base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
+        if row.base:  # went on elsewhere: what more of the same costs and brings
+            word = f"{row.paradigm} on {str(row.trained_on).removeprefix('synthetic:')}"
+        height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart
+        where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center", "annotation_clip": False}
+        axes.annotate(word, (1.01, height), fontsize=8, color="#222", **where)
+        said.append(f"{name} {word} {row.value:.3f}")
+    _log_ticks(axes, rows["n_images"].to_numpy())
+    axes.set(title=name, xlabel="in-house images (log scale)", ylabel=measure)
+    axes.legend(loc="best", fontsize=8, frameon=True)
+    axes.grid(alpha=0.25)
+    return said
 
 
 def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
@@ -223,13 +262,15 @@ def report_examples(reports: pd.DataFrame, *, count: int = 6, allowed: bool = Tr
         told = [f"{kind}: {', '.join(map(phrase, row[kind]))}" for kind in looks if len(row[kind])]
         return f"F1 {row['f1']:.2f}<br>{'<br>'.join(told)}" if told else "neither names anything"
 
-    ranked = reports.sort_values("f1", kind="stable", na_position="last").reset_index(drop=True)
+    judged = reports[reports["f1"].notna()] if reports["f1"].notna().any() else reports  # the rest name nothing
+    ranked = judged.sort_values("f1", kind="stable").reset_index(drop=True)
     chosen = ranked.iloc[np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int))]
     cells = [(marked(row, "truth"), marked(row, "generated"), named(row)) for _, row in chosen.iterrows()]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("true report", "generated report", "named in them"))
     key = ", ".join(f'<mark style="{look}">{kind}</mark>' for kind, look in looks.items())
-    table = f'<table class="dataframe words"><caption>Marked: {key}</caption><thead><tr>{heads}</tr></thead>'
+    table = '<table class="dataframe words"><caption>From the worst F1 to the best. '
+    table += f"Marked: {key}</caption><thead><tr>{heads}</tr></thead>"
     return Shown(f"{table}<tbody>{body}</tbody></table>", f"{len(chosen)} generated reports beside the true ones")
 
 

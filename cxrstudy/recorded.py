@@ -94,6 +94,12 @@ def load(preset: str, variant: str | None = "") -> pd.DataFrame:
     return table.assign(folder=[str(out / "scores" / name) for name in table["run"]]).reset_index(drop=True)
 
 
+def variants(preset: str) -> list[str]:
+    """The ``--set`` variants that are recorded of a preset, but for the preset as it is."""
+    runs = _read(place(preset) / "runs.csv")
+    return sorted(set(runs["variant"]) - {""}) if runs is not None else []
+
+
 def run_names(preset: str) -> set[str]:
     """Names of the runs that are recorded of a preset."""
     runs = _read(place(preset) / "runs.csv")

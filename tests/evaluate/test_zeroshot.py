@@ -125,7 +125,7 @@ def test_only_encoders_with_a_text_tower_have_one(tmp_path, text):
 def test_a_shipped_clip_encoder_knows_findings_unlabelled_and_its_scores_are_kept(tmp_path):
     shares = {"train": 0.3, "validation": 0.2, "test": 0.5}
     prepared = prepare_data(study.Data(n_images=500, size=64, fractions=shares, out=str(tmp_path / "data")))
-    p = study.validated("classify", {"encoder": "book/recorded/bases/clip-cnn", "resamples": 40, "strengths": [1.0]})
+    p = study.validated("classify", {"encoder": "book/recorded/bases/clip-hybrid", "resamples": 40, "strengths": [1.0]})
     result = protocol.run(p, prepared)
     table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
     assert table["zero_shot", "zero_shot:pleural_effusion", "auroc"] > 0.75

@@ -1,0 +1,93 @@
+"""What the book's pages say is computed from records: encoders told apart, sources named, other institutions shown."""
+
+import time
+
+import pandas as pd
+import pytest
+
+from cxrstudy import narrative, plots, study
+from cxrstudy.results import load_records, write_record
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def record(name, rows, *, stage="classify", **subject):
+    p = study.validated(stage, {"out": f"runs/mini/{stage}/{name}"})
+    own = {"kind": "synthetic", "institution": "synthetic:study", "patients": "p0", "samples_seen": 30000, "seed": 0}
+    own |= {"paradigm": "clip", "encoder": "cnn_mini", "base": "clip-base-aaaaaa", "n_images": 200, "data": "study-1"}
+    cells = [
+        {"task": task, "label": label, "metric": metric, "value": value, "low": value - 0.01, "high": value + 0.01}
+        for task, label, metric, value in rows
+    ]
+    return write_record(stage, p, metrics=cells, subject=own | subject, started=time.time()).parent
+
+
+FINDINGS = ("findings", "macro", "auroc")
+
+
+def test_encoders_that_differ_in_base_data_or_budget_each_have_a_row(runs):
+    record("clip-n200-s0-000001", [(*FINDINGS, 0.71)])
+    record("clip-n200-s0-000002", [(*FINDINGS, 0.72)], base="other-base-bbbbbb")
+    record("clip-n200-s0-000003", [(*FINDINGS, 0.73)], samples_seen=90000)
+    record("unicl-n200-s0-000004", [(*FINDINGS, 0.74)], paradigm="unicl")
+    table = narrative.main_table(load_records(runs))
+    assert table.index.tolist()[-1] == "unicl, 200 images, seed 0"
+    assert len(table) == 4
+    assert table.index.is_unique
+    assert any("from other-base" in who for who in table.index)
+    assert any("seen: 90k" in who for who in table.index)
+    assert sorted(table.iloc[:, 0].str[:4]) == ["0.71", "0.72", "0.73", "0.74"]
+
+
+def test_what_an_encoder_reaches_at_another_institution_has_a_table(runs):
+    record("clip-n200-s0-000001", [(*FINDINGS, 0.7), ("findings@public", "macro", "auroc", 0.6)])
+    tables = dict(narrative.family_tables(load_records(runs)))
+    assert list(tables) == ["Findings at another institution (public)"]
+    assert tables["Findings at another institution (public)"].iloc[0, 0].startswith("0.600")
+    assert narrative.family_tables(load_records(runs), ("reports",)) == []
+
+
+def test_a_family_is_drawn_where_several_sizes_were_judged_and_not_before(runs):
+    wanted = {"Dice": ("segmentation", "macro", "dice")}
+    record("base-x-000000", [("segmentation", "macro", "dice", 0.1)], stage="segment", base="", n_images=None)
+    record("clip-n200-s0-000001", [("segmentation", "macro", "dice", 0.2)], stage="segment")
+    assert plots.families(load_records(runs), wanted) is None
+    record("clip-n900-s0-000002", [("segmentation", "macro", "dice", 0.3)], stage="segment", n_images=900)
+    drawn = plots.families(load_records(runs), wanted, title="mini.")
+    assert "Dice clip from 0.200 to 0.300" in drawn.alt
+    assert "base, not continued 0.100" in drawn.alt
+
+
+def test_shuffled_labels_are_in_the_table_and_squash_no_figure(runs):
+    rows = [(*FINDINGS, 0.8), ("lines_tubes", "macro", "auroc", 0.7)]
+    record("clip-n200-s0-000001", rows)
+    record("clip-n900-s0-000002", rows, n_images=900)
+    half = [(*FINDINGS, 0.5), ("lines_tubes", "macro", "auroc", 0.5)]
+    record("shuffled-x-000003", half, paradigm="control", encoder="shuffled labels, cnn_mini", base=None)
+    table = load_records(runs)
+    none = pd.DataFrame(columns=["task", "paradigm", "n_images", "value", "low", "high"])
+    assert "shuffled" not in plots.scaling(table, none).alt
+    assert any("shuffled" in who for who in narrative.main_table(table).index)
+
+
+def test_a_source_is_named_as_recorded_or_as_this_machines(runs):
+    assert narrative.name_of("mini") == "mini, run on this machine"
+    assert narrative.name_of("recorded:study-cpu") == "study-cpu, recorded"
+    table = load_records(runs)
+    said = narrative.provenance(table, [], "recorded:study-cpu")
+    assert "make study PRESET=study-cpu" in said
+    record("clip-n200-s0-000001", [(*FINDINGS, 0.7)])
+    said = narrative.provenance(load_records(runs), [], "recorded:mini")
+    assert said.startswith("Recorded with this book, not on your machine: preset `mini`")
+    assert "synthetic x-rays" in said
+
+
+def test_reports_are_quoted_from_this_machine_alone(runs, tmp_path):
+    folder = record("clip-n200-s0-000001", [("reports", "findings", "f1_micro", 0.3)], stage="report")
+    table = load_records(runs)
+    assert narrative.written_reports(table) == []  # no words were kept
+    assert folder.is_dir()
