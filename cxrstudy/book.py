@@ -29,9 +29,9 @@ SPEED = (
 )
 HARM = (
     "Macro AUROC of continued encoders minus their base's, the mean over seeds, with the interval over resampled test "
-    "patients; half of the base is mixed back into each. The synthetic rows are `mini` with three seeds. The real "
-    "sample is small and its labels are confounded with its selection: a difference on the same patients says harm or "
-    "none, not how good an encoder is."
+    "patients. The synthetic rows are the recorded study, where the continued encoder alone is kept; in the real ones half "
+    "of the base is mixed back in. The real sample is small and its labels are confounded with its selection: a difference "
+    "on the same patients says harm or none, not how good an encoder is."
 )
 RATES = ("images_per_second", "peer_images_per_second")
 PAGES = ("data", "gallery")  # executed with the presets that have runs on this machine
@@ -118,7 +118,7 @@ def assemble(source: Path, key: str, data_key: str) -> None:
     presets, results = presets_run(), sources()
     told: dict[str, dict[str, Any]] = {page: {"presets": presets or ["mini"]} for page in PAGES}
     told |= {page: {"presets": results} for page in CHAPTERS}
-    told |= {"planner": {"preset": results[0]}, "flips": {"settings": ablations()}}
+    told |= {"planner": {"preset": results[0]}, "flips": {"settings": ablations()}, "objectives": {}}
     wanted: list[tuple[Path, Path, dict[str, Any]]] = [
         (book / f"{page}.ipynb", source / f"{page}.ipynb", values) for page, values in told.items()
     ]

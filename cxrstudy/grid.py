@@ -123,7 +123,7 @@ PLANNED = {"data", "base", "out", "splits", "encoder", "fold_encoders", "folds",
 
 def override(preset: Preset, settings: dict[str, Any]) -> Preset:
     """``preset`` with ``--set`` values: ``name`` or ``block.name`` with block in ladders, classify, segment, report,
-    scale, data, base.
+    scale, data, base, or ``block.entry.name`` for one entry of data or base.
 
     A bare name is looked for in that order, and reaches every entry of its block.
     """
@@ -139,6 +139,7 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
     }
     for key, value in settings.items():
         block, _, name = key.rpartition(".")
+        block, _, entry = block.partition(".")  # data.study.institution: of one entry alone
         known = [b for b, model in blocks.items() if name in model.model_fields and name not in PLANNED]
         if (block and block not in known) or not known:
             names = sorted({n for model in blocks.values() for n in model.model_fields} - PLANNED)
@@ -147,6 +148,11 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
         if raw[block] is None:
             raise StudyError(f"--set {key}: this preset has no {block}")
         target = raw[block]
+        if entry:
+            if block not in ("data", "base") or entry not in target:
+                there = ", ".join(f"{kind}.{each}" for kind in ("data", "base") for each in raw[kind])
+                raise StudyError(f"--set {key}: no entry {block}.{entry}; there are: {there}")
+            target = {entry: target[entry]}
         entries = target if block == "ladders" else target.values() if block in ("data", "base") else [target]
         for entry in entries:
             entry[name] = value

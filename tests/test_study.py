@@ -272,6 +272,19 @@ def test_ladders_of_a_later_piece_come_later_and_share_their_ends(folder):
     assert names(runs) >= names(r for r in plan(folder, preset(ladders=whole)) if r.stage != "scale")
 
 
+def test_set_of_one_entry_leaves_the_others_as_they_are(folder):
+    before = {run.name for run in plan(folder, preset())}
+    (one, *_), given = preset()["data"], preset()
+    given["data"] = given["data"] | {"other": given["data"][one]}
+    runs = grid.override(grid.Preset(**given), {f"data.{one}.size": 96})
+    assert [runs.data[name]["size"] for name in (one, "other")] == [96, given["data"][one].get("size")]
+    with pytest.raises(StudyError, match=r"no entry data\.nobody; there are: data\."):
+        grid.override(grid.Preset(**given), {"data.nobody.size": 96})
+    with pytest.raises(StudyError, match="no such parameter"):
+        grid.override(grid.Preset(**given), {f"data.{one}.sizes": 96})
+    assert before == {run.name for run in plan(folder, preset())}
+
+
 def test_controls_shuffle_a_base_and_judge_bases_that_no_ladder_starts_from(folder):
     more = preset()["base"]["clip-base"] | {"paradigm": "unicl"}
     own = preset(

@@ -1,6 +1,7 @@
 """Ladders in the tidy table: the points of each scaling curve, and the law fitted to it."""
 
 import functools
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxrstudy import study
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap
+from cxrstudy.files import replacing
 from cxrstudy.scaling.fit import fit_scaling
 
 TASKS = ("findings", "lines_tubes")  # of which curves are made: not NAME@DATA, whose scores lie in another file
@@ -35,7 +38,7 @@ def continued(table: pd.DataFrame) -> pd.Series:
 
 
 def abroad(table: pd.DataFrame) -> pd.Series:
-    """Whether each row's encoder went on from a base on another institution's images: a control, no rung of a ladder."""
+    """Whether each row's encoder went on from a base on another institution's images: a control, no rung."""
     elsewhere = table["trained_on"].notna() & (table["trained_on"] != table["institution"])
     return elsewhere & (table["base"].fillna("") != "")
 
@@ -85,7 +88,7 @@ def fit_ladders(
     return pd.DataFrame(fits).reindex(columns=columns), pd.concat(curves) if curves else none
 
 
-def own_noise(table: pd.DataFrame, ladder: pd.DataFrame, metric: str, resamples: int = 400) -> np.ndarray:
+def own_noise(table: pd.DataFrame, ladder: pd.DataFrame, metric: str, resamples: int = 1000) -> np.ndarray:
     """Standard deviation of each run's macro ``metric`` (K,) beside that of its ladder, over resampled test patients.
 
     All runs are judged on the same patients, whose sampling moves a curve as a whole and cannot bend it: what is left
@@ -109,15 +112,24 @@ def _labels(table: pd.DataFrame, task: str) -> tuple[str, ...]:
 
 @functools.cache
 def resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
-    """Macro metric of a run from its kept scores, and of each resample (resamples,) of its test patients."""
+    """Macro metric of a run from its kept scores, and of each resample (resamples,) of its test patients.
+
+    What was drawn once is kept below ``runs/resamples``, by the scores' content: every page of the book asks for it.
+    """
+    path = Path(folder) / "scores.parquet"
+    key = study.digest([hashlib.blake2b(path.read_bytes()).hexdigest(), names, metric, resamples, seed, 1], 24)
+    kept = study.runs_root() / "resamples" / f"{key}.npy"
+    if kept.is_file():
+        found = np.load(kept)
+        return float(found[0]), found[1:]
     measure = {"auroc": auroc, "auprc": auprc}[metric]
-    kept = pd.read_parquet(Path(folder) / "scores.parquet").sort_values("image_id")
-    y, s = (kept[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
-    draws = bootstrap(measure, y, s, groups=kept["patient_id"].to_numpy(), resamples=resamples, seed=seed)
-    return float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
-
-
-_resampled = resampled  # the name that others call it by
+    table = pd.read_parquet(path).sort_values("image_id")
+    y, s = (table[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
+    draws = bootstrap(measure, y, s, groups=table["patient_id"].to_numpy(), resamples=resamples, seed=seed)
+    value, means = float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
+    with replacing(kept) as scratch, scratch.open("wb") as file:
+        np.save(file, np.concatenate([[value], means]))
+    return value, means
 
 
 def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Does continuing an encoder harm it? Continued minus base over seeds, kept in ``book/recorded/no_harm.csv``.
 
-    cxrstudy run --preset mini --set 'ladders.seed=[0,1,2]'
-    python tests/benchmarks/no_harm.py synthetic                         # from those records
+    python tests/benchmarks/no_harm.py synthetic                         # from what is recorded of study-cpu
     python tests/benchmarks/no_harm.py real --root ../shared/data/nih_subset     # a few minutes, one core
 
 Real: 1,000 x-rays of ChestX-ray14 at 64 px, cross-fitted over five folds of patients (an encoder that judges a fold has
@@ -79,11 +78,12 @@ def real(root: str, seeds: int) -> list[dict[str, Any]]:
 
 
 def synthetic() -> list[dict[str, Any]]:
-    """Rows of the variant of `mini` with three seeds."""
-    variant = next((v for v in narrative.variants("mini") if v.startswith("ladders.seed=[")), None)
-    if variant is None:
-        raise SystemExit("run first: cxrstudy run --preset mini --set 'ladders.seed=[0,1,2]'")
-    table, _ = narrative.plan_table("mini", variant)
+    """Rows of the recorded study."""
+    table, _ = narrative.plan_table("recorded:study-cpu")
+    if table.empty:
+        raise SystemExit(
+            "nothing of study-cpu is recorded: cxrstudy run --preset study-cpu, cxrstudy record -p study-cpu"
+        )
     moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
     far = moved.groupby(["paradigm", "n_images"])["value"].min()
     found = ladders.gains(table, resamples=2000)
