@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from cxrstudy import grid, recorded, results, study
@@ -86,168 +83,6 @@ def _list(items: Any) -> str:
     return ", ".join(str(item) for item in items)
 
 
-def number(value: float, low: float, high: float) -> str:
-    """A value with its 95% interval."""
-    return "not measured" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """Macro metric with interval: a row an encoder (controls, base, then the ladders), a column a task."""
-    rows = _told(table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == metric)])
-    wide = rows.pivot_table(index=["order", "encoder"], columns="task", values="text", aggfunc="first").droplevel(0)
-    wide = wide[[task for task in TASKS if task in wide]].rename(
-        columns={k: f"{v}, macro {metric.upper()}" for k, v in TASKS.items()}
-    )
-    return wide.rename_axis(columns=None)
-
-
-def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """Every label's metric with interval: a row a label, a column an encoder."""
-    rows = table[(table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()]
-    rows = _told(rows[(rows["label"] != "macro") & rows["task"].isin(TASKS)])
-    columns = rows.drop_duplicates("encoder").sort_values("order")["encoder"]
-    labels = rows.drop_duplicates("label")["label"]
-    return (
-        rows.pivot_table(index="label", columns="encoder", values="text", aggfunc="first")
-        .loc[labels, list(columns)]
-        .rename_axis(columns=None)
-    )
-
-
-FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, columns by (label, metric)
-    "segmentation": (
-        "Lines and tubes, drawn",
-        {
-            ("macro", "dice"): "Dice",
-            ("macro", "cl_dice"): "clDice",
-            ("macro", "missed"): "share missed",
-            ("macro", "false_alarm"): "share drawn where there is none",
-            ("macro", "tip_error_mm"): "tip error, mm (median)",
-            ("macro", "tip_floor_mm"): "the same of the true mask, by the same rule",
-        },
-    ),
-    "continuity": (
-        "Continuity: does a patch at a tube's tip resemble the rest of the tube? (AUROC)",
-        {(f"layer-{k}", "auroc"): f"layer {-k}" for k in range(5, 0, -1)}
-        | {(f"nearness-{k}", "auroc"): f"distance alone, {k} x {k} patches" for k in (2, 4, 8, 16, 32, 37, 64)},
-    ),
-    "reports": (
-        "Reports, written",
-        {
-            ("findings", "f1_micro"): "findings, micro F1",
-            ("findings", "f1_macro"): "findings, macro F1",
-            ("lines_tubes", "f1_micro"): "lines and tubes, micro F1",
-            ("all", "f1_side"): "with side, F1",
-            ("all", "rouge_l"): "ROUGE-L",
-            ("all", "bleu_4"): "BLEU-4",
-            ("other patient: findings", "f1_micro"): "another patient's image: findings, micro F1",
-        },
-    ),
-    "malposition": ("Malposition of tips", {("macro", "auroc"): "macro AUROC", ("macro", "auprc"): "macro AUPRC"}),
-    "laterality": ("Left or right", {("macro", "auroc"): "macro AUROC"}),
-    "zero_shot": ("Zero-shot, by prompts", {("macro", "auroc"): "macro AUROC"}),
-    "retrieval": (
-        "Retrieval",
-        {
-            (way, f"recall@{k}"): f"{way.replace('_', ' ')}, R@{k}"
-            for way in ("image_to_text", "text_to_image")
-            for k in (1, 5, 10)
-        },
-    ),
-}
-
-
-def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tuple[str, pd.DataFrame]]:
-    """(title, table) of every task family beside classification that has been judged, or of ``tasks`` alone: a row an
-    encoder."""
-    found = []
-    elsewhere = sorted({task for task in table["task"].dropna() if "@" in task and task.partition("@")[0] in TASKS})
-    abroad = {
-        task: (f"{TASKS[at[0]]} at another institution ({at[2]})", {("macro", "auroc"): "macro AUROC"})
-        for task in elsewhere
-        if (at := task.partition("@"))
-    }
-    for task, (title, columns) in (abroad | FAMILIES).items():
-        if tasks and task not in tasks:
-            continue
-        rows = table[(table["task"] == task) & table["value"].notna()].copy()
-        rows["column"] = [columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)]
-        rows = rows[rows["column"].notna()]
-        if rows.empty:
-            continue
-        rows = _told(rows)
-        wide = rows.pivot_table(index=["order", "encoder"], columns="column", values="text", aggfunc="first")
-        shown = [name for name in columns.values() if name in wide]
-        found.append((title, wide.droplevel(0)[shown].fillna("").rename_axis(columns=None)))
-    return found
-
-
-def written_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(encoder in words, its reports.parquet) of bases and of each paradigm's largest n_images, first seed; of runs on
-    this machine alone, since recorded ones keep no words, and where the data's terms let its images be shown."""
-    from cxrstudy.data.images import open_prepared
-
-    rows = table[(table["stage"] == "report") & (table["paradigm"] != "control")].drop_duplicates("run")
-    rows = rows[[(Path(folder) / "reports.parquet").is_file() for folder in rows["folder"]]]
-    if rows.empty:
-        return []
-    rows = _told(rows).sort_values("order")
-    last = rows.groupby(["paradigm", "base"], dropna=False)["n_images"].transform("max")
-    found = []
-    for row in rows[rows["n_images"].fillna(0) == last.fillna(0)].drop_duplicates(["paradigm", "base"]).itertuples():
-        data = results.read_record(row.folder)["parameters"]["data"]
-        if data and open_prepared(study.resolve(data)).info["show_images"]:
-            found.append((row.encoder, pd.read_parquet(Path(row.folder) / "reports.parquet")))
-    return found
-
-
-def _told(rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` with the columns order, encoder (in words that tell any two encoders apart) and text."""
-    told = rows.assign(
-        order=[_order(row) for row in rows.itertuples()],
-        encoder=[_who(row) for row in rows.itertuples()],
-        text=[number(row.value, row.low, row.high) for row in rows.itertuples()],
-    )
-    for name, word in (("base", "from"), ("samples_seen", "seen:"), ("data", "on")):
-        several = told.groupby("encoder")[name].transform(lambda values: values.nunique(dropna=False)) > 1
-        more = [
-            f", {word} {(human(value) if name == 'samples_seen' else re.sub(r'-[0-9a-f]{6}$', '', str(value)))}"
-            if value == value and value else ""
-            for value in told[name]
-        ]  # fmt: skip
-        told["encoder"] = told["encoder"] + np.where(several, more, "")
-    return told
-
-
-def _who(row: Any) -> str:
-    if row.paradigm == "control":
-        return {"covariates": "view, age and sex alone", "pixels": "raw pixels"}.get(
-            row.encoder, str(row.encoder).replace("random:", "random weights: ")
-        )
-    if not row.base:
-        return f"base ({row.paradigm}, {human(row.samples_seen)} seen), not continued"
-    if elsewhere(row):
-        where = str(row.trained_on).removeprefix("synthetic:")
-        return f"{row.paradigm} base continued on {human(row.n_images)} images of {where}, not in-house"
-    return f"{row.paradigm}, {human(row.n_images)} images, seed {row.seed:g}"
-
-
-def elsewhere(row: Any) -> bool:
-    """Whether the encoder of a row of the tidy table went on from its base on another institution's images."""
-    return bool(row.base) and isinstance(row.trained_on, str) and row.trained_on != row.institution
-
-
-def _order(row: Any) -> tuple[Any, ...]:
-    kind = 0 if row.paradigm == "control" else 1 if not row.base or elsewhere(row) else 2
-    return (
-        kind,
-        str(row.paradigm),
-        float(row.n_images or 0),
-        float(row.seed if row.seed == row.seed else 0),
-        str(row.encoder),
-    )
-
-
 def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> list[str]:
     """Sentences on each task: where each ladder starts and ends, whether it beats its base, and the fitted exponent."""
     said = []
@@ -296,27 +131,6 @@ def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.Da
     return ladders.fit_ladders(results.load_records([]))
 
 
-def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Continued minus base with its interval, and how far the weights went: a row a ladder point, a column a task.
-
-    ``table`` is the tidy table of the same runs. With several seeds: their mean, and the range over them.
-    """
-    rows = gained.assign(
-        encoder=[f"{r.paradigm}, {human(r.n_images)} images" for r in gained.itertuples()],
-        text=[
-            f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
-            + (f"; {r.seeds} seeds {r.least:+.3f} to {r.most:+.3f}" if r.seeds > 1 else "")
-            for r in gained.itertuples()
-        ],
-        task=gained["task"].map(TASKS),
-    )
-    wide = rows.pivot_table(index=["paradigm", "n_images", "encoder"], columns="task", values="text", aggfunc="first")
-    moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
-    far = moved.groupby(["paradigm", "n_images"])["value"].mean()
-    wide["weights moved"] = [f"{far[key[:2]]:.1%}" if key[:2] in far.index else "not recorded" for key in wide.index]
-    return wide.droplevel([0, 1]).rename_axis(columns=None)
-
-
 def agreement(ledger: pd.DataFrame) -> str:
     """The claims of `claims.ledger` by verdict, the paper's before its neighbours', each with effect and interval."""
     words = {
@@ -344,6 +158,19 @@ def thresholds(crossed: pd.DataFrame) -> list[str]:
         f"at every larger size: {row.holds_said} ({row.covers})."
         for row in crossed.itertuples()
     ]
+
+
+def at_home(compared: pd.DataFrame) -> list[str]:
+    """Sentences on `ladders.at_home`: what in-house images bring beyond as much training on others'."""
+    said = []
+    for row in compared.itertuples():
+        where = str(row.elsewhere).removeprefix("synthetic:")
+        against = f"{human(row.n_images)} in-house images against as many of `{where}`, from one base at one budget"
+        said.append(
+            f"{TASKS[row.task]}, `{row.paradigm}`: {against}: {row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}], "
+            f"{_sign(row)}."
+        )
+    return said
 
 
 def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:

@@ -5,7 +5,7 @@ import time
 import pandas as pd
 import pytest
 
-from cxrstudy import narrative, plots, study
+from cxrstudy import narrative, plots, study, tables
 from cxrstudy.results import load_records, write_record
 
 
@@ -34,7 +34,7 @@ def test_encoders_that_differ_in_base_data_or_budget_each_have_a_row(runs):
     record("clip-n200-s0-000002", [(*FINDINGS, 0.72)], base="other-base-bbbbbb")
     record("clip-n200-s0-000003", [(*FINDINGS, 0.73)], samples_seen=90000)
     record("unicl-n200-s0-000004", [(*FINDINGS, 0.74)], paradigm="unicl")
-    table = narrative.main_table(load_records(runs))
+    table = tables.main_table(load_records(runs))
     assert table.index.tolist()[-1] == "unicl, 200 images, seed 0"
     assert len(table) == 4
     assert table.index.is_unique
@@ -45,10 +45,10 @@ def test_encoders_that_differ_in_base_data_or_budget_each_have_a_row(runs):
 
 def test_what_an_encoder_reaches_at_another_institution_has_a_table(runs):
     record("clip-n200-s0-000001", [(*FINDINGS, 0.7), ("findings@public", "macro", "auroc", 0.6)])
-    tables = dict(narrative.family_tables(load_records(runs)))
-    assert list(tables) == ["Findings at another institution (public)"]
-    assert tables["Findings at another institution (public)"].iloc[0, 0].startswith("0.600")
-    assert narrative.family_tables(load_records(runs), ("reports",)) == []
+    found = dict(tables.family_tables(load_records(runs)))
+    assert list(found) == ["Findings at another institution (public)"]
+    assert found["Findings at another institution (public)"].iloc[0, 0].startswith("0.600")
+    assert tables.family_tables(load_records(runs), ("reports",)) == []
 
 
 def test_a_family_is_drawn_where_several_sizes_were_judged_and_not_before(runs):
@@ -71,7 +71,7 @@ def test_shuffled_labels_are_in_the_table_and_squash_no_figure(runs):
     table = load_records(runs)
     none = pd.DataFrame(columns=["task", "paradigm", "n_images", "value", "low", "high"])
     assert "shuffled" not in plots.scaling(table, none).alt
-    assert any("shuffled" in who for who in narrative.main_table(table).index)
+    assert any("shuffled" in who for who in tables.main_table(table).index)
 
 
 def test_a_source_is_named_as_recorded_or_as_this_machines(runs):
@@ -89,5 +89,5 @@ def test_a_source_is_named_as_recorded_or_as_this_machines(runs):
 def test_reports_are_quoted_from_this_machine_alone(runs, tmp_path):
     folder = record("clip-n200-s0-000001", [("reports", "findings", "f1_micro", 0.3)], stage="report")
     table = load_records(runs)
-    assert narrative.written_reports(table) == []  # no words were kept
+    assert tables.written_reports(table) == []  # no words were kept
     assert folder.is_dir()

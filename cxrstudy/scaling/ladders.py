@@ -168,3 +168,30 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
         rows.append(rung | {"low": low, "high": high, "least": min(each), "most": max(each)})
     columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def at_home(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Continued in-house minus continued elsewhere, from the same base with as many images and samples seen.
+
+    One row a (task, paradigm, n_images) where both were judged: gain, the mean over in-house ``seeds``, low, high of it
+    on the same resampled patients, and ``elsewhere``, the other institution. What is left of a gain over the base when
+    more training alone is taken away.
+    """
+    same_patients(table)
+    rows = []
+    for task in TASKS:
+        names, own = _labels(table, task), points(table[table["task"] == task], metric)
+        others = reference(table, task, metric)
+        for other in others[abroad(others)].itertuples():
+            alike = (own["paradigm"] == other.paradigm) & (own["base"] == other.base) & (own["data"] == other.data)
+            alike &= (own["n_images"] == other.n_images) & (own["samples_seen"] == other.samples_seen)
+            if not alike.any():
+                continue
+            value, draws = resampled(other.folder, names, metric, resamples, seed)
+            each = [resampled(folder, names, metric, resamples, seed) for folder in own.loc[alike, "folder"]]
+            low, high = np.percentile(np.mean([drawn for _, drawn in each], axis=0) - draws, [2.5, 97.5])
+            rung = {"task": task, "paradigm": other.paradigm, "n_images": other.n_images, "seeds": len(each)}
+            gain = float(np.mean([own_value for own_value, _ in each])) - value
+            rows.append(rung | {"gain": gain, "low": low, "high": high, "elsewhere": other.trained_on})
+    columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "elsewhere"]
+    return pd.DataFrame(rows, columns=columns)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cxrstudy import narrative, study
+from cxrstudy import narrative, study, tables
 from cxrstudy.evaluate import zeroshot
 from cxrstudy.results import load_records, write_record
-from cxrstudy.scaling.ladders import fit_ladders, gains, points, reference, same_patients
+from cxrstudy.scaling.ladders import at_home, fit_ladders, gains, points, reference, same_patients
 
 SIZES = [200, 1000, 5000, 20000]
 TASKS = ("findings", "lines_tubes")
@@ -75,7 +75,7 @@ def test_a_base_that_went_on_elsewhere_is_a_control_and_no_rung(runs):
     assert "clip-public-ddd" not in set(points(table)["run"])
     assert "clip-n700-s0-eee" in set(points(table)["run"])
     assert set(reference(table, "findings")["run"]) == {"clip-public-ddd"}
-    shown = narrative.main_table(table)
+    shown = tables.main_table(table)
     assert "clip base continued on 20k images of public, not in-house" in shown.index
 
 
@@ -340,6 +340,30 @@ def test_each_run_is_compared_with_its_base_on_the_same_data(runs):
         assert found.loc[task, "gain"] == pytest.approx(own[task, "auroc"] - base[task, "auroc"])
 
 
+def test_in_house_training_is_compared_with_as_much_training_elsewhere_and_with_nothing_else(runs):
+    home, away = {"trained_on": "synthetic:study"}, {"trained_on": "synthetic:public", "n_images": 5000}
+    base_run()
+    for seed in (0, 1):
+        judge(f"clip-n5000-s{seed}-aaaaaa", 2.0, seed=seed + 5, n_images=5000, **home)
+    judge("clip-n200-s0-bbbbbb", 2.0, seed=9, n_images=200, **home)
+    judge("clip-public-cccccc", 1.0, seed=11, **away)
+    judge("unicl-public-dddddd", 1.0, seed=12, paradigm="unicl", **away)  # no rung beside it
+    judge("clip-public-eeeeee", 1.0, seed=13, samples_seen=999, **away)  # another budget
+    table = load_records(runs)
+    found = at_home(table, resamples=200)
+    assert found[["task", "paradigm", "n_images", "seeds"]].values.tolist() == [
+        ["findings", "clip", 5000, 2],
+        ["lines_tubes", "clip", 5000, 2],
+    ]
+    macro = table[(table["label"] == "macro") & (table["metric"] == "auroc")].set_index(["run", "task"])["value"]
+    for row in found.itertuples():
+        own = np.mean([macro[f"clip-n5000-s{seed}-aaaaaa", row.task] for seed in (0, 1)])
+        assert row.gain == pytest.approx(own - macro["clip-public-cccccc", row.task])
+        assert row.low < row.gain < row.high
+    assert "against as many of `public`" in narrative.at_home(found)[0]
+    assert at_home(table[~table["run"].str.contains("public")]).empty
+
+
 def test_the_book_says_which_rungs_may_have_been_harmed(runs):
     columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most"]
     fine = [
@@ -364,7 +388,7 @@ def test_the_table_of_gains_tells_seeds_and_how_far_the_weights_went(runs):
             n_images=200,
         )
     table = load_records(runs)
-    shown = narrative.gain_table(gains(table, resamples=50), table)
+    shown = tables.gain_table(gains(table, resamples=50), table)
     assert list(shown.index) == ["clip, 200 images"]
     assert shown["weights moved"].tolist() == ["15.0%"]
     assert all("; 2 seeds " in text for text in shown.iloc[0, :2])
@@ -380,13 +404,13 @@ def test_other_families_have_tables_of_their_own_and_stay_out_of_the_labels(runs
     record("clip-n200-s0-ret", told, n_images=200)
     record("pixels-mal", [metric("malposition", 0.6)], paradigm="control", encoder="pixels", base=None)
     table = load_records(runs)
-    found = dict(narrative.family_tables(table))
+    found = dict(tables.family_tables(table))
     assert list(found) == ["Lines and tubes, drawn", "Reports, written", "Malposition of tips", "Retrieval"]
     assert list(found["Retrieval"].columns) == ["image to text, R@5", "text to image, R@5"]
     assert found["Lines and tubes, drawn"].to_dict() == {"Dice": {"base (clip, 30k seen), not continued": DICE}}
     assert list(found["Reports, written"].columns) == ["findings, micro F1", "ROUGE-L"]
     assert list(found["Reports, written"].index) == ["clip, 200 images, seed 0"]
-    assert set(narrative.label_table(table).index) == {*NAMES["findings"], *NAMES["lines_tubes"]}
+    assert set(tables.label_table(table).index) == {*NAMES["findings"], *NAMES["lines_tubes"]}
 
 
 REPORTED = [("findings", "f1_micro", 0.5), ("all", "rouge_l", 0.3), ("edema", "f1", 0.2)]
