@@ -180,7 +180,8 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
     def add(stage: str, label: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> str:
         values = {key: value for key, value in values.items() if key != "out"}
         checked = validated(stage, values, f"preset {name}, {stage} {label}").model_dump(exclude={"out"})
-        run = f"{label}-{digest([stage, checked])}"
+        same = {"keep_features"} if stage in ("segment", "report") else set()  # changes no result: no part of the name
+        run = f"{label}-{digest([stage, {k: v for k, v in checked.items() if k not in same}])}"
         out = f"runs/{name}/{stage}/{run}"
         runs.setdefault(run, Run(run, stage, name, checked | {"out": out}, needs, piece))
         return run

@@ -1,10 +1,10 @@
 """From images to features: one pass of a frozen encoder, kept on disk where asked, pooled in the parts asked for.
 
-Asked for by ``kept`` (``keep_features`` of a run, off by default), patch features lie in half precision below
-``runs/features/KEY``, KEY being a digest of the encoder's weights and of the prepared data: a row is encoded when it is
-first asked for, and read by whoever asks for kept features after that; who does not runs the encoder anew. They cost
-N x T x C x 2 bytes an encoder (17,600 images x 16 x 128: 72 MB); the folder may be deleted at any time. Beside every
-row stands the checksum of its bytes: one that does not fit (a crash, a bad disk) is encoded again.
+Asked for by ``kept`` (``keep_features`` of a run, off by default), features lie in half precision below
+``runs/features/KEY``, KEY being a digest of encoder, prepared data and what is kept: patches, which classification and
+reports share, or the feature maps of ``maps``. A row is encoded when it is first asked for, and read by whoever asks
+for kept features after that. Patches cost N x T x C x 2 bytes an encoder (17,600 images x 16 x 128: 72 MB); the folder
+may be deleted at any time. A row whose bytes do not fit their checksum (a crash, a bad disk) is encoded again.
 """
 
 import fcntl
@@ -12,9 +12,10 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
 BATCH = 256  # images encoded at a time
+Look = Callable[[Any, Prepared, np.ndarray], dict[str, Tensor]]  # encoder, data, rows: features (n,...) by name
 
 
 # ---- pooling -------------------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ def extract(encoder: Any, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
     return joined.flatten(2).transpose(1, 2), classes
 
 
-def _forward(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> tuple[Tensor, Tensor]:
+def _forward(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int = 1) -> dict[str, Tensor]:
     """``extract`` of some rows of a prepared data set, at the encoder's own size and on its device; float32."""
     take = np.sort(rows)
     x = inputs(encoder, prepared, take)
@@ -98,7 +100,7 @@ def _forward(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) ->
     back = torch.from_numpy(np.searchsorted(take, rows)).to(x.device)
     if (np.diff(rows) < 0).any():
         patches, classes = patches[back], classes[back]
-    return patches.float().contiguous(), classes.float()  # contiguous: pooled twice as fast
+    return {"patches": patches.float().contiguous(), "classes": classes.float()}  # contiguous: pooled twice as fast
 
 
 def inputs(encoder: Any, prepared: Prepared, rows: np.ndarray) -> Tensor:
@@ -118,34 +120,36 @@ def device() -> torch.device:
 # ---- kept on disk --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Kept:
-    """Memory-mapped features of N images: ``patches`` (N,T,C) and ``classes`` (N,K) float16, ``sums`` (N,) checksums
-    (0: not encoded yet)."""
+    """Memory-mapped features of N images: ``parts`` (N,...) float16 by name, ``sums`` (N,) checksums (0: not there)."""
 
-    patches: np.ndarray
-    classes: np.ndarray
+    parts: dict[str, np.ndarray]
     sums: np.ndarray
 
     def checksum(self, row: int) -> int:
         """Of a row's bytes as they stand; never 0."""
-        return zlib.crc32(self.classes[row].tobytes(), zlib.crc32(self.patches[row].tobytes())) or 1
+        found = 0
+        for part in self.parts.values():
+            found = zlib.crc32(part[row].tobytes(), found)
+        return found or 1
 
     def stands(self, rows: np.ndarray) -> np.ndarray:
         """Which of ``rows`` are there, byte for byte as they were written: (len(rows),) bool."""
         return np.array([self.sums[row] != 0 and self.sums[row] == self.checksum(row) for row in rows], dtype=bool)
 
 
-def features_folder(encoder: Any, prepared: Prepared, layers: int = 1) -> Path:
+def features_folder(encoder: Any, prepared: Prepared, what: Any = 1) -> Path:
     """Where features of this encoder on this data are kept: ``runs/features/KEY``.
 
     KEY: a digest of every tensor of the encoder, its architecture, size and grey levels; of the manifest's image ids,
-    the data's ``info`` and every pixel (about a second a GB); and of ``layers``.
+    the data's ``info`` and every pixel (about a second a GB); and of ``what`` is kept (a number: patches of so many
+    layers), a JSON-like value.
     """
     key = hashlib.blake2b(digest_size=12)
     for name, tensor in encoder.state_dict().items():
         key.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         key.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     made = [getattr(encoder, name, None) for name in ("architecture", "arguments", "input_size", "mean", "std")]
-    key.update(json.dumps([type(encoder).__name__, made, prepared.info, layers], sort_keys=True, default=str).encode())
+    key.update(json.dumps([type(encoder).__name__, made, prepared.info, what], sort_keys=True, default=str).encode())
     key.update("\n".join(prepared.manifest["image_id"]).encode())
     for start in range(0, len(prepared.images), 1024):
         key.update(np.ascontiguousarray(prepared.images[start : start + 1024]).data)
@@ -159,7 +163,7 @@ def keep(
     rows: np.ndarray,
     folder: Path,
     *,
-    layers: int = 1,
+    look: Look = _forward,
     batch: int = BATCH,
     progress: Progress = iter,
 ) -> Kept:
@@ -169,43 +173,63 @@ def keep(
     features half precision cannot hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = encoder.to(device())
+    encoder, rows = encoder.to(device()), np.unique(rows)
     with _locked(folder / "lock"):
-        kept = _open(folder, encoder, prepared, layers)
-        rows = np.unique(rows)
-        missing = rows[~kept.stands(rows)]
+        kept = _open(folder, len(prepared.manifest))
+        missing = rows if kept is None else rows[~kept.stands(rows)]
         for start in progress(range(0, len(missing), batch)):
             part = missing[start : start + batch]
-            patches, classes = (t.half().cpu().numpy() for t in _forward(encoder, prepared, part, layers))
-            finite = np.isfinite(patches).all((1, 2)) & np.isfinite(classes).all(1)
+            found = {name: tensor.half().cpu().numpy() for name, tensor in look(encoder, prepared, part).items()}
+            finite = np.all([np.isfinite(a).reshape(len(part), -1).all(1) for a in found.values()], axis=0)
             if not finite.all():
                 name = prepared.manifest["image_id"].iloc[part[np.argmin(finite)]]
-                raise ValueError(f"features of image {name} are not finite in half precision: say keep_features=False")
-            kept.patches[part], kept.classes[part] = patches, classes
+                raise ValueError(
+                    f"features of image {name} are not finite in half precision, in which they are kept; a linear "
+                    "probe alone can do without: say keep_features=False"
+                )
+            kept = kept or _made(folder, len(prepared.manifest), {name: a.shape[1:] for name, a in found.items()})
+            for name, values in found.items():
+                kept.parts[name][part] = values
             kept.sums[part] = [kept.checksum(row) for row in part]  # last: what has no sum is not there
+    if kept is None:
+        raise ValueError("no row to encode")
     return kept
 
 
-def _open(folder: Path, encoder: Any, prepared: Prepared, layers: int) -> Kept:
-    """The arrays of ``folder``; made anew where they are not there, or not of the shape that they should have."""
-    shapes, n = folder / "shapes.json", len(prepared.manifest)
-    for _ in range(2):
-        try:
-            tokens, channels, width = json.loads(shapes.read_text())
-            kept = Kept(*(np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("patches", "classes", "sums")))
-            if (kept.patches.shape, kept.classes.shape, len(kept.sums)) == ((n, tokens, channels), (n, width), n):
-                return kept
-        except (OSError, ValueError, EOFError):
-            pass  # made below
-        patches, classes = _forward(encoder, prepared, np.arange(1), layers)
-        tokens, channels, width = (*patches.shape[1:], classes.shape[1])
-        shapes.unlink(missing_ok=True)
-        wanted = {"patches": ("float16", (n, tokens, channels)), "classes": ("float16", (n, width))}
-        for name, (kind, shape) in (wanted | {"sums": ("uint32", (n,))}).items():
-            (folder / f"{name}.npy").unlink(missing_ok=True)  # another process may still read the old one
-            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
-        write_text(shapes, json.dumps([tokens, channels, width]))
-    raise OSError(f"{folder}: features cannot be kept there")
+def at_hand(
+    encoder: Any, prepared: Prepared, rows: np.ndarray, what: Any, kept: bool, home: Path | None = None, **how: Any
+) -> Kept:
+    """``keep`` of ``what`` in its ``features_folder``; not ``kept``: in files below ``home`` (``runs/features``)
+    without a name, which are gone when the arrays are."""
+    if kept:
+        return keep(encoder, prepared, rows, features_folder(encoder, prepared, what), **how)
+    home = home or study.runs_root() / "features"
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home) as scratch:
+        return keep(encoder, prepared, rows, Path(scratch), **how)
+
+
+def _open(folder: Path, n: int) -> Kept | None:
+    """The arrays of ``folder``; None where they are not there, or not of the shapes that they should have."""
+    try:
+        shapes = json.loads((folder / "shapes.json").read_text()) | {"sums": []}
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes}
+        whole = all(arrays[name].shape == (n, *shape) for name, shape in shapes.items())
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+    return Kept(arrays, arrays.pop("sums")) if whole else None
+
+
+def _made(folder: Path, n: int, shapes: dict[str, tuple[int, ...]]) -> Kept:
+    """Empty arrays in ``folder``, of n rows of these shapes; sparse, so that rows never asked for take no space."""
+    (folder / "shapes.json").unlink(missing_ok=True)
+    arrays: dict[str, Any] = {}
+    for name, shape in (shapes | {"sums": ()}).items():
+        how: dict[str, Any] = {"dtype": "uint32" if name == "sums" else "float16", "shape": (n, *shape)}
+        (folder / f"{name}.npy").unlink(missing_ok=True)  # another process may still read the old one
+        arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", **how)
+    write_text(folder / "shapes.json", json.dumps(shapes))
+    return Kept(arrays, arrays.pop("sums"))
 
 
 @contextmanager
@@ -216,75 +240,58 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 # ---- what evaluations read -----------------------------------------------------------------------------------------
-def encode(
-    encoder: Any,
-    prepared: Prepared,
-    rows: np.ndarray,
-    *,
-    pooling: str,
-    layers: int = 1,
-    kept: bool = False,
-    batch: int = BATCH,
-    progress: Progress = iter,
-) -> np.ndarray:
-    """Pooled features (len(rows), F) float32 of the given rows of a prepared data set: the one of ``encode_each``."""
-    how: dict[str, Any] = {"layers": layers, "kept": kept, "batch": batch, "progress": progress}
+def encode(encoder: Any, prepared: Prepared, rows: np.ndarray, *, pooling: str, **how: Any) -> np.ndarray:
+    """Pooled features (len(rows), F) float32 of rows of a prepared data set; ``how`` as ``encode_batches``."""
     return encode_each(encoder, prepared, rows, [pooling], **how)[0]
 
 
 @torch.inference_mode()
 def encode_each(
+    encoder: Any, prepared: Prepared, rows: np.ndarray, poolings: Sequence[str], **how: Any
+) -> list[np.ndarray]:
+    """As ``encode``, once a pooling, from one pass."""
+    batches = encode_batches(encoder, prepared, rows, **how)
+    pooled = [[pool_tokens(patches, one, classes).cpu().numpy() for one in poolings] for patches, classes in batches]
+    return [np.concatenate(found) for found in zip(*pooled, strict=True)]
+
+
+@torch.inference_mode()
+def encode_batches(
     encoder: Any,
     prepared: Prepared,
     rows: np.ndarray,
-    poolings: Sequence[str],
     *,
     layers: int = 1,
     kept: bool = False,
     batch: int = BATCH,
     progress: Progress = iter,
-) -> list[np.ndarray]:
-    """Features (len(rows), F) float32 of the given rows of a prepared data set, once a pooling, from one pass.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Patch features (n,T,C) and class tokens (n,K), float32, of the given rows in their order, batch after batch.
 
-    ``kept``: patch features are read from ``features_folder`` and added to it, in half precision; else nothing is
-    written and they stay in single precision.
+    ``kept``: they are read from ``features_folder`` and added to it, in half precision; else nothing is written and
+    they stay in single precision.
     """
     rows = np.asarray(rows)
-    starts = range(0, len(rows), batch)
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     if kept:
-        folder = features_folder(encoder, prepared, layers)
-        held = keep(encoder, prepared, rows, folder, layers=layers, batch=batch, progress=progress)
-        parts = (rows[start : start + batch] for start in starts)
-        pairs = (
-            (torch.from_numpy(held.patches[part]).float(), torch.from_numpy(held.classes[part]).float())
-            for part in parts
-        )
+        folder, look = features_folder(encoder, prepared, layers), partial(_forward, layers=layers)
+        held = keep(encoder, prepared, rows, folder, look=look, batch=batch, progress=progress)
+        for part in parts:
+            patches, classes = (torch.from_numpy(held.parts[name][part]).float() for name in ("patches", "classes"))
+            yield patches, classes
     else:
         encoder = encoder.to(device())
-        pairs = (_forward(encoder, prepared, rows[start : start + batch], layers) for start in progress(starts))
-    pooled = [[pool_tokens(pair[0], one, pair[1]).cpu().numpy() for one in poolings] for pair in pairs]
-    return [np.concatenate(found) for found in zip(*pooled, strict=True)]
+        for part in progress(parts):
+            found = _forward(encoder, prepared, part, layers)
+            yield found["patches"], found["classes"]
 
 
 def patches(
-    encoder: Any,
-    prepared: Prepared,
-    rows: np.ndarray,
-    *,
-    layers: int = 1,
-    kept: bool = False,
-    progress: Progress = iter,
+    encoder: Any, prepared: Prepared, rows: np.ndarray, *, layers: int = 1, kept: bool = False, **how: Any
 ) -> np.ndarray:
-    """Patch features of the whole data set, (N,T,C) float16 memory-mapped, in which the given rows stand.
-
-    Not ``kept``: they lie in a file without a name, which is gone when the array is.
-    """
-    if kept:
-        folder = features_folder(encoder, prepared, layers)
-        return keep(encoder, prepared, rows, folder, layers=layers, progress=progress).patches
-    (study.runs_root() / "features").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=study.runs_root() / "features") as scratch:
-        return keep(encoder, prepared, rows, Path(scratch), layers=layers, progress=progress).patches
+    """Patch features of the whole data set, (N,T,C) float16 memory-mapped, in which ``rows`` stand; see ``at_hand``."""
+    look = partial(_forward, layers=layers)
+    return at_hand(encoder, prepared, rows, layers, kept, look=look, **how).parts["patches"]
 
 
 # ---- a ceiling -----------------------------------------------------------------------------------------------------

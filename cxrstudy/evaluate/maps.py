@@ -1,8 +1,10 @@
 """What a frozen encoder sees of an image, map by map, and where its devices truly are.
 
-An image is encoded once: its maps lie in memory-mapped half precision beside its true masks.
+An image is encoded once: its maps lie in memory-mapped half precision, kept for later evaluations where that is asked
+for (see ``features``).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, label_array
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
-from cxrstudy.evaluate.features import device, inputs
+from cxrstudy.evaluate.features import at_hand, device, inputs, patches
 from cxrstudy.progress import Progress
 
 CHUNK = 64  # images handled at a time
@@ -121,18 +123,79 @@ def feature_maps(encoder: Any, x: Tensor, layers: int) -> list[Tensor]:
     return list(trunk.forward_intermediates(x, **how))
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Feature maps of some images of a data set, encoded once; stands where an encoder would in `maps_of`."""
+
+    maps: list[np.ndarray]  # float16 (N,C,h,w) each, memory-mapped, N images in the data set
+    rows: np.ndarray  # of those that were encoded
+    layers: int  # as they were asked for
+
+    def of(self, rows: np.ndarray, layers: int) -> list[Tensor]:
+        """Their maps, float32; ValueError for a row, or a number of layers, that was not encoded."""
+        if layers != self.layers or not np.isin(rows, self.rows).all():
+            raise ValueError(f"layers={layers}, rows {rows}: only {len(self.rows)} are here, with {self.layers}")
+        return [torch.from_numpy(np.asarray(one[rows])).to(device()).float() for one in self.maps]
+
+
 @torch.inference_mode()
 def maps_of(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> list[Tensor]:
     """Feature maps of some rows, float32, on the encoder's device."""
+    if isinstance(encoder, Seen):
+        return encoder.of(rows, layers)
     x = inputs(encoder.to(device()), prepared, rows)
     return [found.float() for found in feature_maps(encoder, x, layers)]
 
 
+def encode_maps(
+    encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int, *, kept: bool = False, **how: Any
+) -> Seen:
+    """`feature_maps` of some rows by one pass of the encoder, in half precision; ``how`` as ``features.at_hand``.
+
+    Those of a ViT are the patches that ``classify.ipynb`` keeps with as many layers, and are kept as these: one pass
+    serves both. Other maps are cut to what half precision holds.
+    """
+    trunk: Any = getattr(encoder, "trunk", None)
+    depth = min(layers, len(getattr(trunk, "feature_info", ())))
+    if getattr(trunk, "num_prefix_tokens", 0):
+        tokens = patches(encoder, prepared, rows, layers=depth, kept=kept, **how)
+        side = math.isqrt(tokens.shape[1])
+        last_first = tokens.reshape(len(tokens), side, side, depth, -1).transpose(3, 0, 4, 1, 2)  # a view
+        return Seen(list(last_first[::-1]), rows, layers)
+
+    def look(encoder: Any, prepared: Prepared, few: np.ndarray) -> dict[str, Tensor]:
+        found = maps_of(encoder, prepared, few, layers)
+        return {f"map{k}": one.clamp(-65504, 65504) for k, one in enumerate(found)}
+
+    found = at_hand(encoder, prepared, rows, ["maps", depth], kept, look=look, batch=CHUNK, **how)
+    return Seen(list(found.parts.values()), rows, layers)
+
+
+# ---- maps beside masks ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of a mapped array, read as they are asked for."""
+
+    whole: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        return (len(self.rows), *self.whole.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(self.whole[self.rows[index]])
+
+
 @dataclass(frozen=True)
 class Store:
-    """Images encoded once: maps and masks lie in memory-mapped files."""
+    """Images to learn from or to be judged on: maps and masks lie in memory-mapped files."""
 
-    maps: list[np.ndarray]  # float16 (n,C,h,w) each
+    maps: list[Chosen]  # float16 (n,C,h,w) each
     truth: Masks
 
     def __len__(self) -> int:
@@ -140,7 +203,7 @@ class Store:
 
     def batch(self, index: np.ndarray) -> list[Tensor]:
         """Maps of some images, float32."""
-        return [torch.from_numpy(np.asarray(kept[index])).to(device()).float() for kept in self.maps]
+        return [torch.from_numpy(chosen[index]).to(device()).float() for chosen in self.maps]
 
     def target(self, index: np.ndarray, devices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Masks (n,D',H,W) and what is known (n,D') of some images and devices, bool."""
@@ -148,21 +211,15 @@ class Store:
         return torch.from_numpy(masks).to(device()), torch.from_numpy(known).to(device())
 
 
-def encode_maps(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int, folder: Path, *, progress: Progress = iter
-) -> Store:
-    """Feature maps and masks of some rows, written once below ``folder``; memory stays that of a chunk of images."""
+def with_masks(seen: Seen, prepared: Prepared, rows: np.ndarray, folder: Path, *, progress: Progress = iter) -> Store:
+    """Maps and true masks of some rows; masks are written once below ``folder``, a chunk of images in memory."""
     folder.mkdir(parents=True)
-    files: list[np.ndarray] = []
-    told: list[tuple[np.ndarray, ...]] = []  # not the masks, whose chunks could not be freed then
+    size, told = int(prepared.info["size"]), []
+    shape = (len(rows), len(DEVICES), size, size)
+    masks = np.lib.format.open_memmap(folder / "masks.npy", mode="w+", dtype=bool, shape=shape)
     for start in progress(range(0, len(rows), CHUNK)):
-        few = rows[start : start + CHUNK]
-        maps, truth = maps_of(encoder, prepared, few, layers), load_masks(prepared, few)
-        parts = [m.clamp(-65504, 65504).half().cpu().numpy() for m in maps] + [truth.masks]
-        for k, part in enumerate(parts):
-            if start == 0:
-                shape = (len(rows), *part.shape[1:])
-                files.append(np.lib.format.open_memmap(folder / f"{k}.npy", mode="w+", dtype=part.dtype, shape=shape))
-            files[k][start : start + CHUNK] = part
-        told.append((truth.known, truth.tips, truth.spacing))
-    return Store(files[:-1], Masks(files[-1], *(np.concatenate(parts) for parts in zip(*told, strict=True))))
+        truth = load_masks(prepared, rows[start : start + CHUNK])
+        masks[start : start + CHUNK] = truth.masks
+        told.append((truth.known, truth.tips, truth.spacing))  # not the masks, whose chunk could not be freed then
+    truth = Masks(masks, *(np.concatenate(parts) for parts in zip(*told, strict=True)))
+    return Store([Chosen(one, rows) for one in seen.maps], truth)

@@ -53,17 +53,17 @@ def bootstrap(
     ValueError: as `auroc`; ``groups`` of another length or with missing names; ``resamples`` < 1.
     """
     y, s = np.asarray(y), np.asarray(s)
-    unit, n_units = _units(groups, len(y))
+    unit, n_units = units(groups, len(y))
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     make = _FAST.get(metric)
     if make is None:
         rows = np.arange(len(y))
-        draws = (counts[unit, j] for counts in _counts(n_units, resamples, seed) for j in range(counts.shape[1]))
+        draws = (drawn[unit, j] for drawn in counts(n_units, resamples, seed) for j in range(drawn.shape[1]))
         picks = (np.repeat(rows, draw.astype(np.int64)) for draw in draws)
         return np.stack([np.atleast_1d(np.asarray(metric(y[pick], s[pick]), dtype=np.float64)) for pick in picks])
     plans = _plans(make, y, s, unit, n_units)
-    blocks = [[plan(counts) for plan in plans] for counts in _counts(n_units, resamples, seed)]
+    blocks = [[plan(drawn) for plan in plans] for drawn in counts(n_units, resamples, seed)]
     return np.concatenate([np.stack(block, axis=1) for block in blocks])
 
 
@@ -120,7 +120,7 @@ def _auroc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> 
         weight, lower = at @ counts, below @ counts
         np.cumsum(lower, axis=0, out=lower)
         pairs = weight.sum(axis=0) * (rest @ counts)
-        share = _divide(np.einsum("kb,kb->b", weight, lower), pairs)
+        share = divide(np.einsum("kb,kb->b", weight, lower), pairs)
         return 1 - share if flip else share
 
     return plan
@@ -140,7 +140,7 @@ def _auprc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> 
         true = np.cumsum(weight, axis=0)
         precision = np.divide(true, true + false, out=np.zeros_like(true), where=true > 0)
         total = np.where(rest @ counts > 0, true[-1], 0.0)  # no negatives: no value
-        return _divide(np.einsum("kb,kb->b", weight, precision), total)
+        return divide(np.einsum("kb,kb->b", weight, precision), total)
 
     return plan
 
@@ -152,7 +152,8 @@ def _bins(rows: NDArray[Any], cols: NDArray[Any], each: float, n_bins: int, n_un
     return csr_array((values, (rows[kept], cols[kept])), shape=(n_bins, n_units))
 
 
-def _divide(above: Floats, below: Floats) -> Floats:
+def divide(above: Floats, below: Floats) -> Floats:
+    """``above`` over ``below``, of one shape; NaN where ``below`` is not positive."""
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
@@ -204,8 +205,9 @@ def _refuse(bad: NDArray[np.bool_], values: Floats, why: str) -> None:
         raise ValueError(f"{why}: found {values[i, j]} in row {i}, label {j}")
 
 
-def _units(groups: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
-    """Each image's place in the sorted list of distinct groups, and how many there are."""
+def units(groups: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
+    """Each image's place (N,) in the sorted list of distinct groups, and how many there are; ValueError: ``groups`` of
+    another length than ``n``, or with missing names."""
     names = np.asarray(groups)
     if names.shape != (n,):
         raise ValueError(f"groups have shape {names.shape}, expected ({n},): one an image")
@@ -216,8 +218,9 @@ def _units(groups: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
     return unit.astype(np.int64), len(distinct)
 
 
-def _counts(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Blocks (G, B) of how often each of G units was drawn; the block's size does not change the draws."""
+def counts(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """`bootstrap`'s resamples in blocks (G, B): how often each of G units was drawn in each of B of them; the size of
+    the blocks does not change the draws."""
     rng = np.random.default_rng(seed)
     block = int(np.clip(_BLOCK // max(n_units, 1), 8, 256))
     for start in range(0, resamples, block):

@@ -24,6 +24,7 @@ __all__ = [
     "_parts",
     "labelled_rows",
     "open_subject",
+    "refuse_leak",
     "refuse_overlap",
     "run",
     "save",
@@ -70,7 +71,9 @@ def open_subject(name: str, size: int, seed: int) -> Subject:
     return encoder, dict(encoder.info), listed or set()
 
 
-def _refuse_leak(seen: set[str], judged: pd.DataFrame, name: str) -> None:
+def refuse_leak(seen: set[str], judged: pd.DataFrame, name: str) -> None:
+    """LeakError, with their number and the first, when patients of ``judged`` (column ``patient_id``) are among those
+    ``seen`` in the pretraining of encoder ``name``."""
     shared = sorted(seen & set(judged["patient_id"]))
     if shared:
         raise LeakError(
@@ -205,7 +208,7 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
         if name not in opened:
             opened[name] = open_subject(name, prepared.info["size"], p.seed)
         for rows in (part[2] if p.folds else pd.concat(part), *(other.parts[0][2] for other in others)):
-            _refuse_leak(opened[name][2], rows, name)
+            refuse_leak(opened[name][2], rows, name)
     seen: dict[str, tuple[Any, ...]] = {}
     judges, found, few = [], [], []
     abroad: list[list[dict[str, np.ndarray]]] = [[] for _ in others]

@@ -1,9 +1,10 @@
 """Report generation on a frozen encoder: its patch features become the first words of a language model.
 
-Images are encoded once; their patch features (T,C) pass through a projector and stand before the report as a prefix,
-in the manner of LLaVA (Liu et al. 2023) and, on x-rays, MAIRA (Hyland et al. 2023). The language model is a small Llama
-trained here with byte pairs of the training reports, or any causal one of Hugging Face's that lies in a folder, with
-low-rank adapters (Hu et al. 2021). Both take the prefix as ``inputs_embeds``; both write by `generate`.
+Images are encoded once, here or by an evaluation before this one (see `features`); their patch features (T,C) pass
+through a projector and stand before the report as a prefix, in the manner of LLaVA (Liu et al. 2023) and, on x-rays,
+MAIRA (Hyland et al. 2023). The language model is a small Llama trained here with byte pairs of the training reports, or
+any causal one of Hugging Face's that lies in a folder, with low-rank adapters (Hu et al. 2021). Both take the prefix as
+``inputs_embeds``; both write by `generate`.
 """
 
 import math
@@ -27,47 +28,42 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import nested_subset, patients_hash
 from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate import protocol, textscores
-from cxrstudy.evaluate.features import covariates, encode
+from cxrstudy.evaluate.features import covariates, encode_batches, pool_tokens
 from cxrstudy.evaluate.features import device as the_device
 from cxrstudy.progress import Progress
 from cxrstudy.weights import UnmatchedTensors, folder_of
 
 IN_MEMORY = 2**31  # bytes of patch features; more go to a file of the run's folder
-_CHUNK = 1024  # images encoded at a time
 Pairs = tuple[np.ndarray, list[str]]  # patch features (N,T,C) and their N reports
 _AT_ONCE = 96  # reports, or beams, written side by side: more spoil the processor's cache
 
 
 # ---- what is seen --------------------------------------------------------------------------------------------------
 def encode_tokens(
-    encoder: Any,
-    prepared: Prepared,
-    rows: np.ndarray,
-    *,
-    grid: int,
-    folder: Path | None = None,
-    progress: Progress = iter,
+    encoder: Any, prepared: Prepared, rows: np.ndarray, *, grid: int, folder: Path | None = None, **how: Any
 ) -> np.ndarray:
     """Patch features (len(rows), T, C) float16 of the given rows, row by row of the image; one pass of the encoder.
 
     ``grid``: patches are averaged to grid x grid places at most (0: all are kept). ``encoder`` None: `covariates`, one
-    token. Beyond IN_MEMORY bytes they lie in an unnamed file of ``folder``, mapped. ValueError: a feature that float16
-    does not hold.
+    token. ``how`` as ``features.encode_batches``: what is kept are whole patches, those of ``classify.ipynb``. Beyond
+    IN_MEMORY bytes the result lies in an unnamed file of ``folder``, mapped. ValueError: a feature that float16 does
+    not hold.
     """
     if encoder is None:
         return covariates(prepared.manifest)[rows, None].astype(np.float16)
-    side = encoder.input_size if encoder.info.get("encoder") != "pixels" else prepared.info["size"]
-    with torch.inference_mode():
-        patches = encoder.cpu().forward_features(torch.zeros(1, 1, side, side)).shape[1]
-    places = math.isqrt(patches) if not grid else min(grid, math.isqrt(patches))
-    shape = (len(rows), places**2, encoder.channels)
-    out = np.empty(shape, np.float16) if folder is None or 2 * math.prod(shape) <= IN_MEMORY else _mapped(shape, folder)
-    for start in progress(range(0, len(rows), _CHUNK)):
-        chunk = encode(encoder, prepared, rows[start : start + _CHUNK], pooling=f"grid{places}")
-        chunk = chunk.reshape(len(chunk), encoder.channels, places**2).transpose(0, 2, 1)
+    done, out = 0, np.empty(0)
+    for patches, _ in encode_batches(encoder, prepared, rows, **how):
+        side = math.isqrt(patches.shape[1])
+        pooled = pool_tokens(patches, f"grid{min(grid or side, side)}").reshape(*patches.shape[::2], -1)
+        chunk = pooled.transpose(1, 2).cpu().numpy()
         if not (np.abs(chunk) < np.finfo(np.float16).max).all():
             raise ValueError("the encoder gives features that are not finite in half precision")
-        out[start : start + len(chunk)] = chunk
+        if not done:
+            shape = (len(rows), *chunk.shape[1:])
+            size = 2 * math.prod(shape)
+            out = np.empty(shape, np.float16) if folder is None or size <= IN_MEMORY else _mapped(shape, folder)
+        out[done : done + len(chunk)] = chunk
+        done += len(chunk)
     return out
 
 
@@ -340,13 +336,14 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     encoder, subject, pretrained = protocol.open_subject(p.encoder, prepared.info["size"], p.seed)
     if p.encoder.startswith(protocol.SUPERVISED) or not (encoder is None or hasattr(encoder, "forward_features")):
         raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with patch features; name one")
-    protocol._refuse_leak(pretrained, pd.concat(parts), p.encoder)
+    protocol.refuse_leak(pretrained, pd.concat(parts), p.encoder)
     test, device = parts[2], the_device()
     other = textscores.other_patients(test["patient_id"].to_numpy(), p.seed)
     clock = [time.perf_counter()]
     rows = np.concatenate([part["row"].to_numpy() for part in parts])
     folder = study.resolve(p.out) if p.out else None
-    tokens = encode_tokens(encoder, prepared, rows, grid=p.grid, folder=folder, progress=progress)
+    how: dict[str, Any] = {"kept": p.keep_features, "progress": progress}
+    tokens = encode_tokens(encoder, prepared, rows, grid=p.grid, folder=folder, **how)
     seen = np.split(tokens, np.cumsum([len(part) for part in parts])[:-1])
     clock.append(time.perf_counter())
     learned, held, truth = (part["text"].tolist() for part in parts)

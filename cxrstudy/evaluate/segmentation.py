@@ -24,9 +24,9 @@ from cxrstudy.data.manifest import nested_subset, patients_hash
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.features import device as the_device
-from cxrstudy.evaluate.maps import CHUNK, Store, encode_maps, known_devices
+from cxrstudy.evaluate.maps import CHUNK, Chosen, Store, encode_maps, known_devices, with_masks
 from cxrstudy.evaluate.metrics import bootstrap, interval
-from cxrstudy.evaluate.protocol import SUPERVISED, _refuse_leak, labelled_rows, open_subject, refuse_overlap
+from cxrstudy.evaluate.protocol import SUPERVISED, labelled_rows, open_subject, refuse_leak, refuse_overlap
 from cxrstudy.progress import Progress
 
 BINS = 32  # thresholds tried: 1/32 ... 31/32
@@ -40,13 +40,14 @@ MEDIANS = ("tip_error_mm", "tip_floor_mm")  # one tip taken for the other end wo
 class Head(nn.Module):
     """What both heads share: maps (N,C,h,w) are brought to mean 0 and spread 1 a channel, as measured in training."""
 
-    def __init__(self, maps: Sequence[np.ndarray], devices: int, size: int):
+    def __init__(self, maps: Sequence[np.ndarray | Chosen], devices: int, size: int):
         super().__init__()
         self.size, self.channels = size, [kept.shape[1] for kept in maps]
         self.sides, self.devices = [kept.shape[2] for kept in maps], devices
         for k, kept in enumerate(maps):
             sums = [(c.sum((0, 2, 3)), (c**2).sum((0, 2, 3))) for c in _chunks(kept)]
-            first, second = (np.sum(part, axis=0) / (kept.size / kept.shape[1]) for part in zip(*sums, strict=True))
+            pixels = len(kept) * kept.shape[2] * kept.shape[3]
+            first, second = (np.sum(part, axis=0) / pixels for part in zip(*sums, strict=True))
             spread = np.sqrt(np.maximum(second - first**2, 0))
             gain = np.where(spread > 1e-4 * np.abs(first) + 1e-6, 1 / np.maximum(spread, 1e-12), 0.0)  # else constant
             self.register_buffer(f"mean{k}", torch.from_numpy(first).float()[:, None, None])
@@ -57,7 +58,7 @@ class Head(nn.Module):
         return [(m - getattr(self, f"mean{k}")) * getattr(self, f"gain{k}") for k, m in enumerate(maps)]
 
 
-def _chunks(kept: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(kept: np.ndarray | Chosen) -> Iterator[np.ndarray]:
     """One after the other: maps of all images would not fit in memory."""
     return (kept[start : start + CHUNK].astype(np.float64) for start in range(0, len(kept), CHUNK))
 
@@ -66,7 +67,7 @@ class LinearHead(Head):
     """A 1x1 convolution on all maps upsampled to the mask's size and joined; computed map by map before upsampling,
     which is the same (both are linear, and bilinear weights sum to 1)."""
 
-    def __init__(self, maps: Sequence[np.ndarray], devices: int, size: int):
+    def __init__(self, maps: Sequence[np.ndarray | Chosen], devices: int, size: int):
         super().__init__(maps, devices, size)
         self.parts = nn.ModuleList(nn.Conv2d(c, devices, 1, bias=k == 0) for k, c in enumerate(self.channels))
         nn.init.constant_(self.parts[0].bias, -4.0)  # type: ignore[arg-type]  # at first nearly nothing is a device
@@ -81,7 +82,7 @@ class Decoder(Head):
     """Coarse to fine: each map through a 1x1 convolution is added to what was drawn so far, then a residual 3x3
     convolution; where maps stay coarse (a ViT's), doublings until half the mask's size; the rest by interpolation."""
 
-    def __init__(self, maps: Sequence[np.ndarray], devices: int, size: int):
+    def __init__(self, maps: Sequence[np.ndarray | Chosen], devices: int, size: int):
         super().__init__(maps, devices, size)
         self.skips = nn.ModuleList(nn.Conv2d(c, WIDTH, 1) for c in self.channels)
         self.doublings = 0
@@ -268,8 +269,9 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
 
     Returns ``devices``, ``thresholds`` (by device), ``scores`` (see `score`; ``row`` is that of the prepared data),
     ``metrics`` (see `summarise`), ``curve``, ``cases`` (best, median and worst test image of each device: row, device,
-    which, dice, truth and predicted (H,W)), ``test`` (a manifest), ``encoder``, ``head``, ``subject`` and ``info``.
-    Maps lie below the run's folder while it runs. LeakError when a patient of any split was in the encoder's
+    which, dice, truth and predicted (H,W)), ``test`` (a manifest), ``encoder``, ``maps`` (`maps.Seen`, of all rows),
+    ``head``, ``subject`` and ``info``. Maps lie below the run's folder while it runs, or, by ``p.keep_features``, where
+    later runs find them (see `features`). LeakError when a patient of any split was in the encoder's
     pretraining, or a test patient is one of training or validation too, before anything is computed; ValueError for a
     split without masks, a device that training does not show, or what is no frozen encoder with feature maps.
     """
@@ -284,17 +286,17 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
             raise ValueError(f"no image with masks in splits {splits}; there are some in {sorted(set(table['split']))}")
         parts.append(nested_subset(part, min(most, len(part)), seed=p.seed))
     refuse_overlap(*parts)
-    encoder, subject, seen = open_subject(p.encoder, prepared.info["size"], p.seed)
+    encoder, subject, pretrained = open_subject(p.encoder, prepared.info["size"], p.seed)
     if p.encoder.startswith(SUPERVISED) or not hasattr(encoder, "forward_features"):
         raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with feature maps; name one")
-    _refuse_leak(seen, pd.concat(parts), p.encoder)
+    refuse_leak(pretrained, pd.concat(parts), p.encoder)
     home = study.resolve(p.out) if p.out else study.runs_root()  # the system's own place may be small, or in memory
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="maps-", dir=home) as scratch:
-        stores = []
-        for name, part in zip(("train", "validation", "test"), parts, strict=True):
-            where = Path(scratch) / name
-            stores.append(encode_maps(encoder, prepared, part["row"].to_numpy(), p.layers, where, progress=progress))
+        here, rows = Path(scratch), [part["row"].to_numpy() for part in parts]
+        how: dict[str, Any] = {"kept": p.keep_features, "home": here, "progress": progress}
+        seen = encode_maps(encoder, prepared, np.concatenate(rows), p.layers, **how)
+        stores = [with_masks(seen, prepared, some, here / f"{k}", progress=progress) for k, some in enumerate(rows)]
         shown = [DEVICES[k] for k in np.flatnonzero(stores[0].truth.masks.any((0, 2, 3)))]
         wrong = sorted(set(p.devices) - set(shown))
         if wrong or not shown:
@@ -305,7 +307,6 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
         head, thresholds, curve = fit_head(p, stores[0], stores[1], devices, progress=progress)
         scores = score(head, thresholds, stores[2], parts[2], devices)
         cases = _cases(head, thresholds, stores[2], scores, devices)
-    rows = parts[2]["row"].to_numpy()
     subject = subject | {"trained_on": subject.get("institution")}
     subject = subject | {key: prepared.info.get(key) for key in ("kind", "institution", "generator")}
     subject |= {"data": Path(p.data).name, "patients": patients_hash(pd.concat(parts))}
@@ -317,12 +318,13 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
     return {
         "devices": names,
         "thresholds": dict(zip(names, thresholds.tolist(), strict=True)),
-        "scores": scores.assign(row=rows[scores["place"]]).drop(columns="place"),
+        "scores": scores.assign(row=rows[2][scores["place"]]).drop(columns="place"),
         "metrics": summarise(scores, resamples=p.resamples, seed=p.seed),
         "curve": curve,
-        "cases": [case | {"row": int(rows[case.pop("place")])} for case in cases],
+        "cases": [case | {"row": int(rows[2][case.pop("place")])} for case in cases],
         "test": parts[2],
         "encoder": encoder,
+        "maps": seen,
         "head": head,
         "subject": subject,
         "info": info,

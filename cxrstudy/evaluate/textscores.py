@@ -24,7 +24,7 @@ from sacrebleu.metrics import BLEU
 from cxrstudy.data.reports import NAMES, extract_labels, extract_mentions, sections
 from cxrstudy.data.vocabulary import FINDINGS
 from cxrstudy.encoders import MissingWeights
-from cxrstudy.evaluate.metrics import _counts, _units, interval
+from cxrstudy.evaluate.metrics import counts, interval, units
 
 Floats = NDArray[np.float64]
 Uncertain = Literal["present", "absent"]
@@ -129,12 +129,12 @@ def _shares(generated: Sequence[str], truth: Sequence[str], uncertain: Uncertain
 
 def _sums(shares: Floats, groups: ArrayLike, resamples: int, seed: int) -> tuple[Floats, Floats]:
     """The sums of (N, columns) over all reports, (1, columns), and over each resample of patients, (B, columns)."""
-    unit, n_units = _units(groups, len(shares))
+    unit, n_units = units(groups, len(shares))
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     by_patient = np.zeros((n_units, shares.shape[1]))
     np.add.at(by_patient, unit, shares)
-    drawn = [counts.T @ by_patient for counts in _counts(n_units, resamples, seed)]
+    drawn = [draw.T @ by_patient for draw in counts(n_units, resamples, seed)]
     return by_patient.sum(axis=0, keepdims=True), np.concatenate(drawn)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from cxrstudy.evaluate.metrics import _counts, _divide, _units
+from cxrstudy.evaluate.metrics import counts, divide, units
 
 Floats = NDArray[np.float64]
 BINS = 15
@@ -98,7 +98,7 @@ def decided(
     values = _decide(flat.sum(axis=0, keepdims=True), labels)
     draws = _decide(resampled_sums(flat, groups=groups, resamples=resamples, seed=seed), labels)
     drawn = ~np.isnan(draws["ece"])  # a resample may hold nobody of whom a label is known
-    centre = _divide(np.nansum(draws["ece"], axis=0), drawn.sum(axis=0).astype(np.float64))
+    centre = divide(np.nansum(draws["ece"], axis=0), drawn.sum(axis=0).astype(np.float64))
     with np.errstate(invalid="ignore"):
         moved = np.clip(draws["ece"] - centre + values["ece"][0], 0.0, 1.0)
     return {name: (values[name][0], moved if name == "ece" else draws[name]) for name in DECIDED}
@@ -108,21 +108,21 @@ def resampled_sums(cells: ArrayLike, *, groups: ArrayLike, resamples: int, seed:
     """Sums over the images of each resample of whole groups, (resamples, K), of ``cells`` (N,K); draws as
     ``metrics.bootstrap``'s."""
     cells = np.asarray(cells, dtype=np.float64)
-    unit, n_units = _units(groups, len(cells))
+    unit, n_units = units(groups, len(cells))
     sums = np.zeros((n_units, cells.shape[1]))
     np.add.at(sums, unit, cells)
-    return np.concatenate([counts.T @ sums for counts in _counts(n_units, resamples, seed)])
+    return np.concatenate([draw.T @ sums for draw in counts(n_units, resamples, seed)])
 
 
 def _decide(sums: Floats, labels: int) -> dict[str, Floats]:
     tp, fp, fn, tn, *gaps, n = sums.reshape(len(sums), -1, labels).transpose(1, 0, 2)
     some = np.where(tp + fn > 0, 1.0, np.nan)
     return {
-        "f1": _divide(2 * tp, 2 * tp + fp + fn) * some,
-        "sensitivity": _divide(tp, tp + fn),
-        "specificity": _divide(tn, tn + fp),
-        "ppv": _divide(tp, tp + fp),
-        "ece": _divide(np.abs(gaps).sum(axis=0), n),
+        "f1": divide(2 * tp, 2 * tp + fp + fn) * some,
+        "sensitivity": divide(tp, tp + fn),
+        "specificity": divide(tn, tn + fp),
+        "ppv": divide(tp, tp + fp),
+        "ece": divide(np.abs(gaps).sum(axis=0), n),
     }
 
 

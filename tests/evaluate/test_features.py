@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import features, protocol
 from cxrstudy.evaluate.features import (
     encode,
+    encode_batches,
     encode_each,
     extract,
     features_folder,
@@ -207,6 +209,38 @@ def test_features_that_half_precision_cannot_hold_are_refused_by_image(prepared,
     monkeypatch.setattr(one, "forward_features", lambda x: x.flatten(2).transpose(1, 2) * 1e6)
     with pytest.raises(ValueError, match=r"image study-0 .*keep_features=False"):
         keep(one, prepared, np.arange(4), features_folder(one, prepared))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_more_than_a_batch_is_held_in_memory(prepared, monkeypatch, kept):
+    alive, own = [], features._forward
+
+    def watched(*call, **how):
+        assert not any(tensor() is not None for tensor in alive[:-1])
+        found = own(*call, **how)
+        alive.append(weakref.ref(found["patches"]))
+        return found
+
+    monkeypatch.setattr(features, "_forward", watched)
+    sizes = [len(part) for part, _ in encode_batches(encoder(), prepared, np.arange(40), kept=kept, batch=8)]
+    assert sizes == [8] * 5
+    assert len(alive) == 5
+
+
+def test_what_was_encoded_before_a_failure_is_not_encoded_again(prepared, monkeypatch):
+    own, sizes = features._forward, []
+
+    def fails(encoder, prepared, rows, layers):
+        if rows[0] >= 16:
+            raise KeyboardInterrupt
+        return own(encoder, prepared, rows, layers)
+
+    monkeypatch.setattr(features, "_forward", fails)
+    with pytest.raises(KeyboardInterrupt):
+        patches(encoder(), prepared, np.arange(40), kept=True, batch=8)
+    monkeypatch.setattr(features, "_forward", lambda *call, **how: sizes.append(len(call[2])) or own(*call, **how))
+    patches(encoder(), prepared, np.arange(40), kept=True, batch=8)
+    assert sizes == [8] * 3
 
 
 def test_patches_that_are_not_kept_leave_nothing_behind(prepared):

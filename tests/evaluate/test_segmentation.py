@@ -1,8 +1,12 @@
 """Segmentation on frozen encoders: true masks, feature maps, heads, the protocol, its numbers, and continuity."""
 
 import json
+import multiprocessing
+import os
+import signal
 import tracemalloc
 import weakref
+from contextlib import contextmanager
 
 import nbformat
 import numpy as np
@@ -20,7 +24,7 @@ from cxrstudy.data.images import Prepared, read_image
 from cxrstudy.data.manifest import ManifestError
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.data.vocabulary import DEVICES
-from cxrstudy.evaluate import continuity, segmentation
+from cxrstudy.evaluate import continuity, features, segmentation
 from cxrstudy.evaluate import maps as stored
 from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.maps import feature_maps, load_masks
@@ -50,6 +54,11 @@ def run(prepared, **changes):
 @pytest.fixture(scope="module")
 def result(prepared):
     return run(prepared)
+
+
+def store_of(encoder, prepared, rows, layers, folder):
+    seen = stored.encode_maps(encoder, prepared, rows, layers, home=folder)
+    return stored.with_masks(seen, prepared, rows, folder / "masks")
 
 
 def of(prepared, split):
@@ -161,7 +170,7 @@ def test_no_more_than_a_chunk_is_held_in_memory(prepared, tmp_path, monkeypatch)
 
     monkeypatch.setattr(stored, "load_masks", watched)
     monkeypatch.setattr(stored, "CHUNK", 4)
-    store = stored.encode_maps(encoder, prepared, np.arange(18), 2, tmp_path / "maps")
+    store = store_of(encoder, prepared, np.arange(18), 2, tmp_path)
     assert len(alive) == 5
     np.testing.assert_array_equal(store.truth.masks, own(prepared, np.arange(18)).masks)
     maps = some_maps((16, 16, 16), n=512)
@@ -174,11 +183,102 @@ def test_no_more_than_a_chunk_is_held_in_memory(prepared, tmp_path, monkeypatch)
 
 def test_maps_lie_below_the_runs_folder_and_are_gone_afterwards(prepared, tmp_path, monkeypatch):
     places, own = [], segmentation.encode_maps
-    monkeypatch.setattr(segmentation, "encode_maps", lambda *a, **how: places.append(a[4]) or own(*a, **how))
-    run(prepared, steps=1, n_train=60, n_test=20, out=str(tmp_path / "run"))
-    assert len(places) == 3
-    assert all(tmp_path / "run" in place.parents for place in places)
+    monkeypatch.setattr(segmentation, "encode_maps", lambda *a, **how: places.append(how["home"]) or own(*a, **how))
+    found = run(prepared, steps=1, n_train=60, n_test=20, out=str(tmp_path / "run"))
+    assert [place.parent for place in places] == [tmp_path / "run"]
     assert list((tmp_path / "run").iterdir()) == []
+    assert found["maps"].of(found["test"]["row"].to_numpy(), 4)[0].any()  # though nobody else finds them any more
+
+
+# ---- kept for later evaluations ------------------------------------------------------------------------------------
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """An empty place for features."""
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs" / "features"
+
+
+@contextmanager
+def without_encoder():
+    """Any encoder that is run raises."""
+
+    def refuse(module, _):
+        if type(module).__module__.startswith("timm."):
+            raise RuntimeError("a forward pass")
+
+    hook = nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", ["random:cnn_mini", "random:vit_tiny_patch16_224"])
+def test_a_second_run_with_kept_maps_does_no_forward_pass_and_finds_the_same(prepared, kept, name):
+    how = {"encoder": name, "steps": 8, "n_train": 60, "n_test": 40}
+    fresh = run(prepared, **how)
+    assert not kept.exists()
+    first = run(prepared, keep_features=True, **how)
+    with without_encoder():
+        second = run(prepared, keep_features=True, **how)
+        rows = second["test"]["row"].to_numpy()
+        again = continuity.continuity(second["maps"], prepared, rows, 4, resamples=20)
+        with pytest.raises(RuntimeError, match="a forward pass"):
+            run(prepared, **how)
+    for other in (first, second):  # all are read in half precision, kept or not
+        pd.testing.assert_frame_equal(other["scores"], fresh["scores"])
+        assert json.dumps(other["metrics"]) == json.dumps(fresh["metrics"])
+    alone = continuity.continuity(second["encoder"], prepared, rows, 4, resamples=20)
+    for found, expected in zip(again["metrics"], alone["metrics"], strict=True):
+        assert found["value"] == pytest.approx(expected["value"], abs=1e-3)  # of single precision
+
+
+@pytest.mark.parametrize("name", ["cnn_mini", "davit_mini", "hybrid_mini", "vit_tiny_patch16_224"])
+def test_kept_maps_are_those_of_the_encoder_to_half_precision(prepared, kept, name):
+    encoder, rows = encoders.load_encoder(f"random:{name}", size=64), np.array([9, 2, 200, 70])
+    for layers in (1, 3):
+        seen = stored.encode_maps(encoder, prepared, rows, layers, kept=True)
+        of_seen, of_encoder = (stored.maps_of(one, prepared, rows, layers) for one in (seen, encoder))
+        for found, expected in zip(of_seen, of_encoder, strict=True):  # 11 bits: at most 2**-11 of a value is lost
+            torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-5)
+    with pytest.raises(ValueError, match=r"layers=2, rows .* only 4 are here, with 3"):
+        stored.maps_of(seen, prepared, rows, 2)
+    with pytest.raises(ValueError, match="rows"):
+        stored.maps_of(seen, prepared, np.array([9, 3]), 3)
+
+
+def test_maps_of_other_layers_are_kept_apart_and_a_vits_are_the_patches_of_classification(prepared, kept):
+    cnn, vit = (encoders.load_encoder(f"random:{name}", size=64) for name in ("cnn_mini", "vit_tiny_patch16_224"))
+    for layers in (5, 9, 4):  # it has five stages
+        stored.encode_maps(cnn, prepared, np.arange(4), layers, kept=True)
+    assert len(list(kept.iterdir())) == 2
+    features.patches(vit, prepared, np.arange(4), layers=2, kept=True)
+    stored.encode_maps(vit, prepared, np.arange(4), 2, kept=True)
+    assert len(list(kept.iterdir())) == 3
+
+
+def test_a_killed_run_goes_on_where_it_stood(prepared, kept, monkeypatch):
+    encoder, seen, own = encoders.load_encoder("random:cnn_mini", size=64), [], stored.maps_of
+    monkeypatch.setattr(stored, "CHUNK", 8)
+    monkeypatch.setattr(stored, "maps_of", lambda e, p, rows, n: seen.extend(rows.tolist()) or own(e, p, rows, n))
+    context = multiprocessing.get_context("fork")
+
+    def dies(encoder, prepared, rows, layers):
+        return own(encoder, prepared, rows, layers) if rows[0] < 16 else os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed():
+        stored.maps_of = dies
+        stored.encode_maps(encoder, prepared, np.arange(40), 5, kept=True)
+
+    worker = context.Process(target=killed)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    found = stored.encode_maps(encoder, prepared, np.arange(40), 5, kept=True)
+    assert seen == list(range(16, 40))
+    fresh = own(encoder, prepared, np.arange(40), 5)
+    for one, expected in zip(found.of(np.arange(40), 5), fresh, strict=True):
+        torch.testing.assert_close(one, expected, rtol=2**-10, atol=1e-5)
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
@@ -236,7 +336,7 @@ def test_what_is_not_known_has_no_part_in_the_loss():
 
 def test_thresholds_are_judged_by_the_dice_of_all_pixels(prepared, tmp_path):
     encoder = encoders.load_encoder("random:cnn_mini", size=64)
-    store = stored.encode_maps(encoder, prepared, np.arange(70), 3, tmp_path / "maps")
+    store = store_of(encoder, prepared, np.arange(70), 3, tmp_path)
     store.truth.known[5, ETT] = False
     head = segmentation.LinearHead(store.maps, 2, 64)
     nn.init.normal_(head.parts[0].weight)

@@ -1,0 +1,166 @@
+"""Where the time of one full evaluation goes: classify, segment and report of one encoder, at their defaults.
+
+    python tests/benchmarks/bench_stages.py --data runs/mini/data/study-4e23d7 --encoder book/recorded/bases/clip-hybrid
+
+Three times: without kept features, with (the first evaluation, which writes them), and again (which reads them).
+Seconds of CPU time of this process on one thread, since other programs on the machine disturb the clock; each step's
+own, without those that it calls. Below the table: by how much the metrics of kept features differ from fresh ones'.
+Runs and kept features go to a scratch folder (--out) that is gone afterwards. Some 5 minutes of CPU.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pandas as pd
+import torch
+
+from cxrstudy import study
+from cxrstudy.data.images import open_prepared
+from cxrstudy.evaluate import (
+    classification,
+    cohort,
+    continuity,
+    features,
+    maps,
+    metrics,
+    protocol,
+    reporting,
+    segmentation,
+    textscores,
+    thresholds,
+    zeroshot,
+)
+
+STEPS: dict[str, list[tuple[Any, str]]] = {
+    "encode": [(features, "extract"), (features, "inputs"), (maps, "feature_maps")],
+    "key of what is kept": [(features, "features_folder")],
+    "write, check kept features": [(features, "keep")],
+    "pool": [(features, "pool_tokens")],
+    "who is judged, on what": [(cohort, "gather"), (cohort, "labelled_rows"), (protocol, "open_subject")],
+    "true masks": [(maps, "load_masks")],
+    "fit the probe": [(classification, "fit_probe")],
+    "thresholds, calibration": [(thresholds, "best_threshold"), (thresholds, "platt")],
+    "zero-shot, retrieval": [(zeroshot, "look")],
+    "train the head": [(segmentation, "fit_head")],
+    "train the decoder": [(reporting, "fit")],
+    "write the reports": [(reporting.Writer, "write")],
+    "score masks": [(segmentation, "score")],
+    "continuity": [(continuity, "continuity")],
+    "score texts": [(textscores, "evaluate"), (textscores, "per_report")],
+    "bootstrap": [(metrics, "bootstrap"), (thresholds, "resampled_sums"), (textscores, "_sums")],
+    "subgroups (without bootstrap)": [(cohort, "subgroups")],
+}
+
+
+class Clock:
+    """CPU seconds by step, each without what it calls of the others."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, float] = defaultdict(float)
+        self.inner = [0.0]
+
+    def timed(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def run(*args: Any, **how: Any) -> Any:
+            start = time.process_time()
+            self.inner.append(0.0)
+            try:
+                return call(*args, **how)
+            finally:
+                spent = time.process_time() - start
+                self.own[step] += spent - self.inner.pop()
+                self.inner[-1] += spent
+
+        return run
+
+    def watch(self) -> None:
+        """Put a timed function wherever one of STEPS stands, under whatever name it was imported."""
+        ours = [module for name, module in list(sys.modules.items()) if name.startswith("cxrstudy")]
+        for step, places in STEPS.items():
+            for owner, name in places:
+                plain = getattr(owner, name)
+                timed = self.timed(step, plain)
+                for holder in (*ours, owner):
+                    for known, value in list(vars(holder).items()):
+                        if value is plain:
+                            setattr(holder, known, timed)
+
+
+def stages(data: str, encoder: str, out: Path, kept: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """The three evaluations, each giving its metrics."""
+    prepared = open_prepared(study.resolve(data))
+
+    def given(stage: str) -> Any:
+        values = {"data": data, "encoder": encoder, "out": str(out / stage), "keep_features": kept}
+        return study.validated(stage, values)
+
+    def classify() -> Any:
+        found = protocol.run(given("classify"), prepared)
+        protocol.save(found, out / "classify")
+        return found["metrics"]
+
+    def segment() -> Any:
+        p = given("segment")
+        found = segmentation.run(p, prepared)
+        how = {"devices": found["devices"], "resamples": p.resamples, "seed": p.seed}
+        rows = found["test"]["row"].to_numpy()
+        return found["metrics"] + continuity.continuity(found["maps"], prepared, rows, p.layers, **how)["metrics"]
+
+    return {
+        "classify": classify,
+        "segment": segment,
+        "report": lambda: reporting.run(given("report"), prepared)["metrics"],
+    }
+
+
+def values(metrics: list[dict[str, Any]]) -> pd.Series:
+    return pd.DataFrame(metrics).set_index(["task", "label", "metric"])["value"].astype(float)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="runs/mini/data/study-4e23d7")
+    parser.add_argument("--encoder", default="book/recorded/bases/clip-hybrid")
+    parser.add_argument("--out", default="", help="where a scratch folder is made; empty = the system's place")
+    options = parser.parse_args()
+    data, encoder = (str(study.resolve(path)) for path in (options.data, options.encoder))
+    torch.set_num_threads(1)
+    clock, table, found = Clock(), {}, {}
+    clock.watch()
+    with tempfile.TemporaryDirectory(dir=options.out or None) as scratch:
+        os.environ["CXRSTUDY_RUNS"] = scratch
+        for way, kept in {"without": False, "kept, first": True, "kept, again": True}.items():
+            for stage, run in stages(data, encoder, Path(scratch) / way, kept).items():
+                clock.own.clear()
+                start = time.process_time()
+                found[stage, way] = values(run())
+                spent = time.process_time() - start
+                rows = {step: clock.own[step] for step in STEPS if clock.own[step] >= 0.005}
+                rows |= {"rest": spent - sum(clock.own.values()), "all": spent}
+                table |= {(stage, step, way): value for step, value in rows.items()}
+                print(f"{way}: {stage} {spent:.1f} s", flush=True)
+        size = sum(file.stat().st_blocks * 512 for file in Path(scratch, "features").glob("*/*.npy"))
+    wide = pd.Series(table).unstack()[list(dict.fromkeys(way for _, _, way in table))]
+    order = [(stage, step) for stage in ("classify", "segment", "report") for step in (*STEPS, "rest", "all")]
+    print(wide.loc[[row for row in order if row in wide.index]].round(2).to_string(na_rep=""))
+    print("all stages:", wide.xs("all", level=1).sum().round(1).to_dict())
+    for stage in wide.index.unique(0):
+        gaps = [(found[stage, way] - found[stage, "without"]).abs().max() for way in ("kept, first", "kept, again")]
+        print(
+            f"{stage}: largest difference of {len(found[stage, 'without'])} metrics {gaps[0]:.1e}, again {gaps[1]:.1e}"
+        )
+    print(f"kept on disk: {size / 1e6:.0f} MB; {os.cpu_count()} cores, 1 thread, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
