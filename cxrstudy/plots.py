@@ -348,3 +348,25 @@ def attention(images: np.ndarray, shares: np.ndarray, labels: list[str], *, titl
     figure.tight_layout()
     most = ", ".join(f"{phrase(n)} {share.max():.0%} on one patch" for n, share in zip(labels, shares, strict=True))
     return show(figure, f"{title} Attention of the probe over {side} x {side} patches: {most}.", raster=True)
+
+
+def beside(rows: pd.DataFrame, *, xlabel: str, title: str = "", line: float | None = None) -> Shown:
+    """Several series of one quantity, a row a ``label``: ``value`` with the interval ``low`` to ``high`` where there is
+    one, a colour and marker a ``series``; ``line`` is a value to compare with."""
+    labels, series = list(dict.fromkeys(rows["label"])), list(dict.fromkeys(rows["series"]))
+    figure, axes = plt.subplots(figsize=(7.2, 0.9 + (0.12 + 0.16 * len(series)) * len(labels)))
+    for k, name in enumerate(series):
+        own = rows[rows["series"] == name]
+        place = np.array([labels.index(label) for label in own["label"]]) + 0.7 * ((k + 0.5) / len(series) - 0.5)
+        colour, marker = _COLOURS[k % 10], "osD^vPX*"[k % 8]
+        axes.hlines(place, own["low"], own["high"], color=colour, lw=1.6)
+        axes.plot(own["value"], place, marker, color=colour, ms=5, label=name)
+    if line is not None:
+        axes.axvline(line, color="#666", lw=0.9, ls=(0, (2, 2)))
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set(xlabel=xlabel, title=title)
+    axes.grid(axis="x", alpha=0.25)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    said = [f"{row.label}, {row.series} {row.value:.3f}" for row in rows.itertuples() if pd.notna(row.value)]
+    return show(figure, f"{title} {xlabel}: {'; '.join(said) or 'nothing to show'}.")

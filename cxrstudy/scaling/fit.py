@@ -1,55 +1,59 @@
-"""How error falls with data: scaling laws with intervals that hold, and the joint law of model size and data.
+"""How error falls with data: scaling laws (their forms: `forms`) with intervals that hold.
 
-Forms, n the number of images, all of a, b, c at least 0:
-
-    power        error = a n^-b
-    power_floor  error = c + a n^-b
-    m4           (error - c) / (plateau - error) = a n^-b, so error = c + (plateau - c) r / (1 + r) with r = a n^-b
-
-m4 is the fourth estimator of Alabdulmohsin et al. 2022 (a random guess at one end, a floor at the other) with the
-exponent of its denominator held at 1: five or six sizes cannot tell a fourth parameter.
-
-Fits are variable projections: on a grid of the nonlinear parameters (b; in m4 also a) the rest is linear and solved in
-closed form within its bounds; the grid then zooms in. Intervals are profile likelihoods with a Student threshold (Bates
-and Watts 1988): they span every curve whose weighted residual sum of squares exceeds the least by at most t^2 s^2, over
-that grid. They need no simulation, keep the bounds, and are skewed where the likelihood is.
+Fits are variable projections: on a grid of the nonlinear parameters the rest is linear and solved in closed form within
+its bounds; the grid then zooms in. Intervals are profile likelihoods with a Student threshold (Bates and Watts 1988):
+they span every curve whose weighted residual sum of squares exceeds the least by at most t^2 s^2, over that grid. They
+need no simulation, keep the bounds, and are skewed where the likelihood is. How often they hold is measured in
+``book/recorded/coverage.csv``.
 """
 
-import warnings
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from numpy.typing import ArrayLike
+from scipy import special, stats
 
-Floats = NDArray[np.float64]
-_FORMS = ("power", "power_floor", "m4")
-_SEARCHED = np.log([[0.005, 3.0], [1e-5, 1e3]])  # of the exponent and, for m4, of r at the middle of the data
+from cxrstudy.scaling.forms import FORMS, FREE, SIZES, Floats, Runs, positive
+from cxrstudy.scaling.joint import JointFit, fit_joint
+
+__all__ = ["JointFit", "ScalingFit", "fit_joint", "fit_scaling"]
+_HUBER = 1.345  # residuals beyond so many deviations are cut: 95% efficient where noise is normal
 
 
 @dataclass(frozen=True)
 class ScalingFit:
-    """A fitted law: ``exponent`` b, ``floor`` c, ``scale`` a. A run's standard deviation is ``noise`` times sigma where
-    that was given, else times the curve to the power ``growth``; ``noise`` rests on ``dof`` degrees of freedom
-    (infinite: sigma stands)."""
+    """A fitted law: ``exponent`` b, ``scale`` a, ``floor`` c; of a broken law b is the slope after the break at
+    ``bend``, and ``early`` that before it. A run's standard deviation is ``noise`` times sigma where that was given,
+    else times the curve to the power ``growth``; ``noise`` rests on ``dof`` degrees of freedom (infinite: sigma
+    stands), and is surely not below ``sure`` (1 where sigma is a part of it, else 0). ``weights`` (K,) are below 1 for
+    runs that a robust fit took for outliers."""
 
     exponent: float
     scale: float
     floor: float
+    early: float
+    bend: float
     noise: float
     dof: float
+    sure: float
     growth: float
-    runs: "_Runs" = field(repr=False)
+    weights: Floats
+    runs: Runs = field(repr=False)
     node: Floats = field(repr=False)
     least: float = field(repr=False)
     resamples: int = 0
     seed: int = 0
     rivals: "tuple[ScalingFit, ...]" = field(default=(), repr=False)  # the same with a lower and a higher growth
 
+    @property
+    def law(self) -> tuple[float, ...]:
+        """(b, a, c, b0, d), as `forms.Runs.curve` takes them."""
+        return self.exponent, self.scale, self.floor, self.early, self.bend
+
     def predict(self, n: ArrayLike) -> Floats:
         """The fitted curve at n, of any shape; infinity gives the floor. ValueError: n not positive."""
-        return self.runs.curve((self.exponent, self.scale, self.floor), _positive(n, "n", finite=False))
+        return self.runs.curve(self.law, positive(n, "n", finite=False))
 
     def interval(self, n: ArrayLike, level: float = 0.95, noise: bool = False) -> tuple[Floats, Floats]:
         """(lo, hi), each in n's shape: of the noise-free curve or, with ``noise``, of one new run's value.
@@ -57,13 +61,13 @@ class ScalingFit:
         Beyond the ladder a run's noise is that of the ladder's end. ``interval(np.inf)`` is the floor's.
         ValueError: n not positive, level outside (0, 1).
         """
-        at, best = _positive(n, "n", finite=False), self.predict(n)
+        at, best = positive(n, "n", finite=False), self.predict(n)
         node, _, reach = self._region(level)
         ends = self.runs.extremes(node, at.ravel(), self.least + reach**2)
         lo, hi = np.fmin(ends[0].reshape(at.shape), best), np.fmax(ends[1].reshape(at.shape), best)
         if noise:  # adding squares is exact where the curve is linear in its parameters
-            order = np.argsort(self.runs.n)
-            extra = reach * np.interp(np.log(at), np.log(self.runs.n[order]), self.runs.spread[order])
+            order, spread = np.argsort(self.runs.n), self.runs.spread * np.sqrt(self.weights)
+            extra = reach * np.interp(np.log(at), np.log(self.runs.n[order]), spread[order])
             lo, hi = best - np.hypot(best - lo, extra), best + np.hypot(hi - best, extra)
         every = [(lo, hi), *(rival.interval(at, level, noise) for rival in self.rivals)]
         return np.min([lo for lo, _ in every], axis=0), np.max([hi for _, hi in every], axis=0)
@@ -80,9 +84,9 @@ class ScalingFit:
 
         A parametric bootstrap whose noise level is drawn too (s^2 dof / chi^2). For the curve itself use `interval`.
         """
-        rng, at, runs = np.random.default_rng(self.seed), _positive(n, "n", finite=False), self.runs
+        rng, at, runs = np.random.default_rng(self.seed), positive(n, "n", finite=False), self.runs
         node, dof = self._region(0.9999, fine=24)[0], min(self.dof, 1e12)
-        noise = self.noise * np.sqrt(dof / rng.chisquare(dof, (self.resamples, 1))) * runs.spread
+        noise = np.maximum(self.noise * np.sqrt(dof / rng.chisquare(dof, (self.resamples, 1))), self.sure) * runs.spread
         y, curves = self.predict(runs.n) + noise * rng.normal(size=noise.shape), []
         for some in np.array_split(y, 1 + y.size * len(node) // 10**6):
             rss, coefficients = runs.project(node, some)
@@ -95,7 +99,8 @@ class ScalingFit:
         """Nodes in a box that just holds the level's region, their residual sums, and the root of the rise allowed."""
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
-        reach = self.noise * float(stats.t.ppf((1 + level) / 2, self.dof))
+        tail = (1 + level) / 2
+        reach = max(self.noise * float(stats.t.ppf(tail, self.dof)), self.sure * float(stats.norm.ppf(tail)))
         return *self.runs.zoom(4, fine, within=self.least + reach**2, start=self.node), reach
 
 
@@ -108,230 +113,122 @@ def fit_scaling(
     resamples: int = 1000,
     seed: int = 0,
     plateau: float = 0.5,
+    robust: bool = False,
+    partial: bool = False,
 ) -> ScalingFit:
     """Fit ``error`` (K,) measured at ``n`` (K,) images: one entry a run, so that seeds repeat an n.
 
     ``sigma``, scalar or (K,): the standard deviation of each error between runs; where the residuals exceed it (chi^2
     at 5%) it is scaled up to them. Without it the noise is estimated from the residuals, which one run an n allows but
     leaves wide. It may be the same everywhere (growth 0) or proportional to the curve (1): the growth is estimated too,
-    and intervals span fits with 0.75 of its deviation less and more. ``plateau`` (m4): the error of a random guess.
+    and intervals span fits with 0.6 of its deviation less and more. ``plateau`` (m4): the error of a random guess.
     ``resamples`` and ``seed`` serve `ScalingFit.samples` alone.
 
-    ValueError, with the reason: an unknown form; shapes that differ; a value not finite or not positive; fewer than 3
-    distinct n (4 for power_floor and m4 without sigma); errors that do not fall beyond their noise; in m4, errors all
-    at the plateau.
+    ``partial``: sigma is but a part of what sets runs apart (sampled patients, where each n has one seed). The noise is
+    then what the residuals show, with Student's quantile, or sigma with the normal one where that reaches further; the
+    curve must fall beyond both.
+
+    ``robust`` cuts the pull of an outlying run: Huber's loss (1964) of residuals over their own deviation, by
+    iteratively reweighted least squares, its scale from their median. Intervals take Huber's asymptotic variance
+    (Huber and Ronchetti 2009, section 7.6). It is off by default: with clean runs it holds no more often and is wider;
+    with one run in fourteen far off it is what keeps the curve in place. Too few runs tell no outlier: with less than
+    four degrees of freedom it changes nothing.
+
+    ValueError, with the reason: an unknown form; shapes that differ; a value not finite or not positive; an error of 0,
+    where the metric is at its ceiling; too few distinct n (3 for power, 4 for power_floor and m4 or 3 with a whole
+    sigma, 5 for broken); errors that do not fall beyond their noise; in m4, errors all at the plateau.
     """
-    if form not in _FORMS:
-        raise ValueError(f"form must be one of {', '.join(_FORMS)}, got {form!r}")
-    size, y = _positive(n, "n"), _positive(error, "error")
-    if size.ndim != 1 or size.shape != y.shape:
-        raise ValueError(f"n has shape {size.shape}, error {y.shape}: both must be (K,)")
-    need, distinct = 3 if form == "power" or sigma is not None else 4, len(np.unique(size))
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    size, values = positive(n, "n"), np.asarray(error, dtype=np.float64)
+    if size.ndim != 1 or size.shape != values.shape:
+        raise ValueError(f"n has shape {size.shape}, error {values.shape}: both must be (K,)")
+    if (values == 0).any():
+        raise ValueError(f"error is 0 at n = {size[values == 0][0]:g}: the metric is at its ceiling, which no law fits")
+    y = positive(values, "error")
+    known = sigma is not None and not partial
+    need, distinct = 3 if known and form != "broken" else SIZES[form], len(np.unique(size))
     if distinct < need:
         raise ValueError(f"{form} needs at least {need} distinct n, got {distinct}")
     if form == "m4" and y.min() >= plateau:
         raise ValueError(f"every error is at the ceiling: {y.min():g} or more, and a random guess has {plateau:g}")
-    spread = np.sqrt(y) if sigma is None else np.broadcast_to(_positive(sigma, "sigma"), y.shape)
-    runs = _Runs(form, plateau, size, y, spread)
-    fit = _fit(runs, np.nan if sigma is not None else 0.5)
+    spread = np.sqrt(y) if sigma is None else np.broadcast_to(positive(sigma, "sigma"), y.shape)
+    runs, find = Runs(form, plateau, size, y, spread), functools.partial(_robust if robust else _fit, partial=partial)
+    fit = find(runs, np.nan if sigma is not None else 0.5)
     if sigma is None:  # the curve sets the noise, the noise the weights of the curve
-        fit = _fit(replace(runs, spread=fit.predict(size) ** 0.5), 0.5)
-    _refuse_flat(fit, sigma is not None)
+        fit = find(replace(runs, spread=fit.predict(size) ** 0.5), 0.5)
+    for given in {sigma is not None, known}:
+        _refuse_flat(fit, given)
     if sigma is None:
         (middle, deviation), curve = _growth(fit), fit.predict(size)
-        growths = (middle, middle - 0.75 * deviation, middle + 0.75 * deviation)
-        fit, *rivals = (_fit(replace(runs, spread=curve**growth), growth) for growth in growths)
+        growths = (middle, middle - 0.6 * deviation, middle + 0.6 * deviation)
+        fit, *rivals = (find(replace(runs, spread=curve**growth), growth) for growth in growths)
         fit = replace(fit, rivals=tuple(rivals))
     return replace(fit, resamples=resamples, seed=seed)
 
 
-@dataclass(frozen=True)
-class JointFit:
-    """loss = E + A / n^alpha + B / d^beta."""
-
-    E: float
-    A: float
-    alpha: float
-    B: float
-    beta: float
-
-    def predict(self, n: ArrayLike, d: ArrayLike) -> Floats:
-        """The fitted loss at model sizes n and data sizes d (broadcast). ValueError: one is not positive."""
-        size, data = _positive(n, "n", finite=False), _positive(d, "d", finite=False)
-        return np.asarray(self.E + self.A * size**-self.alpha + self.B * data**-self.beta)
-
-
-def fit_joint(n: ArrayLike, d: ArrayLike, loss: ArrayLike, *, delta: float = 1e-3) -> JointFit:
-    """Fit E + A/n^alpha + B/d^beta by the Huber loss (summed) of log loss: model sizes n, data sizes d, all (K,).
-
-    Chinchilla's third approach (Hoffmann et al. 2022): log prediction = logsumexp of three terms, from a grid of
-    starts. The published fit stopped early, its averaged loss having gradients below the optimiser's tolerance
-    (Besiroglu et al. 2024): here the sum is divided by ``delta`` and the best starts run until their gradients vanish.
-    ValueError: shapes differ, a value not finite or not positive, fewer than 6 runs or 3 distinct n or d.
-    """
-    size, data, y = _positive(n, "n"), _positive(d, "d"), _positive(loss, "loss")
-    if size.ndim != 1 or not size.shape == data.shape == y.shape:
-        raise ValueError(f"n {size.shape}, d {data.shape} and loss {y.shape} must be (K,)")
-    if len(y) < 6 or min(len(np.unique(size)), len(np.unique(data))) < 3:
-        raise ValueError("the joint law needs at least 6 runs with 3 distinct n and 3 distinct d")
-    x, target = -np.log([size, data]), np.log(y)
-    middle = x.mean(axis=1)
-    x = x - middle[:, None]
-
-    def objective(p: Floats) -> tuple[Floats, Floats]:
-        """Values (S,) and gradients (S, 5) at p (S, 5): log of the three terms at the middle, then the exponents."""
-        terms = p[:, :3, None] + np.pad(p[:, 3:, None] * x, ((0, 0), (1, 0), (0, 0)))  # (S, 3, K)
-        total = special.logsumexp(terms, axis=1, keepdims=True)
-        pull = np.exp(terms - total) * np.clip((total - target) / delta, -1, 1)
-        gradient = np.concatenate([pull.sum(axis=-1), (pull[:, 1:] * x).sum(axis=-1)], axis=1)
-        return special.huber(delta, total[:, 0] - target).sum(axis=-1) / delta, gradient
-
-    shares, exponents = target.min() + np.log([0.02, 0.1, 0.3, 0.6, 0.9]), [0.1, 0.3, 0.5, 0.8, 1.2]
-    starts = np.stack(np.meshgrid(*[shares] * 3, *[exponents] * 2), axis=-1).reshape(-1, 5)
-    starts = starts[np.argsort(objective(starts)[0])[:24]]
-    fits = [
-        optimize.minimize(lambda p: [v[0] for v in objective(p[None])], start, jac=True, options={"gtol": 1e-6})
-        for start in starts
-    ]
-    best = min(fits, key=lambda fit: fit.fun)
-    if np.abs(best.jac).max() > 1e-2:
-        warnings.warn(f"fit_joint stopped at a gradient of {np.abs(best.jac).max():.1g}, not at 0", stacklevel=2)
-    e, a, b, alpha, beta = best.x
-    A, B = np.exp([a - alpha * middle[0], b - beta * middle[1]])
-    return JointFit(float(np.exp(e)), float(A), float(alpha), float(B), float(beta))
-
-
 # ---- the parts -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Runs:
-    """K runs to fit. A node of the grid (M, 1 or 2) is log b and, for m4, log r at the middle of the data."""
-
-    form: str
-    plateau: float
-    n: Floats  # (K,)
-    error: Floats  # (K,)
-    spread: Floats  # (K,) standard deviation of each error, up to a factor where none was given
-
-    def curve(self, law: Sequence[Floats | float], n: Floats) -> Floats:
-        """The law (b, a, c) at n; infinity gives c."""
-        b, a, c = (np.asarray(v) for v in law)
-        power = a * n**-b
-        return c + (self.plateau - c) * power / (1 + power) if self.form == "m4" else c + power
-
-    def parameters(self, node: Floats, best: list[Floats]) -> tuple[Floats, Floats, Floats]:
-        """b, a and c of nodes (M, .) and their coefficients (M,)."""
-        b = np.exp(node[:, 0])
-        unit = np.exp(b * np.log(self.n).mean())
-        if self.form == "m4":
-            return b, unit * np.exp(node[:, 1]), best[0]
-        return b, unit * best[0], best[1] if self.form == "power_floor" else np.zeros_like(b)
-
-    def columns(self, node: Floats, n: Floats) -> tuple[Floats | float, list[Floats]]:
-        """The curve at n (X,): an offset and the columns (M, X) of its coefficients: a; a and c; for m4 c."""
-        fall = np.exp(node[:, :1]) * (np.log(self.n).mean() - np.log(n))
-        if self.form == "m4":
-            share = special.expit(node[:, 1:] + fall)
-            return self.plateau * share, [1 - share]
-        return 0.0, [np.exp(fall), np.ones_like(fall)][: 1 if self.form == "power" else 2]
-
-    def project(self, node: Floats, error: Floats) -> tuple[Floats, list[Floats]]:
-        """Least residual sums (R, M) of errors (R, K) at every node, and the coefficients (R, M) that give them."""
-        weight = self.spread**-2
-        offset, columns = self.columns(node, self.n)
-        rest = error[:, None] - offset
-        pull = [(rest * p) @ weight for p in columns]
-        best = [np.clip(f / ((p * p) @ weight), 0, self.cap) for f, p in zip(pull, columns, strict=True)]
-        if len(columns) == 2:
-            (aa, ac), cc = ((columns[0] * p) @ weight for p in columns), weight.sum()
-            a, c = (v / (aa * cc - ac**2) for v in (cc * pull[0] - ac * pull[1], aa * pull[1] - ac * pull[0]))
-            best = [np.where(c < 0, best[0], np.maximum(a, 0)), np.where(a < 0, best[1], np.maximum(c, 0))]
-        left = rest - sum(k[..., None] * p for k, p in zip(best, columns, strict=True))
-        return left**2 @ weight, best
-
-    def extremes(self, node: Floats, n: Floats, threshold: float) -> tuple[Floats, Floats]:
-        """Lowest and highest curve at n (X,) over all nodes with a residual sum within the threshold.
-
-        At a node the coefficients fill an ellipse cut by their bounds, on which a linear function is extreme at the
-        ends of a bounding edge (one coefficient alone) or where it touches the ellipse.
-        """
-        weight = self.spread**-2
-        offset, columns = self.columns(node, self.n)
-        base, targets = self.columns(node, n)
-        rest, found = self.error - offset, []
-        for p, target in zip(columns, targets, strict=True):
-            gram = (p * p) @ weight
-            centre = (rest * p) @ weight / gram
-            room = threshold - (rest - centre[:, None] * p) ** 2 @ weight
-            half = np.sqrt(np.maximum(room, 0) / gram)
-            good = (room >= 0) & (centre + half >= 0) & (centre - half <= self.cap)
-            ends = (np.clip(centre + side * half, 0, self.cap) for side in (-1, 1))
-            found += [np.where(good[:, None], base + end[:, None] * target, np.nan) for end in ends]
-        if len(columns) == 2:
-            p, u = columns[0], targets[0].T  # (X, M)
-            aa, ac, cc, ay, cy = p * p @ weight, p @ weight, weight.sum(), rest * p @ weight, rest @ weight
-            det = aa * cc - ac**2
-            a, c = (cc * ay - ac * cy) / det, (aa * cy - ac * ay) / det
-            to_a, to_c = (cc * u - ac) / det, (aa - ac * u) / det  # the inverse Gram matrix times the target
-            room = threshold - (rest - a[:, None] * p - c[:, None]) ** 2 @ weight
-            for half in (side * np.sqrt(np.maximum(room, 0) / (to_a * u + to_c)) for side in (-1, 1)):
-                at_a, at_c = a + half * to_a, c + half * to_c
-                good = (room >= 0) & (at_a >= 0) & (at_c >= 0)
-                found.append(np.where(good, at_a * u + at_c, np.nan).T)
-        return np.fmin.reduce(np.concatenate(found)), np.fmax.reduce(np.concatenate(found))
-
-    def zoom(
-        self, rounds: int, fine: int, within: float | None = None, start: Floats | None = None
-    ) -> tuple[Floats, Floats]:
-        """Nodes and their residual sums (M,) after shrinking the box around the least, or around all ``within``.
-
-        In two dimensions that region is a narrow ridge, so the box turns with it.
-        """
-        full = _SEARCHED[: 2 if self.form == "m4" else 1].T
-        (low, high), turn = full, np.eye(len(full[0]))
-        count, node, rss = fine if self.form == "m4" else 4 * fine, full[:0], full[:0, 0]
-        for _ in range(rounds):
-            if np.max(high - low) < 1e-8:
-                break
-            axes = np.linspace(low, high, count).T
-            node = np.clip(np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, len(axes)) @ turn.T, *full)
-            node = node if start is None else np.concatenate([node, start])
-            rss = self.project(node, self.error[None])[0][0]
-            kept = node[[rss.argmin()]] if within is None else node[rss <= max(within, rss.min())]
-            before, turn = turn, np.linalg.eigh(np.cov(kept.T))[1] if len(axes) == 2 < len(kept) else turn
-            margin = np.abs(turn.T @ before) @ (high - low) / (count - 1) * (4 if within is None else 1)
-            low, high = (kept @ turn).min(axis=0) - margin, (kept @ turn).max(axis=0) + margin
-        return node, rss
-
-    @property
-    def cap(self) -> float:
-        return self.plateau if self.form == "m4" else np.inf
-
-
-def _fit(runs: _Runs, growth: float) -> ScalingFit:
-    """Weighted least squares. ``growth`` tells what the spread is: the curve to that power; NaN: a given sigma."""
-    node, rss = runs.zoom(8, 60)
-    node = node[[rss.argmin()]]
+def _fit(runs: Runs, growth: float, weights: Floats | None = None, *, partial: bool = False) -> ScalingFit:
+    """Weighted least squares. ``growth`` tells what the spread is: the curve to that power; NaN: a given sigma, of all
+    the noise or ``partial``. ``weights`` (K,): Huber's, which multiply those of the spread."""
+    w = np.ones(len(runs.n)) if weights is None else weights
+    runs = replace(runs, spread=runs.spread / np.sqrt(w))
+    node = runs.best()
     sums, coefficients = runs.project(node, runs.error[None])
-    law = [float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients])]
-    least, dof = float(sums[0, 0]), len(runs.n) - (2 if runs.form == "power" else 3)
-    stands = np.isnan(growth) and (dof < 1 or least <= stats.chi2.ppf(0.95, dof))
-    noise, rests_on = (1.0, np.inf) if stands else (float(np.sqrt(least / dof)), float(dof))
-    return ScalingFit(law[0], law[1], law[2], noise, rests_on, growth, runs, node, least)
+    b, a, c, early, bend = law = [float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients])]
+    least, free = float(sums[0, 0]), FREE[runs.form]
+    dof = len(runs.n) - free
+    noise, rests_on, given = 1.0, np.inf, bool(np.isnan(growth))
+    if not given or partial or (dof >= 1 and least > stats.chi2.ppf(0.95, dof)):
+        whole = (w == 1).mean()  # Huber's variance, which at w = 1 is the usual one
+        cut = w * ((runs.error - runs.curve(law, runs.n)) / runs.spread) ** 2
+        correction = w.mean() * ((1 + free / len(w) * (1 - whole) / whole) / whole) ** 2
+        noise, rests_on = float(np.sqrt(correction * cut.sum() / dof)), float(dof)
+    sure = float(given and partial)
+    return ScalingFit(b, a, c, early, bend, noise, rests_on, sure, growth, w, runs, node, least)
+
+
+def _robust(runs: Runs, growth: float, *, partial: bool = False) -> ScalingFit:
+    """As `_fit` by Huber's loss; a given sigma (growth NaN) is the least that its scale can be."""
+    fit, dof = _fit(runs, growth, partial=partial), len(runs.n) - FREE[runs.form]
+    for _ in range(30 if dof >= 4 else 0):
+        off = np.abs(runs.error - fit.predict(runs.n)) / runs.spread
+        scale = np.median(off) / stats.norm.ppf(0.75) * np.sqrt(len(off) / dof)
+        allowed = _HUBER * max(float(scale), 1.0 if np.isnan(growth) else 1e-300)
+        weights = np.minimum(1, allowed / np.maximum(off, 1e-300))
+        if np.abs(weights - fit.weights).max() < 1e-3:
+            break
+        fit = _fit(runs, growth, weights, partial=partial)
+    return fit
 
 
 def _growth(fit: ScalingFit) -> tuple[float, float]:
-    """Posterior mean and deviation of the noise's growth, flat on [-0.5, 1.5] beforehand, from a fit's residuals."""
-    curve, power = fit.predict(fit.runs.n), np.linspace(-0.5, 1.5, 41)
-    square = ((fit.runs.error - curve) / curve ** power[:, None]) ** 2
-    log_odds = -fit.dof * (np.log(square.mean(axis=1) + 1e-300) / 2 + power * np.log(curve).mean())
-    weight = special.softmax(log_odds)
-    return float(weight @ power), float(np.sqrt(weight @ (power - weight @ power) ** 2))
+    """Posterior mean and deviation of the noise's growth, flat on [-1, 2] beforehand, by restricted likelihood
+    (Patterson and Thompson 1971) about the fit's tangent plane, which allows for the residuals that a fit takes up."""
+    runs, curve, power = fit.runs, fit.predict(fit.runs.n), np.linspace(-1, 2, 61)
+    slopes = []
+    for k in {"power": (0, 1), "broken": (0, 1, 3, 4)}.get(runs.form, (0, 1, 2)):
+        law = list(fit.law)
+        step = 1e-5 * max(law[k], curve.mean() if k == 2 else 1e-300)
+        law[k] += step
+        slope = runs.curve(law, runs.n) - curve
+        slopes.append(slope / max(np.abs(slope).max(), 1e-300))
+    plane, rest = np.stack(slopes, axis=1), runs.error - curve
+    weight = fit.weights * curve ** (-2 * power[:, None])
+    gram = np.einsum("ki,tk,kj->tij", plane, weight, plane)
+    gram += 1e-9 * np.einsum("tii->ti", gram).max(axis=1)[:, None, None] * np.eye(len(slopes))
+    pull = np.einsum("ki,tk->ti", plane, weight * rest)
+    left = (weight * rest**2).sum(axis=1) - (pull * np.linalg.solve(gram, pull[..., None])[..., 0]).sum(axis=1)
+    log_odds = -2 * power * np.log(curve).sum() - np.linalg.slogdet(gram)[1]
+    log_odds -= (len(rest) - len(slopes)) * np.log(np.maximum(left, 1e-300))
+    odds = special.softmax(log_odds / 2)
+    return float(odds @ power), float(np.sqrt(odds @ (power - odds @ power) ** 2))
 
 
 def _refuse_flat(fit: ScalingFit, given: bool) -> None:
     """ValueError unless the errors fall: by the slope of log error on log n, or by the fit against a constant (5%)."""
     n, error, spread, least = fit.runs.n, fit.runs.error, fit.runs.spread, fit.least
-    free = 1 if fit.runs.form == "power" else 2  # parameters beyond a constant
+    free = FREE[fit.runs.form] - 1  # parameters beyond a constant
     weight, dof = (error / spread) ** 2, len(error) - free - 1
     x, y = (v - np.average(v, weights=weight) for v in (np.log(n), np.log(error)))
     gram = (weight * x * x).sum()
@@ -352,11 +249,3 @@ def _refuse_flat(fit: ScalingFit, given: bool) -> None:
         ends = " and ".join(f"{error[n == m].mean():.4g} at n = {m:g}" for m in (n.min(), n.max()))
         why = "it may lie at its floor or ceiling already, or more sizes and seeds are needed"
         raise ValueError(f"error does not fall with n beyond its noise (p = {both:.2f}; {ends}): {why}")
-
-
-def _positive(values: ArrayLike, name: str, finite: bool = True) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    bad = ~(array > 0) | (np.isinf(array) & finite)
-    if bad.any():
-        raise ValueError(f"{name} must be positive{' and finite' if finite else ''}, got {array[bad].flat[0]}")
-    return array

@@ -1,6 +1,7 @@
 """Scaling laws: known ones are recovered, intervals hold as often as they say, and bad data is refused by name."""
 
 import csv
+import importlib.util
 import warnings
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 from cxrstudy.scaling.fit import fit_joint, fit_scaling
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 POINTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "public_scaling" / "chinchilla_points.csv"
 SIZES = np.array([200, 1000, 5000, 20000, 50000.0])
 LADDER = np.repeat([3e4, 5e4, 1e5, 1e6, 3.5e6], 3)
@@ -139,6 +141,27 @@ def test_sigma_is_believed_unless_the_residuals_refute_it():
     assert three.interval(1e6)[1] - three.interval(1e6)[0] > widths[0]
 
 
+def test_a_part_of_the_noise_is_its_least_and_never_believed_alone():
+    rng = np.random.default_rng(1)
+    curve = law("power", SIZES, 0.3, 0, 0.3, 200)
+    error = curve * (1 + 0.02 * rng.normal(size=5))
+    part, whole, large = (
+        fit_scaling(SIZES, error, sigma=share * 0.02 * curve, form="power", partial=p)
+        for share, p in ((0.8, True), (0.8, False), (8.0, True))
+    )
+    residual = fit_scaling(SIZES, error, sigma=1e-6 * curve, form="power", partial=True)
+    spread = (((error / curve - part.predict(SIZES) / curve) ** 2).sum() / 3) ** 0.5
+    assert residual.noise * 1e-6 == pytest.approx(spread, rel=0.05)
+    assert (part.dof, whole.dof) == (3, np.inf)
+    widths = [np.subtract(*fit.interval(1e5)[::-1]) for fit in (part, whole, large)]
+    assert widths[0] / widths[1] == pytest.approx(max(1, part.noise * stats.t.ppf(0.975, 3) / 1.96), rel=0.02)
+    assert widths[2] / widths[1] == pytest.approx(10, rel=0.1)  # sigma is the least: ten times the other's
+    with pytest.raises(ValueError, match="power_floor needs at least 4 distinct n, got 3"):
+        fit_scaling(SIZES[:3], error[:3], sigma=0.001, partial=True)
+    with pytest.raises(ValueError, match="does not fall with n beyond its noise"):
+        fit_scaling(SIZES[:3], [0.25, 0.22, 0.223], sigma=1e-4, form="power", partial=True)  # by sigma alone it does
+
+
 @forms
 def test_wider_levels_contain_narrower_ones_and_the_curve(form):
     rng = np.random.default_rng(2)
@@ -177,10 +200,13 @@ def test_refusals_name_the_reason():
     rng = np.random.default_rng(0)
     n, flat = np.repeat(SIZES, 3), 0.2 * (1 + 0.02 * rng.normal(size=15))
     for arguments, match in [
-        ({"form": "broken"}, "form must be one of power, power_floor, m4, got 'broken'"),
+        ({"form": "bent"}, "form must be one of power, power_floor, m4, broken, got 'bent'"),
+        ({"n": SIZES[:4], "error": good[:4], "form": "broken"}, "broken needs at least 5 distinct n, got 4"),
+        ({"n": SIZES[:4], "error": good[:4], "form": "broken", "sigma": 0.01}, "at least 5 distinct n, got 4"),
+        ({"error": np.where(SIZES == 5000, 0.0, good)}, "error is 0 at n = 5000: the metric is at its ceiling"),
         ({"error": good[:-1]}, r"n has shape \(5,\), error \(4,\)"),
         ({"n": SIZES - 200}, "n must be positive and finite, got 0.0"),
-        ({"error": good - 0.3}, "error must be positive and finite, got"),
+        ({"error": good - 0.31}, "error must be positive and finite, got"),
         ({"error": np.where(SIZES == 5000, np.nan, good)}, "error must be positive and finite, got nan"),
         ({"sigma": 0.0}, "sigma must be positive"),
         ({"n": SIZES[:3], "error": good[:3]}, "power_floor needs at least 4 distinct n, got 3"),
@@ -218,6 +244,199 @@ def test_noise_alone_is_seldom_taken_for_a_law():
         except ValueError:
             pass
     assert passed <= 7
+
+
+# ---- the broken law ------------------------------------------------------------------------------------------------
+def broken(n, early, late, bend, top=0.3):
+    """The smoothly broken power law of Caballero et al. 2023, one break, sharpness 1/4; ``top`` at the break."""
+    x = n / bend
+    return top * x**-early * ((1 + x**4) / 2) ** (-(late - early) / 4)
+
+
+EIGHT = np.geomspace(200, 5e5, 8)
+
+
+@given(early=st.floats(0.02, 0.8), late=st.floats(0.02, 0.8), place=st.floats(0.25, 0.75))
+@settings(deadline=None, max_examples=8)
+def test_recovers_a_broken_law_without_noise(early, late, place):
+    assume(abs(early - late) > 0.1)
+    bend = 200 * 2500**place
+    fit = fit_scaling(EIGHT, broken(EIGHT, early, late, bend), form="broken")
+    assert (fit.early, fit.exponent) == (pytest.approx(early, abs=0.005), pytest.approx(late, abs=0.005))
+    assert fit.bend == pytest.approx(bend, rel=0.05) and fit.floor == 0
+    far = np.array([50, 3e3, 5e6])
+    np.testing.assert_allclose(fit.predict(far), broken(far, early, late, bend), rtol=0.02)
+    assert fit.predict(np.inf) == 0
+
+
+def test_a_broken_law_finds_the_optimum_and_the_profile_that_a_general_solver_finds():
+    rng, n = np.random.default_rng(5), EIGHT.repeat(2)
+    error = broken(n, 0.05, 0.4, 8000) + 0.003 * rng.normal(size=16)
+    fit = fit_scaling(n, error, form="broken", sigma=0.003)
+
+    def misses(p):
+        return (broken(n, p[0], p[1], np.exp(p[2]), p[3]) - error) / 0.003
+
+    start, bounds = [0.05, 0.4, 9, 0.3], ([0.005, 0.005, np.log(EIGHT[1]), 0], [3, 3, np.log(EIGHT[-2]), 1])
+    best = optimize.least_squares(misses, start, bounds=bounds, xtol=1e-14, ftol=1e-14, x_scale=[0.1, 0.1, 1, 0.1])
+    least = (((fit.predict(n) - error) / 0.003) ** 2).sum()
+    assert least <= 2 * best.cost + 1e-3
+    for end in fit.interval(2e6, level=0.9):
+        pull = [lambda p, end=end: np.append(misses(p), 1e4 * (broken(2e6, p[0], p[1], np.exp(p[2]), p[3]) - end))]
+        found = optimize.least_squares(pull[0], best.x, bounds=bounds, xtol=1e-14, x_scale=[0.1, 0.1, 1, 0.1])
+        assert 2 * found.cost - 2 * best.cost == pytest.approx(1.6449**2, rel=0.15)
+
+
+def test_intervals_of_a_broken_law_hold():
+    rng, inside = np.random.default_rng(6), []
+    n, at = EIGHT.repeat(2), np.array([200, 1e4, 5e5, 1.5e6])
+    for _ in range(25):
+        early, late, bend = rng.uniform(0.02, 0.3), rng.uniform(0.1, 0.5), rng.uniform(2e3, 5e4)
+        curve = broken(n, early, late, bend)
+        fit = fit_scaling(n, curve * (1 + 0.02 * rng.normal(size=16)), form="broken", sigma=0.02 * curve)
+        lo, hi = fit.interval(at)
+        inside.append((lo <= broken(at, early, late, bend)) & (broken(at, early, late, bend) <= hi))
+    assert np.mean(inside) > 0.88
+
+
+def test_a_law_without_a_break_is_a_broken_one_with_equal_slopes():
+    fit = fit_scaling(EIGHT, law("power", EIGHT, 0.3, 0, 0.3, 200), form="broken")
+    assert fit.early == pytest.approx(0.3, abs=0.01) and fit.exponent == pytest.approx(0.3, abs=0.01)
+
+
+# ---- outliers ------------------------------------------------------------------------------------------------------
+SIX = np.repeat([200, 600, 2000, 6000, 20000, 50000.0], [3, 2, 2, 2, 2, 3])
+
+
+@pytest.mark.parametrize("sigma", [None, 0.02])
+def test_an_outlying_run_does_not_drive_a_robust_fit(sigma):
+    curve, rng, off, widths, marked = law("power", SIX, 0.3, 0, 0.3, 200), np.random.default_rng(7), [], [], []
+    for which in [*range(14), *range(14)]:
+        error = curve * (1 + 0.02 * rng.normal(size=14))
+        spoilt = np.where(np.arange(14) == which, 1.5 * error, error)
+        told = {"form": "power", "sigma": None if sigma is None else sigma * curve}
+        fits = [fit_scaling(SIX, spoilt, **told, robust=robust) for robust in (False, True)]
+        off.append([np.abs(np.log(fit.predict(SIX) / curve)).max() for fit in fits])
+        widths.append([np.subtract(*fit.interval([200.0, 2000, 5e4])[::-1]).mean() for fit in fits])
+        marked.append(fits[1].weights.argmin() == which and fits[1].weights[which] < 0.5)
+    plain, robust = np.mean(off, axis=0)
+    assert robust < plain / 2
+    assert np.median(np.divide(*np.transpose(widths)[::-1])) < 0.5
+    assert np.mean(marked) > 0.9
+
+
+def test_a_robust_fit_is_the_minimum_of_hubers_loss():
+    rng = np.random.default_rng(8)
+    curve = law("power_floor", SIX, 0.4, 0.05, 0.3, 200)
+    error = curve + 0.006 * rng.normal(size=14)
+    error[[3, 9]] += 0.05
+    fit = fit_scaling(SIX, error, form="power_floor", sigma=0.006, robust=True)
+
+    def misses(p):
+        return (law("power_floor", SIX, p[0], p[1], p[2], 200) - error) / 0.006
+
+    bounds = ([0.005, 0, 0], [3, 1, 1])
+    off = np.median(np.abs(misses([fit.exponent, fit.floor, float(fit.predict(200.0))]))) / stats.norm.ppf(0.75)
+    scale = 1.345 * max(1.0, off * np.sqrt(14 / 11))
+    best = optimize.least_squares(misses, [0.4, 0.05, 0.3], bounds=bounds, loss="huber", f_scale=scale, xtol=1e-14)
+    assert fit.exponent == pytest.approx(best.x[0], abs=0.005) and fit.floor == pytest.approx(best.x[1], abs=0.002)
+
+
+def test_without_outliers_or_without_freedom_to_tell_them_robust_changes_little_or_nothing():
+    rng, ratio = np.random.default_rng(9), []
+    for _ in range(30):
+        error = law("power", SIX, 0.3, 0, 0.3, 200) * (1 + 0.02 * rng.normal(size=14))
+        fits = [fit_scaling(SIX, error, form="power", robust=robust) for robust in (False, True)]
+        ratio.append(np.divide(*[np.subtract(*fit.interval(5e4)[::-1]) for fit in fits[::-1]]))
+    assert 0.9 < np.median(ratio) < 1.3
+    few = law("power", SIZES, 0.3, 0, 0.3, 200) * [1, 1, 1.3, 1, 1]
+    robust, plain = (fit_scaling(SIZES, few, form="power", robust=robust) for robust in (True, False))
+    assert (robust.weights == 1).all() and robust.interval(1e5) == plain.interval(1e5)
+
+
+def test_the_growth_of_the_noise_is_told_by_the_runs():
+    rng, n = np.random.default_rng(10), np.repeat([200, 2000, 20000, 200000.0], 12)
+    curve = law("power", n, 0.3, 0, 0.4, 200)
+    for growth in (0, 1):
+        noise = 0.02 * curve**growth * curve.mean() ** (1 - growth)
+        found = fit_scaling(n, curve + noise * rng.normal(size=48), form="power").growth
+        assert found == pytest.approx(growth, abs=0.35)
+
+
+# ---- data that can carry no law: a refusal or a wide interval -------------------------------------------------------
+FORMS = ["power", "power_floor", "m4", "broken"]
+
+
+@given(low=st.integers(1, 3), rise=st.floats(0.3, 1.0), form=st.sampled_from(FORMS), seeds=st.integers(1, 3))
+@settings(deadline=None, max_examples=20)
+def test_a_curve_that_falls_and_rises_again_is_refused_or_held_in_a_wide_interval(low, rise, form, seeds):
+    place = np.arange(5)
+    error = 0.3 - 0.05 * np.minimum(place, low) + rise * 0.05 * np.maximum(place - low, 0)
+    n, every = SIZES.repeat(seeds), error.repeat(seeds)
+    try:
+        fit = fit_scaling(n, every, form=form)
+    except ValueError:
+        return
+    lo, hi = fit.interval(SIZES, noise=True)
+    assert ((lo <= error) & (error <= hi)).mean() >= 0.8
+    lo, hi = fit.interval(5e5, noise=True)
+    assert hi - lo > 0.05
+
+
+@given(seed=st.integers(0, 999), level=st.sampled_from([0.0005, 0.01, 0.499]))
+@settings(deadline=None, max_examples=15)
+def test_a_metric_at_its_ceiling_or_at_chance_gives_no_confident_exponent(seed, level):
+    rng = np.random.default_rng(seed)
+    error = level * (1 + 0.2 * rng.uniform(-1, 1, size=15))
+    try:
+        low, high = fit_scaling(SIZES.repeat(3), np.minimum(error, 0.4999), form="power").exponent_interval()
+    except ValueError:
+        return
+    assert low < 0.05 and high - low > 0.005
+
+
+@pytest.mark.parametrize("form", ["power", "power_floor"])
+def test_one_seed_a_size_is_wide_and_holds(form):
+    rng, held, ratio = np.random.default_rng(12), [], []
+    truth, b = law(form, 1.25e5, 0.4, 0.05 * (form != "power"), 0.3, 200), 0.4
+    curve = law(form, SIZES, b, 0.05 * (form != "power"), 0.3, 200)
+    for _ in range(60):
+        runs = curve[:, None] * (1 + 0.02 * rng.normal(size=(5, 3)))
+        one, three = fit_scaling(SIZES, runs[:, 0], form=form), fit_scaling(SIZES.repeat(3), runs.ravel(), form=form)
+        lo, hi = one.interval(1.25e5)
+        held.append(lo <= truth <= hi)
+        ratio.append((hi - lo) / np.subtract(*three.interval(1.25e5)[::-1]))
+    assert np.mean(held) > 0.87 and np.median(ratio) > 1.7
+
+
+# ---- coverage, short -------------------------------------------------------------------------------------------------
+SPEC = importlib.util.spec_from_file_location("law_coverage", BENCHMARKS / "coverage.py")
+COVERAGE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(COVERAGE)
+
+
+@pytest.mark.parametrize("asked", [
+    {}, {"ladder": "5 sizes, 1 seed"}, {"sigma": "estimated"}, {"runs": "one far off", "method": "robust profile"},
+    {"runs": "other patients", "method": "resampled"},
+])  # fmt: skip
+def test_coverage_of_the_recorded_settings_short(asked):
+    """75 draws of each of two laws; book/recorded/coverage.csv has 2,000 of more."""
+    wanted = COVERAGE.DEFAULT | asked
+    chosen = [s for s in COVERAGE.settings() if wanted.items() <= s.items() and s["exponent"] in (0.3, 0.4)]
+    rows = [row for setting in chosen for row in COVERAGE.simulate(setting, 75, 5) if row["place"] == "all"]
+    assert len(rows) == 2
+    assert 0.9 < np.mean([row["coverage"] for row in rows]) < 0.99
+    assert all(row["width"] < 1.6 and row["refused"] == 0 for row in rows)
+
+
+def test_the_recorded_coverage_is_of_the_settings_of_today():
+    with open(COVERAGE.RECORDED / "coverage.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = ("form", "exponent", *COVERAGE.DEFAULT)
+    told = {tuple(row[name] for name in names) for row in rows}
+    assert told == {tuple(str(setting[name]) for name in names) for setting in COVERAGE.settings()}
+    assert {row["draws"] for row in rows} == {"2000"} and len({row["seed"] for row in rows}) == 1
+    assert all(f"--seed {row['seed']} --draws 2000" in row["command"] for row in rows)
 
 
 # ---- the joint law -------------------------------------------------------------------------------------------------

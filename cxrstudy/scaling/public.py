@@ -1,0 +1,91 @@
+"""Our fits of scaling data that others published, beside what they published of it.
+
+- Chinchilla (Hoffmann et al. 2022): 245 runs read off a figure by Epoch AI, who fitted the joint law again without the
+  five highest losses (Besiroglu et al. 2024, arXiv 2404.10102; their repository epoch-research/analyzing-chinchilla).
+- OpenCLIP (Cherti et al. 2023, arXiv 2212.07143, sections 4.1 and 4.2): zero-shot error against total compute, a power
+  law E = beta C^alpha on the Pareto frontier. As in their figures.ipynb (LAION-AI/scaling-laws-openclip), the frontier
+  of their own models is the least error in each of five bins of log compute, placed at the bin's middle; of OpenAI's
+  CLIP it is the three models there are. Their exponents have two decimals; four predictions follow from the same law.
+
+The tables themselves belong to their authors and are not part of this project.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cxrstudy.scaling.fit import ScalingFit, fit_joint, fit_scaling
+from cxrstudy.scaling.forms import Floats
+
+EPOCH = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
+EXPONENTS = {  # dataset: its metric, published exponents of OpenCLIP and of CLIP
+    "imagenet1k": ("acc1", 0.11, 0.16),
+    "imagenet_robustness": ("acc1", 0.13, 0.24),
+    "mscoco_captions": ("image_retrieval_recall@5", 0.08, 0.05),
+    "flickr30k": ("image_retrieval_recall@5", 0.19, 0.10),
+}
+PREDICTED = {  # architecture, samples seen: published error on ImageNet
+    ("ViT-g-14", 34e9): 0.209,
+    ("ViT-H-14", 68e9): 0.203,
+    ("ViT-g-14", 68e9): 0.193,
+    ("ViT-G-14", 68e9): 0.181,
+}
+COLUMNS = ["data", "quantity", "ours", "low", "high", "published", "difference", "points", "source"]
+
+
+def laws(root: str | Path) -> pd.DataFrame:
+    """One row a published estimate: data, quantity, ours (with its 95% interval where the fit has one), published,
+    difference, points and source. ``root`` is the folder of the published tables; FileNotFoundError where it lacks one.
+    """
+    rows = pd.concat([_chinchilla(Path(root)), _openclip(Path(root))], ignore_index=True)
+    return rows.assign(difference=rows["ours"] - rows["published"])[COLUMNS]
+
+
+def frontier(compute: Floats, error: Floats, bins: int = 5) -> tuple[Floats, Floats]:
+    """The least error in each of ``bins`` equal bins of log10 compute that hold a model, and the middles of these."""
+    log = np.log10(compute)
+    edges = np.linspace(log.min(), log.max() + 0.1, bins + 1)  # 0.1: theirs, so that the last one lies inside
+    place = np.digitize(log, edges) - 1
+    held = np.unique(place)
+    return 10 ** ((edges[held] + edges[held + 1]) / 2), np.array([error[place == k].min() for k in held])
+
+
+def _chinchilla(root: Path) -> pd.DataFrame:
+    points = pd.read_csv(root / "chinchilla_points.csv").sort_values("loss").iloc[:-5]
+    size, flop, loss = (points[name].to_numpy(float) for name in ("Model Size", "Training FLOP", "loss"))
+    fit = fit_joint(size, flop / 6 / size, loss)
+    rows = [{"quantity": name, "ours": getattr(fit, name), "published": value} for name, value in EPOCH.items()]
+    source = "Besiroglu et al. 2024 (Epoch AI)"
+    return pd.DataFrame(rows).assign(low=np.nan, high=np.nan, data="Chinchilla", points=len(points), source=source)
+
+
+def _openclip(root: Path) -> pd.DataFrame:
+    judged = pd.read_csv(root / "laion_zeroshot_results.csv")
+    cost = pd.read_csv(root / "laion_arch_info.csv").set_index("model")["gmacs"]
+    rows = []
+    for dataset, (metric, *published) in EXPONENTS.items():
+        of = judged[judged["downstream_dataset"] == dataset]
+        by_openai = of["upstream_dataset"] == "CLIP-WIT"
+        for who, rest, exponent in zip(("OpenCLIP", "CLIP"), (of[~by_openai], of[by_openai]), published, strict=True):
+            compute, error = rest["gmacs_total"].to_numpy(float), 1 - rest[metric].to_numpy(float)
+            fit = _power(*(frontier(compute, error) if who == "OpenCLIP" else (compute, error)))
+            low, high = fit.exponent_interval()
+            row = {"quantity": f"exponent, {dataset}", "ours": fit.exponent, "low": low, "high": high}
+            rows.append(row | {"data": who, "published": exponent, "points": len(fit.runs.n)})
+            if (dataset, who) != ("imagenet1k", "OpenCLIP"):
+                continue
+            for (model, seen), value in PREDICTED.items():
+                at = cost[model] * seen
+                low, high = (float(end) for end in fit.interval(at))
+                row = {"quantity": f"error, {dataset}: {model}, {seen / 1e9:.0f}B seen", "ours": float(fit.predict(at))}
+                rows.append(
+                    row | {"low": low, "high": high, "data": who, "published": value, "points": len(fit.runs.n)}
+                )
+    return pd.DataFrame(rows).assign(source="Cherti et al. 2023, sections 4.1 and 4.2")
+
+
+def _power(compute: Floats, error: Floats) -> ScalingFit:
+    """A line through log error and log compute: noise in proportion to the curve, of 2% or what the residuals show."""
+    first = fit_scaling(compute, error, sigma=0.02 * error, form="power")
+    return fit_scaling(compute, error, sigma=0.02 * first.predict(compute), form="power")
