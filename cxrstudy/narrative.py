@@ -106,9 +106,10 @@ def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> l
                 text += f". No law was fitted: {fit['refused'].iloc[0]}"
             elif len(fit):
                 exponent, count = fit["exponent"].iloc[0], int(fit["points"].iloc[0])
-                tenfold = 1 - 10**-exponent
+                floor, tenfold = fit["floor"].iloc[0], 1 - 10**-exponent
+                what = f"what is above a floor of {floor:.3f}" if floor > 0 else "the error"
                 text += (
-                    f". Fitted through {count} points, ten times the images cut the error by {tenfold:.1%} (indicative)"
+                    f". Fitted through {count} points, ten times the images cut {what} by {tenfold:.1%} (indicative)"
                 )
             said.append(text.rstrip(".") + ".")
     return said

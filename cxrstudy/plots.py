@@ -147,7 +147,7 @@ def _ladder(
         axes.axhline(row.value, **style)
         of = f"{row.paradigm} " if several else ""
         word = f"{of}base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
-        if row.base:  # went on elsewhere: what more of the same costs and brings
+        if row.base and row.paradigm != "control":  # went on elsewhere: what more of the same costs and brings
             word = f"{row.paradigm} on {str(row.trained_on).removeprefix('synthetic:')}"
         height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart
         where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center", "annotation_clip": False}

@@ -92,3 +92,15 @@ def test_nothing_to_record_is_said(tmp_path: Path, walked: Walk) -> None:
     done = Walk(walked.root, tmp_path / "none").call("record", "--preset", "smoke")
     assert done.returncode == 2
     assert "nothing of preset 'smoke' has been run here" in done.stderr
+
+
+def test_recorded_results_have_a_page_without_any_run_on_this_machine(kept: Walk) -> None:
+    shutil.rmtree(kept.runs)
+    from cxrstudy import book
+
+    assert book.sources() == ["recorded:smoke"]
+    page = kept.root / "page.ipynb"
+    book._execute(kept.root / "book" / "results.ipynb", page, {"preset": "recorded:smoke"}, "key")
+    text = page.read_text()
+    assert "Recorded with this book, not on your machine" in text
+    assert "smoke, recorded" in text

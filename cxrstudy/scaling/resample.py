@@ -8,7 +8,6 @@ and is the narrower. For the height of a curve **in the population that the pati
 this bootstrap, because there the profile band holds too seldom.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def resample_ladders(
             kept = [ladders.resampled(f, _judged(table, key[0]), metric, resamples, seed) for f in folders]
             error, draws = 1 - np.array([value for value, _ in kept]), 1 - np.stack([d for _, d in kept], axis=1)
             fit = fit_scaling(n, error, form=form, **noise_of(table, ladder, metric))
-            many = refit(replace(fit.runs, error=error), draw_runs(n, error, draws, rng, form=form))
+            many = refit(fit.runs, draw_runs(n, error, draws, rng, form=form))
         except (ValueError, FileNotFoundError) as reason:
             fits.append(row | {"refused": str(reason)})
             continue
@@ -134,16 +133,16 @@ def spread_of_seeds(n: Floats, error: Floats, form: str = "power") -> tuple[floa
 
 
 def noise_of(table: pd.DataFrame, ladder: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """What `fit_scaling` is told of the noise of a ladder's runs.
+    """How `fit_scaling` is asked to treat the noise of a ladder's runs; robustly in any case, for that costs nothing.
 
-    Nothing where seeds were run at several sizes (4 degrees of freedom or more): their scatter tells; nor for tasks
-    whose kept scores are not of labels. Else each run's own noise over resampled patients, as a part of it (seeds are
-    not in it).
+    Where seeds were run at several sizes (4 degrees of freedom or more) it is told no more: their scatter tells. So for
+    tasks whose kept scores are not of labels. Else it gets each run's own noise over resampled patients, as a part
+    (seeds are not in it).
     """
     repeated = len(ladder) - ladder["n_images"].nunique()
     if repeated >= 4 or str(ladder["task"].iloc[0]) not in ladders.TASKS:
-        return {}
-    return {"sigma": ladders.own_noise(table, ladder, metric), "partial": True}
+        return {"robust": True}
+    return {"sigma": ladders.own_noise(table, ladder, metric), "partial": True, "robust": True}
 
 
 def refit(runs: Runs, errors: Floats) -> tuple[Floats, ...]:

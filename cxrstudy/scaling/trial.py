@@ -136,6 +136,8 @@ def extrapolations(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`extrapolate` (which takes ``kwargs``) for every ladder of the tidy table: (trials, summary).
 
+    How noise is treated: `resample.noise_of`.
+
     A ladder is the continued runs of one (task, label, metric, paradigm, base, data, encoder, samples_seen) over sizes
     and seeds; its error is 1 - value. ``trials`` has these columns before those of `extrapolate`. ``summary``: a row a
     (left_out, method): ``runs`` predicted, ``ladders`` they belong to, median_abs_error, ``coverage`` (share of runs
@@ -143,7 +145,7 @@ def extrapolations(
     coverage over few ladders is rough.
     """
     found = [
-        extrapolate(n, error, **noise, **kwargs).assign(**key)[[*LADDER, *_TRIED]]
+        extrapolate(n, error, **(noise | kwargs)).assign(**key)[[*LADDER, *_TRIED]]
         for key, n, error, noise in _ladders(table, metrics)
     ]
     columns = ["left_out", "method", "runs", "ladders", "median_abs_error", "coverage", "refused"]
@@ -161,7 +163,7 @@ def extrapolations(
 def choices(table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]] = METRICS, **kwargs: Any) -> pd.DataFrame:
     """`choose_form` (which takes ``kwargs``) for every ladder of the tidy table: its rows, a ladder's columns first."""
     found = [
-        choose_form(n, error, **noise, **kwargs).assign(**key) for key, n, error, noise in _ladders(table, metrics)
+        choose_form(n, error, **(noise | kwargs)).assign(**key) for key, n, error, noise in _ladders(table, metrics)
     ]
     columns = ["form", "held_out", "predicted", "rival", "tie", "chosen", "refused"]
     return pd.concat(found, ignore_index=True)[[*LADDER, *columns]] if found else pd.DataFrame(columns=LADDER + columns)

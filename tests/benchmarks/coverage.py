@@ -1,6 +1,6 @@
 """How often do the intervals of scaling laws hold? Curves of known laws, simulated; kept in ``book/recorded``.
 
-    python tests/benchmarks/coverage.py --seed 31415 --draws 2000      # coverage.csv; about 7 minutes of one core
+    python tests/benchmarks/coverage.py --seed 31415 --draws 2000      # coverage.csv; about 13 minutes of one core
     python tests/benchmarks/coverage.py speed      # seconds of resample_ladders on a whole grid; needs 300 MB in /tmp
     python tests/benchmarks/coverage.py public --root ../shared/data/public_scaling    # public_laws.csv; a second
 
@@ -71,6 +71,8 @@ def settings() -> Iterator[dict[str, Any]]:
     for (form, b), runs, method in itertools.product(middle, ("clean", "one far off"), ("profile", "robust profile")):
         if (runs, method) != ("clean", "profile"):
             yield DEFAULT | {"form": form, "exponent": b, "runs": runs, "method": method}
+        if method == "robust profile":
+            yield DEFAULT | {"form": form, "exponent": b, "sigma": "estimated", "runs": runs, "method": method}
     for (form, b), ladder, method in itertools.product(middle, LADDERS, ("profile", "resampled")):
         yield DEFAULT | {"form": form, "exponent": b, "ladder": ladder, "runs": "other patients", "method": method}
 
