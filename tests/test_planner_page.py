@@ -17,6 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"
 )
+pytestmark = pytest.mark.slow  # a book of its own and some thirty looks at it: make test-slow
 PAGES = ("law", "refused", "empty")  # what its runs allow
 DESKTOP, PHONE = (1300, 900), (390, 800)
 
