@@ -33,7 +33,10 @@ def plan_table(preset: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]
     ``preset``: one that was run on this machine; or ``recorded:NAME``, whose results came with the book.
     """
     if preset.startswith(RECORDED):
-        return recorded.load(preset.removeprefix(RECORDED), variant), []
+        name = preset.removeprefix(RECORDED)
+        whole = [] if variant or grid.load_preset(name).needs_root else grid.plan(name)
+        left = [run.name for run in grid.without(whole, recorded.run_names(name)) if run.stage in recorded.SCORES]
+        return recorded.load(name, variant), left
     planned = [study.runs_root() / preset / run["stage"] / run["name"] for run in read_plan(preset, variant)]
     there = [folder for folder in planned if (folder / "record.json").is_file()]
     return results.load_records(there), [folder.name for folder in planned if folder not in there]
