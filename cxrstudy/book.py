@@ -35,14 +35,7 @@ HARM = (
 )
 RATES = ("images_per_second", "peer_images_per_second")
 PAGES = ("data", "gallery")  # executed with the presets that have runs on this machine
-CHAPTERS = (
-    "index",
-    "segmentation",
-    "reports",
-    "laws",
-    "claims",
-    "discussion",
-)  # with all sources of results, recorded ones first
+CHAPTERS = ("index", "segmentation", "reports", "laws", "claims", "discussion")  # with every source of results
 HIDDEN = {"parameters", "injected-parameters"}
 
 
@@ -59,8 +52,11 @@ def presets_run() -> list[str]:
 def sources() -> list[str]:
     """Where results come from: recorded presets (``recorded:NAME``), then those run on this machine; ablations, which
     have a chapter of their own, left out."""
-    names = [f"{narrative.RECORDED}{name}" for name in recorded.presets()] + presets_run()
-    return [name for name in names if not _variants(name)] or ["mini"]
+    return [name for name in _all_sources() if not _variants(name)] or ["mini"]
+
+
+def _all_sources() -> list[str]:
+    return [f"{narrative.RECORDED}{name}" for name in recorded.presets()] + presets_run()
 
 
 def _variants(source: str) -> dict[str, dict[str, Any]]:
@@ -70,7 +66,7 @@ def _variants(source: str) -> dict[str, dict[str, Any]]:
 def ablations() -> dict[str, str]:
     """Every setting of an ablation that there may be results of: "factor=value" to its source and variant."""
     found: dict[str, str] = {}
-    for source in [f"{narrative.RECORDED}{name}" for name in recorded.presets()] + presets_run():
+    for source in _all_sources():
         for key, settings in _variants(source).items():
             found.setdefault(key, f"{source} {variant_name(settings)}".strip())
     return found

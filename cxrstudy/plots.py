@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
-from cxrstudy.scaling.ladders import continued, points, reference
+from cxrstudy.scaling.ladders import abroad, continued, points, reference
 
 _COLOURS = sns.color_palette("colorblind").as_hex()
 STYLE = {  # colour, marker, line
@@ -141,13 +141,13 @@ def _ladder(
     bottom, top = np.nanmin(seen) - 0.02, min(1.0, np.nanmax(seen) + 0.02)
     axes.set_ylim(bottom, top)
     height = bottom - 1.0
-    for row in shown.sort_values("value").itertuples():
-        is_base = row.paradigm != "control" and not row.base
+    for row in shown.assign(abroad=abroad(shown)).sort_values("value").itertuples():
+        is_base = row.paradigm != "control" and not row.abroad
         style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
         axes.axhline(row.value, **style)
         of = f"{row.paradigm} " if several else ""
         word = f"{of}base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
-        if row.base and row.paradigm != "control":  # went on elsewhere: what more of the same costs and brings
+        if row.abroad:  # went on elsewhere: what more of the same costs and brings
             word = f"{row.paradigm} on {str(row.trained_on).removeprefix('synthetic:')}"
         height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart
         where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center", "annotation_clip": False}

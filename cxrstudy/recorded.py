@@ -84,10 +84,9 @@ def load(preset: str, variant: str | None = "") -> pd.DataFrame:
 
     Empty where nothing is recorded.
     """
-    out = place(preset)
-    if not (out / "runs.csv").is_file():
+    out, runs = place(preset), _read(place(preset) / "runs.csv")
+    if runs is None:
         return results.load_records([])
-    runs = pd.read_csv(out / "runs.csv", keep_default_na=False)
     table = pd.read_parquet(out / "metrics.parquet")
     if variant is not None:
         table = table[table["run"].isin(runs.loc[runs["variant"] == variant, "run"])]

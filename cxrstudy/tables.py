@@ -9,6 +9,7 @@ import pandas as pd
 
 from cxrstudy import results, study
 from cxrstudy.plots import TASKS, human
+from cxrstudy.scaling import ladders
 
 
 def number(value: float, low: float, high: float) -> str:
@@ -86,13 +87,12 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
     """(title, table) of every task family beside classification that has been judged, or of ``tasks`` alone: a row an
     encoder."""
     found = []
-    elsewhere = sorted({task for task in table["task"].dropna() if "@" in task and task.partition("@")[0] in TASKS})
-    abroad = {
-        task: (f"{TASKS[at[0]]} at another institution ({at[2]})", {("macro", "auroc"): "macro AUROC"})
-        for task in elsewhere
-        if (at := task.partition("@"))
-    }
-    for task, (title, columns) in (abroad | FAMILIES).items():
+    families = {}
+    for task in sorted(table["task"].dropna().unique()):
+        own, _, place = task.partition("@")
+        if place and own in TASKS:
+            families[task] = (f"{TASKS[own]} at another institution ({place})", {("macro", "auroc"): "macro AUROC"})
+    for task, (title, columns) in (families | FAMILIES).items():
         if tasks and task not in tasks:
             continue
         rows = table[(table["task"] == task) & table["value"].notna()].copy()
@@ -128,6 +128,7 @@ def written_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _told(rows: pd.DataFrame) -> pd.DataFrame:
     """``rows`` with the columns order, encoder (in words that tell any two encoders apart) and text."""
+    rows = rows.assign(abroad=ladders.abroad(rows))
     told = rows.assign(
         order=[_order(row) for row in rows.itertuples()],
         encoder=[_who(row) for row in rows.itertuples()],
@@ -151,19 +152,14 @@ def _who(row: Any) -> str:
         )
     if not row.base:
         return f"base ({row.paradigm}, {human(row.samples_seen)} seen), not continued"
-    if elsewhere(row):
+    if row.abroad:
         where = str(row.trained_on).removeprefix("synthetic:")
         return f"{row.paradigm} base continued on {human(row.n_images)} images of {where}, not in-house"
     return f"{row.paradigm}, {human(row.n_images)} images, seed {row.seed:g}"
 
 
-def elsewhere(row: Any) -> bool:
-    """Whether the encoder of a row of the tidy table went on from its base on another institution's images."""
-    return bool(row.base) and isinstance(row.trained_on, str) and row.trained_on != row.institution
-
-
 def _order(row: Any) -> tuple[Any, ...]:
-    kind = 0 if row.paradigm == "control" else 1 if not row.base or elsewhere(row) else 2
+    kind = 0 if row.paradigm == "control" else 1 if not row.base or row.abroad else 2
     return (
         kind,
         str(row.paradigm),

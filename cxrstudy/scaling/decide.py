@@ -10,7 +10,6 @@ so in ``covers``: its intervals hold the sampling of patients alone and are too 
 
 import functools
 import itertools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cxrstudy.evaluate.metrics import interval
-from cxrstudy.scaling.ladders import points, reference, resampled, same_patients
+from cxrstudy.scaling.ladders import judged_labels, of_base, points, reference, resampled, same_patients
 
 Floats = NDArray[np.float64]
 KEY = ["task", "paradigm", "base", "encoder", "data", "samples_seen"]  # what the runs of one ladder share
@@ -137,17 +136,16 @@ def read_ladders(table: pd.DataFrame, *, metric: str = "auroc", resamples: int =
     if metric not in ("auroc", "auprc"):
         raise ValueError(f"metric must be auroc or auprc, which kept scores can give, got {metric!r}")
     same_patients(table)
-    judged = table[(table["stage"] == "classify") & (table["label"] != "macro") & table["value"].notna()]
     groups = dict(list(points(table, metric).groupby(KEY, dropna=False)))
     found = []
     for values, runs in groups.items():
         key = dict(zip(KEY, values, strict=True))
-        names = tuple(judged.loc[judged["task"] == key["task"], "label"].unique())
+        names = judged_labels(table, key["task"])
         if not names:
             continue
         read = functools.partial(_read, names=names, metric=metric, resamples=resamples, seed=seed)
         each = {n: [read(folder) for folder in own["folder"]] for n, own in runs.groupby("n_images")}
-        home = _base_folder(reference(table, key["task"], metric), key["base"], key["data"])
+        home = of_base(reference(table, key["task"], metric), key["base"], key["data"])["folder"]
         alike = pd.DataFrame([other for other in groups if other[:2] == values[:2]], columns=KEY)
         apart = ", ".join(f"{name} {key[name]}" for name in KEY if alike[name].nunique(dropna=False) > 1)
         ladder = Ladder(
@@ -159,7 +157,7 @@ def read_ladders(table: pd.DataFrame, *, metric: str = "auroc", resamples: int =
             values=np.array([np.mean([value for value, _ in own]) for own in each.values()]),
             draws=np.stack([np.mean([draws for _, draws in own], axis=0) for own in each.values()], axis=1),
             spread=seed_spread(list(each.values())),
-            base=read(home) if home else None,
+            base=read(str(home.iloc[0])) if len(home) else None,
         )
         found.append(ladder)
     return found
@@ -209,14 +207,6 @@ def turning(sizes: Floats, ahead: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 # ---- the parts -----------------------------------------------------------------------------------------------------
-def _base_folder(rows: pd.DataFrame, base: str, data: Any) -> str:
-    """The folder of the base's own evaluation on the same data; empty where there is none."""
-    name = "base-" + re.sub(r"-[0-9a-f]{6}$", "", base)  # a base that is a run of its own ends in a digest
-    near = rows[(rows["paradigm"] != "control") & (rows["data"] == data)]
-    own = near.loc[[run.rpartition("-")[0] == name for run in near["run"]], "folder"]
-    return str(own.iloc[0]) if len(own) else ""
-
-
 def _read(folder: str, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, Floats]:
     """``ladders.resampled`` of a run's kept scores."""
     path = Path(folder) / "scores.parquet"

@@ -1,7 +1,6 @@
 """What run records hold for a claim: cells of the grid, their resamples, the spread between seeds, and the scope."""
 
 import functools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 
 from cxrstudy.evaluate.metrics import bootstrap
 from cxrstudy.scaling.hypotheses import BASE, CONTRASTS, Cell, Claim, Floats, Ladder, NotTestable
-from cxrstudy.scaling.ladders import CONTINUED, abroad, resampled
+from cxrstudy.scaling.ladders import CONTINUED, abroad, of_base, resampled
 
 _STAGES, _KEY = ("classify", "segment"), ["base", "data", "encoder", "samples_seen"]
 _TITLES = {"lines_tubes": "lines and tubes", "auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice"}
@@ -36,9 +35,7 @@ def find_cells(rungs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
             unclear[str(paradigm)] = f"one longest ladder of {paradigm}: as long are {told}"
             continue
         base, data = longest[0][:2]
-        run = re.fullmatch(r"(.+)-[0-9a-f]{6}", base)  # else a base that ships, or published weights
-        named = rungs["run"].str.fullmatch(f"base-{re.escape(run[1] if run else base)}-[^-]+")
-        bases = rungs[named & (rungs["base"] == "") & (rungs["data"] == data)]
+        bases = of_base(rungs[rungs["base"] == ""], base, data)
         own = runs[(runs[_KEY] == list(longest[0])).all(axis=1)]
         parts += [own, bases.assign(paradigm=paradigm, n_images=BASE, base=base)]
     return pd.concat(parts), unclear

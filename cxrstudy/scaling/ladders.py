@@ -43,6 +43,13 @@ def abroad(table: pd.DataFrame) -> pd.Series:
     return elsewhere & (table["base"].fillna("") != "")
 
 
+def of_base(rows: pd.DataFrame, base: str, data: Any) -> pd.DataFrame:
+    """Those of ``rows`` that judge the encoder named ``base`` as it came, on the same data; none where it was not."""
+    name = "base-" + re.sub(r"-[0-9a-f]{6}$", "", base)  # a base that is a run of its own ends in a digest
+    named = np.array([run.rpartition("-")[0] == name for run in rows["run"]], dtype=bool)
+    return rows[named & (rows["paradigm"] != "control") & (rows["data"] == data)]
+
+
 def same_patients(table: pd.DataFrame) -> str:
     """The hash of the labelled patients of all evaluated runs; ValueError when runs were judged on different ones."""
     judged = table[(table["stage"] == "classify")]
@@ -98,13 +105,13 @@ def own_noise(table: pd.DataFrame, ladder: pd.DataFrame, metric: str, resamples:
     folders = [Path(folder) for folder in ladder["folder"]]
     if len(folders) < 2 or not all((folder / "scores.parquet").is_file() for folder in folders):
         return ((ladder["high"] - ladder["low"]) / (2 * 1.96)).to_numpy(float)
-    names = _labels(table, str(ladder["task"].iloc[0]))
+    names = judged_labels(table, str(ladder["task"].iloc[0]))
     draws = np.stack([resampled(str(folder), names, metric, resamples, 0)[1] for folder in folders], axis=1)
     rest = draws - draws.mean(axis=1, keepdims=True)
     return rest.std(axis=0) * np.sqrt(len(folders) / (len(folders) - 1))
 
 
-def _labels(table: pd.DataFrame, task: str) -> tuple[str, ...]:
+def judged_labels(table: pd.DataFrame, task: str) -> tuple[str, ...]:
     """Labels of a task that were judged in any run."""
     rows = table[(table["stage"] == "classify") & (table["task"] == task) & (table["label"] != "macro")]
     return tuple(rows.loc[rows["value"].notna(), "label"].unique())
@@ -143,21 +150,16 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
     same_patients(table)
     found: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]] = {}
     for task in TASKS:
-        names = _labels(table, task)
+        names = judged_labels(table, task)
         ladder = points(table[table["task"] == task], metric)
         if ladder.empty or not names:
             continue
         bases = reference(table, task, metric)
         for row in ladder.itertuples():
-            run = re.fullmatch(r"(.+)-[0-9a-f]{6}", row.base)  # else a base that ships, or published weights
-            pattern = f"base-{re.escape(run[1] if run else row.base)}-[^-]+"
-            near = bases[(bases["paradigm"] != "control") & (bases["data"] == row.data)]
-            own = [
-                folder for run, folder in zip(near["run"], near["folder"], strict=True) if re.fullmatch(pattern, run)
-            ]
-            if own:
+            own = of_base(bases, row.base, row.data)
+            if len(own):
                 value, draws = resampled(row.folder, names, metric, resamples, seed)
-                base_value, base_draws = resampled(own[0], names, metric, resamples, seed)
+                base_value, base_draws = resampled(own["folder"].iloc[0], names, metric, resamples, seed)
                 point = found.setdefault((task, row.paradigm, row.n_images, row.base, row.data), [])
                 point.append((value - base_value, draws - base_draws))
     rows = []
@@ -180,7 +182,7 @@ def at_home(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000
     same_patients(table)
     rows = []
     for task in TASKS:
-        names, own = _labels(table, task), points(table[table["task"] == task], metric)
+        names, own = judged_labels(table, task), points(table[table["task"] == task], metric)
         others = reference(table, task, metric)
         for other in others[abroad(others)].itertuples():
             alike = (own["paradigm"] == other.paradigm) & (own["base"] == other.base) & (own["data"] == other.data)

@@ -57,7 +57,8 @@ def resample_ladders(
         row |= {"seeds": int(ladder["n_images"].value_counts().max()), "runs": len(ladder)}
         try:
             folders = ladder["folder"].astype(str)
-            kept = [ladders.resampled(f, _judged(table, key[0]), metric, resamples, seed) for f in folders]
+            names = ladders.judged_labels(table, key[0])
+            kept = [ladders.resampled(folder, names, metric, resamples, seed) for folder in folders]
             error, draws = 1 - np.array([value for value, _ in kept]), 1 - np.stack([d for _, d in kept], axis=1)
             fit = fit_scaling(n, error, form=form, **noise_of(table, ladder, metric))
             many = refit(fit.runs, draw_runs(n, error, draws, rng, form=form))
@@ -77,12 +78,6 @@ def resample_ladders(
     columns = [*KEY, "form", "sizes", "seeds", "runs", "exponent", "profile_low", "profile_high", "low", "high"]
     none = pd.DataFrame(columns=[*KEY, "n_images", "value", "profile_low", "profile_high", "low", "high"])
     return pd.DataFrame(fits).reindex(columns=[*columns, "refused"]), pd.concat(bands) if bands else none
-
-
-def _judged(table: pd.DataFrame, task: str) -> tuple[str, ...]:
-    """Labels of a task that were judged in any run."""
-    rows = table[(table["stage"] == "classify") & (table["task"] == task) & (table["label"] != "macro")]
-    return tuple(rows.loc[rows["value"].notna(), "label"].unique())
 
 
 def draw_runs(n: Floats, error: Floats, draws: Floats, rng: np.random.Generator, *, form: str = "power") -> Floats:

@@ -1,11 +1,10 @@
 """Report generation: what is trained and what is not, what is written and why, and that nobody leaks."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import without_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -305,28 +304,6 @@ def test_an_encoder_runs_once_over_each_image(clear, monkeypatch):
 
 
 # ---- kept for later evaluations ------------------------------------------------------------------------------------
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """An empty place for features."""
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs" / "features"
-
-
-@contextmanager
-def without_encoder():
-    """Any encoder that is run raises."""
-
-    def refuse(module, _):
-        if type(module).__module__.startswith("timm."):
-            raise RuntimeError("a forward pass")
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 @pytest.mark.parametrize("grid", [0, 1])
 def test_a_second_run_with_kept_features_does_no_forward_pass_and_finds_the_same(clear, kept, grid):
     p = parameters(encoder="random:cnn_mini", grid=grid, steps=60)

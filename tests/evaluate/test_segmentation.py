@@ -6,14 +6,13 @@ import os
 import signal
 import tracemalloc
 import weakref
-from contextlib import contextmanager
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, without_encoder
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -191,28 +190,6 @@ def test_maps_lie_below_the_runs_folder_and_are_gone_afterwards(prepared, tmp_pa
 
 
 # ---- kept for later evaluations ------------------------------------------------------------------------------------
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """An empty place for features."""
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs" / "features"
-
-
-@contextmanager
-def without_encoder():
-    """Any encoder that is run raises."""
-
-    def refuse(module, _):
-        if type(module).__module__.startswith("timm."):
-            raise RuntimeError("a forward pass")
-
-    hook = nn.modules.module.register_module_forward_pre_hook(refuse)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 @pytest.mark.parametrize("name", ["random:cnn_mini", "random:vit_tiny_patch16_224"])
 def test_a_second_run_with_kept_maps_does_no_forward_pass_and_finds_the_same(prepared, kept, name):
     how = {"encoder": name, "steps": 8, "n_train": 60, "n_test": 40}
