@@ -83,7 +83,7 @@ def prospect(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What one ladder says of numbers of images, from a law fitted to its runs' errors; ``noise`` is `ladders.noise_of`'s.
+    """What one ladder says of numbers of images, from a law fitted to its runs' errors; ``noise``: `ladders.noise_of`.
 
     ``curves`` are given at ``curves["n_images"]``: 60 sizes spread evenly on a log scale between the ``smallest`` size
     and the ``limit`` (or those of ``n_grid`` that lie there), and where a straight piece may bend.
