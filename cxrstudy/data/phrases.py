@@ -15,7 +15,16 @@ _SLIGHT = (
 _CHANGE = "(?:chang|increas|decreas|improve|worsen|progress|differen|alter)\\w*"
 _NEARLY = (
     "(?:nearly|almost|partially|partly|mostly|largely|incompletely|near|partial|incomplete|nearly complete"
-    "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually|essentially)"
+    "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually)"
+)
+_MORE = "(?:(?:a|some|very|subtle|subtly|slight|slightly|mild|mildly|minimal|minimally|interval) )*"
+_CT = (  # an image that is no x-ray, where the clause ends with it: no verb comes that tells of today's film
+    "(?:the |an? |his |her )?(?:\\w+ ){0,2}?(?:ct|pet|mri|scan)s?(?: (?:ct|scan|chest|exam|study|studies)s?)*"
+    "(?=[.;\\n]| (?:from|of|dated|performed))"
+)
+_STILL = (
+    "(?:unchanged|stable|again|persist|still|remain|now|larger|smaller|more|less|greater|increas|decreas|better|worse"
+    "|also|similar|same|improv)"
 )
 CUES = {
     "idle": (  # cue words that deny nothing
@@ -26,7 +35,10 @@ CUES = {
         f"| {_NEARLY} (?:completely |entirely |totally |complete )?(?:resol\\w+|clear(?:ed|ing)|remov\\w+"
         "|disappear\\w+) | normal for | normal variant\\w* | normal post\\w* | lordotic "
         "| except(?:ed|ional)\\w* | known | no doubt | may (?:19|20)\\d\\d | no comparison\\w* | no prior\\w* "
-        "| no previous\\w* | clear up"
+        "| no previous\\w* | clear up "
+        f"| (?:possible|possibly|questionable|questionably)(?= {_MORE}(?:increas|decreas|worsen|improv|progress)"
+        "(?!.{0,20}(?:heart|cardi))) "  # of a change: what changes is there
+        f"| (?:is|are|was|were|be|better|best|readily|also|again|as) (?:\\w+ )?{_SEEN} (?:on|by) {_CT}"
     ),
     "doubted": (  # what stands before
         "cannot (?:be )?(?:\\w+ )?(?:be )?(?:excluded|ruled out) | can not be (?:\\w+ )?(?:excluded|ruled out) "
@@ -39,7 +51,9 @@ CUES = {
         "| (?:should|must|would have to|has to|needs? to) be (?:\\w+ )?(?:considered|excluded|ruled out) "
         "| (?:is|thought|felt|considered) (?:to be )?less likely | less likely(?=[.;\\n]) "
         "| (?:is|are|remains?) (?:also )?(?:in|on|within) the differential "
-        "| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?=[.;\\n])"
+        "| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?=[.;\\n]) "
+        f"| {_SEEN[:-1]}|described|xxxx) (?:on|by) {_CT} | on (?:old|prior|previous|outside) {_CT} "
+        "| (?:may|might|could) (?:be|lie) (?:outside|external to) (?:of )?(?:the )?patient"
     ),
     "weak": (  # what comes
         "(?:can ?not|can't|could not|unable to|difficult to|hard to) (?:\\w+ )?(?:exclude|rule out) | exclude "
@@ -53,18 +67,22 @@ CUES = {
     "aside": (  # named, not found
         "history | hx | h/o | evaluate(?: for)? | evaluation for | for evaluation of | assess(?:ment)? for "
         "| recommend\\w* | to document | to confirm | follow ?up to | reason for | clinical (?:concern|question) "
-        "| advised? | screening for | symptoms of | treated for | complain\\w* | correlat\\w* | workup"
+        "| advised? | screening for | symptoms of | treated for | complain\\w* | correlat\\w* | workup "
+        "| on (?:an?|the|his|her) (?:previous|prior|outside|old|earlier|remote) [^.;\\n]{0,60}?\\b(?:was|were|had)"
+        f"(?![^.;\\n]*\\b{_STILL})"
     ),
     "gone": (  # denies what stands before or, if nothing does, what comes
         f"removal(?! of) | resolution(?! of) | no longer(?: \\w*{_SEEN})? | not (?:\\w+ ){{0,2}}{_SEEN} "
         "| nowhere | resolved | removed | cleared | absent | disappeared | unlikely | was discontinued "
         "| withdrawn and | ruled out | excluded | not likely | has been out | is negative | none(?! (?:on|in|at)) "
-        "| (?:replaced|exchanged) (?:by|with|for) | taken out"
+        "| (?:replaced|exchanged) (?:by|with|for) | taken out "
+        "| (?:is|are|lies?|appears?|to be|probably|likely) (?:outside|external to) (?:of )?(?:the )?patient"
     ),
     "no": (
         "no | without | w/o | free of | free from | clear of | negative for | absence of | denies | never "
         "| neither | nor | not | lack of | lacks | rather than | resolution | removal | exclusion of | nil "
-        "| clearing of | clearance of | instead of | devoid of"
+        "| clearing of | clearance of | instead of | devoid of "
+        "| clear(?= (?:focal |acute )*(?:air ?space|consolid|infiltrat))"  # a lost 'of'
     ),
     "but": (  # ends every scope
         "but | however | though | although | except | otherwise | which | while | whereas | yet | aside from "
@@ -101,7 +119,8 @@ TERMS = {
         "| overlying leads? | catheterization "
         "| heart (?:failure|valve|rate|disease|attack|border|block|transplant)s? "
         "| cardiac (?:monitor\\w*|valve|surgery|arrest|border|apex|catheterization) | side ports? "
-        "| (?:scalp|ankle|leg|extremity|cerebral|laryngeal) edema"
+        "| (?:scalp|ankle|leg|extremity|cerebral|laryngeal) edema "
+        "| (?:left to right|right to left|intra ?cardiac|arterio ?venous) shunt\\w*"
     ),
     "cardiomegaly": "cardio ?meg\\w+ | cardiac enlargement",
     "pleural_effusion": (
@@ -130,7 +149,8 @@ TERMS = {
     "edema": "edema | oedema | edematous",
     "nodule_mass": (
         "nodules? | round(?:ed)? nodular(?: \\w+){0,2}? (?:opaci|densit|lesion)\\w* "
-        "| nodular(?: \\w+)? lesions? | mass(?:es)?(?! ?like) | micronodules? | (?:pulmonary|lung) metasta\\w+"
+        "| nodular(?: \\w+)? lesions? | mass(?:es)?(?! ?like) | micronodules? | (?:pulmonary|lung) metasta\\w+ "
+        f"| fibro ?nodular\\w* | mass ?like(?! (?:\\w+ )?(?:{_BLUR}|air ?space|atelect))"
     ),
     "nodule_mass?": (
         "mass ?like | nodular(?: \\w+){0,3}? (?:opaci|densit|focus|foci|shadow)\\w* | nodularit(?:y|ies) "
@@ -186,7 +206,8 @@ TERMS = {
         "| triple lumen catheter"
     ),
     "catheter": "catheters? | xxxx a xxxx",
-    "tip": f"tip (?:\\w+ ){{0,6}}(?:{_SVC}|right atrium) | (?:terminat\\w+|ends|ending) (?:\\w+ ){{0,4}}(?:{_SVC})",
+    "tip": f"tip (?:\\w+ ){{0,6}}(?:{_SVC}|right atrium) | (?:terminat\\w+|ends|ending) (?:\\w+ ){{0,4}}(?:{_SVC}) "
+    f"| xxxx (?:in|at|within) (?:the )?(?:\\w+ )?(?:{_SVC}|right atrium)",
     "pacemaker": (
         "pace ?makers? | pacers? | aicds? | icds?(?! \\d) | defibrillators? "
         "| pacing (?:\\w+ )?(?:lead|wire|device|electrode)s? "

@@ -37,7 +37,7 @@ _BEFORE_HEART = re.compile(
 )
 _ENLARGED_ELSE = re.compile(r" (?:right|left|hil|pulm|aort|thor|medias|lymph|azyg|vascul|main)")
 _LARGE_ELSE = re.compile(r" (?!(?:in|for|and|but|on|as|at|by|to)\b|with|since|from|due|compar|again|size)[a-z]")
-_VERB = re.compile(r"\b(?:is|are|appears?|has|have|remains?|was)\b")
+_VERB = re.compile(r"\b(?:is|are|appears?|has|have|remains?|was|corresponds?)\b")
 _SIDE = re.compile(
     r"\b(?:(right|rul|rml|rll)|(left|lul|lll|lingula\w*)|(bilateral\w*|both|bi ?bas\w+|biapical|bilat))\b"
     r"(?! (?:atri|ventric|heart|main|pulmonary arter))|(,)"
