@@ -36,9 +36,7 @@ CUES = {
         "|disappear\\w+) | normal for | normal variant\\w* | normal post\\w* | lordotic "
         "| except(?:ed|ional)\\w* | known | no doubt | may (?:19|20)\\d\\d | no comparison\\w* | no prior\\w* "
         "| no previous\\w* | clear up "
-        f"| (?:possible|possibly|questionable|questionably)(?= {_MORE}(?:increas|decreas|worsen|improv|progress)"
-        "(?!.{0,20}(?:heart|cardi))) "  # of a change: what changes is there
-        f"| (?:is|are|was|were|be|better|best|readily|also|again|as) (?:\\w+ )?{_SEEN} (?:on|by) {_CT}"
+        f"| (?:is|are|was|were|be|been|better|best|readily|also|again|as) (?:\\w+ )?{_SEEN} (?:on|by) {_CT}"
     ),
     "doubted": (  # what stands before
         "cannot (?:be )?(?:\\w+ )?(?:be )?(?:excluded|ruled out) | can not be (?:\\w+ )?(?:excluded|ruled out) "
@@ -54,6 +52,10 @@ CUES = {
         "| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?=[.;\\n]) "
         f"| {_SEEN[:-1]}|described|xxxx) (?:on|by) {_CT} | on (?:old|prior|previous|outside) {_CT} "
         "| (?:may|might|could) (?:be|lie) (?:outside|external to) (?:of )?(?:the )?patient"
+    ),
+    "likely": (  # with doubt of a change alone: what changes is there
+        "probab(?:le|ly) | (?:most |very )?likely | presum\\w+ | (?:possible|possibly|questionable|questionably)"
+        f"(?= {_MORE}(?:increas|decreas|worsen|improv|progress)(?!.{{0,20}}(?:heart|cardi)))"
     ),
     "weak": (  # what comes
         "(?:can ?not|can't|could not|unable to|difficult to|hard to) (?:\\w+ )?(?:exclude|rule out) | exclude "
@@ -95,7 +97,6 @@ CUES = {
         "(?:compatible|consistent)(?: with)? | represent\\w* | suggest(?:s|ed|ing|ive)? | indicat\\w+ "
         "| favou?r\\w* | felt to | thought to | in keeping | reflect\\w*"
     ),
-    "likely": "probab(?:le|ly) | (?:most |very )?likely | presum\\w+",
     "or": "or | versus | vs | and/or",
     "and": "and",
 }
@@ -141,7 +142,7 @@ TERMS = {
         "| penumonia | pnemonia | bronchopneumonia"
     ),
     "atelectasis": (
-        "at(?:ele|ale|lec)\\w* | collaps(?:ed?|ing) (?:of )?(?:(?!(?:vertebr|disc|at|to|with|on|in)\\w*)\\w+ ){0,5}?"
+        "at(?:el[ae]|ale|lec)\\w* | collaps(?:ed?|ing) (?:of )?(?:(?!(?:vertebr|disc|at|to|with|on|in)\\w*)\\w+ ){0,5}?"
         f"(?:lobe|lung|lingula|segment|{_LOBE})s? | (?:lobar|lobe|lobes|lung|lungs|lingular|lingula|segmental|{_LOBE}) "
         "(?:(?:is|are|has|have|appears?|remains?|now|partial|partially|completely|totally|nearly) )*collaps\\w*"
     ),
@@ -149,8 +150,9 @@ TERMS = {
     "edema": "edema | oedema | edematous",
     "nodule_mass": (
         "nodules? | round(?:ed)? nodular(?: \\w+){0,2}? (?:opaci|densit|lesion)\\w* "
-        "| nodular(?: \\w+)? lesions? | mass(?:es)?(?! ?like) | micronodules? | (?:pulmonary|lung) metasta\\w+ "
-        f"| fibro ?nodular\\w* | mass ?like(?! (?:\\w+ )?(?:{_BLUR}|air ?space|atelect))"
+        "| nodular(?: \\w+)? lesions? | mass(?:es)?(?! ?like) | micronodules? | coin lesions? "
+        "| (?:pulmonary|lung) metasta\\w+ "
+        f"| fibro ?nodular\\w* | mass ?like(?! (?:\\w+ )?(?:{_BLUR}|air ?space|atelect|appear))"
     ),
     "nodule_mass?": (
         "mass ?like | nodular(?: \\w+){0,3}? (?:opaci|densit|focus|foci|shadow)\\w* | nodularit(?:y|ies) "
@@ -172,7 +174,7 @@ TERMS = {
     "nasogastric_tube": (
         "(?:naso|oro) ?gastric(?: tube| catheter)? | ng(?: tube| catheter)?(?! ?/) | ngt | ogt | og(?: tube)? "
         "| nasoenteric(?: tube)? | enteric (?:\\w+ )?(?:tube|catheter)s? | feeding (?:tube|catheter) "
-        "| dobb? ?hoff(?: tube| catheter)? | gastric tube | naso(?:jejunal|duodenal)(?: tube)?"
+        "| corpak(?: tube)? | dobb? ?hoff(?: tube| catheter)? | gastric tube | naso(?:jejunal|duodenal)(?: tube)?"
     ),
     "swan_ganz_catheter": (
         "swan(?: ganz)?(?: catheter)? | pulmonary arter(?:y|ial) (?:catheter|line) | pa (?:catheter|line) "
@@ -195,12 +197,12 @@ TERMS = {
         "| shunt(?: tubing| catheter)?s? | jp drain | (?:mediastinal )?drains? | drainage catheters? "
         "| port a cath\\w* | porta ?cath\\w* | medi ?ports? | power ?ports? "
         "| (?:chest |infusion |subcutaneous )?ports? | intra aortic balloon(?: pump)? | iabp "
-        "| umbilical (?:\\w+ )?(?:catheter|line)s?"
+        "| vascular access (?:device|catheter|port)s? | umbilical (?:\\w+ )?(?:catheter|line)s?"
     ),
     "central_venous_catheter": (
         "central (?:\\w+ )?(?:venous )?(?:catheter|line|access)s? | cvc | cvl "
-        "| central venous(?! (?:congest|engorge|hyperten|pressure|promin|disten|sten|occlu|struct|vascul|pulmon))"
-        "| hickman(?: \\w+)? | broviac(?: \\w+)? "
+        "| central venous(?! (?:congest|engorge|hyperten|pressure|promin|disten|sten|occlu|struct|vascul|pulmon)) "
+        "| (?:hickman|broviac|groshong)(?: \\w+)? | cordis | (?:cvp|central venous pressure) (?:catheter|line)s? "
         f"| {_JUGULAR} (?:approach |vein |venous |central |tunneled |triple lumen )*(?:catheter|line|cvc|cvl"
         "|sheath|introducer|cordis|access)s? | venous (?:catheter|line)s? | svc (?:catheter|line) "
         "| triple lumen catheter"
@@ -212,7 +214,7 @@ TERMS = {
         "pace ?makers? | pacers? | aicds? | icds?(?! \\d) | defibrillators? "
         "| pacing (?:\\w+ )?(?:lead|wire|device|electrode)s? "
         "| cardiac (?:\\w+ )?(?:conduction|rhythm|pacing|pacer|implantable|generator|device)(?: \\w+)?(?: device)? "
-        "| cardiac xxxx(?: and| with)? leads?| cardiac (?:\\w+ )?leads? | crt d "
+        "| cardiac xxxx(?: and| with)? leads? | cardiac (?:\\w+ )?leads? | crt d "
         "| (?:atrial|ventricular|rv|ra|lv|shock|chamber) (?:\\w+ )?leads? "
         "| biventricular (?:\\w+ )?(?:device|pacer|lead)s? | (?:dual|single) (?:chamber|lead) (?:\\w+ )?\\w+ "
         "| transvenous leads? | leads? tips? | cardiac stimulation leads? | pulse generator "
