@@ -18,9 +18,10 @@ _NEARLY = (
     "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually)"
 )
 _MORE = "(?:(?:a|some|very|subtle|subtly|slight|slightly|mild|mildly|minimal|minimally|interval) )*"
+_END = "[.;\\n]|$|,? (?:but|however|though|although)\\b"
 _CT = (  # an image that is no x-ray, where the clause ends with it: no verb comes that tells of today's film
     "(?:the |an? |his |her )?(?:\\w+ ){0,2}?(?:ct|pet|mri|scan)s?(?: (?:ct|scan|chest|exam|study|studies)s?)*"
-    "(?=[.;\\n]| (?:from|of|dated|performed))"
+    f"(?={_END}| (?:from|of|dated|performed)\\b)"
 )
 _STILL = (
     "(?:unchanged|stable|again|persist|still|remain|now|larger|smaller|more|less|greater|increas|decreas|better|worse"
@@ -49,13 +50,13 @@ CUES = {
         "| (?:should|must|would have to|has to|needs? to) be (?:\\w+ )?(?:considered|excluded|ruled out) "
         "| (?:is|thought|felt|considered) (?:to be )?less likely | less likely(?=[.;\\n]) "
         "| (?:is|are|remains?) (?:also )?(?:in|on|within) the differential "
-        "| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?=[.;\\n]) "
+        f"| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?={_END}) "
         f"| {_SEEN[:-1]}|described|xxxx) (?:on|by) {_CT} | on (?:old|prior|previous|outside) {_CT} "
         "| (?:may|might|could) (?:be|lie) (?:outside|external to) (?:of )?(?:the )?patient"
     ),
     "likely": (  # with doubt of a change alone: what changes is there
         "probab(?:le|ly) | (?:most |very )?likely | presum\\w+ | (?:possible|possibly|questionable|questionably)"
-        f"(?= {_MORE}(?:increas|decreas|worsen|improv|progress)(?!.{{0,20}}(?:heart|cardi)))"
+        f"(?= {_MORE}(?:increas|decreas|worsen|improv|progress)(?![^.,;\\n]{{0,20}}(?:heart|cardi)))"
     ),
     "weak": (  # what comes
         "(?:can ?not|can't|could not|unable to|difficult to|hard to) (?:\\w+ )?(?:exclude|rule out) | exclude "
@@ -71,7 +72,7 @@ CUES = {
         "| recommend\\w* | to document | to confirm | follow ?up to | reason for | clinical (?:concern|question) "
         "| advised? | screening for | symptoms of | treated for | complain\\w* | correlat\\w* | workup "
         "| on (?:an?|the|his|her) (?:previous|prior|outside|old|earlier|remote) [^.;\\n]{0,60}?\\b(?:was|were|had)"
-        f"(?![^.;\\n]*\\b{_STILL})"
+        f"(?!(?:(?! (?:but|however) )[^.;\\n])*\\b{_STILL})"
     ),
     "gone": (  # denies what stands before or, if nothing does, what comes
         f"removal(?! of) | resolution(?! of) | no longer(?: \\w*{_SEEN})? | not (?:\\w+ ){{0,2}}{_SEEN} "

@@ -22,9 +22,9 @@ _MIDLINE = {"cardiomegaly", "endotracheal_tube", "nasogastric_tube", "tracheosto
 # A comma or 'and' behind a denied name, and what starts a statement there
 _RESUMES = re.compile(
     r"(?:, ?)?(?:and )?(?:(?:there|the|mild|mildly|moderate|stable|unchanged|persistent|chronic|old|healed|status"
-    r"|only|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b|(?:(?<=, )(?:left|right|bilateral)|bibasilar|basilar"
-    r"|linear|low|slight|subsegmental|minor|small|trace|tiny|patchy|streaky|residual|scattered|few|multiple|several)\b"
-    r"(?![^.;\n]*\bn?or\b))"
+    r"|only|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b(?! (?:mass|nodul|failure|enlarg))"
+    r"|(?:(?<=, )(?:left|right|bilateral)|bibasilar|basilar|linear|low|slight|subsegmental|minor|small|trace|tiny"
+    r"|patchy|streaky|residual|scattered|few|multiple|several)\b(?![^.;\n]*\bn?or\b))"
 )
 _LIST = re.compile(r"[^.;\n]*\b(?:or|versus|vs)\b")
 _TIP = re.compile(r"\b(?:tips?|end)\b")
