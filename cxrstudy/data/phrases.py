@@ -17,11 +17,12 @@ _NEARLY = (
     "(?:nearly|almost|partially|partly|mostly|largely|incompletely|near|partial|incomplete|nearly complete"
     "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually)"
 )
-_MORE = "(?:(?:a|some|very|subtle|subtly|slight|slightly|mild|mildly|minimal|minimally|interval) )*"
+_MORE = "(?:(?:a|some|small|very|subtle|subtly|slight|slightly|mild|mildly|minimal|minimally|interval) )*"
+_REST = "(?:(?!,? (?:but|however)\\b)[^.;\\n])*\\b"  # of a clause
 _END = "[.;\\n]|$|,? (?:but|however|though|although)\\b"
 _CT = (  # an image that is no x-ray, where the clause ends with it: no verb comes that tells of today's film
     "(?:the |an? |his |her )?(?:\\w+ ){0,2}?(?:ct|pet|mri|scan)s?(?: (?:ct|scan|chest|exam|study|studies)s?)*"
-    f"(?={_END}| (?:from|of|dated|performed)\\b)"
+    f"(?={_END}| (?:from|of|dated|performed)\\b(?!{_REST}(?:is|are|ha[sv]e?|appears?|remains?)\\b))"
 )
 _STILL = (
     "(?:unchanged|stable|again|persist|still|remain|now|larger|smaller|more|less|greater|increas|decreas|better|worse"
@@ -30,14 +31,15 @@ _STILL = (
 CUES = {
     "idle": (  # cue words that deny nothing
         f"no {_SLIGHT}{_CHANGE} | without {_SLIGHT}{_CHANGE} | not {_SLIGHT}{_CHANGE} | not only | not as "
-        "| not well "
+        "| not well | not clear "
         "| not (?:fully|optimally|entirely|completely|adequately|included|imaged|evaluated|assessed|enough"
         "|convincingly)(?! (?:be )?(?:excluded|ruled)) "
         f"| {_NEARLY} (?:completely |entirely |totally |complete )?(?:resol\\w+|clear(?:ed|ing)|remov\\w+"
         "|disappear\\w+) | normal for | normal variant\\w* | normal post\\w* | lordotic "
         "| except(?:ed|ional)\\w* | known | no doubt | may (?:19|20)\\d\\d | no comparison\\w* | no prior\\w* "
         "| no previous\\w* | clear up "
-        f"| (?:is|are|was|were|be|been|better|best|readily|also|again|as) (?:\\w+ )?{_SEEN} (?:on|by) {_CT}"
+        f"| (?:is|are|was|were|be|been|better|best|readily|also|again|as|than|that|those) (?:\\w+ )?{_SEEN} (?:on|by) "
+        f"{_CT}"
     ),
     "doubted": (  # what stands before
         "cannot (?:be )?(?:\\w+ )?(?:be )?(?:excluded|ruled out) | can not be (?:\\w+ )?(?:excluded|ruled out) "
@@ -72,20 +74,21 @@ CUES = {
         "| recommend\\w* | to document | to confirm | follow ?up to | reason for | clinical (?:concern|question) "
         "| advised? | screening for | symptoms of | treated for | complain\\w* | correlat\\w* | workup "
         "| on (?:an?|the|his|her) (?:previous|prior|outside|old|earlier|remote) [^.;\\n]{0,60}?\\b(?:was|were|had)"
-        f"(?!(?:(?! (?:but|however) )[^.;\\n])*\\b{_STILL})"
+        f"(?!{_REST}{_STILL})"
     ),
     "gone": (  # denies what stands before or, if nothing does, what comes
         f"removal(?! of) | resolution(?! of) | no longer(?: \\w*{_SEEN})? | not (?:\\w+ ){{0,2}}{_SEEN} "
         "| nowhere | resolved | removed | cleared | absent | disappeared | unlikely | was discontinued "
         "| withdrawn and | ruled out | excluded | not likely | has been out | is negative | none(?! (?:on|in|at)) "
         "| (?:replaced|exchanged) (?:by|with|for) | taken out "
-        "| (?:is|are|lies?|appears?|to be|probably|likely) (?:outside|external to) (?:of )?(?:the )?patient"
+        "| (?:is|are|be|lies?|projects?) (?:probably |likely )?(?:outside|external to) (?:of )?(?:the )?patient"
     ),
     "no": (
         "no | without | w/o | free of | free from | clear of | negative for | absence of | denies | never "
         "| neither | nor | not | lack of | lacks | rather than | resolution | removal | exclusion of | nil "
         "| clearing of | clearance of | instead of | devoid of "
-        "| clear(?= (?:focal |acute )*(?:air ?space|consolid|infiltrat))"  # a lost 'of'
+        "| clear(?= (?:focal |acute )*(?:air ?space|consolid|infiltrat)\\w*(?: (?:disease|consolid|infiltrat)\\w*)?"
+        "(?:[.,;\\n]|$| or))"  # a lost 'of'
     ),
     "but": (  # ends every scope
         "but | however | though | although | except | otherwise | which | while | whereas | yet | aside from "
@@ -210,7 +213,7 @@ TERMS = {
     ),
     "catheter": "catheters? | xxxx a xxxx",
     "tip": f"tip (?:\\w+ ){{0,6}}(?:{_SVC}|right atrium) | (?:terminat\\w+|ends|ending) (?:\\w+ ){{0,4}}(?:{_SVC}) "
-    f"| xxxx (?:in|at|within) (?:the )?(?:\\w+ )?(?:{_SVC}|right atrium)",
+    f"| xxxx (?:in|at|within) (?:the )?(?:\\w+ )?(?:{_SVC})",
     "pacemaker": (
         "pace ?makers? | pacers? | aicds? | icds?(?! \\d) | defibrillators? "
         "| pacing (?:\\w+ )?(?:lead|wire|device|electrode)s? "

@@ -22,7 +22,8 @@ _MIDLINE = {"cardiomegaly", "endotracheal_tube", "nasogastric_tube", "tracheosto
 # A comma or 'and' behind a denied name, and what starts a statement there
 _RESUMES = re.compile(
     r"(?:, ?)?(?:and )?(?:(?:there|the|mild|mildly|moderate|stable|unchanged|persistent|chronic|old|healed|status"
-    r"|only|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b(?! (?:mass|nodul|failure|enlarg))"
+    r"|only|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b"
+    r"(?! (?:mass|nodul|failure|enlarg)\w*(?:[.;\n]|[^.;\n]*\bn?or\b))"
     r"|(?:(?<=, )(?:left|right|bilateral)|bibasilar|basilar|linear|low|slight|subsegmental|minor|small|trace|tiny"
     r"|patchy|streaky|residual|scattered|few|multiple|several)\b(?![^.;\n]*\bn?or\b))"
 )
@@ -306,7 +307,7 @@ class _Reader:
             if kind == "doubted":
                 self.weak = self.weak or not named
                 named = [row for row in named if row[3] == "present"]
-            elif not named and not self.heart:
+            elif not named and not self.heart and not flat.endswith("patient", start, end):
                 self.no, self.used = True, 0
             elif _TIP.search(flat, self.sentence, start) or _ONE_VIEW.match(flat, end):
                 named = []
