@@ -18,7 +18,7 @@ _NEARLY = (
     "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually)"
 )
 _MORE = "(?:(?:a|some|small|very|subtle|subtly|slight|slightly|mild|mildly|minimal|minimally|interval) )*"
-_REST = "(?:(?!,? (?:but|however)\\b)[^.;\\n])*\\b"  # of a clause
+_REST = "(?:(?!,? (?:but|however)\\b)[^.;\\n]){0,200}\\b"  # of a clause
 _END = "[.;\\n]|$|,? (?:but|however|though|although)\\b"
 _CT = (  # an image that is no x-ray, where the clause ends with it: no verb comes that tells of today's film
     "(?:the |an? |his |her )?(?:\\w+ ){0,2}?(?:ct|pet|mri|scan)s?(?: (?:ct|scan|chest|exam|study|studies)s?)*"
@@ -58,7 +58,7 @@ CUES = {
     ),
     "likely": (  # with doubt of a change alone: what changes is there
         "probab(?:le|ly) | (?:most |very )?likely | presum\\w+ | (?:possible|possibly|questionable|questionably)"
-        f"(?= {_MORE}(?:increas|decreas|worsen|improv|progress)(?![^.,;\\n]{{0,20}}(?:heart|cardi)))"
+        f"(?= {_MORE}(?:increas|decreas|worsen|improv|progress)(?!\\w*(?: \\w+){{0,2}} (?:heart|cardi)))"
     ),
     "weak": (  # what comes
         "(?:can ?not|can't|could not|unable to|difficult to|hard to) (?:\\w+ )?(?:exclude|rule out) | exclude "
