@@ -114,7 +114,11 @@ def assemble(source: Path, key: str, data_key: str) -> None:
     presets, results = presets_run(), sources()
     told: dict[str, dict[str, Any]] = {page: {"presets": presets or ["mini"]} for page in PAGES}
     told |= {page: {"presets": results} for page in CHAPTERS}
-    told |= {"planner": {"preset": results[0]}, "flips": {"settings": ablations()}, "objectives": {}}
+    told |= {
+        "planner": {"preset": results[0]},
+        "flips": {"settings": ablations(), "repeats": results},
+        "objectives": {},
+    }
     wanted: list[tuple[Path, Path, dict[str, Any]]] = [
         (book / f"{page}.ipynb", source / f"{page}.ipynb", values) for page, values in told.items()
     ]

@@ -24,7 +24,20 @@ from cxrstudy.files import replacing, write_text
 
 LIMIT = 10_000_000  # bytes of all recorded presets together: they travel with every clone
 SCORES = {"classify": "scores.parquet", "segment": "scores.parquet", "report": "reports.parquet"}
-READ = ["run", "stage", "task", "metric", "value", "low", "high", "paradigm", "base", "n_images", "samples_seen", "seed"]
+READ = [
+    "run",
+    "stage",
+    "task",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "paradigm",
+    "base",
+    "n_images",
+    "samples_seen",
+    "seed",
+]
 OF_A_REPORT = ["image_id", "patient_id", "f1", "rouge_l", "bleu_4"]  # what is kept of one; its words are not
 
 

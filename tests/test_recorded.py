@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from conftest import Walk
 
-from cxrstudy import grid, recorded, run
+from cxrstudy import grid, recorded
+from cxrstudy import run as runner
 from cxrstudy.data.synthetic import describe
 from cxrstudy.data.vocabulary import LABELS
 from cxrstudy.evaluate.metrics import auprc, auroc
@@ -139,7 +140,7 @@ def test_recorded_runs_come_out_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(names) == len(again)
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
     others = recorded.run_names(STUDY) | {run.name for run in grid.plan(STUDY)}
-    assert run.run_preset(STUDY, cores=2, settings={}, quiet=True, stand=others - names) == 0
+    assert runner.run_preset(STUDY, cores=2, settings={}, quiet=True, stand=others - names) == 0
     found = load_records(tmp_path / "runs")
     found = found[(found["label"] == "macro") & (found["metric"] == "auroc")].set_index(["run", "task"])["value"]
     for (name, task), value in told.items():
