@@ -47,8 +47,9 @@ def place(preset: str) -> Path:
 
 
 def presets() -> list[str]:
-    """Presets that have recorded results."""
-    return sorted(path.parent.name for path in place("").glob("*/runs.csv"))
+    """Presets that have recorded results, the study first."""
+    names = [path.parent.name for path in place("").glob("*/runs.csv")]
+    return sorted(names, key=lambda name: (not name.startswith("study"), name))
 
 
 def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
