@@ -27,12 +27,12 @@ from cxrstudy.scaling import ladders
 FOLDS = [f"fold{k}" for k in range(5)]
 RECIPES = {  # paradigm: base, what differs from the defaults
     "unicl": ("book/recorded/bases/clip-hybrid", {"batch_size": 32, "lr": 5e-4}),
-    "dinov2": ("book/recorded/bases/dino-hybrid", {"batch_size": 32, "lr": 5e-4}),
+    "dinov2": ("book/recorded/bases/dino-hybrid", {"batch_size": 32, "lr": 1e-3}),  # at 5e-4 it moves by 0.7%
 }
 SHARED: dict[str, Any] = {"samples_seen": 1408, "warmup": 0.2, "base_share": 0.5}
 
 
-def real(root: str, seeds: int) -> list[dict[str, Any]]:
+def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
     """Rows of the real sample."""
     out = "runs/no-harm/data/nih"
     asked = study.Data(
@@ -50,7 +50,8 @@ def real(root: str, seeds: int) -> list[dict[str, Any]]:
         return found["truth"][order], found["scores"][order], found["test"]["patient_id"].to_numpy()[order]
 
     rows = []
-    for paradigm, (base, own) in RECIPES.items():
+    for paradigm in paradigms:
+        base, own = RECIPES[paradigm]
         truth, scores, patients = judge([base])
         before = bootstrap(auroc, truth, scores, groups=patients, resamples=2000)
         for n in (100, 250, 700):
@@ -97,16 +98,17 @@ def main() -> None:
     parser.add_argument("which", choices=["synthetic", "real"])
     parser.add_argument("--root", default="", help="folder of ChestX-ray14")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--paradigm", choices=list(RECIPES), action="append", help="of the real sample; default: all")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    new = pd.DataFrame(
-        synthetic() if given.which == "synthetic" else real(str(Path(given.root).resolve()), given.seeds)
-    )
+    root, wanted = str(Path(given.root).resolve()), given.paradigm or list(RECIPES)
+    new = pd.DataFrame(synthetic() if given.which == "synthetic" else real(root, given.seeds, wanted))
     new["hardware"], new["commit"] = environment()["hardware"], environment()["commit"]
     file = study.root() / "book" / "recorded" / "no_harm.csv"
     if file.is_file():
         old = pd.read_csv(file)
-        new = pd.concat([old[~old["images"].isin(new["images"])], new])
+        again = old["images"].isin(new["images"]) & old["paradigm"].isin(new["paradigm"])
+        new = pd.concat([old[~again], new])
     columns = ["images", "task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most", "moved"]
     new[[*columns, "hardware", "commit"]].round(4).to_csv(file, index=False)
     print(file)
