@@ -1,4 +1,4 @@
-"""Every number that the book has, in one table: as files to download, and as the data of its page "Explore the results".
+"""Every number that the book has, in one table: as files to download, and as data of the page "Explore the results".
 
 ``write`` puts them beside the book's scripts; ``book/assets/explore.js`` draws the figure and the table from them. A
 source is one plan's runs, recorded or of this machine; no curve joins two of them.
@@ -11,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from cxrstudy import narrative, recorded, results, run
+from cxrstudy import narrative, plots, recorded, results, run, study
 from cxrstudy.data.vocabulary import PHRASES
-from cxrstudy.files import replacing, write_changed
+from cxrstudy.files import replacing, write_changed, write_text
 from cxrstudy.plots import STYLE, TASKS, human
 from cxrstudy.scaling import ladders
 
 FILES = {"CSV": "results.csv", "Parquet": "results.parquet"}
+FIGURE = "scaling.svg"
 SCRIPT = "explore-data.js"
 DIGITS = 4  # significant ones of a number in the page; the files hold them all
 HELD = {"base": "from", "samples_seen": "seen:", "data": "on", "encoder": "of"}  # what one curve has in common
@@ -77,6 +78,30 @@ def payload(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def main_figure(source: str) -> plots.Shown | None:
+    """Macro AUROC against in-house images of a source, with its laws; None where it holds no ladder."""
+    table = narrative.plan_table(source)[0]
+    if ladders.points(table).empty:
+        return None
+    kinds = ", ".join(sorted(table["kind"].dropna().unique()))
+    return plots.scaling(
+        table, narrative.scale_artefacts(source)[1], title=f"{narrative.name_of(source)} ({kinds} x-rays)."
+    )
+
+
+def draw(preset: str) -> Path:
+    """Draw the main figure of a preset's recorded runs beside them, as the README shows it; the same bytes each time.
+
+    StudyError: no ladder of that preset is recorded.
+    """
+    figure = main_figure(f"{narrative.RECORDED}{preset}")
+    if figure is None:
+        raise study.StudyError(f"no ladder of preset {preset!r} is recorded: cxrstudy record --preset {preset}")
+    path = recorded.place(preset) / FIGURE
+    write_text(path, figure.image.decode())
+    return path
+
+
 def run_page(preset: str, stage: str, name: str) -> str:
     """The page of an executed notebook in the book, without its ending."""
     return f"runs/{preset}/{stage}-{name}"
@@ -86,8 +111,8 @@ def embedded(figure: str) -> str:
     """The place of the interactive figure in a page at the book's root, as HTML; ``figure`` is shown where scripts are
     not."""
     return (
-        '<link rel="stylesheet" href="_static/explore.css"><div id="explore-figure" class="explore"><noscript><p>Choosing '
-        f"what is shown needs JavaScript; this figure does not.</p>{figure}</noscript></div>"
+        '<link rel="stylesheet" href="_static/explore.css"><div id="explore-figure" class="explore"><noscript><p>'
+        f"Choosing what is shown needs JavaScript; this figure does not.</p>{figure}</noscript></div>"
     )
 
 
@@ -95,9 +120,9 @@ def embedded_table() -> str:
     """The place of the table in the same page, links to its files, and the scripts that fill both places."""
     links = " or ".join(f'<a href="_static/{name}" download>as {kind}</a>' for kind, name in FILES.items())
     return (
-        '<div id="explore-table" class="explore"><noscript><p>Sorting and filtering need JavaScript; the files below do '
-        f'not.</p></noscript></div><p class="explore-files">The whole table, with all digits, provenance and hardware of '
-        f'every row: download it {links}.</p><script src="_static/{SCRIPT}" defer></script>'
+        '<div id="explore-table" class="explore"><noscript><p>Sorting and filtering need JavaScript; the files below '
+        'do not.</p></noscript></div><p class="explore-files">The whole table, with all digits, and hardware and code '
+        f'of every row: download it {links}.</p><script src="_static/{SCRIPT}" defer></script>'
         '<script src="_static/explore.js" defer></script>'
     )
 
