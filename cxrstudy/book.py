@@ -35,7 +35,7 @@ HARM = (
 )
 RATES = ("images_per_second", "peer_images_per_second")
 PAGES = ("data", "gallery")  # executed with the presets that have runs on this machine
-CHAPTERS = ("index", "explore", "segmentation", "reports", "laws", "claims", "discussion")  # with all sources of results
+CHAPTERS = ("index", "explore", "segmentation", "reports", "laws", "claims", "discussion")  # with all sources
 HIDDEN = {"parameters", "injected-parameters"}
 
 

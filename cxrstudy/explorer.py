@@ -4,6 +4,7 @@
 source is one plan's runs, recorded or of this machine; no curve joins two of them.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -98,8 +99,14 @@ def draw(preset: str) -> Path:
     if figure is None:
         raise study.StudyError(f"no ladder of preset {preset!r} is recorded: cxrstudy record --preset {preset}")
     path = recorded.place(preset) / FIGURE
-    write_text(path, figure.image.decode())
+    write_text(path, f"{figure.image.decode()}<!-- {drawn_from(preset)} -->\n")
     return path
+
+
+def drawn_from(preset: str) -> str:
+    """What a recorded figure says of the table it was drawn from: another table, and it is to be drawn anew."""
+    digest = hashlib.blake2b((recorded.place(preset) / "metrics.parquet").read_bytes(), digest_size=16).hexdigest()
+    return f"drawn from metrics.parquet {digest}"
 
 
 def run_page(preset: str, stage: str, name: str) -> str:
@@ -142,7 +149,7 @@ def _runs(table: pd.DataFrame, of: list[str]) -> pd.DataFrame:
     ladder = runs["paradigm"].where(runs["role"] == "rung", "").astype(str)
     for name, word in HELD.items():  # runs that differ in more than n_images and seed are no one ladder
         several = runs.groupby([*of[:2], "stage", ladder])[name].transform("nunique") > 1
-        more = runs[name].map(human if name == "samples_seen" else str)
+        more = runs[name].map(human if name == "samples_seen" else str).astype(str)
         ladder = ladder.where(~several | (ladder == ""), ladder + f", {word} " + more)
     kept = {source: source.startswith(narrative.RECORDED) for source in runs["source"].unique()}
     here = {(name, row["name"]) for name in kept if not kept[name] for row in run.run_table(name)}

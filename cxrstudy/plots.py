@@ -54,7 +54,9 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()
     style = "max-width:100%;height:auto;background:#fff"
-    return Shown(f'<img alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt, buffer.getvalue())
+    return Shown(
+        f'<img alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt, buffer.getvalue()
+    )
 
 
 def human(value: float) -> str:

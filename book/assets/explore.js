@@ -20,9 +20,8 @@
     const [own, place] = name.split("@");
     return (data.phrases[own] || own.replace(/_/g, " ")) + (place ? ` at ${place.replace(/-[0-9a-f]{6}$/, "")}` : "");
   };
-  const number = (v) => (v === null ? "not measured" : Math.abs(v) >= 1000 ? whole(v) : String(v));
-  const three = (v) => (Math.abs(v) >= 100 ? whole(v) : v.toFixed(3));
-  const range = (low, high) => (low === null || high === null ? "" : ` [${three(low)}, ${three(high)}]`);
+  const four = (v) => (Math.abs(v) >= 1000 ? whole(v) : v.toPrecision(4)); // digits, as the data have
+  const range = (low, high) => (low === null || high === null ? "" : ` [${four(low)}, ${four(high)}]`);
   const unique = (items) => [...new Set(items)];
 
   function fill(node, attributes, parent, text) {
@@ -155,10 +154,10 @@
     const values = many ? point.own.map((p) => p.value) : [];
     const who = many ? `${runs.ladder[k]}, mean of seeds ${seeds.join(", ")}` : `${runs.name[k]}: ${runs.ladder[k]}, seed ${seeds[0]}`;
     const about = `${whole(point.n)} images, ${whole(runs.samples_seen[k])} samples seen`;
-    const spread = many ? `; single seeds from ${three(Math.min(...values))} to ${three(Math.max(...values))}` : "";
+    const spread = many ? `; single seeds from ${four(Math.min(...values))} to ${four(Math.max(...values))}` : "";
     const leads = many ? " Opens their rows in the table."
       : runs.page[k] ? " Opens its executed notebook." : ` Opens its rows in the table. Made by: ${runs.command[k]}`;
-    return `${who}; ${about}. ${say(metric.value)} ${three(point.value)}${range(point.low, point.high)}${spread}.${leads}`;
+    return `${who}; ${about}. ${say(metric.value)} ${four(point.value)}${range(point.low, point.high)}${spread}.${leads}`;
   }
   function baseName(base, bases) {
     const alike = bases.filter((b) => runs.paradigm[b.run] === runs.paradigm[base.run]).length > 1;
@@ -269,7 +268,7 @@
   // ---- the table ---------------------------------------------------------------------------------------------------
   const ofRun = (name) => (r) => runs[name][runOf[r]];
   const ofKey = (k) => (r) => say(keys[rows.key[r]][k]);
-  const NUMERIC = ["images", "samples seen", "seed", "value", "low", "high", "n"];
+  const MEASURED = ["value", "low", "high"], NUMERIC = [...MEASURED, "images", "samples seen", "seed", "n"];
   const COLUMNS = {
     run: ofRun("name"), task: ofKey(0), label: ofKey(1), metric: ofKey(2),
     value: (r) => rows.value[r], low: (r) => rows.low[r], high: (r) => rows.high[r], n: (r) => rows.n[r],
@@ -341,7 +340,8 @@
       const row = make("tr", {}, null);
       Object.entries(COLUMNS).forEach(([name, read]) => {
         const value = read(r), numeric = NUMERIC.includes(name);
-        const text = numeric ? (value === null && name !== "value" ? "" : number(value)) : value || "";
+        const missing = name === "value" ? "not measured" : "";
+        const text = value === null ? missing : !numeric ? value : MEASURED.includes(name) ? four(value) : whole(value);
         const link = name === "run" ? runs.page[runOf[r]] : "";
         const cell = make("td", { class: numeric ? "explore-number" : "" }, row, link ? "" : text);
         if (link) make("a", { href: link }, cell, text);
