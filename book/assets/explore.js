@@ -55,8 +55,7 @@
   const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
   const named = (names) => names.sort((a, b) => rank(a) - rank(b)).map((name) => [name, say(name)]);
 
-  figureRoot.replaceChildren();
-  tableRoot.replaceChildren();
+  [figureRoot, tableRoot].forEach((root) => root.replaceChildren());
   if (!count) {
     make("p", {}, figureRoot, "There are no results yet.");
     return;
@@ -357,7 +356,7 @@
   }
   function showRows(point) { // of a mark of the figure: those of its run, or of its seeds
     const many = point.own && point.own.length > 1;
-    find.value = many ? `${runs.paradigm[point.run]}-n${point.n}-` : runs.name[point.run];
+    find.value = many ? runs.name[point.run].replace(/s\d+-[0-9a-f]{6}$/, "") : runs.name[point.run];
     only.source.value = source.value;
     only.task.value = task.value;
     only.label.value = label.value;
