@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from cxrstudy import grid, narrative, recorded, study
+from cxrstudy import explorer, grid, narrative, recorded, study
 from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
 
@@ -35,7 +35,7 @@ HARM = (
 )
 RATES = ("images_per_second", "peer_images_per_second")
 PAGES = ("data", "gallery")  # executed with the presets that have runs on this machine
-CHAPTERS = ("index", "segmentation", "reports", "laws", "claims", "discussion")  # with every source of results
+CHAPTERS = ("index", "explore", "segmentation", "reports", "laws", "claims", "discussion")  # with all sources
 HIDDEN = {"parameters", "injected-parameters"}
 
 
@@ -111,6 +111,7 @@ def assemble(source: Path, key: str, data_key: str) -> None:
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
             keep.add(_copy(path, source / path.relative_to(book)))
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
+    keep |= set(explorer.write(source / "assets", _all_sources()))
     presets, results = presets_run(), sources()
     told: dict[str, dict[str, Any]] = {page: {"presets": presets or ["mini"]} for page in PAGES}
     told |= {page: {"presets": results} for page in CHAPTERS}
@@ -144,7 +145,7 @@ def assemble(source: Path, key: str, data_key: str) -> None:
     for preset in presets:
         lines += [f"## {preset}", "", "| executed notebook | stage | result |", "|---|---|---|"]
         for row in run_table(preset):
-            page = f"runs/{preset}/{row['stage']}-{row['name']}"
+            page = explorer.run_page(preset, row["stage"], row["name"])
             keep.add(_copy(row["notebook"], source / f"{page}.ipynb"))
             entry.setdefault("sections", []).append({"file": page, "title": f"{preset}: {row['stage']} {row['name']}"})
             failed = f"**failed**: {notebook_error(row['notebook']) or 'stopped before its end'}".replace("|", "\\|")

@@ -97,8 +97,14 @@ def run(
 
 @main.command()
 @click.option("--preset", "-p", required=True, help="A preset that has been run here, whole or in part.")
-def record(preset: str) -> None:
+@click.option("--figure", is_flag=True, help="Draw its main figure anew from what is recorded, and record nothing.")
+def record(preset: str, figure: bool) -> None:
     """Keep the results of a preset's finished runs in book/recorded: tables and per-image scores, no weights."""
+    if figure:
+        from cxrstudy import explorer
+
+        click.echo(explorer.draw(preset))
+        return
     from cxrstudy import recorded
     from cxrstudy import run as runner
 

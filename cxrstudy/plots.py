@@ -32,8 +32,8 @@ TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
 class Shown:
     """A figure as HTML with alternative text, in notebooks and in the book."""
 
-    def __init__(self, markup: str, alt: str):
-        self.markup, self.alt = markup, alt
+    def __init__(self, markup: str, alt: str, image: bytes = b""):
+        self.markup, self.alt, self.image = markup, alt, image
 
     def _repr_html_(self) -> str:
         return self.markup
@@ -54,7 +54,9 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()
     style = "max-width:100%;height:auto;background:#fff"
-    return Shown(f'<img alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt)
+    return Shown(
+        f'<img alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt, buffer.getvalue()
+    )
 
 
 def human(value: float) -> str:

@@ -121,6 +121,12 @@ def run_names(preset: str) -> set[str]:
     return set(runs["run"]) if runs is not None else set()
 
 
+def commands(preset: str) -> dict[str, str]:
+    """How each recorded run of a preset was made."""
+    runs = _read(place(preset) / "runs.csv")
+    return dict(zip(runs["run"], runs["command"], strict=True)) if runs is not None else {}
+
+
 def size() -> int:
     """Bytes that all recorded presets take."""
     return sum(file.stat().st_size for name in presets() for file in place(name).rglob("*") if file.is_file())

@@ -1,25 +1,18 @@
 """The page 'Plan your own site', built as the book builds it and used in a real browser from disk."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import ROOT
 from made_ladders import base, judge, ladder
+from pages import CONTRAST, DESKTOP, PHONE, beyond, call, chromium, needs_browser, visits
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"
-)
 pytestmark = pytest.mark.slow  # a book of its own and some thirty looks at it: make test-slow
 PAGES = ("law", "refused", "empty")  # what its runs allow
-DESKTOP, PHONE = (1300, 900), (390, 800)
 
 
 def make_runs(kind: str) -> None:
@@ -65,46 +58,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top / "_build" / "html"
 
 
-def call(*words: object, **environment: str) -> None:
-    command = [sys.executable, *([] if words[0] == "-c" else ["-m"]), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
 def visit(site, browser):
     """Open one of the pages; whatever it asks of others, or complains of, fails the test."""
-    contexts, wrong = [], []
-
-    def opened(name="law", size=DESKTOP, scheme="light", script=True):
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, java_script_enabled=script
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda r: wrong.append(r.url) if r.url.split(":")[0] not in ("file", "data") else None)
-        page.goto((site / f"planner-{name}.html").as_uri())
-        if script:
-            page.wait_for_timeout(300)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    with visits(browser) as opened:
+        yield lambda name="law", *how, **more: opened(site / f"planner-{name}.html", *how, **more)
 
 
 def answers(page):
@@ -117,10 +81,6 @@ def answers(page):
 
 def said(page):
     return page.locator(".planner-said").text_content()
-
-
-def beyond(page):
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
 # ---- the same numbers ----------------------------------------------------------------------------------------------
@@ -254,22 +214,6 @@ def test_the_page_fits_and_can_be_read(visit, name, size, scheme):
         assert node.is_visible()
         ratio = node.evaluate(CONTRAST)
         assert ratio >= 4.5, f"{selector} has contrast {ratio:.1f} in {scheme}"
-
-
-CONTRAST = """node => {
-  const rgb = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const style = getComputedStyle(node);
-  let ground = node, colour = [0, 0, 0, 0];
-  while (ground && (colour.length === 4 && colour[3] === 0)) {
-    colour = rgb(getComputedStyle(ground).backgroundColor); ground = ground.parentElement;
-  }
-  const text = light(rgb(node.namespaceURI.endsWith('svg') ? style.fill : style.color)), under = light(colour);
-  return (Math.max(text, under) + 0.05) / (Math.min(text, under) + 0.05);
-}"""
 
 
 @needs_browser

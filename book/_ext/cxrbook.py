@@ -1,4 +1,7 @@
-"""Keeps pages whole without a network: drops what would ask for addresses elsewhere."""
+"""Keeps pages whole without a network: drops what would ask for addresses elsewhere, and lets notebooks be saved."""
+
+import json
+from pathlib import Path
 
 OUTSIDE = ("thebe", "https://", "http://")
 
@@ -14,7 +17,17 @@ def drop_outside(app, pagename, templatename, context, doctree):
         context[key] = [file for file in context.get(key, []) if ours(file)]
 
 
+def keep_notebook(app, pagename, templatename, context, doctree):
+    """Write a page's notebook as a script too: what ``assets/notebook.js`` can read from disk, and save."""
+    if context.get("page_source_suffix") == ".ipynb":
+        text = Path(app.env.doc2path(pagename)).read_text(encoding="utf-8")
+        script = Path(app.outdir, "_sources", f"{pagename}.ipynb.js")
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f"cxrstudyNotebook({json.dumps(text)});\n", encoding="utf-8")
+
+
 def setup(app):
     """Register with Sphinx; late, so that what themes and extensions add is seen."""
     app.connect("html-page-context", drop_outside, priority=900)
+    app.connect("html-page-context", keep_notebook, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
