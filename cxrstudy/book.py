@@ -154,7 +154,7 @@ def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, di
     yield "objectives", "objectives", {}, ([], [])
     yield "index", "index", {"presets": results}, both(results[:1])
     yield "planner", "planner", {"preset": results[0]}, both(results[:1])
-    yield "flips", "flips", {"settings": settings}, both(sorted({v.partition(" ")[0] for v in settings.values()}))
+    yield "flips", "flips", {"settings": settings, "repeats": results}, both(sorted(of))
     yield from ((page, page, {"presets": results}, both(results)) for page in CHAPTERS)
     yield from (("results", _page(name), {"preset": name}, both([name])) for name in results)
 

@@ -5,7 +5,7 @@ study can be run in pieces on several machines; ``load`` gives the same tidy tab
 ``folder`` holds the ``scores.parquet`` of each evaluation.
 
     runs.csv         a row a run: parameters, subject, info and environment (as JSON), variant, command, finished
-    metrics.parquet  the tidy table; metrics.csv its macro rows
+    metrics.parquet  the tidy table; metrics.csv its macro rows, in the columns that people read
     learning.parquet learning curves of the pretraining runs
     scores/RUN/scores.parquet   per-image test scores (for reports: per-report marks)
 """
@@ -24,6 +24,20 @@ from cxrstudy.files import replacing, write_text
 
 LIMIT = 10_000_000  # bytes of all recorded presets together: they travel with every clone
 SCORES = {"classify": "scores.parquet", "segment": "scores.parquet", "report": "reports.parquet"}
+READ = [
+    "run",
+    "stage",
+    "task",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "paradigm",
+    "base",
+    "n_images",
+    "samples_seen",
+    "seed",
+]
 OF_A_REPORT = ["image_id", "patient_id", "f1", "rouge_l", "bleu_4"]  # what is kept of one; its words are not
 
 
@@ -33,8 +47,9 @@ def place(preset: str) -> Path:
 
 
 def presets() -> list[str]:
-    """Presets that have recorded results."""
-    return sorted(path.parent.name for path in place("").glob("*/runs.csv"))
+    """Presets that have recorded results, the study first."""
+    names = [path.parent.name for path in place("").glob("*/runs.csv")]
+    return sorted(names, key=lambda name: (not name.startswith("study"), name))
 
 
 def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
@@ -72,7 +87,8 @@ def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
             _keep_scores(folder / SCORES[record["stage"]], out / "scores" / folder.name / "scores.parquet")
     out.mkdir(parents=True, exist_ok=True)
     _write(table, out / "metrics.parquet")
-    write_text(out / "metrics.csv", table[table["label"] == "macro"].to_csv(index=False, float_format="%.6g"))
+    macro = table.loc[table["label"] == "macro", READ]
+    write_text(out / "metrics.csv", macro.to_csv(index=False, float_format="%.6g"))
     if curves:
         _write(_beside(_read(out / "learning.parquet"), pd.concat(curves), ["run"]), out / "learning.parquet")
     write_text(out / "runs.csv", runs.sort_values(["variant", "stage", "run"]).to_csv(index=False))
@@ -112,7 +128,7 @@ def size() -> int:
 
 
 def _keep_scores(source: Path, target: Path) -> None:
-    """Per-image scores, small: a label's scores become their dense ranks, which give every rank metric exactly."""
+    """Per-image scores, small: a label's scores become ranks that give AUROC, AUPRC and ROC curves of any patients."""
     table = pd.read_parquet(source).sort_values("image_id", kind="stable").reset_index(drop=True)
     if source.name == "reports.parquet":
         table = table[OF_A_REPORT]
@@ -121,23 +137,35 @@ def _keep_scores(source: Path, target: Path) -> None:
         wanted = ["image_id", "patient_id", *(f"{what}:{name}" for name in labels for what in ("truth", "score"))]
         table = table[wanted]
         for name in labels:
-            judged = table[f"score:{name}"].where(table[f"truth:{name}"].notna())  # of others no metric is made
-            table[f"score:{name}"] = judged.rank(method="dense").astype("UInt16")
+            table[f"score:{name}"] = _places(table[f"score:{name}"], table[f"truth:{name}"])
             table[f"truth:{name}"] = table[f"truth:{name}"].astype("Int8")
     floats = table.select_dtypes("float64").columns
     _write(table.astype(dict.fromkeys(floats, np.float32)), target)
 
 
+def _places(scores: pd.Series, truth: pd.Series) -> pd.Series:
+    """Places of scores among those of the positives: equal for negatives between the same two, which no measure of the
+    positives' ranks tells apart, so that they take a third of the room. Missing where the truth is: no metric is made.
+    """
+    steps = np.unique(scores[truth == 1])
+    places = np.searchsorted(steps, scores, "left") + np.searchsorted(steps, scores, "right")
+    return pd.Series(places, scores.index).where(truth.notna()).astype("UInt16")
+
+
 def _write(table: pd.DataFrame, path: Path) -> None:
     texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    suited = {name: "DELTA_BYTE_ARRAY" for name in ("image_id", "patient_id") if name in table}
+    suited |= {name: "BYTE_STREAM_SPLIT" for name in table if name.startswith("score:")}
     with replacing(path) as scratch:
         pq.write_table(
             pa.Table.from_pandas(table, preserve_index=False),
             scratch,
             compression="zstd",
             compression_level=19,
-            use_dictionary=[name for name in texts if name != "image_id"],
-            column_encoding={name: "DELTA_BYTE_ARRAY" for name in texts if name == "image_id"} or None,
+            use_dictionary=[name for name in texts if name not in suited],
+            column_encoding=suited or None,
+            write_statistics=False,
+            store_schema=False,  # of pandas' own types: a seventh of a file of scores
         )
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from conftest import Walk
 
-from cxrstudy import recorded
+from cxrstudy import grid, recorded
+from cxrstudy import run as runner
 from cxrstudy.data.synthetic import describe
 from cxrstudy.data.vocabulary import LABELS
 from cxrstudy.evaluate.metrics import auprc, auroc
@@ -104,3 +105,44 @@ def test_recorded_results_have_a_page_without_any_run_on_this_machine(kept: Walk
     text = page.read_text()
     assert "Recorded with this book, not on your machine" in text
     assert "smoke, recorded" in text
+
+
+# ---- the recorded study itself -------------------------------------------------------------------------------------
+STUDY = "study-cpu"
+
+
+def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give() -> None:
+    table = recorded.load(STUDY)
+    judged = table[(table["stage"] == "classify") & table["metric"].isin(["auroc", "auprc"])]
+    judged = judged[judged["label"].isin(LABELS) & judged["task"].isin(ladders.TASKS)]
+    truth, index = pd.DataFrame(), np.array([])
+    for folder, rows in judged.groupby("folder"):
+        scores = pd.read_parquet(Path(folder) / "scores.parquet")
+        asked = scores["image_id"].str.extract(r"(\d+)$")[0].to_numpy(int)
+        if not np.array_equal(asked, index):  # all runs are judged on the same images
+            truth, index = pd.DataFrame(describe(asked).labels, columns=list(LABELS)), asked
+        for name in rows["label"].unique():
+            assert np.array_equal(truth[name], scores[f"truth:{name}"].to_numpy(float)), (folder, name)
+        for metric, measure in {"auroc": auroc, "auprc": auprc}.items():
+            told = rows[(rows["metric"] == metric) & rows["value"].notna()].set_index("label")["value"]
+            found = measure(truth[told.index].to_numpy(), scores[[f"score:{n}" for n in told.index]].to_numpy(float))
+            np.testing.assert_allclose(found, told, atol=1e-6, err_msg=str(folder))
+    assert judged["run"].nunique() >= 39
+
+
+@pytest.mark.slow  # five minutes: data, one pretraining, two evaluations
+def test_recorded_runs_come_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = {"base-clip-hybrid": 1e-3, "clip-n200-s0": 1e-2}  # training adds up what processors round differently
+    table = recorded.load(STUDY)
+    told = table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == "auroc")]
+    told = told[told["run"].str.rsplit("-", n=1).str[0].isin(again)].set_index(["run", "task"])["value"]
+    names = set(told.index.get_level_values("run"))
+    assert len(names) == len(again)
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
+    others = recorded.run_names(STUDY) | {run.name for run in grid.plan(STUDY)}
+    assert runner.run_preset(STUDY, cores=2, settings={}, quiet=True, stand=others - names) == 0
+    found = load_records(tmp_path / "runs")
+    found = found[(found["label"] == "macro") & (found["metric"] == "auroc")].set_index(["run", "task"])["value"]
+    for (name, task), value in told.items():
+        near = again[name.rsplit("-", 1)[0]]
+        assert found[name, task] == pytest.approx(value, abs=near), (name, task)

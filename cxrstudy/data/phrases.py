@@ -15,18 +15,31 @@ _SLIGHT = (
 _CHANGE = "(?:chang|increas|decreas|improve|worsen|progress|differen|alter)\\w*"
 _NEARLY = (
     "(?:nearly|almost|partially|partly|mostly|largely|incompletely|near|partial|incomplete|nearly complete"
-    "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually|essentially)"
+    "|near complete|almost complete|not completely|not entirely|not fully|not|not yet|virtually)"
+)
+_MORE = "(?:(?:a|some|small|very|subtle|subtly|slight|slightly|mild|mildly|minimal|minimally|interval) )*"
+_REST = "(?:(?!,? (?:but|however)\\b)[^.;\\n]){0,200}\\b"  # of a clause
+_END = "[.;\\n]|$|,? (?:but|however|though|although)\\b"
+_CT = (  # an image that is no x-ray, where the clause ends with it: no verb comes that tells of today's film
+    "(?:the |an? |his |her )?(?:\\w+ ){0,2}?(?:ct|pet|mri|scan)s?(?: (?:ct|scan|chest|exam|study|studies)s?)*"
+    f"(?={_END}| (?:from|of|dated|performed)\\b(?!{_REST}(?:is|are|ha[sv]e?|appears?|remains?)\\b))"
+)
+_STILL = (
+    "(?:unchanged|stable|again|persist|still|remain|now|larger|smaller|more|less|greater|increas|decreas|better|worse"
+    "|also|similar|same|improv)"
 )
 CUES = {
     "idle": (  # cue words that deny nothing
         f"no {_SLIGHT}{_CHANGE} | without {_SLIGHT}{_CHANGE} | not {_SLIGHT}{_CHANGE} | not only | not as "
-        "| not well "
+        "| not well | not clear "
         "| not (?:fully|optimally|entirely|completely|adequately|included|imaged|evaluated|assessed|enough"
         "|convincingly)(?! (?:be )?(?:excluded|ruled)) "
         f"| {_NEARLY} (?:completely |entirely |totally |complete )?(?:resol\\w+|clear(?:ed|ing)|remov\\w+"
         "|disappear\\w+) | normal for | normal variant\\w* | normal post\\w* | lordotic "
         "| except(?:ed|ional)\\w* | known | no doubt | may (?:19|20)\\d\\d | no comparison\\w* | no prior\\w* "
-        "| no previous\\w* | clear up"
+        "| no previous\\w* | clear up "
+        f"| (?:is|are|was|were|be|been|better|best|readily|also|again|as|than|that|those) (?:\\w+ )?{_SEEN} (?:on|by) "
+        f"{_CT}"
     ),
     "doubted": (  # what stands before
         "cannot (?:be )?(?:\\w+ )?(?:be )?(?:excluded|ruled out) | can not be (?:\\w+ )?(?:excluded|ruled out) "
@@ -39,7 +52,13 @@ CUES = {
         "| (?:should|must|would have to|has to|needs? to) be (?:\\w+ )?(?:considered|excluded|ruled out) "
         "| (?:is|thought|felt|considered) (?:to be )?less likely | less likely(?=[.;\\n]) "
         "| (?:is|are|remains?) (?:also )?(?:in|on|within) the differential "
-        "| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?=[.;\\n])"
+        f"| (?:difficult|hard) to (?:\\w+ )?(?:exclude|rule out)(?={_END}) "
+        f"| {_SEEN[:-1]}|described|xxxx) (?:on|by) {_CT} | on (?:old|prior|previous|outside) {_CT} "
+        "| (?:may|might|could) (?:be|lie) (?:outside|external to) (?:of )?(?:the )?patient"
+    ),
+    "likely": (  # with doubt of a change alone: what changes is there
+        "probab(?:le|ly) | (?:most |very )?likely | presum\\w+ | (?:possible|possibly|questionable|questionably)"
+        f"(?= {_MORE}(?:increas|decreas|worsen|improv|progress)(?!\\w*(?: \\w+){{0,2}} (?:heart|cardi)))"
     ),
     "weak": (  # what comes
         "(?:can ?not|can't|could not|unable to|difficult to|hard to) (?:\\w+ )?(?:exclude|rule out) | exclude "
@@ -53,18 +72,23 @@ CUES = {
     "aside": (  # named, not found
         "history | hx | h/o | evaluate(?: for)? | evaluation for | for evaluation of | assess(?:ment)? for "
         "| recommend\\w* | to document | to confirm | follow ?up to | reason for | clinical (?:concern|question) "
-        "| advised? | screening for | symptoms of | treated for | complain\\w* | correlat\\w* | workup"
+        "| advised? | screening for | symptoms of | treated for | complain\\w* | correlat\\w* | workup "
+        "| on (?:an?|the|his|her) (?:previous|prior|outside|old|earlier|remote) [^.;\\n]{0,60}?\\b(?:was|were|had)"
+        f"(?!{_REST}{_STILL})"
     ),
     "gone": (  # denies what stands before or, if nothing does, what comes
         f"removal(?! of) | resolution(?! of) | no longer(?: \\w*{_SEEN})? | not (?:\\w+ ){{0,2}}{_SEEN} "
         "| nowhere | resolved | removed | cleared | absent | disappeared | unlikely | was discontinued "
         "| withdrawn and | ruled out | excluded | not likely | has been out | is negative | none(?! (?:on|in|at)) "
-        "| (?:replaced|exchanged) (?:by|with|for) | taken out"
+        "| (?:replaced|exchanged) (?:by|with|for) | taken out "
+        "| (?:is|are|be|lies?|projects?) (?:probably |likely )?(?:outside|external to) (?:of )?(?:the )?patient"
     ),
     "no": (
         "no | without | w/o | free of | free from | clear of | negative for | absence of | denies | never "
         "| neither | nor | not | lack of | lacks | rather than | resolution | removal | exclusion of | nil "
-        "| clearing of | clearance of | instead of | devoid of"
+        "| clearing of | clearance of | instead of | devoid of "
+        "| clear(?= (?:focal |acute )*(?:air ?space|consolid|infiltrat)\\w*(?: (?:disease|consolid|infiltrat)\\w*)?"
+        "(?:[.,;\\n]|$| or))"  # a lost 'of'
     ),
     "but": (  # ends every scope
         "but | however | though | although | except | otherwise | which | while | whereas | yet | aside from "
@@ -77,7 +101,6 @@ CUES = {
         "(?:compatible|consistent)(?: with)? | represent\\w* | suggest(?:s|ed|ing|ive)? | indicat\\w+ "
         "| favou?r\\w* | felt to | thought to | in keeping | reflect\\w*"
     ),
-    "likely": "probab(?:le|ly) | (?:most |very )?likely | presum\\w+",
     "or": "or | versus | vs | and/or",
     "and": "and",
 }
@@ -101,7 +124,8 @@ TERMS = {
         "| overlying leads? | catheterization "
         "| heart (?:failure|valve|rate|disease|attack|border|block|transplant)s? "
         "| cardiac (?:monitor\\w*|valve|surgery|arrest|border|apex|catheterization) | side ports? "
-        "| (?:scalp|ankle|leg|extremity|cerebral|laryngeal) edema"
+        "| (?:scalp|ankle|leg|extremity|cerebral|laryngeal) edema "
+        "| (?:left to right|right to left|intra ?cardiac|arterio ?venous) shunt\\w*"
     ),
     "cardiomegaly": "cardio ?meg\\w+ | cardiac enlargement",
     "pleural_effusion": (
@@ -122,7 +146,7 @@ TERMS = {
         "| penumonia | pnemonia | bronchopneumonia"
     ),
     "atelectasis": (
-        "at(?:ele|ale|lec)\\w* | collaps(?:ed?|ing) (?:of )?(?:(?!(?:vertebr|disc|at|to|with|on|in)\\w*)\\w+ ){0,5}?"
+        "at(?:el[ae]|ale|lec)\\w* | collaps(?:ed?|ing) (?:of )?(?:(?!(?:vertebr|disc|at|to|with|on|in)\\w*)\\w+ ){0,5}?"
         f"(?:lobe|lung|lingula|segment|{_LOBE})s? | (?:lobar|lobe|lobes|lung|lungs|lingular|lingula|segmental|{_LOBE}) "
         "(?:(?:is|are|has|have|appears?|remains?|now|partial|partially|completely|totally|nearly) )*collaps\\w*"
     ),
@@ -130,7 +154,9 @@ TERMS = {
     "edema": "edema | oedema | edematous",
     "nodule_mass": (
         "nodules? | round(?:ed)? nodular(?: \\w+){0,2}? (?:opaci|densit|lesion)\\w* "
-        "| nodular(?: \\w+)? lesions? | mass(?:es)?(?! ?like) | micronodules? | (?:pulmonary|lung) metasta\\w+"
+        "| nodular(?: \\w+)? lesions? | mass(?:es)?(?! ?like) | micronodules? | coin lesions? "
+        "| (?:pulmonary|lung) metasta\\w+ "
+        f"| fibro ?nodular\\w* | mass ?like(?! (?:\\w+ )?(?:{_BLUR}|air ?space|atelect|appear))"
     ),
     "nodule_mass?": (
         "mass ?like | nodular(?: \\w+){0,3}? (?:opaci|densit|focus|foci|shadow)\\w* | nodularit(?:y|ies) "
@@ -152,7 +178,7 @@ TERMS = {
     "nasogastric_tube": (
         "(?:naso|oro) ?gastric(?: tube| catheter)? | ng(?: tube| catheter)?(?! ?/) | ngt | ogt | og(?: tube)? "
         "| nasoenteric(?: tube)? | enteric (?:\\w+ )?(?:tube|catheter)s? | feeding (?:tube|catheter) "
-        "| dobb? ?hoff(?: tube| catheter)? | gastric tube | naso(?:jejunal|duodenal)(?: tube)?"
+        "| corpak(?: tube)? | dobb? ?hoff(?: tube| catheter)? | gastric tube | naso(?:jejunal|duodenal)(?: tube)?"
     ),
     "swan_ganz_catheter": (
         "swan(?: ganz)?(?: catheter)? | pulmonary arter(?:y|ial) (?:catheter|line) | pa (?:catheter|line) "
@@ -175,23 +201,24 @@ TERMS = {
         "| shunt(?: tubing| catheter)?s? | jp drain | (?:mediastinal )?drains? | drainage catheters? "
         "| port a cath\\w* | porta ?cath\\w* | medi ?ports? | power ?ports? "
         "| (?:chest |infusion |subcutaneous )?ports? | intra aortic balloon(?: pump)? | iabp "
-        "| umbilical (?:\\w+ )?(?:catheter|line)s?"
+        "| vascular access (?:device|catheter|port)s? | umbilical (?:\\w+ )?(?:catheter|line)s?"
     ),
     "central_venous_catheter": (
         "central (?:\\w+ )?(?:venous )?(?:catheter|line|access)s? | cvc | cvl "
-        "| central venous(?! (?:congest|engorge|hyperten|pressure|promin|disten|sten|occlu|struct|vascul|pulmon))"
-        "| hickman(?: \\w+)? | broviac(?: \\w+)? "
+        "| central venous(?! (?:congest|engorge|hyperten|pressure|promin|disten|sten|occlu|struct|vascul|pulmon)) "
+        "| (?:hickman|broviac|groshong)(?: \\w+)? | cordis | (?:cvp|central venous pressure) (?:catheter|line)s? "
         f"| {_JUGULAR} (?:approach |vein |venous |central |tunneled |triple lumen )*(?:catheter|line|cvc|cvl"
         "|sheath|introducer|cordis|access)s? | venous (?:catheter|line)s? | svc (?:catheter|line) "
         "| triple lumen catheter"
     ),
     "catheter": "catheters? | xxxx a xxxx",
-    "tip": f"tip (?:\\w+ ){{0,6}}(?:{_SVC}|right atrium) | (?:terminat\\w+|ends|ending) (?:\\w+ ){{0,4}}(?:{_SVC})",
+    "tip": f"tip (?:\\w+ ){{0,6}}(?:{_SVC}|right atrium) | (?:terminat\\w+|ends|ending) (?:\\w+ ){{0,4}}(?:{_SVC}) "
+    f"| xxxx (?:in|at|within) (?:the )?(?:\\w+ )?(?:{_SVC})",
     "pacemaker": (
         "pace ?makers? | pacers? | aicds? | icds?(?! \\d) | defibrillators? "
         "| pacing (?:\\w+ )?(?:lead|wire|device|electrode)s? "
         "| cardiac (?:\\w+ )?(?:conduction|rhythm|pacing|pacer|implantable|generator|device)(?: \\w+)?(?: device)? "
-        "| cardiac xxxx(?: and| with)? leads?| cardiac (?:\\w+ )?leads? | crt d "
+        "| cardiac xxxx(?: and| with)? leads? | cardiac (?:\\w+ )?leads? | crt d "
         "| (?:atrial|ventricular|rv|ra|lv|shock|chamber) (?:\\w+ )?leads? "
         "| biventricular (?:\\w+ )?(?:device|pacer|lead)s? | (?:dual|single) (?:chamber|lead) (?:\\w+ )?\\w+ "
         "| transvenous leads? | leads? tips? | cardiac stimulation leads? | pulse generator "

@@ -22,9 +22,10 @@ _MIDLINE = {"cardiomegaly", "endotracheal_tube", "nasogastric_tube", "tracheosto
 # A comma or 'and' behind a denied name, and what starts a statement there
 _RESUMES = re.compile(
     r"(?:, ?)?(?:and )?(?:(?:there|the|mild|mildly|moderate|stable|unchanged|persistent|chronic|old|healed|status"
-    r"|only|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b|(?:(?<=, )(?:left|right|bilateral)|bibasilar|basilar"
-    r"|linear|low|slight|subsegmental|minor|small|trace|tiny|patchy|streaky|residual|scattered|few|multiple|several)\b"
-    r"(?![^.;\n]*\bn?or\b))"
+    r"|only|minimal|improv\w+|increas\w+|lungs?|heart|cardiac)\b"
+    r"(?! (?:mass|nodul|failure|enlarg)\w*(?:[.;\n]|[^.;\n]*\bn?or\b))"
+    r"|(?:(?<=, )(?:left|right|bilateral)|bibasilar|basilar|linear|low|slight|subsegmental|minor|small|trace|tiny"
+    r"|patchy|streaky|residual|scattered|few|multiple|several)\b(?![^.;\n]*\bn?or\b))"
 )
 _LIST = re.compile(r"[^.;\n]*\b(?:or|versus|vs)\b")
 _TIP = re.compile(r"\b(?:tips?|end)\b")
@@ -37,7 +38,7 @@ _BEFORE_HEART = re.compile(
 )
 _ENLARGED_ELSE = re.compile(r" (?:right|left|hil|pulm|aort|thor|medias|lymph|azyg|vascul|main)")
 _LARGE_ELSE = re.compile(r" (?!(?:in|for|and|but|on|as|at|by|to)\b|with|since|from|due|compar|again|size)[a-z]")
-_VERB = re.compile(r"\b(?:is|are|appears?|has|have|remains?|was)\b")
+_VERB = re.compile(r"\b(?:is|are|appears?|has|have|remains?|was|corresponds?)\b")
 _SIDE = re.compile(
     r"\b(?:(right|rul|rml|rll)|(left|lul|lll|lingula\w*)|(bilateral\w*|both|bi ?bas\w+|biapical|bilat))\b"
     r"(?! (?:atri|ventric|heart|main|pulmonary arter))|(,)"
@@ -306,7 +307,7 @@ class _Reader:
             if kind == "doubted":
                 self.weak = self.weak or not named
                 named = [row for row in named if row[3] == "present"]
-            elif not named and not self.heart:
+            elif not named and not self.heart and not flat.endswith("patient", start, end):
                 self.no, self.used = True, 0
             elif _TIP.search(flat, self.sentence, start) or _ONE_VIEW.match(flat, end):
                 named = []

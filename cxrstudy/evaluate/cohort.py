@@ -188,11 +188,14 @@ def subgroups(
     resamples: int,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """AUROC and AUPRC of findings and devices by view, sex, age band and scanner, where the data set tells them.
+    """AUROC and AUPRC of findings and devices by view, sex, age band, scanner and time (a patient's first exam or a
+    later one), where the data set tells them.
 
     Columns: by, group, and those of a metric row. A label with one class in a group has no row there.
     """
-    of = {"view": test.get("view"), "sex": test.get("sex"), "scanner": told.loc[test["row"]].get("scanner")}
+    known = told.loc[test["row"]]
+    of = {"view": test.get("view"), "sex": test.get("sex"), "scanner": known.get("scanner")}
+    of["exam"] = known["exam"].gt(0).map({False: "first", True: "later"}) if known["exam"].any() else None
     if "age" in test:
         bands = [f"{low}-{high - 1}" for low, high in pairwise(AGES)]
         of["age"] = pd.cut(pd.to_numeric(test["age"]), AGES, right=False, labels=bands)

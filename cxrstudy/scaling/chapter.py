@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxrstudy.scaling.forms import EXPONENTS
+
 ALIKE = ["method", "runs", "sigma", "noise", "ladder"]  # settings that differ in these are told apart
 KINDS = {
     "profile": ("profile_low", "profile_high", "profile likelihood"),
@@ -103,11 +105,16 @@ def public_rows(rows: pd.DataFrame) -> pd.DataFrame:
 def exponents_table(fits: pd.DataFrame) -> pd.DataFrame:
     """`resample_ladders`' fits: exponent with both intervals, or why there is none."""
     shown = fits[["task", "paradigm", "sizes", "seeds"]].copy()
-    shown["exponent"] = ["none" if np.isnan(v) else f"{v:.3f}" for v in fits["exponent"]]
+    shown["exponent"] = ["none" if np.isnan(v) else _exponent(v) for v in fits["exponent"]]
     for low, high, name in KINDS.values():
         ends = zip(fits[low], fits[high], strict=True)
-        shown[name] = ["" if np.isnan(a) else f"[{a:.3f}, {b:.3f}]" for a, b in ends]
+        shown[name] = ["" if np.isnan(a) else f"[{_exponent(a)}, {_exponent(b)}]" for a, b in ends]
     return shown.assign(why=fits["refused"]).rename(columns={"why": "why there is none"}).set_index("task")
+
+
+def _exponent(value: float) -> str:
+    """Four decimals, for exponents near 0; at the end of what was searched, that it may be less."""
+    return f"{value:.4f} or less" if value < EXPONENTS[0] * 1.01 else f"{value:.4f}"
 
 
 def exponents_rows(fits: pd.DataFrame) -> pd.DataFrame:

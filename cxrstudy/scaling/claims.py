@@ -60,16 +60,18 @@ def effects(
     *,
     reference: str = "",
     claims: Sequence[Claim] = CLAIMS,
+    repeats: Sequence[pd.DataFrame] = (),
 ) -> pd.DataFrame:
     """The effect of every claim under every setting of an ablation: a row a (claim, setting).
 
     ``tables``: tidy tables by "factor=value"; a table may stand under several factors, as the reference does.
-    ``reference``: its key, by default the first. Seeds of all tables together tell the spread where one's own cannot.
+    ``reference``: its key, by default the first. Where a table's own seeds cannot tell the spread, those of all tables
+    and of ``repeats``, other grids, do together.
     Columns: id, claim, factor, setting (the value as written), x (as a number, else NaN), effect, low, high, p,
     verdict, why, threshold, reference (whether the setting holds the reference's runs). ValueError: a key of another
     form, or a ``reference`` that is no key.
     """
-    return pd.DataFrame(_settings(tables, resamples, seed, reference, claims), columns=_EFFECTS)
+    return pd.DataFrame(_settings(tables, resamples, seed, reference, claims, repeats), columns=_EFFECTS)
 
 
 def flips(
@@ -79,6 +81,7 @@ def flips(
     *,
     reference: str = "",
     claims: Sequence[Claim] = CLAIMS,
+    repeats: Sequence[pd.DataFrame] = (),
 ) -> pd.DataFrame:
     """What would have to be true for a verdict to differ: a row a (claim, setting other than the reference).
 
@@ -87,7 +90,7 @@ def flips(
     without it, towards the least value): ``turns``, where a straight line between the two effects meets 0, with
     ``turns_low`` and ``turns_high``, 95% over paired resamples, cut at the two values.
     """
-    rows = _settings(tables, resamples, seed, reference, claims)
+    rows = _settings(tables, resamples, seed, reference, claims, repeats)
     out = []
     for row in (row for row in rows if not row["reference"]):
         same = [other for other in rows if (other["id"], other["factor"]) == (row["id"], row["factor"])]
@@ -102,7 +105,12 @@ def flips(
 
 # ---- settings ------------------------------------------------------------------------------------------------------
 def _settings(
-    tables: Mapping[str, pd.DataFrame], resamples: int, seed: int, reference: str, claims: Sequence[Claim]
+    tables: Mapping[str, pd.DataFrame],
+    resamples: int,
+    seed: int,
+    reference: str,
+    claims: Sequence[Claim],
+    repeats: Sequence[pd.DataFrame],
 ) -> list[dict[str, Any]]:
     """Rows of `effects`, with ``draws``, ``key`` and whether it is the reference's own key (``is_key``)."""
     wrong = [key for key in tables if not re.fullmatch(r"[^=]+=[^=]+", key)]
@@ -112,14 +120,14 @@ def _settings(
     if tables and reference not in tables:
         raise ValueError(f"reference: {reference!r} is not among the tables: {', '.join(tables)}")
     folders = {key: frozenset(table["folder"]) for key, table in tables.items()}
-    repeats = list({folders[key]: table for key, table in tables.items()}.values())
+    grids = [*{folders[key]: table for key, table in tables.items()}.values(), *repeats]
     rows = []
     for key, table in tables.items():
         factor, value = key.split("=")
         number = pd.to_numeric(value, errors="coerce")
         own = {"factor": factor, "setting": value, "x": float(number), "key": key, "is_key": key == reference}
         own |= {"reference": key == reference or (bool(folders[key]) and folders[key] == folders[reference])}
-        rows += [row | own for row in _trials(table, resamples, seed, claims, repeats)]
+        rows += [row | own for row in _trials(table, resamples, seed, claims, grids)]
     return rows
 
 

@@ -73,7 +73,7 @@ class ScalingFit:
         return np.min([lo for lo, _ in every], axis=0), np.max([hi for _, hi in every], axis=0)
 
     def exponent_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """(lo, hi) of the exponent; an end at 0.005 or 3, the range searched, means that the data set none."""
+        """(lo, hi) of the exponent; an end at 0.0005 or 3, the range searched, means that the data set none."""
         node, rss, reach = self._region(level)
         inside = np.exp(node[rss <= self.least + reach**2, 0])
         every = np.concatenate([[self.exponent], inside, *(rival.exponent_interval(level) for rival in self.rivals)])

@@ -76,12 +76,10 @@ def fit_ladders(
                 found = sorted(ladder[held].unique())
                 raise ValueError(f"the {paradigm} runs are no ladder: their {held} differ ({found})")
         n = ladder["n_images"].to_numpy(float)
-        sigma = own_noise(table, ladder, metric)
         row = {"task": task, "paradigm": paradigm, "form": form, "points": len(ladder)}
+        how = noise_of(table, ladder, metric)
         try:
-            fit = fit_scaling(
-                n, 1 - ladder["value"].to_numpy(float), sigma=sigma, form=form, resamples=resamples, seed=seed
-            )
+            fit = fit_scaling(n, 1 - ladder["value"].to_numpy(float), form=form, resamples=resamples, seed=seed, **how)
         except ValueError as reason:
             fits.append(row | {"refused": str(reason)})
             continue
@@ -93,6 +91,19 @@ def fit_ladders(
     none = pd.DataFrame(columns=["task", "paradigm", "n_images", "value", "low", "high"])
     columns = ["task", "paradigm", "form", "points", "exponent", "floor", "refused"]
     return pd.DataFrame(fits).reindex(columns=columns), pd.concat(curves) if curves else none
+
+
+def noise_of(table: pd.DataFrame, ladder: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """How `fit_scaling` is asked to treat the noise of a ladder's runs; robustly in any case, for that costs nothing.
+
+    Where seeds were run at several sizes (4 degrees of freedom or more) it is told no more: their scatter tells. So for
+    tasks whose kept scores are not of labels. Else it gets each run's own noise over resampled patients, as a part
+    (seeds are not in it).
+    """
+    repeated = len(ladder) - ladder["n_images"].nunique()
+    if repeated >= 4 or str(ladder["task"].iloc[0]) not in TASKS:
+        return {"robust": True}
+    return {"sigma": own_noise(table, ladder, metric), "partial": True, "robust": True}
 
 
 def own_noise(table: pd.DataFrame, ladder: pd.DataFrame, metric: str, resamples: int = 1000) -> np.ndarray:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from cxrstudy.evaluate.metrics import interval
 from cxrstudy.scaling.decide import KEY, Ladder, read_ladders, widened
 from cxrstudy.scaling.fit import ScalingFit, fit_scaling
-from cxrstudy.scaling.ladders import own_noise
+from cxrstudy.scaling.ladders import noise_of
 
 Floats = NDArray[np.float64]
 LIMIT = 4  # a law is read up to so many times the largest measured size
@@ -68,7 +68,7 @@ def planner_grid(
     ValueError: as ``decide.read_ladders``.
     """
     entries = [
-        prospect(ladder, own_noise(table, ladder.runs, metric), n_grid, form=form, resamples=resamples, seed=seed)
+        prospect(ladder, noise_of(table, ladder.runs, metric), n_grid, form=form, resamples=resamples, seed=seed)
         for ladder in read_ladders(table, metric=metric, resamples=resamples, seed=seed)
     ]
     return {"metric": metric.upper(), "factor": LIMIT, "titles": TITLES, "said": SAID, "ladders": entries}
@@ -76,14 +76,14 @@ def planner_grid(
 
 def prospect(
     ladder: Ladder,
-    sigma: ArrayLike,
+    noise: dict[str, Any],
     n_grid: Sequence[float] | None = None,
     *,
     form: str = "power",
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What one ladder says of numbers of images, from a law fitted to its runs' errors with their ``sigma``.
+    """What one ladder says of numbers of images, from a law fitted to its runs' errors; ``noise``: `ladders.noise_of`.
 
     ``curves`` are given at ``curves["n_images"]``: 60 sizes spread evenly on a log scale between the ``smallest`` size
     and the ``limit`` (or those of ``n_grid`` that lie there), and where a straight piece may bend.
@@ -91,8 +91,8 @@ def prospect(
     - ``basis`` "law": the limit is `LIMIT` times the largest size. ``value`` is the noise-free curve. The interval of
       ``gain`` joins, in squares, the law's profile interval and the paired resamples of (the ladder's mean - the base);
       that of ``value``, the resamples of the ladder's mean. What seeds do shows in the runs' scatter about the law.
-      Simulated, it holds the truth 93 to 96% of the time with 3 seeds a size; with one seed 96 to 89% within the ladder
-      and 93 to 86% at the limit, where seeds spread from once to twice a run's own noise. ``covers`` says which it is.
+      Simulated (``tests/scaling/test_planner.py``), it holds the truth 93 to 98% of the time with one or three seeds a
+      size, seeds spreading up to twice a run's own noise. ``covers`` says which it is.
     - "measured": no law was fitted, for the ``reason`` given. Straight pieces in log n between the measured means, and
       between the ends of their intervals; the limit is the largest size.
     - ``more``: what ten times as many add, or the limit where that is less: from refitted laws
@@ -104,7 +104,7 @@ def prospect(
     smallest, largest = float(n.min()), float(n.max())
     fit, reason, limit = None, "", largest
     try:
-        fit, limit = fit_scaling(n, error, sigma=sigma, form=form, resamples=resamples, seed=seed), LIMIT * largest
+        fit, limit = fit_scaling(n, error, form=form, resamples=resamples, seed=seed, **noise), LIMIT * largest
     except ValueError as refused:
         reason = str(refused).rstrip(".")
     spaced = np.geomspace(smallest, limit, 60) if n_grid is None else np.asarray(n_grid, dtype=float)

@@ -60,7 +60,7 @@ def resample_ladders(
             names = ladders.judged_labels(table, key[0])
             kept = [ladders.resampled(folder, names, metric, resamples, seed) for folder in folders]
             error, draws = 1 - np.array([value for value, _ in kept]), 1 - np.stack([d for _, d in kept], axis=1)
-            fit = fit_scaling(n, error, form=form, **noise_of(table, ladder, metric))
+            fit = fit_scaling(n, error, form=form, **ladders.noise_of(table, ladder, metric))
             many = refit(fit.runs, draw_runs(n, error, draws, rng, form=form))
         except (ValueError, FileNotFoundError) as reason:
             fits.append(row | {"refused": str(reason)})
@@ -125,19 +125,6 @@ def spread_of_seeds(n: Floats, error: Floats, form: str = "power") -> tuple[floa
     runs = Runs(form, 0.5, n, error, np.sqrt(error))
     curve = runs.curve([v[:, None] for v in refit(runs, error[None])], n)[0]
     return float(np.sqrt(np.sum((error - curve) ** 2 / curve) / dof)), dof
-
-
-def noise_of(table: pd.DataFrame, ladder: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """How `fit_scaling` is asked to treat the noise of a ladder's runs; robustly in any case, for that costs nothing.
-
-    Where seeds were run at several sizes (4 degrees of freedom or more) it is told no more: their scatter tells. So for
-    tasks whose kept scores are not of labels. Else it gets each run's own noise over resampled patients, as a part
-    (seeds are not in it).
-    """
-    repeated = len(ladder) - ladder["n_images"].nunique()
-    if repeated >= 4 or str(ladder["task"].iloc[0]) not in ladders.TASKS:
-        return {"robust": True}
-    return {"sigma": ladders.own_noise(table, ladder, metric), "partial": True, "robust": True}
 
 
 def refit(runs: Runs, errors: Floats) -> tuple[Floats, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from cxrstudy.scaling import ladders
 from cxrstudy.scaling.fit import fit_scaling
 from cxrstudy.scaling.forms import FORMS, Floats
-from cxrstudy.scaling.resample import noise_of, spread_of_seeds
+from cxrstudy.scaling.resample import spread_of_seeds
 
 METRICS = (  # task, label, metric: larger is better, 1 the best
     ("findings", "macro", "auroc"),
@@ -136,7 +136,7 @@ def extrapolations(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`extrapolate` (which takes ``kwargs``) for every ladder of the tidy table: (trials, summary).
 
-    How noise is treated: `resample.noise_of`.
+    How noise is treated: `ladders.noise_of`.
 
     A ladder is the continued runs of one (task, label, metric, paradigm, base, data, encoder, samples_seen) over sizes
     and seeds; its error is 1 - value. ``trials`` has these columns before those of `extrapolate`. ``summary``: a row a
@@ -179,7 +179,7 @@ def _ladders(
         rows = table[continued & (table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)]
         for key, ladder in rows.sort_values(["n_images", "seed"]).groupby(LADDER, dropna=False):
             n, error = ladder["n_images"].to_numpy(float), 1 - ladder["value"].to_numpy(float)
-            yield dict(zip(LADDER, key, strict=True)), n, error, noise_of(table, ladder, metric)
+            yield dict(zip(LADDER, key, strict=True)), n, error, ladders.noise_of(table, ladder, metric)
 
 
 def _checked(n: ArrayLike, error: ArrayLike, sigma: ArrayLike | None) -> tuple[Floats, Floats, Floats | None]:

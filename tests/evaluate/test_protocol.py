@@ -433,7 +433,7 @@ def test_malposition_and_laterality_are_judged_among_those_who_have_the_thing(pr
 def test_subgroups_are_the_rows_of_the_group_alone(prepared):
     result = run(prepared)
     table = result["subgroups"].set_index(["by", "group", "label", "metric"])
-    assert set(result["subgroups"]["by"]) == {"view", "sex", "age", "scanner"}
+    assert set(result["subgroups"]["by"]) == {"view", "sex", "age", "scanner", "exam"}
     here = (result["test"]["view"] == "AP").to_numpy()
     row = table.loc[("view", "AP", "picc", "auroc")]
     k = COMMON.index("picc")

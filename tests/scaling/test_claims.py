@@ -206,6 +206,11 @@ def test_one_seed_leaves_a_claim_open_until_other_runs_tell_the_spread(tmp_path,
     lent = claims.ledger(grid.table(), 100, claims=[GROWTH], repeats=[study.table()]).iloc[0]
     assert lent["verdict"] == "supported"
     assert lent["high"] - lent["low"] > alone["high"] - alone["low"]
+    settings = {"mention=45": grid.table()}
+    assert claims.effects(settings, 100, claims=[GROWTH])["verdict"].item() == "inconclusive"
+    for told in (claims.effects, claims.flips):
+        rows = told(settings | {"mention=10": study.table()}, 100, claims=[GROWTH], repeats=[study.table()])
+        assert set(rows["verdict"]) == {"supported"}
 
 
 def test_the_spread_is_pooled_within_rungs_and_grids_alone(tmp_path):

@@ -71,7 +71,7 @@ def test_finds_the_optimum_that_a_general_solver_finds(form):
     def misses(p):
         return (law(form, LADDER, p[0], p[1], p[2], 3e4) - error) / 0.004
 
-    best = optimize.least_squares(misses, [0.3, 0.1, 0.3], bounds=([0.005, 0, 0], [3, 1, 0.5]), xtol=1e-15, ftol=1e-15)
+    best = optimize.least_squares(misses, [0.3, 0.1, 0.3], bounds=([0.0005, 0, 0], [3, 1, 0.5]), xtol=1e-15, ftol=1e-15)
     assert ((fit.predict(LADDER) - error) ** 2).sum() / 0.004**2 <= 2 * best.cost * (1 + 1e-9)
     assert fit.exponent == pytest.approx(best.x[0], rel=1e-3) and fit.floor == pytest.approx(best.x[1], abs=1e-4)
 
@@ -89,7 +89,7 @@ def test_interval_is_the_profile_likelihood(form):
             def misses(p, n=n, end=end):
                 return np.append((law(form, LADDER, *p, 3e4) - error) / 0.004, 1e4 * (law(form, n, *p, 3e4) - end))
 
-            start, bounds = [fit.exponent, fit.floor, fit.predict(3e4)], ([0.005, 0, 0], [3, 0.3, 0.5])
+            start, bounds = [fit.exponent, fit.floor, fit.predict(3e4)], ([0.0005, 0, 0], [3, 0.3, 0.5])
             found = optimize.least_squares(misses, start, bounds=bounds, x_scale=[0.1, 0.01, 0.01], xtol=1e-14)
             assert 2 * found.cost - least == pytest.approx(1.6449**2, rel=0.05)
 
@@ -277,7 +277,7 @@ def test_a_broken_law_finds_the_optimum_and_the_profile_that_a_general_solver_fi
     def misses(p):
         return (broken(n, p[0], p[1], np.exp(p[2]), p[3]) - error) / 0.003
 
-    start, bounds = [0.05, 0.4, 9, 0.3], ([0.005, 0.005, np.log(EIGHT[1]), 0], [3, 3, np.log(EIGHT[-2]), 1])
+    start, bounds = [0.05, 0.4, 9, 0.3], ([0.0005, 0.0005, np.log(EIGHT[1]), 0], [3, 3, np.log(EIGHT[-2]), 1])
     best = optimize.least_squares(misses, start, bounds=bounds, xtol=1e-14, ftol=1e-14, x_scale=[0.1, 0.1, 1, 0.1])
     least = (((fit.predict(n) - error) / 0.003) ** 2).sum()
     assert least <= 2 * best.cost + 1e-3
@@ -335,7 +335,7 @@ def test_a_robust_fit_is_the_minimum_of_hubers_loss():
     def misses(p):
         return (law("power_floor", SIX, p[0], p[1], p[2], 200) - error) / 0.006
 
-    bounds = ([0.005, 0, 0], [3, 1, 1])
+    bounds = ([0.0005, 0, 0], [3, 1, 1])
     off = np.median(np.abs(misses([fit.exponent, fit.floor, float(fit.predict(200.0))]))) / stats.norm.ppf(0.75)
     scale = 1.345 * max(1.0, off * np.sqrt(14 / 11))
     best = optimize.least_squares(misses, [0.4, 0.05, 0.3], bounds=bounds, loss="huber", f_scale=scale, xtol=1e-14)

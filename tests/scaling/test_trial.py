@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from made_ladders import base, judge, ladder
 
 from cxrstudy.results import load_records
-from cxrstudy.scaling import chapter, public
+from cxrstudy.scaling import chapter, ladders, public
 from cxrstudy.scaling.fit import fit_scaling
 from cxrstudy.scaling.forms import Runs
-from cxrstudy.scaling.resample import draw_runs, noise_of, refit, resample_ladders, spread_of_seeds
+from cxrstudy.scaling.resample import draw_runs, refit, resample_ladders, spread_of_seeds
 from cxrstudy.scaling.trial import METRICS, choices, choose_form, extrapolate, extrapolations
 
 RECORDED = Path(__file__).resolve().parents[2] / "book" / "recorded"
@@ -284,8 +284,8 @@ def test_both_bands_of_every_ladder(runs):
     assert (fits["low"] != other["low"]).all()
     rows = table[(table["task"] == "findings") & (table["paradigm"] == "clip") & (table["label"] == "macro")]
     clip = rows[(rows["metric"] == "auroc") & (rows["base"] != "")]
-    assert noise_of(table, clip, "auroc") == {"robust": True}  # seeds tell
-    once = noise_of(table, clip.drop_duplicates("n_images"), "auroc")
+    assert ladders.noise_of(table, clip, "auroc") == {"robust": True}  # seeds tell
+    once = ladders.noise_of(table, clip.drop_duplicates("n_images"), "auroc")
     assert once["partial"] and (once["sigma"] > 0).all()
     with pytest.raises(ValueError, match="to be resampled, got 'm4'"):
         resample_ladders(table, form="m4")
