@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from cxrstudy import grid, narrative, pages, recorded, study
+from cxrstudy import pdf as printer
 from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
 
@@ -64,22 +65,29 @@ def ablations() -> dict[str, str]:
     return found
 
 
-def build(out: str | Path = "") -> int:
-    """Build the book into ``out`` (default ``_build`` in the clone); 0 when it stands, 1 when it could not be built."""
+def build(out: str | Path = "", *, pdf: bool = False) -> int:
+    """Build the book into ``out`` (default ``_build`` in the clone); 0 when it stands, 1 when it could not be built.
+
+    ``pdf``: print its chapters to ``book.pdf`` there too.
+    """
+    if pdf:
+        printer.browser()  # where there is none, that is said before minutes of building
     top = Path(out).expanduser().resolve() if str(out) else study.root() / "_build"
     source, html = top / "src", top / "_build" / "html"
     key = _inputs()
     stamp = top / "inputs"
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
         print(f"the book is up to date: {html / 'index.html'}")
-        return 0
+        return _printed(top) if pdf else 0
     try:
-        assemble(source)
+        chapters = assemble(source)
     except pages.PageError as error:
         print(f"a page could not be computed: {error}", file=sys.stderr)
         return 1
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
-    command += ["build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
+    # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
+    code = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
+    command += ["--all"] * chapters  # the list of chapters stands beside every page
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     write_text(top / "build.log", done.stdout + done.stderr)
@@ -90,11 +98,20 @@ def build(out: str | Path = "") -> int:
         return 1
     write_text(stamp, key)
     print(f"the book: {html / 'index.html'}")
+    return _printed(top) if pdf else 0
+
+
+def _printed(top: Path) -> int:
+    path = printer.print_book(top / "_build" / "html", top / "src" / "_toc.yml", top / "book.pdf")
+    print(f"its chapters on paper: {path}")
     return 0
 
 
-def assemble(source: Path) -> None:
-    """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents."""
+def assemble(source: Path) -> bool:
+    """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents.
+
+    Returns whether there are other chapters than before.
+    """
     book, keep = study.root() / "book", set()
     for path in sorted(p for p in book.rglob("*") if p.is_file() and not {"__pycache__", "recorded"} & set(p.parts)):
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
@@ -112,6 +129,9 @@ def assemble(source: Path) -> None:
     for name in reversed(results):
         part = "The results" if name.startswith(narrative.RECORDED) else "This machine"
         chapters[part].insert(0, {"file": _page(name)})
+    contents = source / "_toc.yml"
+    there = yaml.safe_load(contents.read_text()) if contents.is_file() else {"parts": []}
+    before, now = ([chapter["file"] for part in t["parts"] for chapter in part["chapters"]] for t in (there, toc))
     entry: dict[str, Any] = next(chapter for chapter in chapters["This machine"] if chapter["file"] == "runs")
     lines = [
         "# Every run",
@@ -138,6 +158,7 @@ def assemble(source: Path) -> None:
     for path in source.rglob("*"):  # pages of runs that no longer stand
         if path.is_file() and path not in keep and "__pycache__" not in path.parts:
             path.unlink()
+    return before != now
 
 
 def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, dict[str, Any], tuple[list[Path], ...]]]:
