@@ -70,7 +70,7 @@ def together(html: Path, toc: dict[str, Any]) -> str:
     return (
         f'<!DOCTYPE html><html lang="en" data-mode="light" data-theme="light"><head><meta charset="utf-8">'
         f"<title>{first.h1.get_text() if first.h1 else 'The book'}</title>{''.join(head)}</head>"
-        f'<body class="in-one"><main class="bd-article">{bodies[0]}<nav class="contents" aria-label="Contents">'
+        f'<body class="in-one"><main class="bd-article">{bodies[0]}<nav aria-label="Contents">'
         f"<h2>Contents</h2><ul>{''.join(contents)}</ul></nav>{''.join(bodies[1:])}</main></body></html>"
     )
 
