@@ -62,9 +62,7 @@ def test_axe_finds_nothing_serious_on_any_page(book: Path, chromium: Any, scheme
 def test_search_finds_a_finding_from_disk(book: Path, chromium: Any) -> None:
     page = chromium.new_page()
     page.goto(f"{(book / 'search.html').as_uri()}?q=atelectasis")
-    page.wait_for_selector("#search-results li a")
-    hits = page.eval_on_selector_all("#search-results li a", "links => links.map(link => link.getAttribute('href'))")
-    assert any(href.startswith("gallery.html") for href in hits)
+    page.wait_for_selector('#search-results li a[href^="gallery.html"]')
     page.close()
 
 
