@@ -80,14 +80,15 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
         print(f"the book is up to date: {html / 'index.html'}")
         return _printed(top) if pdf else 0
     try:
-        chapters = assemble(source)
+        frame = assemble(source)
     except pages.PageError as error:
         print(f"a page could not be computed: {error}", file=sys.stderr)
         return 1
     # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
     code = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", code, "build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
-    command += ["--all"] * chapters  # the list of chapters stands beside every page
+    same = (top / "frame").is_file() and (top / "frame").read_text() == frame
+    command += ["--all"] * (not same)  # Sphinx by itself leaves pages as they are, and styles that alone changed
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     write_text(top / "build.log", done.stdout + done.stderr)
@@ -96,6 +97,7 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
         print("\n".join(lines[:20]) or done.stderr[-2000:], file=sys.stderr)
         print(f"the book could not be built; the whole log: {top / 'build.log'}", file=sys.stderr)
         return 1
+    write_text(top / "frame", frame)
     write_text(stamp, key)
     print(f"the book: {html / 'index.html'}")
     return _printed(top) if pdf else 0
@@ -107,10 +109,10 @@ def _printed(top: Path) -> int:
     return 0
 
 
-def assemble(source: Path) -> bool:
+def assemble(source: Path) -> str:
     """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents.
 
-    Returns whether there are other chapters than before.
+    Returns a hash of what stands on or about every page: the list of chapters, styles, scripts, configuration.
     """
     book, keep = study.root() / "book", set()
     for path in sorted(p for p in book.rglob("*") if p.is_file() and not {"__pycache__", "recorded"} & set(p.parts)):
@@ -129,9 +131,8 @@ def assemble(source: Path) -> bool:
     for name in reversed(results):
         part = "The results" if name.startswith(narrative.RECORDED) else "This machine"
         chapters[part].insert(0, {"file": _page(name)})
-    contents = source / "_toc.yml"
-    there = yaml.safe_load(contents.read_text()) if contents.is_file() else {"parts": []}
-    before, now = ([chapter["file"] for part in t["parts"] for chapter in part["chapters"]] for t in (there, toc))
+    about = [book / "_config.yml", *(book / "assets").rglob("*"), *(book / "_ext").glob("*.py")]
+    frame = [yaml.safe_dump(toc), *(p.read_text(encoding="utf-8") for p in sorted(about) if p.is_file())]
     entry: dict[str, Any] = next(chapter for chapter in chapters["This machine"] if chapter["file"] == "runs")
     lines = [
         "# Every run",
@@ -158,7 +159,7 @@ def assemble(source: Path) -> bool:
     for path in source.rglob("*"):  # pages of runs that no longer stand
         if path.is_file() and path not in keep and "__pycache__" not in path.parts:
             path.unlink()
-    return before != now
+    return study.digest(frame, 32)
 
 
 def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, dict[str, Any], tuple[list[Path], ...]]]:
