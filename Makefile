@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: study test test-slow check lab lock clean
+.PHONY: study pdf test test-slow check lab lock clean
 
 study: $(STAMP)
 	@DATA_ROOT="$(DATA_ROOT)" $(BIN)/cxrstudy run --preset $(PRESET); ran=$$?; \
@@ -28,6 +28,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+pdf: $(STAMP)
+	$(BIN)/cxrstudy book --pdf
 
 test: check
 	$(BIN)/python -m pytest --nbval-lax -m "not slow" tests notebooks

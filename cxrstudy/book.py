@@ -7,19 +7,18 @@ by Jupyter Book into ``_build/html``.
 import csv
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 
-from cxrstudy import explorer, grid, narrative, recorded, study
+from cxrstudy import explorer, grid, narrative, pages, recorded, study
+from cxrstudy import pdf as printer
 from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
 
@@ -34,13 +33,7 @@ HARM = (
     "difference on the same patients says harm or none, not how good an encoder is."
 )
 RATES = ("images_per_second", "peer_images_per_second")
-PAGES = ("data", "gallery")  # executed with the presets that have runs on this machine
-CHAPTERS = ("index", "explore", "segmentation", "reports", "laws", "claims", "discussion")  # with all sources
-HIDDEN = {"parameters", "injected-parameters"}
-
-
-class PageError(RuntimeError):
-    """A page of the book failed when it was executed."""
+CHAPTERS = ("explore", "segmentation", "reports", "laws", "claims", "discussion")  # with every source of results
 
 
 def presets_run() -> list[str]:
@@ -72,22 +65,30 @@ def ablations() -> dict[str, str]:
     return found
 
 
-def build(out: str | Path = "") -> int:
-    """Build the book into ``out`` (default ``_build`` in the clone); 0 when it stands, 1 when it could not be built."""
+def build(out: str | Path = "", *, pdf: bool = False) -> int:
+    """Build the book into ``out`` (default ``_build`` in the clone); 0 when it stands, 1 when it could not be built.
+
+    ``pdf``: print its chapters to ``book.pdf`` there too.
+    """
+    if pdf:
+        printer.browser()  # where there is none, that is said before minutes of building
     top = Path(out).expanduser().resolve() if str(out) else study.root() / "_build"
     source, html = top / "src", top / "_build" / "html"
-    key, data_key = _inputs()
+    key = _inputs()
     stamp = top / "inputs"
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
         print(f"the book is up to date: {html / 'index.html'}")
-        return 0
+        return _printed(top) if pdf else 0
     try:
-        assemble(source, key, data_key)
-    except PageError as error:
+        frame = assemble(source)
+    except pages.PageError as error:
         print(f"a page could not be computed: {error}", file=sys.stderr)
         return 1
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
-    command += ["build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
+    # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
+    code = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
+    same = (top / "frame").is_file() and (top / "frame").read_text() == frame
+    command += ["--all"] * (not same)  # Sphinx by itself leaves pages as they are, and styles that alone changed
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     write_text(top / "build.log", done.stdout + done.stderr)
@@ -96,15 +97,22 @@ def build(out: str | Path = "") -> int:
         print("\n".join(lines[:20]) or done.stderr[-2000:], file=sys.stderr)
         print(f"the book could not be built; the whole log: {top / 'build.log'}", file=sys.stderr)
         return 1
+    write_text(top / "frame", frame)
     write_text(stamp, key)
     print(f"the book: {html / 'index.html'}")
+    return _printed(top) if pdf else 0
+
+
+def _printed(top: Path) -> int:
+    path = printer.print_book(top / "_build" / "html", top / "src" / "_toc.yml", top / "book.pdf")
+    print(f"its chapters on paper: {path}")
     return 0
 
 
-def assemble(source: Path, key: str, data_key: str) -> None:
+def assemble(source: Path) -> str:
     """Gather the book's source in ``source``: static files, computed pages, run notebooks, table of contents.
 
-    ``key`` stands for all that the computed pages depend on, ``data_key`` for that without results (``_inputs``).
+    Returns a hash of what stands on or about every page: the list of chapters, styles, scripts, configuration.
     """
     book, keep = study.root() / "book", set()
     for path in sorted(p for p in book.rglob("*") if p.is_file() and not {"__pycache__", "recorded"} & set(p.parts)):
@@ -113,26 +121,19 @@ def assemble(source: Path, key: str, data_key: str) -> None:
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
     keep |= set(explorer.write(source / "assets", _all_sources()))
     presets, results = presets_run(), sources()
-    told: dict[str, dict[str, Any]] = {page: {"presets": presets or ["mini"]} for page in PAGES}
-    told |= {page: {"presets": results} for page in CHAPTERS}
-    told |= {
-        "planner": {"preset": results[0]},
-        "flips": {"settings": ablations(), "repeats": results},
-        "objectives": {},
-    }
-    wanted: list[tuple[Path, Path, dict[str, Any]]] = [
-        (book / f"{page}.ipynb", source / f"{page}.ipynb", values) for page, values in told.items()
+    computed = [
+        pages.Page(book / f"{template}.ipynb", source / f"{page}.ipynb", values, _digest(*files))
+        for template, page, values, files in _told(presets or ["mini"], results)
     ]
-    wanted += [(book / "results.ipynb", source / f"{_page(name)}.ipynb", {"preset": name}) for name in results]
-    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        of = {"data": data_key, "gallery": data_key}  # these show no result: a new one does not draw them anew
-        list(pool.map(lambda item: _execute(item[0], item[1], item[2], of.get(item[1].stem, key)), wanted))
-    keep |= {target for _, target, _ in wanted}
+    pages.execute(computed)
+    keep |= {page.target for page in computed}
     toc = yaml.safe_load((book / "_toc.yml").read_text())
     chapters = {part["caption"]: part["chapters"] for part in toc["parts"]}
     for name in reversed(results):
         part = "The results" if name.startswith(narrative.RECORDED) else "This machine"
         chapters[part].insert(0, {"file": _page(name)})
+    about = [book / "_config.yml", *(book / "assets").rglob("*"), *(book / "_ext").glob("*.py")]
+    frame = [yaml.safe_dump(toc), *(p.read_text(encoding="utf-8") for p in sorted(about) if p.is_file())]
     entry: dict[str, Any] = next(chapter for chapter in chapters["This machine"] if chapter["file"] == "runs")
     lines = [
         "# Every run",
@@ -152,13 +153,42 @@ def assemble(source: Path, key: str, data_key: str) -> None:
             said = headline_of(row["record"]) if row["record"] else failed
             lines.append(f"| [{row['name']}](<{page}.ipynb>) | {row['stage']} | {said} |")
         lines.append("")
-    pages = {"runs.md": "\n".join(lines), "recorded.md": measurements(book / "recorded")}
-    for name, text in (*pages.items(), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
+    written = {"runs.md": "\n".join(lines), "recorded.md": measurements(book / "recorded")}
+    for name, text in (*written.items(), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
         write_changed(source / name, text)
         keep.add(source / name)
     for path in source.rglob("*"):  # pages of runs that no longer stand
         if path.is_file() and path not in keep and "__pycache__" not in path.parts:
             path.unlink()
+    return study.digest(frame, 32)
+
+
+def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, dict[str, Any], tuple[list[Path], ...]]]:
+    """(template, page, its parameters, (files of ours, files of runs) that it tells of) of every computed page."""
+    settings = ablations()
+    of = {name: _files_of(name) for name in {*results, *(value.partition(" ")[0] for value in settings.values())}}
+
+    def both(names: Iterable[str]) -> tuple[list[Path], ...]:
+        kept = [of[name] for name in names]
+        return [p for ours, _ in kept for p in ours], [p for _, runs in kept for p in runs]
+
+    data = [path for name in presets for path in _files_of(name)[1] if path.parts[-3] == "data"]
+    yield from ((page, page, {"presets": presets}, ([], data)) for page in ("data", "gallery"))
+    yield "objectives", "objectives", {}, ([], [])
+    yield "index", "index", {"presets": results}, both(results[:1])
+    yield "planner", "planner", {"preset": results[0]}, both(results[:1])
+    yield "flips", "flips", {"settings": settings, "repeats": results}, both(sorted(of))
+    yield from ((page, page, {"presets": results}, both(results)) for page in CHAPTERS)
+    yield from (("results", _page(name), {"preset": name}, both([name])) for name in results)
+
+
+def _files_of(source: str) -> tuple[list[Path], list[Path]]:
+    """(files of ours, files of runs) that a source of results consists of."""
+    name = source.removeprefix(narrative.RECORDED)
+    if name != source:
+        return [*recorded.place(name).rglob("*")], []
+    place = study.runs_root() / name
+    return [], [*place.glob("plan*.json"), *place.glob("*/*/record.json"), *place.glob("*/*/notebook.ipynb")]
 
 
 def _page(source: str) -> str:
@@ -211,54 +241,24 @@ def _copy(path: Path, target: Path) -> Path:
     return target
 
 
-def _execute(template: Path, target: Path, parameters: dict[str, Any], key: str) -> None:
-    """Execute a page's template into ``target``, unless it was made from the same template and records.
-
-    The word PRESET in its text becomes the parameter's value: a page's title must stand in its source.
-    """
-    if target.is_file() and json.loads(target.read_text())["metadata"].get("cxrstudy_inputs") == key:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.stem}.executing.ipynb")
-    command = [sys.executable, "-m", "papermill", str(template), str(scratch), "-y", json.dumps(parameters)]
-    command += ["-k", "python3", "--cwd", str(study.root()), "--no-progress-bar"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PageError(f"{template}: {notebook_error(scratch) or done.stderr[-1000:]} (see {scratch})")
-    notebook = nbformat.read(scratch, as_version=4)
-    for cell in notebook.cells:
-        if HIDDEN & set(cell.metadata.get("tags", [])):
-            cell.metadata["tags"] = ["remove-cell"]
-        if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("PRESET", narrative.name_of(str(parameters.get("preset", ""))))
-    notebook.metadata["cxrstudy_inputs"] = key
-    notebook.metadata.pop("papermill", None)
-    nbformat.write(notebook, str(scratch))
-    os.replace(scratch, target)
+def _inputs() -> str:
+    """A hash of all that the book depends on."""
+    runs = [path for name in presets_run() for path in _files_of(name)[1]]
+    return _digest([*(study.root() / "book").rglob("*")], runs)
 
 
-def _inputs() -> tuple[str, str]:
-    """Hashes of all that a page depends on (records, plans, run notebooks, the book's source, our code, cards), and of
-    that but for the runs of other stages than data."""
+def _digest(ours: Iterable[Path], runs: Iterable[Path]) -> str:
+    """A hash of files of ours by content, our code, cards and presets always among them, and of run files by time."""
     top, state = study.root(), hashlib.blake2b(digest_size=16)
-    files = [
-        p
-        for folder in ("book", "cxrstudy", "data_cards", "notebooks/presets")
-        for p in sorted((top / folder).rglob("*"))
-    ]
-    for path in files:
-        if path.is_file() and path.suffix in (".py", ".md", ".yml", ".ipynb", ".css", ".js", ".csv"):
-            state.update(str(path).encode() + path.read_bytes())  # .csv: what is recorded has a runs.csv beside it
-    runs = study.runs_root()
-    made = [*runs.glob("*/*/*/record.json"), *runs.glob("*/*/*/notebook.ipynb")]
-    of_data = [path for path in made if path.parts[-3] == "data"]
-    keys = []
-    for paths in ([*runs.glob("*/plan*.json"), *of_data], set(made) - set(of_data)):
-        for path in sorted(paths):
-            facts = path.stat()
-            state.update(f"{path}:{facts.st_mtime_ns}:{facts.st_size}".encode())
-        keys.append(state.hexdigest())
-    return keys[1], keys[0]
+    always = [path for folder in ("cxrstudy", "data_cards", "notebooks/presets") for path in (top / folder).rglob("*")]
+    always += (top / "book" / "recorded").glob("*.csv")
+    for path in sorted({*ours, *always}):
+        if path.is_file() and "__pycache__" not in path.parts:
+            state.update(str(path).encode() + path.read_bytes())
+    for path in sorted(runs):
+        facts = path.stat()
+        state.update(f"{path}:{facts.st_mtime_ns}:{facts.st_size}".encode())
+    return state.hexdigest()
 
 
 def _mathjax() -> Path:

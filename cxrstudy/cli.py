@@ -122,11 +122,12 @@ def record(preset: str, figure: bool) -> None:
 
 @main.command()
 @click.option("--out", default="", help="Folder of the built book [default: _build in the clone].")
-def book(out: str) -> None:
+@click.option("--pdf", is_flag=True, help="Print its chapters to one PDF too: book.pdf beside it. Needs Chromium.")
+def book(out: str, pdf: bool) -> None:
     """Build the book from the records that stand, and say where it lies."""
     from cxrstudy import book as builder
 
-    sys.exit(builder.build(out))
+    sys.exit(builder.build(out, pdf=pdf))
 
 
 @main.command()

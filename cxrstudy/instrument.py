@@ -15,7 +15,7 @@ from cxrstudy.data import synthetic
 from cxrstudy.data.synthetic import devices, institution
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS, phrase
 from cxrstudy.files import write_text
-from cxrstudy.plots import Shown
+from cxrstudy.plots import words  # noqa: F401  for the pages that show its tables
 
 LEARNABLE = 0.75  # AUROC above which a device counts as learnable at a size
 
@@ -42,12 +42,6 @@ def markdown(shown: pd.DataFrame) -> str:
     columns = [str(shown.index.name), *shown.columns]
     rows = [f"| {' | '.join(map(str, row))} |" for row in shown.itertuples()]
     return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
-
-
-def words(shown: pd.DataFrame, what: str) -> Shown:
-    """A table of sentences for the book: nothing cut short, lines broken; ``what`` it is, in words."""
-    with pd.option_context("display.max_colwidth", None):
-        return Shown(shown.reset_index().to_html(classes="dataframe words", index=False, border=0), what)
 
 
 def described(count: int = 10) -> pd.DataFrame:

@@ -59,6 +59,12 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
     )
 
 
+def words(shown: pd.DataFrame, what: str) -> Shown:
+    """A table of sentences for the book: nothing cut short, lines broken; ``what`` it is, in words."""
+    with pd.option_context("display.max_colwidth", None):
+        return Shown(shown.reset_index().to_html(classes="dataframe words", index=False, border=0), what)
+
+
 def human(value: float) -> str:
     """1500 -> 1.5k, 3500000 -> 3.5M."""
     for step, unit in ((1e6, "M"), (1e3, "k")):

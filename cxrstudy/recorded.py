@@ -106,7 +106,8 @@ def load(preset: str, variant: str | None = "") -> pd.DataFrame:
     table = pd.read_parquet(out / "metrics.parquet")
     if variant is not None:
         table = table[table["run"].isin(runs.loc[runs["variant"] == variant, "run"])]
-    return table.assign(folder=[str(out / "scores" / name) for name in table["run"]]).reset_index(drop=True)
+    folders = {name: str(out / "scores" / name) for name in table["run"].unique()}
+    return table.assign(folder=table["run"].map(folders)).reset_index(drop=True)
 
 
 def variants(preset: str) -> list[str]:

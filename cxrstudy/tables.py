@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy import results, study
+from cxrstudy.data.images import open_prepared
 from cxrstudy.plots import TASKS, human
 from cxrstudy.scaling import ladders
 
@@ -110,8 +111,6 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
 def written_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """(encoder in words, its reports.parquet) of bases and of each paradigm's largest n_images, first seed; of runs on
     this machine alone, since recorded ones keep no words, and where the data's terms let its images be shown."""
-    from cxrstudy.data.images import open_prepared  # imports torch, which most pages can do without
-
     rows = table[(table["stage"] == "report") & (table["paradigm"] != "control")].drop_duplicates("run")
     rows = rows[[(Path(folder) / "reports.parquet").is_file() for folder in rows["folder"]]]
     if rows.empty:

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cxrstudy import study
 from cxrstudy.data import manifest as manifests
-from cxrstudy.data import synthetic
 from cxrstudy.data.vocabulary import FINDINGS, LABELS, VIEWS
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
@@ -126,6 +125,8 @@ def load_manifest(
 
 def _synthetic(institution: str, n_images: int, seed: int) -> pd.DataFrame:
     """Rows of an institution; images are drawn later, from the index in ``path``."""
+    from cxrstudy.data import synthetic  # imports torch, which reading a card does without
+
     described = synthetic.describe(np.arange(n_images), institution=institution, seed=seed)
     names = [f"{institution}-{index}" for index in range(n_images)]
     columns = {

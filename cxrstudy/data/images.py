@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cxrstudy.data import dicom, synthetic
+from cxrstudy.data import dicom
 from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
 from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
@@ -58,6 +58,8 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
 
 def _draw(rows: pd.DataFrame, size: int) -> np.ndarray:
     """Synthetic rows, all of one institution and seed, drawn together."""
+    from cxrstudy.data import synthetic  # imports torch, which opening what was prepared does without
+
     parts = rows["path"].str.split(":", expand=True)
     institution, seed = parts.iloc[0, 1], int(parts.iloc[0, 2])
     batch = synthetic.sample(parts[3].astype(int).to_numpy(), institution=institution, size=size, seed=seed)

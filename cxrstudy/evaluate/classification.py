@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cxrstudy.data.vocabulary import DEVICES
-from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval
+from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval, known_mean
 from cxrstudy.evaluate.thresholds import decided
 
 Floats = NDArray[np.float64]
@@ -146,13 +146,6 @@ def by_task(names: Sequence[str]) -> dict[str, list[int]]:
     tasks = ["findings", "lines_tubes", *PREFIXED.values()]
     found = {task: [k for k, name in enumerate(names) if task_of(name) == task] for task in tasks}
     return {task: places for task, places in found.items() if places}
-
-
-def known_mean(values: Floats, weights: Floats | None = None) -> Floats:
-    """Mean over the last axis of what is not NaN, weighted where ``weights`` are given; NaN where nothing is left."""
-    share = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
-    total = share.sum(axis=-1)
-    return np.where(total > 0, np.nansum(values * share, axis=-1) / np.where(total > 0, total, 1.0), np.nan)
 
 
 # ---- inputs --------------------------------------------------------------------------------------------------------

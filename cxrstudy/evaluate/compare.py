@@ -11,8 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from cxrstudy import study
-from cxrstudy.evaluate.classification import by_task, known_mean
-from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval
+from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval, known_mean
 
 Floats = NDArray[np.float64]
 MEASURES = {"auroc": auroc, "auprc": auprc}
@@ -50,6 +49,8 @@ def paired(
 
     Rows: task, label, difference, low, high (95%), p (two-sided, ``bootstrap_p``), n.
     """
+    from cxrstudy.evaluate.classification import by_task  # imports torch, which the book's pages do without
+
     tables, names = read_scores([one, other])
     draws, values = _draws(tables, names, metric, resamples, seed)
     apart, point = draws[0] - draws[1], values[0] - values[1]
@@ -124,6 +125,8 @@ def variances(
     Rows (task): value, seed_sd, sampling_sd, both_sd (of one run), seeds. Two-way random effects over seeds x resamples
     (Searle et al. 1992), see ``components``. ``labels``: of these alone. ValueError with fewer than two runs.
     """
+    from cxrstudy.evaluate.classification import by_task
+
     if len(folders) < 2:
         raise ValueError(f"variance between seeds needs at least two runs, got {len(folders)}")
     tables, names = read_scores(folders)

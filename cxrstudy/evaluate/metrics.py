@@ -67,6 +67,13 @@ def bootstrap(
     return np.concatenate([np.stack(block, axis=1) for block in blocks])
 
 
+def known_mean(values: Floats, weights: Floats | None = None) -> Floats:
+    """Mean over the last axis of what is not NaN, weighted where ``weights`` are given; NaN where nothing is left."""
+    share = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
+    total = share.sum(axis=-1)
+    return np.where(total > 0, np.nansum(values * share, axis=-1) / np.where(total > 0, total, 1.0), np.nan)
+
+
 def knn_auroc(x: ArrayLike, y: ArrayLike, k: int = 20) -> float:
     """How well features tell labels apart without any fit: macro AUROC of the share of positives among each image's
     ``k`` nearest others by cosine, labels in {0, 1, NaN} (unknown ones have no say). ``x`` (N,C), ``y`` (N,L)."""

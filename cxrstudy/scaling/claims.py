@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxrstudy.evaluate.compare import holm
 from cxrstudy.evaluate.metrics import interval
 from cxrstudy.scaling.evidence import (
     find_cells,
+    find_labels,
     find_options,
     find_rungs,
     in_words,
@@ -47,8 +49,6 @@ def ledger(
     ``repeats``: tidy tables of other grids, whose seeds tell the spread where this one's cannot. Where a paradigm has
     several ladders (base, data, encoder, samples seen), that with the most rungs is tried.
     """
-    from cxrstudy.evaluate.compare import holm  # imports torch
-
     rows = pd.DataFrame(_trials(table, resamples, seed, claims, repeats), columns=[*_COLUMNS, "runs", "threshold"])
     return rows.assign(p_holm=holm(rows["p"].to_numpy(float)))
 
@@ -166,6 +166,7 @@ def _trials(
     """The ledger's rows but for p_holm, with ``draws`` of the effect (NaN where a claim could not be tried)."""
     rungs = find_rungs(table)
     cells, unclear = find_cells(rungs)
+    judged = find_labels(table)
     spread = seed_spread(map(find_rungs, repeats)) | seed_spread([rungs])
     rows = []
     for claim in claims:
@@ -181,7 +182,7 @@ def _trials(
         try:
             options, words, left = find_options(claim, cells, unclear)
             used = used_rows(options, cells)
-            measured = {cell: measure(cell, used, table, resamples, seed) for option in options for cell in option}
+            measured = {cell: measure(cell, used, judged, resamples, seed) for option in options for cell in option}
             own = zlib.crc32(repr((claim.id, sorted(used["folder"]))).encode())  # settings draw their seeds apart
             row |= weigh(claim, options, measured, spread, np.random.default_rng([seed, own]))
             which = {"any": f"the greatest of {len(words)}: ", "every": f"the least of {len(words)}: "}

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from cxrstudy.evaluate.compare import components
 from cxrstudy.evaluate.metrics import interval
 from cxrstudy.scaling.ladders import judged_labels, of_base, points, reference, resampled, same_patients
 
@@ -181,8 +182,6 @@ def seed_spread(each: list[list[tuple[float, Floats]]]) -> Floats:
     dof = int((count - 1).sum())
     if dof == 0:
         return np.full(len(each), np.nan)
-    from cxrstudy.evaluate.compare import components  # imports torch, which ladders of one seed do without
-
     own = np.zeros(len(each))
     for k, runs in enumerate(each):
         if len(runs) > 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrstudy.evaluate.metrics import bootstrap
+from cxrstudy.evaluate.metrics import counts, known_mean, units
 from cxrstudy.scaling.hypotheses import BASE, CONTRASTS, Cell, Claim, Floats, Ladder, NotTestable
 from cxrstudy.scaling.ladders import CONTINUED, abroad, of_base, resampled
 
@@ -131,14 +131,24 @@ def used_rows(options: Sequence[Mapping[Cell, float]], cells: pd.DataFrame) -> p
     return used
 
 
-def measure(cell: Cell, used: pd.DataFrame, table: pd.DataFrame, resamples: int, seed: int) -> tuple[Floats, Floats]:
-    """Values (S,) and resamples (S, R) of a cell, a row a seed, over the labels that all used runs judged."""
+def find_labels(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """By (task, metric), which labels were judged in which run's folder: one row each."""
+    judged = table.loc[(table["label"] != "macro") & table["value"].notna(), ["task", "metric", "folder", "label"]]
+    return {(str(k[0]), str(k[1])): rows for k, rows in judged.drop_duplicates().groupby(["task", "metric"])}
+
+
+def measure(
+    cell: Cell, used: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame], resamples: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Values (S,) and resamples (S, R) of a cell, a row a seed, over the labels that all used runs judged, which
+    ``judged`` (of ``find_labels``) tells."""
     task, metric, paradigm, n_images = cell
     rows = used[(used["task"] == task) & (used["metric"] == metric)]
-    judged = table[(table["task"] == task) & (table["metric"] == metric) & (table["label"] != "macro")]
-    judged = judged[judged["folder"].isin(rows["folder"]) & judged["value"].notna()]
-    counts = judged.drop_duplicates(["folder", "label"])["label"].value_counts(sort=False)
-    labels = tuple(counts.index[counts == rows["folder"].nunique()])
+    labels: tuple[str, ...] = ()
+    if (task, metric) in judged:
+        own = judged[task, metric]
+        times = own.loc[own["folder"].isin(rows["folder"]), "label"].value_counts(sort=False)
+        labels = tuple(times.index[times == rows["folder"].nunique()])
     pairs = []
     for run in rows[(rows["paradigm"] == paradigm) & (rows["n_images"] == n_images)].itertuples():
         if not labels:
@@ -155,14 +165,19 @@ def _drawn(folder: str, devices: tuple[str, ...], metric: str, resamples: int, s
     """As ``ladders.resampled``, of a segment run: the mean over devices of the means over images that show them."""
     kept = pd.read_parquet(Path(folder) / "scores.parquet")
     wide = kept.pivot(index=["image_id", "patient_id"], columns="device", values=metric)[list(devices)].sort_index()
+    values = wide.to_numpy(np.float64)
+    unit, patients = units(wide.index.get_level_values("patient_id").to_numpy(), len(wide))
+    sums, shown = np.zeros((2, patients, len(devices)))
+    np.add.at(sums, unit, np.nan_to_num(values))
+    np.add.at(shown, unit, ~np.isnan(values))
 
-    def macro(y: Floats, _: Floats) -> float:
-        shown = (~np.isnan(y)).sum(axis=0)
-        return float((np.nansum(y, axis=0)[shown > 0] / shown[shown > 0]).mean()) if shown.any() else np.nan
+    def macro(drawn: Floats) -> Floats:
+        """Of patients that were ``drawn`` (G, B) so often."""
+        total, images = sums.T @ drawn, shown.T @ drawn
+        return known_mean(np.where(images > 0, total / np.maximum(images, 1), np.nan).T)
 
-    values, patients = wide.to_numpy(np.float64), wide.index.get_level_values("patient_id").to_numpy()
-    draws = bootstrap(macro, values, values, groups=patients, resamples=resamples, seed=seed)
-    return macro(values, values), draws[:, 0]
+    draws = [macro(drawn) for drawn in counts(patients, resamples, seed)]  # those of `metrics.bootstrap`
+    return float(macro(np.ones((patients, 1)))[0]), np.concatenate(draws)
 
 
 def scope(used: pd.DataFrame) -> str:

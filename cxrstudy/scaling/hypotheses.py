@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrstudy.evaluate.compare import bootstrap_p
 from cxrstudy.evaluate.metrics import interval
 
 Floats = NDArray[np.float64]
@@ -156,8 +157,6 @@ def weigh(
     it the claim is inconclusive. Keys: effect, low, high, p, verdict, why, ``decides`` (the option that gives the
     effect) and ``draws`` (resamples of the effect). NotTestable: an effect that is not defined.
     """
-    from cxrstudy.evaluate.compare import bootstrap_p  # imports torch
-
     effects = np.array([sum(w * measured[cell][0].mean() for cell, w in option.items()) for option in options])
     if not np.isfinite(effects).all():
         raise NotTestable("a metric that is defined: the test images of every label are of one class")
