@@ -27,7 +27,7 @@ from cxrstudy.scaling import ladders
 FOLDS = [f"fold{k}" for k in range(5)]
 RECIPES = {  # paradigm: base, what differs from the defaults
     "unicl": ("book/recorded/bases/clip-hybrid", {"batch_size": 32, "lr": 5e-4}),
-    "dinov2": ("book/recorded/bases/dino-hybrid", {"batch_size": 32, "lr": 5e-4}),
+    "dinov2": ("book/recorded/bases/dino-hybrid", {"batch_size": 32, "lr": 1e-3}),  # at 5e-4 it moves by 0.7%
 }
 SHARED: dict[str, Any] = {"samples_seen": 1408, "warmup": 0.2, "base_share": 0.5}
 
