@@ -33,7 +33,7 @@ HARM = (
     "difference on the same patients says harm or none, not how good an encoder is."
 )
 RATES = ("images_per_second", "peer_images_per_second")
-CHAPTERS = ("explore", "segmentation", "reports", "laws", "claims", "discussion")  # with every source of results
+CHAPTERS = ("explore", "findings", "tubes", "segmentation", "reports", "laws", "claims", "discussion")
 
 
 def presets_run() -> list[str]:

@@ -41,6 +41,25 @@ def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     )
 
 
+def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.DataFrame:
+    """A task's labels to draw (`plots.beside`): each base as it came and each ladder's largest size, by its first seed.
+
+    Columns: label, series, value, low, high; labels from the best to the worst by the first base.
+    """
+    each = table[(table["stage"] == "classify") & (table["task"] == task) & (table["metric"] == metric)]
+    each = each[(each["label"] != "macro") & each["value"].notna()]
+    ladder = each[ladders.continued(each)].sort_values(["n_images", "seed"])
+    tops = ladder[ladder["n_images"] == ladder.groupby("paradigm")["n_images"].transform("max")]
+    tops = tops[tops["seed"] == tops.groupby("paradigm")["seed"].transform("min")]
+    bases = each[each["run"].str.startswith("base-") & (each["paradigm"] != "control")]
+    named = [
+        bases.assign(series="base, " + bases["paradigm"]),
+        tops.assign(series=tops["paradigm"] + ", " + tops["n_images"].map(human) + " images"),
+    ]
+    rows = pd.concat(named).drop_duplicates(["series", "label"]).sort_values("value", ascending=False, kind="stable")
+    return rows[["label", "series", "value", "low", "high"]].reset_index(drop=True)
+
+
 FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, columns by (label, metric)
     "segmentation": (
         "Lines and tubes, drawn",
