@@ -50,7 +50,7 @@ def variants(preset: str) -> list[str]:
 
 
 def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
-    """One paragraph: what was run, on what, from which code, and what is missing."""
+    """What was run, on what, from which code, what is missing; of real x-rays, what their card warns of."""
     described = grid.load_preset(preset.removeprefix(RECORDED))
     if table.empty:
         wait = f"about {described.minutes:g} minutes on {described.hardware}"
@@ -71,7 +71,7 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     if "synthetic" in kinds and "real" not in kinds:
         text += " Every number here is about **synthetic x-rays** and says nothing about patients."
     if "real" in kinds:
-        text += " The evaluated x-rays are **real**; research only, not for clinical use."
+        text += f" The evaluated x-rays are **real**; research only, not for clinical use.\n\n{caution(preset)}"
     return text
 
 
