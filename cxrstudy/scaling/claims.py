@@ -228,12 +228,22 @@ def summary(rows: pd.DataFrame) -> str:
 
 
 def flip_sentences(rows: pd.DataFrame) -> list[str]:
-    """Of `flips`: which verdicts differ from the reference's, and where an effect changes its sign."""
+    """Of `flips`: which verdicts differ from the reference's, and where an effect changes its sign, unless its interval
+    reaches from one setting to the other."""
     said = []
-    for row in rows[rows["differs"].astype(bool) | rows["turns"].notna()].itertuples():
+    for row in rows.itertuples():
+        placed = np.isfinite(row.turns) and not _anywhere(row)
+        if not (row.differs or placed):
+            continue
         text = f"`{row.id}`: {row.reference_verdict} at {row.reference}, {row.verdict} at {row.factor}={row.setting}"
-        if np.isfinite(row.turns):
+        if placed:
             text += f"; the effect changes sign between {row.towards} and {row.setting}, at {row.turns:.3g} "
             text += f"[{row.turns_low:.3g}, {row.turns_high:.3g}]"
         said.append(f"{text}.")
     return said
+
+
+def _anywhere(row: Any) -> bool:
+    """Whether the interval of a change of sign reaches from one setting to the other."""
+    low, high = sorted((float(row.setting), float(row.towards)))
+    return bool(row.turns_low <= low and row.turns_high >= high)
