@@ -32,9 +32,8 @@ class Walk:
 def clone(where: Path) -> Walk:
     """A copy of the repository's own files (not the package, which is installed) that a test may change; without the
     results recorded with the book, which would make every page take longer."""
-    left = shutil.ignore_patterns(
-        ".ipynb_checkpoints", "__pycache__", "study-*pu", "ablation", "ablation-own", "nih", "nih-small"
-    )
+    kept = [path.parent.name for path in (ROOT / "book" / "recorded").glob("*/runs.csv")]
+    left = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", *kept)
     for name in ("notebooks", "book", "data_cards"):
         shutil.copytree(ROOT / name, where / name, ignore=left)
     return Walk(where, where / "runs")
