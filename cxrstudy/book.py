@@ -29,8 +29,8 @@ SPEED = (
 HARM = (
     "Macro AUROC of continued encoders minus their base's, the mean over seeds, with the interval over resampled test "
     "patients. The synthetic rows are the recorded study, where the continued encoder alone is kept; in those of mini "
-    "and in the real ones half of the base is mixed back in. The real sample is small and its labels are confounded with "
-    "its selection: a difference on the same patients says harm or none, not how good an encoder is."
+    "and in the real ones half of the base is mixed back in. The real sample is small and its labels are confounded "
+    "with its selection: a difference on the same patients says harm or none, not how good an encoder is."
 )
 RATES = ("images_per_second", "peer_images_per_second")
 CHAPTERS = ("explore", "findings", "tubes", "segmentation", "reports", "laws", "claims", "discussion")
