@@ -24,7 +24,7 @@ from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
 
 SPEED = (
     "Each row is one of our training steps beside another tool's on the same model, batch, resolution and one thread, "
-    "alternating in one process; a ratio above 1 says that ours is faster."
+    "alternating in one process; the ratio is the median over rounds, above 1 where ours is faster."
 )
 HARM = (
     "Macro AUROC of continued encoders minus their base's, the mean over seeds, with the interval over resampled test "

@@ -67,7 +67,8 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
         f"{'seed' if len(seeds) == 1 else 'seeds'} {_list(seeds)}. Data: {_list(kinds)}."
     )
     if missing:
-        text += f" **{len(missing)} runs have no result yet** ({_list(missing)}); `{command(preset)}` runs them."
+        some = _list(missing[:3]) + ", ..." * (len(missing) > 3)
+        text += f" **{len(missing)} runs have no result yet** ({some}); `{command(preset)}` runs them."
     if "synthetic" in kinds and "real" not in kinds:
         text += " Every number here is about **synthetic x-rays** and says nothing about patients."
     if "real" in kinds:

@@ -198,8 +198,9 @@ def _trials(
 # ---- sentences -----------------------------------------------------------------------------------------------------
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
     """A ledger for readers: a row a claim, numbers as text."""
-    shown = rows.set_index("claim")[["source", "contrast", "verdict", "why", "p", "p_holm", "scope"]]
-    shown.insert(2, "effect [95%]", _ends(rows))
+    shown = rows.assign(claim=rows["claim"] + " (" + rows["id"] + ")").set_index("claim")
+    shown = shown[["verdict", "why", "p", "p_holm", "contrast", "source", "scope"]]
+    shown.insert(1, "effect [95%]", _ends(rows))
     for column in ("p", "p_holm"):
         shown[column] = [f"{p:.2g}" if np.isfinite(p) else "" for p in shown[column]]
     return shown.rename(columns={"p_holm": "p, Holm"})
@@ -235,7 +236,7 @@ def flip_sentences(rows: pd.DataFrame) -> list[str]:
         placed = np.isfinite(row.turns) and not _anywhere(row)
         if not (row.differs or placed):
             continue
-        text = f"`{row.id}`: {row.reference_verdict} at {row.reference}, {row.verdict} at {row.factor}={row.setting}"
+        text = f"`{row.id}`: {row.reference_verdict} under the reference, {row.verdict} at {row.factor}={row.setting}"
         if placed:
             text += f"; the effect changes sign between {row.towards} and {row.setting}, at {row.turns:.3g} "
             text += f"[{row.turns_low:.3g}, {row.turns_high:.3g}]"
