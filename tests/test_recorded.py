@@ -97,11 +97,11 @@ def test_nothing_to_record_is_said(tmp_path: Path, walked: Walk) -> None:
 
 def test_recorded_results_have_a_page_without_any_run_on_this_machine(kept: Walk) -> None:
     shutil.rmtree(kept.runs)
-    from cxrstudy import book
+    from cxrstudy import book, pages
 
     assert book.sources() == ["recorded:smoke"]
     page = kept.root / "page.ipynb"
-    book._execute(kept.root / "book" / "results.ipynb", page, {"preset": "recorded:smoke"}, "key")
+    pages.execute([pages.Page(kept.root / "book" / "results.ipynb", page, {"preset": "recorded:smoke"}, "key")])
     text = page.read_text()
     assert "Recorded with this book, not on your machine" in text
     assert "smoke, recorded" in text
