@@ -15,7 +15,6 @@ from cxrstudy.data import synthetic
 from cxrstudy.data.synthetic import devices, institution
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS, phrase
 from cxrstudy.files import write_text
-from cxrstudy.plots import words  # noqa: F401  for the pages that show its tables
 
 LEARNABLE = 0.75  # AUROC above which a device counts as learnable at a size
 

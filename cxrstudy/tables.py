@@ -44,7 +44,7 @@ def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
 def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.DataFrame:
     """A task's labels to draw (`plots.beside`): each base as it came and each ladder's largest size, by its first seed.
 
-    Columns: label, series, value, low, high; labels from the best to the worst by the first base.
+    Columns: label, series, value, low, high; labels in the order of their best value.
     """
     each = table[(table["stage"] == "classify") & (table["task"] == task) & (table["metric"] == metric)]
     each = each[(each["label"] != "macro") & each["value"].notna()]

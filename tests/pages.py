@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
@@ -74,6 +76,24 @@ def call(*words: object, **environment: str) -> None:
     command = [sys.executable, *([] if words[0] == "-c" else ["-m"]), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def scaffold(top: Path, toc: str) -> Path:
+    """The source of a small book below ``top``, with the book's own extension, assets and configuration."""
+    source = top / "src"
+    source.mkdir()
+    for name in ("_ext", "assets"):
+        shutil.copytree(ROOT / "book" / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "book" / "_config.yml", source)
+    (source / "_toc.yml").write_text(f"format: jb-book\n{toc}\n")
+    return source
+
+
+def built(top: Path) -> Path:
+    """Build what `scaffold` began as strictly as the book is built; the folder of its pages."""
+    words = ("-c", "from jupyter_book.cli.main import main; main()", "build", top / "src", "--path-output", top)
+    call(*words, "-W", "-n", "--keep-going", PYTHONWARNINGS="ignore")
+    return top / "_build" / "html"
 
 
 def beyond(page: Any) -> int:

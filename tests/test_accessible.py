@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import Walk
-from test_book import CHROMIUM, Tags, needs_browser, pages
+from pages import chromium, needs_browser
+from test_book import Tags, pages
 
 # what the theme does and we leave: (rule, what its selector or markup holds, why)
 THEMES: tuple[tuple[str, str, str], ...] = ()
@@ -18,19 +19,15 @@ FEW = ("index.html", "results-smoke.html", "search.html")
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
 
 
-def violations(chromium: Any, paths: Iterable[Path], scheme: str, width: int) -> list[str]:
+def violations(browser: Any, paths: Iterable[Path], scheme: str, width: int) -> list[str]:
     """What axe-core finds of serious impact, one line a (page, rule, element)."""
     axe = (importlib.resources.files("axe_playwright_python") / "axe.min.js").read_text()
-    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     found = []
     for path in paths:
         page.goto(path.as_uri())
@@ -46,21 +43,21 @@ def violations(chromium: Any, paths: Iterable[Path], scheme: str, width: int) ->
 
 @needs_browser
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 390)])
-def test_axe_finds_nothing_serious_on_some_pages(book: Path, chromium: Any, scheme: str, width: int) -> None:
-    assert violations(chromium, [book / name for name in FEW], scheme, width) == []
+def test_axe_finds_nothing_serious_on_some_pages(book: Path, browser: Any, scheme: str, width: int) -> None:
+    assert violations(browser, [book / name for name in FEW], scheme, width) == []
 
 
 @pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1300, 390])
-def test_axe_finds_nothing_serious_on_any_page(book: Path, chromium: Any, scheme: str, width: int) -> None:
-    assert violations(chromium, pages(book), scheme, width) == []
+def test_axe_finds_nothing_serious_on_any_page(book: Path, browser: Any, scheme: str, width: int) -> None:
+    assert violations(browser, pages(book), scheme, width) == []
 
 
 @needs_browser
-def test_search_finds_a_finding_from_disk(book: Path, chromium: Any) -> None:
-    page = chromium.new_page()
+def test_search_finds_a_finding_from_disk(book: Path, browser: Any) -> None:
+    page = browser.new_page()
     page.goto(f"{(book / 'search.html').as_uri()}?q=atelectasis")
     page.wait_for_selector('#search-results li a[href^="gallery.html"]')
     page.close()

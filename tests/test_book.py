@@ -7,12 +7,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import Walk
+from pages import DESKTOP, PHONE, beyond, chromium, needs_browser, visits
 
 PAGES = ("index.html", "data.html", "method.html", "results-smoke.html", "runs.html", "rerun.html")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"
-)
 
 
 class Tags(HTMLParser):
@@ -121,26 +118,15 @@ def test_copies_of_executed_notebooks_keep_their_time_stamps(walked: Walk, book:
 
 
 @needs_browser
-@pytest.mark.parametrize("size", [(1300, 900), (390, 800)], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_in_a_real_browser(book: Path, size: tuple[int, int]) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-        wrong: list[str] = []
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "request", lambda r: wrong.append(r.url) if r.url.split(":")[0] not in ("file", "data", "blob") else None
-        )
+    with chromium() as browser, visits(browser) as opened:
+        page = opened(book / "index.html", size)
         run = next(path.relative_to(book) for path in book.glob("runs/smoke/classify-*.html"))
         for name in (*PAGES, str(run)):
             page.goto((book / name).as_uri())
             page.wait_for_timeout(300)
-            beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            assert beyond <= 0, f"{name} scrolls sideways by {beyond} px"
+            assert beyond(page) <= 0, f"{name} scrolls sideways by {beyond(page)} px"
             unseen = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)")
             assert unseen == [], f"{name}: images that do not load"
         page.goto((book / "method.html").as_uri())
@@ -150,5 +136,3 @@ def test_in_a_real_browser(book: Path, size: tuple[int, int]) -> None:
         assert page.title().startswith("Every run")
         page.locator("article a", has_text="clip-n256-s0").first.click()
         assert "runs/smoke/" in page.url
-        browser.close()
-        assert wrong == []

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Walk
 from made_ladders import base, judge, ladder
-from pages import CONTRAST, DESKTOP, PHONE, beyond, call, chromium, needs_browser, visits
+from pages import CONTRAST, DESKTOP, PHONE, beyond, built, call, chromium, needs_browser, scaffold, visits
 
 from cxrstudy import explorer, recorded
 from cxrstudy.results import load_records
@@ -169,13 +169,8 @@ def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page alone, of the recorded study and a made ladder."""
     top = tmp_path_factory.mktemp("explore")
-    source = top / "src"
-    source.mkdir()
-    for name in ("_ext", "assets"):
-        shutil.copytree(ROOT / "book" / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "book" / "_config.yml", source)
+    source = scaffold(top, "root: explore\nchapters:\n  - file: method")
     (source / "method.md").write_text("# Method\n")
-    (source / "_toc.yml").write_text("format: jb-book\nroot: explore\nchapters:\n  - file: method\n")
     sources = ["recorded:study-cpu", "mini"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXRSTUDY_RUNS", str(top / "runs"))
@@ -183,9 +178,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         explorer.write(source / "assets", sources)
         words = ("-k", "python3", "--no-progress-bar", "-y", json.dumps({"presets": sources}))
         call("papermill", ROOT / "book" / "explore.ipynb", source / "explore.ipynb", *words, CXRSTUDY_ROOT=str(ROOT))
-    build = ("-c", "from jupyter_book.cli.main import main; main()", "build", source, "--path-output", top)
-    call(*build, "-W", "-n", "--keep-going", PYTHONWARNINGS="ignore")
-    return top / "_build" / "html"
+    return built(top)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import ROOT
 from made_ladders import base, judge, ladder
-from pages import CONTRAST, DESKTOP, PHONE, beyond, call, chromium, needs_browser, visits
+from pages import CONTRAST, DESKTOP, PHONE, beyond, built, call, chromium, needs_browser, scaffold, visits
 
 pytestmark = pytest.mark.slow  # a book of its own and some thirty looks at it: make test-slow
 PAGES = ("law", "refused", "empty")  # what its runs allow
@@ -34,13 +33,8 @@ def make_runs(kind: str) -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small book of three such pages."""
     top = tmp_path_factory.mktemp("planner")
-    source = top / "src"
-    source.mkdir()
-    for name in ("_ext", "assets"):
-        shutil.copytree(ROOT / "book" / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "book" / "_config.yml", source)
-    toc = ["format: jb-book", "root: planner-law", "chapters:", *(f"  - file: planner-{name}" for name in PAGES[1:])]
-    (source / "_toc.yml").write_text("\n".join(toc))
+    others = (f"  - file: planner-{name}" for name in PAGES[1:])
+    source = scaffold(top, "\n".join(["root: planner-law", "chapters:", *others]))
     for name in PAGES:
         environment = {"CXRSTUDY_RUNS": str(top / name / "runs"), "CXRSTUDY_ROOT": str(ROOT)}
         with pytest.MonkeyPatch.context() as patch:
@@ -53,9 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.metadata["tags"] = ["remove-cell"]
         nbformat.write(notebook, page)
-    words = ("-c", "from jupyter_book.cli.main import main; main()", "build", source, "--path-output", top)
-    call(*words, "-W", "-n", "--keep-going", PYTHONWARNINGS="ignore")
-    return top / "_build" / "html"
+    return built(top)
 
 
 @pytest.fixture(scope="module")
