@@ -43,6 +43,7 @@ def main() -> None:
 @main.command()
 @click.option("--preset", "-p", default="mini", show_default=True, help="A preset of notebooks/presets.")
 @click.option("--cores", "-c", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all")
+@click.option("--gpu-runs", default=1, type=click.IntRange(1), show_default=True, help="Runs that share a GPU.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would run and why; run nothing.")
 @click.option(
     "--set",
@@ -55,7 +56,14 @@ def main() -> None:
 @click.option("--unrecorded", is_flag=True, help="Leave out what book/recorded holds of this preset already.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def run(
-    preset: str, cores: int, dry_run: bool, pairs: tuple[str, ...], data_root: str, unrecorded: bool, quiet: bool
+    preset: str,
+    cores: int,
+    gpu_runs: int,
+    dry_run: bool,
+    pairs: tuple[str, ...],
+    data_root: str,
+    unrecorded: bool,
+    quiet: bool,
 ) -> None:
     """Run a preset through Snakemake and Papermill; only what is missing or changed is executed.
 
@@ -73,7 +81,15 @@ def run(
         stand = recorded.run_names(preset)
     if not dry_run:
         codes = [
-            runner.run_preset(preset, cores=cores, settings=settings, data_root=data_root, quiet=quiet, stand=stand)
+            runner.run_preset(
+                preset,
+                cores=cores,
+                settings=settings,
+                data_root=data_root,
+                quiet=quiet,
+                stand=stand,
+                gpu_runs=gpu_runs,
+            )
             for settings in each
         ]
         sys.exit(max(codes))

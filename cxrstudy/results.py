@@ -44,7 +44,8 @@ def environment() -> dict[str, Any]:
 
     dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     return {
-        "commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+changes" if dirty else ""),
+        "commit": (git("rev-parse", "--short=12", "HEAD") or os.environ.get("CXRSTUDY_COMMIT", "unknown"))
+        + ("+changes" if dirty else ""),  # the variable: for a copy without its history, on a machine that is lent
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
         "hardware": hardware(),

@@ -126,10 +126,12 @@ def run_preset(
     data_root: str = "",
     quiet: bool = False,
     stand: set[str] | None = None,
+    gpu_runs: int = 1,
 ) -> int:
     """Execute what is missing or stale of a preset; 0 when all its runs stand, 1 when one failed.
 
-    ``stand``: names of runs whose results are kept elsewhere; neither they nor what only they need is executed.
+    ``gpu_runs``: how many runs share a machine's GPUs at a time. ``stand``: names of runs whose results are kept
+    elsewhere; neither they nor what only they need is executed.
     """
     runs = grid.plan(preset, settings, data_root)
     with _alone(preset):
@@ -151,7 +153,7 @@ def run_preset(
         for piece in sorted({run.piece for run in runs if run.name in waiting}):
             wanted = [f"{run.stage}/{run.name}/record.json" for run in runs if run.piece == piece]
             command = _snakemake(preset, plan, "--cores", str(cores), "--keep-going", "--rerun-incomplete")
-            command += ["--resources", "gpu=1"] if shutil.which("nvidia-smi") else []
+            command += ["--resources", f"gpu={gpu_runs}"] if shutil.which("nvidia-smi") else []
             with (plan.parent / "snakemake.log").open("a") as log:
                 process = subprocess.Popen(
                     [*command, "--", *wanted], stdout=log, stderr=log, env=_environment(), start_new_session=True

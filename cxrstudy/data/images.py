@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from PIL import Image
 
 from cxrstudy.data import dicom
@@ -18,6 +19,7 @@ from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
 CHUNK = 256  # images handled at a time
+LARGE = 200_000_000  # pixels: some 30 s of drawing, worth the seconds that another process takes to start
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def _draw(rows: pd.DataFrame, size: int) -> np.ndarray:
+def _draw(paths: pd.Series, size: int) -> np.ndarray:
     """Synthetic rows, all of one institution and seed, drawn together."""
     from cxrstudy.data import synthetic  # imports torch, which opening what was prepared does without
 
-    parts = rows["path"].str.split(":", expand=True)
+    parts = paths.str.split(":", expand=True)
     institution, seed = parts.iloc[0, 1], int(parts.iloc[0, 2])
     batch = synthetic.sample(parts[3].astype(int).to_numpy(), institution=institution, size=size, seed=seed)
     return np.rint(np.asarray(batch.image)[:, 0] * 255).astype(np.uint8)
@@ -93,13 +95,15 @@ def prepare(
         except dicom.UnreadableImage as error:
             return error
 
+    paths = [manifest["path"].iloc[start : start + CHUNK] for start in range(0, len(manifest), CHUNK)]
+    many = len(manifest) * size**2 > LARGE
+    drawn = Parallel(n_jobs=-1 if many else 1, return_as="generator")(
+        delayed(_draw)(part, size) for part in paths if part.iloc[0].startswith("synthetic:")
+    )
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for start in progress(range(0, len(manifest), CHUNK)):
             rows = range(start, min(start + CHUNK, len(manifest)))
-            if is_drawn.iloc[start]:
-                pixels: Iterable[Any] = _draw(manifest.iloc[rows.start : rows.stop], size)
-            else:
-                pixels = pool.map(read, rows)
+            pixels: Iterable[Any] = next(drawn) if is_drawn.iloc[start] else pool.map(read, rows)
             for row, image in zip(rows, pixels, strict=True):
                 if isinstance(image, dicom.UnreadableImage):
                     names = manifest.iloc[row]

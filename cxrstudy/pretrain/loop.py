@@ -205,7 +205,8 @@ def pretrain(
         with flop.counter() if flops == 0 else contextlib.nullcontext() as counter:
             for take in np.split(batch, p.accumulate):
                 low, high = rank * len(take) // world, (rank + 1) * len(take) // world
-                x = encoder.normalise(prepared.images[rows[take[low:high]]]).to(device, non_blocking=True)
+                raw = torch.from_numpy(prepared.images[rows[take[low:high]]])  # a byte a pixel to the device
+                x = encoder.normalise(raw.to(device, non_blocking=True))
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss, parts = objective.step_loss(x, take, low, rng, generator, step, steps)
                 (loss / p.accumulate).backward()

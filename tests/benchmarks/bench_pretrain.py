@@ -28,15 +28,16 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cxrstudy import study, weights
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.encoders import Encoder, Text, TextShape, build_encoder, train_tokenizer
+from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.dinov2 import DinoConfig
 from cxrstudy.pretrain.distil import Dino, parameter_groups, rates, set_rates
+from cxrstudy.pretrain.loop import _compile as compile_towers
 from cxrstudy.pretrain.loop import precision
 from cxrstudy.results import environment
 
@@ -316,32 +317,25 @@ def bench_bf16(rounds: int) -> None:
 
 # ---- a GPU ---------------------------------------------------------------------------------------------------------
 def bench_gpu(rounds: int) -> None:
-    """dinov2 with ViT-B/14 at 224 and 518 px and clip with DaViT-base at 224 px in bfloat16, compiled and not:
+    """dinov2 with ViT-B/14 at 224 and 518 px and clip's image tower DaViT-base at 224 px in bfloat16, compiled and not:
     images/s, share of the card's measured matrix rate (MFU), memory, and the three costliest kernels."""
     if not torch.cuda.is_available():
         sys.exit("gpu: no GPU is visible to torch")
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     seconds, _ = alternate(lambda: [a @ a for _ in range(20)], lambda: None, 5)
     rate = 20 * 2 * 8192**3 / statistics.median(seconds)
-    print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 products of 8,192")
-    for size, compiled in itertools.product((224, 518), (False, True)):
-        gpu_dinov2(rounds, rate, size, 32, compiled)
-    for compiled in (False, True):
-        gpu_clip(rounds, 64, compiled)
+    print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 products of 8,192", flush=True)
+    for make in (partial(gpu_dinov2, 224, 64), partial(gpu_clip, 128), partial(gpu_dinov2, 518, 16)):
+        for compiled in (False, True):
+            gpu_step(rounds, rate, compiled, *make())
 
 
-def gpu_dinov2(rounds: int, rate: float, size: int, batch: int, compiled: bool) -> None:
-    torch.cuda.reset_peak_memory_stats()
+def gpu_dinov2(size: int, batch: int) -> tuple[str, int, list[Encoder], Callable[[], None]]:
+    """The whole step of DINOv2's own configuration: views, teacher, student, update of both."""
     local = 98 if size == 224 else 196
     own = {"img_size": size, "dynamic_img_size": True, "init_values": 1e-5}
     encoder = Encoder("vit_base_patch14_dinov2", own, input_size=size)
-    config = DinoConfig.reference(batch, local_size=local, global_size=size)
-    objective = Dino(encoder, config).cuda()
-    if compiled:
-        for module in objective.modules():
-            if isinstance(module, Encoder):
-                for block in module.trunk.blocks:
-                    block.compile()
+    objective = Dino(encoder, DinoConfig.reference(batch, local_size=local, global_size=size)).cuda()
     optimiser = torch.optim.AdamW(parameter_groups(objective, 1e-4, 0.04), fused=True)
     x = torch.randn(batch, 1, size, size, device="cuda")
     generator = torch.Generator().manual_seed(0)
@@ -354,59 +348,68 @@ def gpu_dinov2(rounds: int, rate: float, size: int, batch: int, compiled: bool) 
         optimiser.step()
         objective.update_teacher(0.99)
 
-    step()
-    with FlopCounterMode(display=False) as counter:
-        step()
-    seconds, _ = alternate(step, lambda: None, max(rounds, 10))
-    mfu = counter.get_total_flops() / statistics.median(seconds) / rate
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-    costs = sorted(profile.key_averages(), key=lambda e: -e.self_device_time_total)[:3]
-    row = {
-        "benchmark": "gpu",
-        "setting": f"dinov2, ViT-B/14, {size} px, 8 local crops of {local} px, batch {batch}, "
-        + ("compiled" if compiled else "not compiled"),
-        "images_per_second": batch / statistics.median(seconds),
-        "mfu": mfu,
-        "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
-        "costs": "; ".join(f"{c.key[:60]} {c.self_device_time_total / 1e3:.1f} ms" for c in costs),
-        "rounds": len(seconds),
-        "hardware": environment()["hardware"],
-        "command": "python tests/benchmarks/bench_pretrain.py gpu",
-    }
-    ROWS.append(row)
-    print(row, flush=True)
+    name = f"dinov2, ViT-B/14, {size} px, 8 local crops of {local} px, batch {batch}"
+    return name, batch, [m for m in objective.modules() if isinstance(m, Encoder)], step
 
 
-def gpu_clip(rounds: int, batch: int, compiled: bool) -> None:
-    torch.cuda.reset_peak_memory_stats()
-    encoder = Encoder("davit_base", {}, input_size=224).cuda()
-    if compiled:
-        encoder.trunk.forward_features = torch.compile(encoder.trunk.forward_features)
+def gpu_clip(batch: int) -> tuple[str, int, list[Encoder], Callable[[], None]]:
+    """Augmentation and the image tower's step, by far the larger part of clip's."""
+    encoder = Encoder("davit_base", {}, input_size=224).cuda().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(encoder.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 1, 224, 224, device="cuda")
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
+        seen = augment(x, generator).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cuda", torch.bfloat16):
-            loss = encoder.pool(augment(x, generator)).float().square().mean()
+            loss = encoder.pool(seen).float().square().mean()
         loss.backward()
         optimiser.step()
 
+    return f"image tower of clip, DaViT-base, 224 px, batch {batch}", batch, [encoder], step
+
+
+def gpu_step(
+    rounds: int, rate: float, compiled: bool, name: str, batch: int, towers: list[Encoder], step: Callable[[], None]
+) -> None:
+    """Time one step, count its operations as they are without compilation, and name its costliest kernels."""
+    with flop.counter() as counter:
+        step()
+    if compiled:
+        compile_towers(nn.ModuleList(towers))
+    step()
+    torch.cuda.reset_peak_memory_stats()
     seconds, _ = alternate(step, lambda: None, max(rounds, 10))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    costs = sorted(profile.key_averages(), key=lambda e: -e.self_device_time_total)[:3]
+    second = statistics.median(seconds)
     row = {
         "benchmark": "gpu",
-        "setting": f"image tower of clip, DaViT-base, 224 px, batch {batch}, "
-        + ("compiled" if compiled else "not compiled"),
-        "images_per_second": batch / statistics.median(seconds),
+        "setting": f"{name}, {'compiled' if compiled else 'not compiled'}",
+        "images_per_second": batch / second,
+        "mfu": counter.get_total_flops() / second / rate,
         "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
+        "costs": "; ".join(f"{c.key[:70]} {c.self_device_time_total / 1e3:.1f} ms" for c in costs)
+        + f" of {second * 1e3:.0f} ms",
         "rounds": len(seconds),
         "hardware": environment()["hardware"],
         "command": "python tests/benchmarks/bench_pretrain.py gpu",
     }
     ROWS.append(row)
     print(row, flush=True)
+
+
+def save(path: Path) -> None:
+    """Keep the rows there are; those of the same name, setting and hardware give way."""
+    new = pd.DataFrame(ROWS)
+    if path.is_file():
+        new = pd.concat([pd.read_csv(path), new])
+    new = new.drop_duplicates(["benchmark", "setting", "hardware"], keep="last")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new.round(4).to_csv(path, index=False)
 
 
 def main() -> None:
@@ -418,14 +421,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=study.root() / "book" / "recorded" / "benchmarks.csv")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for name in given.which:
-        benches[name](given.rounds)
-    new = pd.DataFrame(ROWS)
-    if given.out.is_file():
-        new = pd.concat([pd.read_csv(given.out), new])
-    new = new.drop_duplicates(["benchmark", "setting", "hardware"], keep="last")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    new.round(4).to_csv(given.out, index=False)
+    try:
+        for name in given.which:
+            benches[name](given.rounds)
+    finally:  # an interrupted one keeps what it has measured
+        save(given.out)
 
 
 if __name__ == "__main__":

@@ -242,6 +242,14 @@ def test_synthetic_rows_are_drawn_in_their_order(tmp_path):
     np.testing.assert_array_equal(label_array(prepared.manifest.iloc[rows], LABELS, truth=True), drawn.labels)
 
 
+def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkeypatch):
+    p = study.Data(n_images=2 * CHUNK + 3, size=32, out=str(tmp_path / "alone"))
+    alone = prepare_data(p)
+    monkeypatch.setattr("cxrstudy.data.images.LARGE", 0)
+    shared = prepare_data(p.model_copy(update={"out": str(tmp_path / "shared")}))
+    np.testing.assert_array_equal(alone.images, shared.images)
+
+
 def test_a_data_run_splits_patients_and_says_what_it_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path))
     p = study.Data(n_images=60, size=32, fractions={"pretrain": 0.5, "test": 0.5}, out="runs/one/data/study")
