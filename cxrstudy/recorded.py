@@ -8,6 +8,8 @@ study can be run in pieces on several machines; ``load`` gives the same tidy tab
     metrics.parquet  the tidy table; metrics.csv its macro rows, in the columns that people read
     learning.parquet learning curves of the pretraining runs
     scores/RUN/scores.parquet   per-image test scores (for reports: per-report marks)
+    truths/HASH.parquet         the images and truths of the scores, once for all runs that share them;
+                                `results.kept_scores` reads both
 """
 
 import json
@@ -38,6 +40,7 @@ READ = [
     "samples_seen",
     "seed",
 ]
+OF_THE_IMAGES = ["image_id", "patient_id", "device", "present", "tip_floor_mm", "row"]  # the same in every run
 OF_A_REPORT = ["image_id", "patient_id", "f1", "rouge_l", "bleu_4"]  # what is kept of one; its words are not
 
 
@@ -85,6 +88,9 @@ def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
     for folder, record in zip(there, records, strict=True):
         if record["stage"] in SCORES:
             _keep_scores(folder / SCORES[record["stage"]], out / "scores" / folder.name / "scores.parquet")
+    used = {results.truths_of(path) for path in out.glob("scores/*/scores.parquet")}
+    for path in set(out.glob("truths/*.parquet")) - used:
+        path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     _write(table, out / "metrics.parquet")
     macro = table.loc[table["label"] == "macro", READ]
@@ -146,7 +152,17 @@ def _keep_scores(source: Path, target: Path) -> None:
             table[f"score:{name}"] = _places(table[f"score:{name}"], table[f"truth:{name}"])
             table[f"truth:{name}"] = table[f"truth:{name}"].astype("Int8")
     floats = table.select_dtypes("float64").columns
-    _write(table.astype(dict.fromkeys(floats, np.float32)), target)
+    _share(table.astype(dict.fromkeys(floats, np.float32)), target)
+
+
+def _share(table: pd.DataFrame, target: Path) -> None:
+    """Write a run's scores, and beside them, under a name that the scores tell, what other runs have in common."""
+    shared = [name for name in table if name in OF_THE_IMAGES or name.startswith("truth:")]
+    key = study.digest(table[shared].to_csv(index=False), 12)
+    truths = target.parents[2] / "truths" / f"{key}.parquet"
+    if not truths.is_file():
+        _write(table[shared], truths)
+    _write(table.drop(columns=shared), target, truths=key)
 
 
 def _places(scores: pd.Series, truth: pd.Series) -> pd.Series:
@@ -158,21 +174,23 @@ def _places(scores: pd.Series, truth: pd.Series) -> pd.Series:
     return pd.Series(places, scores.index).where(truth.notna()).astype("UInt16")
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
+def _write(table: pd.DataFrame, path: Path, **notes: str) -> None:
     texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     suited = {name: "DELTA_BYTE_ARRAY" for name in ("image_id", "patient_id") if name in table}
     suited |= {name: "BYTE_STREAM_SPLIT" for name in table if name.startswith("score:")}
-    with replacing(path) as scratch:
-        pq.write_table(
-            pa.Table.from_pandas(table, preserve_index=False),
-            scratch,
-            compression="zstd",
-            compression_level=19,
-            use_dictionary=[name for name in texts if name not in suited],
-            column_encoding=suited or None,
-            write_statistics=False,
-            store_schema=False,  # of pandas' own types: a seventh of a file of scores
-        )
+    rows = pa.Table.from_pandas(table, preserve_index=False)
+    options: Any = {
+        "compression": "zstd",
+        "compression_level": 19,
+        "use_dictionary": [name for name in texts if name not in suited],
+        "column_encoding": suited or None,
+        "write_statistics": False,
+        "store_schema": False,  # of pandas' own types: a seventh of a file of scores
+    }
+    with replacing(path) as scratch, pq.ParquetWriter(scratch, rows.schema, **options) as file:
+        file.write_table(rows)
+        if notes:
+            file.add_key_value_metadata(notes)
 
 
 def _read(path: Path) -> pd.DataFrame | None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from cxrstudy import study
 from cxrstudy.files import write_text
@@ -166,3 +167,16 @@ def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     numeric = ["value", "low", "high", "n", "positives", "n_images", "samples_seen", "seed"]
     table[numeric] = table[numeric].apply(pd.to_numeric)
     return table
+
+
+def kept_scores(folder: str | Path) -> pd.DataFrame:
+    """Per-image scores of a run, by its folder; of a recorded one, beside the images and truths that it shares."""
+    path = Path(folder) / "scores.parquet"
+    own, truths = pd.read_parquet(path), truths_of(path)
+    return own if truths is None else pd.concat([pd.read_parquet(truths), own], axis=1)
+
+
+def truths_of(path: Path) -> Path | None:
+    """Where the images and truths of recorded scores are; None where they are in the file itself."""
+    name = (pq.read_metadata(path).metadata or {}).get(b"truths")
+    return None if name is None else path.parents[2] / "truths" / f"{name.decode()}.parquet"

@@ -14,7 +14,7 @@ from cxrstudy import run as runner
 from cxrstudy.data.synthetic import describe
 from cxrstudy.data.vocabulary import LABELS
 from cxrstudy.evaluate.metrics import auprc, auroc
-from cxrstudy.results import load_records
+from cxrstudy.results import kept_scores, load_records, truths_of
 from cxrstudy.scaling import ladders
 
 
@@ -48,7 +48,7 @@ def test_every_rank_metric_comes_out_of_the_recorded_scores_and_labels_drawn_ane
     judged = table[(table["stage"] == "classify") & table["label"].isin(LABELS) & table["value"].notna()]
     checked = 0
     for folder, rows in judged.groupby("folder"):
-        scores = pd.read_parquet(Path(folder) / "scores.parquet")
+        scores = kept_scores(str(folder))
         index = scores["image_id"].str.extract(r"(\d+)$")[0].astype(int)
         truth = pd.DataFrame(describe(index).labels, columns=list(LABELS))
         for row in rows[rows["metric"].isin(["auroc", "auprc"])].itertuples():
@@ -89,6 +89,42 @@ def test_recording_again_replaces_and_never_doubles(kept: Walk) -> None:
     pd.testing.assert_frame_equal(recorded.load("smoke"), before)
 
 
+def test_images_and_truths_are_kept_once_for_all_runs_of_a_setting(kept: Walk) -> None:
+    out, used = recorded.place("smoke"), {}
+    whole = apart = 0
+    for run in recorded.load("smoke")[["run", "stage"]].drop_duplicates().itertuples():
+        if run.stage not in recorded.SCORES:
+            continue
+        path = out / "scores" / run.run / "scores.parquet"
+        ran = pd.read_parquet(kept.runs / "smoke" / run.stage / run.run / recorded.SCORES[run.stage])
+        ran, told = ran.sort_values("image_id", kind="stable", ignore_index=True), kept_scores(path.parent)
+        for name in told:
+            if name.startswith("score:"):
+                places = recorded._places(ran[name], ran[name.replace("score", "truth", 1)])
+                assert places.equals(told[name].astype("UInt16")), (path, name)
+            else:
+                pd.testing.assert_series_equal(told[name], ran[name], check_dtype=False, rtol=1e-6)
+        assert not set(pd.read_parquet(path)) & {"image_id", "patient_id", "truth:edema"}
+        used.setdefault((run.stage, *told), []).append(truths_of(path))
+        recorded._write(told, out / "whole.parquet")
+        whole, apart = whole + (out / "whole.parquet").stat().st_size, apart + path.stat().st_size
+    truths = set(out.glob("truths/*"))
+    assert truths == {path for paths in used.values() for path in paths}
+    assert all(len(set(paths)) == 1 for paths in used.values()) and max(map(len, used.values())) > 1, used
+    assert apart + sum(path.stat().st_size for path in truths) < whole
+
+
+def test_truths_that_no_run_is_judged_by_any_more_are_removed(kept: Walk) -> None:
+    before = set(recorded.place("smoke").glob("truths/*"))
+    recorded.keep("smoke")
+    assert set(recorded.place("smoke").glob("truths/*")) == before
+    for path in kept.runs.glob("smoke/classify/*/scores.parquet"):
+        pd.read_parquet(path).assign(patient_id="one").to_parquet(path)
+    recorded.keep("smoke")
+    after = set(recorded.place("smoke").glob("truths/*"))
+    assert len(after) == len(before) and after != before
+
+
 def test_nothing_to_record_is_said(tmp_path: Path, walked: Walk) -> None:
     done = Walk(walked.root, tmp_path / "none").call("record", "--preset", "smoke")
     assert done.returncode == 2
@@ -117,7 +153,7 @@ def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give() -
     judged = judged[judged["label"].isin(LABELS) & judged["task"].isin(ladders.TASKS)]
     truth, index = pd.DataFrame(), np.array([])
     for folder, rows in judged.groupby("folder"):
-        scores = pd.read_parquet(Path(folder) / "scores.parquet")
+        scores = kept_scores(str(folder))
         asked = scores["image_id"].str.extract(r"(\d+)$")[0].to_numpy(int)
         if not np.array_equal(asked, index):  # all runs are judged on the same images
             truth, index = pd.DataFrame(describe(asked).labels, columns=list(LABELS)), asked

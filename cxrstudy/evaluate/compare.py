@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cxrstudy import study
+from cxrstudy import results, study
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval, known_mean
 
 Floats = NDArray[np.float64]
@@ -27,7 +27,7 @@ def read_scores(folders: Sequence[str | Path]) -> tuple[list[pd.DataFrame], list
         path = study.resolve(folder) / "scores.parquet"
         if not path.is_file():
             raise ValueError(f"{path}: not there; run classify.ipynb with out={folder} first")
-        tables.append(pd.read_parquet(path).sort_values("image_id", ignore_index=True))
+        tables.append(results.kept_scores(path.parent).sort_values("image_id", ignore_index=True))
     first = tables[0]
     names = [c.removeprefix("truth:") for c in first if c.startswith("truth:") and all(c in t for t in tables)]
     if not names:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxrstudy import results
 from cxrstudy.evaluate.metrics import counts, known_mean, units
 from cxrstudy.scaling.hypotheses import BASE, CONTRASTS, Cell, Claim, Floats, Ladder, NotTestable
 from cxrstudy.scaling.ladders import CONTINUED, abroad, of_base, resampled
@@ -163,7 +164,7 @@ def measure(
 @functools.cache
 def _drawn(folder: str, devices: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, Floats]:
     """As ``ladders.resampled``, of a segment run: the mean over devices of the means over images that show them."""
-    kept = pd.read_parquet(Path(folder) / "scores.parquet")
+    kept = results.kept_scores(folder)
     wide = kept.pivot(index=["image_id", "patient_id"], columns="device", values=metric)[list(devices)].sort_index()
     values = wide.to_numpy(np.float64)
     unit, patients = units(wide.index.get_level_values("patient_id").to_numpy(), len(wide))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrstudy import study
+from cxrstudy import results, study
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap
 from cxrstudy.files import replacing
 from cxrstudy.scaling.fit import fit_scaling
@@ -132,7 +132,8 @@ def judged_labels(table: pd.DataFrame, task: str) -> tuple[str, ...]:
 def resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
     """Macro metric of a run from its kept scores, and of each resample (resamples,) of its test patients.
 
-    What was drawn once is kept below ``runs/resamples``, by the scores' content: every page of the book asks for it.
+    What was drawn once is kept below ``runs/resamples``, by the scores' content (which names their truths): every page
+    of the book asks for it.
     """
     path = Path(folder) / "scores.parquet"
     key = study.digest([hashlib.blake2b(path.read_bytes()).hexdigest(), names, metric, resamples, seed, 1], 24)
@@ -141,7 +142,7 @@ def resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, 
         found = np.load(kept)
         return float(found[0]), found[1:]
     measure = {"auroc": auroc, "auprc": auprc}[metric]
-    table = pd.read_parquet(path).sort_values("image_id")
+    table = results.kept_scores(folder).sort_values("image_id")
     y, s = (table[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
     draws = bootstrap(measure, y, s, groups=table["patient_id"].to_numpy(), resamples=resamples, seed=seed)
     value, means = float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
