@@ -49,7 +49,7 @@ def load(out: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer
     optimiser.load_state_dict({"state": state, "param_groups": facts.pop("groups")})
     for parameter, moments in optimiser.state.items():  # fused kernels read memory as it lies: alike in both
         for name, tensor in moments.items():
-            if tensor.shape == parameter.shape:
+            if name != "step" and tensor.shape == parameter.shape:  # the count of a 0-d parameter is no moment of it
                 moments[name] = torch.empty_like(parameter).copy_(tensor)
     return facts
 

@@ -286,6 +286,25 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_bit(data, tmp_path, par
     assert (resumed["samples_seen"], resumed["resumed_from"]) == (96, k)
 
 
+def test_an_optimiser_comes_back_from_a_checkpoint_in_the_types_it_had(tmp_path):
+    """Of a parameter without dimensions, too: a GPU's fused step reads its count of steps as float32 whatever it is."""
+    made = []
+    for _ in range(2):
+        model = torch.nn.ParameterDict(
+            {"scale": torch.tensor(2.0, dtype=torch.float64), "weight": torch.ones(4, 3, 2, 2)}
+        ).to(memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+        (model["scale"] * model["weight"].square().sum()).backward()
+        optimiser.step()
+        made.append((model, optimiser))
+    checkpoint.save(tmp_path, *made[0], {"key": "this", "step": 1})
+    assert checkpoint.load(tmp_path, "this", *made[1])
+    for before, after in zip(*(list(optimiser.state.values()) for _, optimiser in made), strict=True):
+        for name, tensor in before.items():
+            assert (after[name].dtype, after[name].stride()) == (tensor.dtype, tensor.stride()), name
+            torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
+
+
 def test_a_run_killed_between_its_end_and_its_record_is_not_trained_anew(data, tmp_path):
     first, starts = go(data, tmp_path), []
     again = go(data, tmp_path, start_of(starts))
