@@ -146,11 +146,14 @@ class Writer(nn.Module):
     """Patch features (N,T,C) to reports: a projector into the word space of a causal language model.
 
     Attributes: ``language`` and ``tokenizer``; ``projector`` and ``place`` (T, width), what a patch's place adds. Patch
-    features are standardised by ``mean`` and ``std`` (C) of the training images first.
+    features are centred by ``mean`` (C) and turned by ``axes`` (C, C) first: the training images' principal axes, each
+    over the square root of its deviation. DINOv2's features vary hundreds of times as much along their first axes as
+    along the middle one, and findings lie further down: standardised a channel at a time, they taught no finding in the
+    steps in which CLIP's did (F1 0 beside .28; half whitened .17 beside .30; whitened whole, .10 beside .24).
     """
 
     mean: Tensor
-    std: Tensor
+    axes: Tensor
 
     def __init__(self, p: study.Report, tokens: np.ndarray, reports: list[str]):
         """``tokens`` (N,T,C) and ``reports`` of the training images."""
@@ -161,9 +164,13 @@ class Writer(nn.Module):
             self.tokenizer = train_tokenizer(reports, p.vocabulary)
             self.language = small_model(p, self.tokenizer)
         width, (count, patches, channels) = self.language.get_input_embeddings().embedding_dim, tokens.shape
-        some = np.asarray(tokens[:: max(1, count // 1000)], dtype=np.float32).reshape(-1, channels)
-        self.register_buffer("mean", torch.from_numpy(some.mean(0)))
-        self.register_buffer("std", torch.from_numpy(some.std(0)).clamp(min=1e-4))
+        some = np.asarray(tokens[:: max(1, count // 1000)], dtype=np.float64).reshape(-1, channels)
+        mean = some.mean(0)
+        some -= mean
+        variance, axes = np.linalg.eigh(some.T @ some / len(some))
+        axes /= (variance.clip(min=0) + 0.01 * variance.mean() + 1e-8) ** 0.25
+        self.register_buffer("mean", torch.from_numpy(mean).float())
+        self.register_buffer("axes", torch.from_numpy(axes).float())
         deep = [nn.GELU(), nn.Linear(width, width)] if p.projector == "mlp" else []
         self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width), *deep)
         self.place = nn.Parameter(0.02 * torch.randn(patches, width))
@@ -179,7 +186,7 @@ class Writer(nn.Module):
     def prefix(self, tokens: Tensor) -> Tensor:
         """(N,T,C) patch features -> (N, T + start, width) what stands before the report."""
         words = self.language.get_input_embeddings()
-        seen = self.projector((tokens.float() - self.mean) / self.std) + self.place
+        seen = self.projector((tokens.float() - self.mean) @ self.axes) + self.place
         start = words(torch.tensor(self.start, device=tokens.device)).expand(len(tokens), -1, -1)
         return torch.cat([seen.to(start.dtype), start], dim=1)
 
