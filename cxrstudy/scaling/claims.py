@@ -14,6 +14,7 @@ import pandas as pd
 from cxrstudy.evaluate.compare import holm
 from cxrstudy.evaluate.metrics import interval
 from cxrstudy.scaling.evidence import (
+    Spread,
     find_cells,
     find_labels,
     find_options,
@@ -29,7 +30,7 @@ from cxrstudy.scaling.hypotheses import CLAIMS, Claim, NotTestable, weigh
 VERDICTS = ("supported", "contradicted", "inconclusive", "not testable")
 _COLUMNS = ["id", "claim", "source", "scope", "contrast", "effect", "low", "high", "p", "p_holm", "verdict", "why"]
 _EFFECTS = ["id", "claim", "factor", "setting", "x", "effect", "low", "high", "p", "verdict", "why", "threshold"]
-_EFFECTS += ["reference"]
+_EFFECTS += ["reference", "key", "is_key", "draws"]
 _FLIPS = ["id", "claim", "factor", "setting", "effect", "low", "high", "verdict", "reference", "reference_verdict"]
 _FLIPS += ["differs", "towards", "turns", "turns_low", "turns_high"]
 
@@ -49,7 +50,8 @@ def ledger(
     ``repeats``: tidy tables of other grids, whose seeds tell the spread where this one's cannot. Where a paradigm has
     several ladders (base, data, encoder, samples seen), that with the most rungs is tried.
     """
-    rows = pd.DataFrame(_trials(table, resamples, seed, claims, repeats), columns=[*_COLUMNS, "runs", "threshold"])
+    spread = seed_spread(map(find_rungs, repeats))
+    rows = pd.DataFrame(_trials(table, resamples, seed, claims, spread), columns=[*_COLUMNS, "runs", "threshold"])
     return rows.assign(p_holm=holm(rows["p"].to_numpy(float)))
 
 
@@ -68,30 +70,38 @@ def effects(
     ``reference``: its key, by default the first. Where a table's own seeds cannot tell the spread, those of all tables
     and of ``repeats``, other grids, do together.
     Columns: id, claim, factor, setting (the value as written), x (as a number, else NaN), effect, low, high, p,
-    verdict, why, threshold, reference (whether the setting holds the reference's runs). ValueError: a key of another
-    form, or a ``reference`` that is no key.
+    verdict, why, threshold, reference (whether the setting holds the reference's runs), and what `flips` needs: key,
+    is_key, draws. ValueError: a key of another form, or a ``reference`` that is no key.
     """
-    return pd.DataFrame(_settings(tables, resamples, seed, reference, claims, repeats), columns=_EFFECTS)
+    wrong = [key for key in tables if not re.fullmatch(r"[^=]+=[^=]+", key)]
+    if wrong:
+        raise ValueError(f"tables: {wrong[0]!r} is no factor=value, such as 'mention=0.3'")
+    reference = reference or next(iter(tables), "")
+    if tables and reference not in tables:
+        raise ValueError(f"reference: {reference!r} is not among the tables: {', '.join(tables)}")
+    folders = {key: frozenset(table["folder"]) for key, table in tables.items()}
+    spread = seed_spread(map(find_rungs, [*{folders[key]: table for key, table in tables.items()}.values(), *repeats]))
+    rows, tried = [], {}
+    for key, table in tables.items():
+        factor, value = key.split("=")
+        number = pd.to_numeric(value, errors="coerce")
+        own = {"factor": factor, "setting": value, "x": float(number), "key": key, "is_key": key == reference}
+        own |= {"reference": key == reference or (bool(folders[key]) and folders[key] == folders[reference])}
+        if folders[key] not in tried:  # the reference stands under every factor
+            tried[folders[key]] = _trials(table, resamples, seed, claims, spread)
+        rows += [row | own for row in tried[folders[key]]]
+    return pd.DataFrame(rows, columns=_EFFECTS)
 
 
-def flips(
-    tables: Mapping[str, pd.DataFrame],
-    resamples: int = 1000,
-    seed: int = 0,
-    *,
-    reference: str = "",
-    claims: Sequence[Claim] = CLAIMS,
-    repeats: Sequence[pd.DataFrame] = (),
-) -> pd.DataFrame:
+def flips(effects: pd.DataFrame) -> pd.DataFrame:
     """What would have to be true for a verdict to differ: a row a (claim, setting other than the reference).
 
-    Arguments as of ``effects``. ``differs``: both were tried and the verdict is not the reference's. Where a factor's
-    values are numbers and the effect has another sign at the next value ``towards`` the reference (or, in a factor
-    without it, towards the least value): ``turns``, where a straight line between the two effects meets 0, with
-    ``turns_low`` and ``turns_high``, 95% over paired resamples, cut at the two values.
+    Of `effects`. ``differs``: both were tried and the verdict is not the reference's. Where a factor's values are
+    numbers and the effect has another sign at the next value ``towards`` the reference (or, in a factor without it,
+    towards the least value): ``turns``, where a straight line between the two effects meets 0, with ``turns_low`` and
+    ``turns_high``, 95% over paired resamples, cut at the two values.
     """
-    rows = _settings(tables, resamples, seed, reference, claims, repeats)
-    out = []
+    rows, out = effects.to_dict("records"), []
     for row in (row for row in rows if not row["reference"]):
         same = [other for other in rows if (other["id"], other["factor"]) == (row["id"], row["factor"])]
         basis = next(other for other in rows if other["id"] == row["id"] and other["is_key"])
@@ -101,34 +111,6 @@ def flips(
         near = _towards(row, same)
         out.append(row | fact | (_turn(row, near) if near is not None else {}))
     return pd.DataFrame(out, columns=_FLIPS)
-
-
-# ---- settings ------------------------------------------------------------------------------------------------------
-def _settings(
-    tables: Mapping[str, pd.DataFrame],
-    resamples: int,
-    seed: int,
-    reference: str,
-    claims: Sequence[Claim],
-    repeats: Sequence[pd.DataFrame],
-) -> list[dict[str, Any]]:
-    """Rows of `effects`, with ``draws``, ``key`` and whether it is the reference's own key (``is_key``)."""
-    wrong = [key for key in tables if not re.fullmatch(r"[^=]+=[^=]+", key)]
-    if wrong:
-        raise ValueError(f"tables: {wrong[0]!r} is no factor=value, such as 'mention=0.3'")
-    reference = reference or next(iter(tables), "")
-    if tables and reference not in tables:
-        raise ValueError(f"reference: {reference!r} is not among the tables: {', '.join(tables)}")
-    folders = {key: frozenset(table["folder"]) for key, table in tables.items()}
-    grids = [*{folders[key]: table for key, table in tables.items()}.values(), *repeats]
-    rows = []
-    for key, table in tables.items():
-        factor, value = key.split("=")
-        number = pd.to_numeric(value, errors="coerce")
-        own = {"factor": factor, "setting": value, "x": float(number), "key": key, "is_key": key == reference}
-        own |= {"reference": key == reference or (bool(folders[key]) and folders[key] == folders[reference])}
-        rows += [row | own for row in _trials(table, resamples, seed, claims, grids)]
-    return rows
 
 
 def _towards(row: dict[str, Any], same: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -161,13 +143,13 @@ def _turn(row: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:
 
 # ---- a claim and the records ---------------------------------------------------------------------------------------
 def _trials(
-    table: pd.DataFrame, resamples: int, seed: int, claims: Sequence[Claim], repeats: Sequence[pd.DataFrame]
+    table: pd.DataFrame, resamples: int, seed: int, claims: Sequence[Claim], repeated: Spread
 ) -> list[dict[str, Any]]:
     """The ledger's rows but for p_holm, with ``draws`` of the effect (NaN where a claim could not be tried)."""
     rungs = find_rungs(table)
     cells, unclear = find_cells(rungs)
     judged = find_labels(table)
-    spread = seed_spread(map(find_rungs, repeats)) | seed_spread([rungs])
+    spread = repeated | seed_spread([rungs])
     rows = []
     for claim in claims:
         row: dict[str, Any] = {"id": claim.id, "claim": claim.text, "source": claim.source}
@@ -182,7 +164,8 @@ def _trials(
         try:
             options, words, left = find_options(claim, cells, unclear)
             used = used_rows(options, cells)
-            measured = {cell: measure(cell, used, judged, resamples, seed) for option in options for cell in option}
+            tried = list(used.itertuples())
+            measured = {cell: measure(cell, tried, judged, resamples, seed) for option in options for cell in option}
             own = zlib.crc32(repr((claim.id, sorted(used["folder"]))).encode())  # settings draw their seeds apart
             row |= weigh(claim, options, measured, spread, np.random.default_rng([seed, own]))
             which = {"any": f"the greatest of {len(words)}: ", "every": f"the least of {len(words)}: "}

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from cxrstudy.evaluate.metrics import counts, known_mean, units
 from cxrstudy.scaling.hypotheses import BASE, CONTRASTS, Cell, Claim, Floats, Ladder, NotTestable
 from cxrstudy.scaling.ladders import CONTINUED, abroad, of_base, resampled
 
+Spread = dict[Ladder, tuple[float, float]]  # variance between seeds, its degrees of freedom
 _STAGES, _KEY = ("classify", "segment"), ["base", "data", "encoder", "samples_seen"]
 _TITLES = {"lines_tubes": "lines and tubes", "auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice"}
 
@@ -42,12 +44,12 @@ def find_cells(rungs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     return pd.concat(parts), unclear
 
 
-def seed_spread(grids: Iterable[pd.DataFrame]) -> dict[Ladder, tuple[float, float]]:
+def seed_spread(grids: Iterable[pd.DataFrame]) -> Spread:
     """Variance of the macro metric between the seeds of a rung, pooled by ladder, with its degrees of freedom.
 
     ``grids``: rows of ``find_rungs``, a frame a grid of runs: those of two grids may differ in more than their seeds.
     """
-    squares: dict[Ladder, tuple[float, float]] = {}
+    squares: Spread = {}
     for rungs in grids:
         rows = rungs[rungs["base"] != ""]
         each = rows.groupby(["task", "metric", "paradigm", *_KEY, "n_images"])["value"].agg(["var", "size"])
@@ -132,32 +134,31 @@ def used_rows(options: Sequence[Mapping[Cell, float]], cells: pd.DataFrame) -> p
     return used
 
 
-def find_labels(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """By (task, metric), which labels were judged in which run's folder: one row each."""
-    judged = table.loc[(table["label"] != "macro") & table["value"].notna(), ["task", "metric", "folder", "label"]]
-    return {(str(k[0]), str(k[1])): rows for k, rows in judged.drop_duplicates().groupby(["task", "metric"])}
+def find_labels(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, set[str]]]:
+    """By (task, metric) and label, the folders of the runs in which it was judged."""
+    judged = table.loc[(table["label"] != "macro") & table["value"].notna(), ["task", "metric", "label", "folder"]]
+    found: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for task, metric, label, folder in judged.itertuples(index=False):
+        found.setdefault((task, metric), {}).setdefault(label, set()).add(folder)
+    return found
 
 
 def measure(
-    cell: Cell, used: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame], resamples: int, seed: int
+    cell: Cell, runs: Sequence[Any], judged: Mapping[tuple[str, str], dict[str, set[str]]], resamples: int, seed: int
 ) -> tuple[Floats, Floats]:
-    """Values (S,) and resamples (S, R) of a cell, a row a seed, over the labels that all used runs judged, which
-    ``judged`` (of ``find_labels``) tells."""
-    task, metric, paradigm, n_images = cell
-    rows = used[(used["task"] == task) & (used["metric"] == metric)]
-    labels: tuple[str, ...] = ()
-    if (task, metric) in judged:
-        own = judged[task, metric]
-        times = own.loc[own["folder"].isin(rows["folder"]), "label"].value_counts(sort=False)
-        labels = tuple(times.index[times == rows["folder"].nunique()])
+    """Values (S,) and resamples (S, R) of a cell, a row a seed, over the labels that all used ``runs`` (tuples of
+    ``used_rows``) judged, which ``judged`` (of ``find_labels``) tells."""
+    alike = [run for run in runs if (run.task, run.metric) == cell[:2]]
+    folders = {run.folder for run in alike}
+    labels = tuple(label for label, where in judged.get(cell[:2], {}).items() if folders <= where)
     pairs = []
-    for run in rows[(rows["paradigm"] == paradigm) & (rows["n_images"] == n_images)].itertuples():
+    for run in (run for run in alike if (run.paradigm, run.n_images) == cell[2:]):
         if not labels:
-            raise NotTestable(f"a label of {_what(task, metric)} that all runs judged")
+            raise NotTestable(f"a label of {_what(run.task, run.metric)} that all runs judged")
         if not (Path(run.folder) / "scores.parquet").is_file():
             raise NotTestable(f"the kept scores of {run.stage} {run.run}; run it again")
         by = _drawn if run.stage == "segment" else resampled
-        pairs.append(by(run.folder, labels, metric, resamples, seed))
+        pairs.append(by(run.folder, labels, run.metric, resamples, seed))
     return np.array([value for value, _ in pairs]), np.stack([draws for _, draws in pairs])
 
 
