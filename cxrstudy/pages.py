@@ -89,7 +89,7 @@ def _execute(page: Page, client: NotebookClient) -> None:
     notebook = load_notebook_node(str(page.template))
     if page.parameters:
         notebook = parameterize_notebook(notebook, page.parameters, kernel_name="python3")
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset_selective -f ."))  # %reset collects garbage, for long
     client.nb = notebook
     scratch = page.target.with_name(f".{page.target.stem}.executing.ipynb")
     scratch.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -19,12 +18,13 @@ from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.scaling.ladders import abroad, continued, points, reference
 
-_COLOURS = sns.color_palette("colorblind").as_hex()
+COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc",  # seaborn's "colorblind"; it takes long to import
+           "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]  # fmt: skip
 STYLE = {  # colour, marker, line
-    "clip": (_COLOURS[0], "o", "-"),
-    "unicl": (_COLOURS[1], "s", "--"),
-    "clip+labels": (_COLOURS[4], "^", "-."),
-    "dinov2": (_COLOURS[2], "D", ":"),
+    "clip": (COLOURS[0], "o", "-"),
+    "unicl": (COLOURS[1], "s", "--"),
+    "clip+labels": (COLOURS[4], "^", "-."),
+    "dinov2": (COLOURS[2], "D", ":"),
 }
 TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
 
@@ -193,9 +193,9 @@ def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> 
 def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
     """Loss and learning rate of one pretraining run against samples seen."""
     figure, axes = plt.subplots(figsize=(6, 3.2))
-    axes.plot(table["samples_seen"], table["loss"], color=_COLOURS[0], lw=0.8, alpha=0.5)
+    axes.plot(table["samples_seen"], table["loss"], color=COLOURS[0], lw=0.8, alpha=0.5)
     smooth = table["loss"].rolling(10, min_periods=1).mean()
-    axes.plot(table["samples_seen"], smooth, color=_COLOURS[0], label="loss (10-point mean)")
+    axes.plot(table["samples_seen"], smooth, color=COLOURS[0], label="loss (10-point mean)")
     rate = axes.twinx()
     rate.plot(table["samples_seen"], table["lr"], color="#666", ls=":", label="learning rate (right)")
     rate.set_ylim(bottom=0)
@@ -208,7 +208,7 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
 def checks(table: pd.DataFrame, *, title: str = "") -> Shown:
     """How held-out images fared during a run: effective rank of their features and, where it was asked, their score."""
     figure, axes = plt.subplots(figsize=(6.2, 2.8))
-    axes.plot(table["samples_seen"], table["effective_rank"], "o-", color=_COLOURS[0], label="effective rank (left)")
+    axes.plot(table["samples_seen"], table["effective_rank"], "o-", color=COLOURS[0], label="effective rank (left)")
     axes.set(xlabel="samples seen", ylabel="effective rank", title=title)
     axes.set_ylim(bottom=0)
     lines, said = (
@@ -217,7 +217,7 @@ def checks(table: pd.DataFrame, *, title: str = "") -> Shown:
     )
     if "score" in table:
         right = axes.twinx()
-        right.plot(table["samples_seen"], table["score"], "s--", color=_COLOURS[1], label="neighbours' AUROC (right)")
+        right.plot(table["samples_seen"], table["score"], "s--", color=COLOURS[1], label="neighbours' AUROC (right)")
         lines += right.lines
         said.append(f"AUROC from {table['score'].iloc[0]:.3f} to {table['score'].iloc[-1]:.3f}")
     axes.legend(handles=lines, fontsize=8)
@@ -228,7 +228,7 @@ def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
     """Share of images with each label present, by split; ``shares`` is label x split."""
     figure, axes = plt.subplots(figsize=(6.2, 0.6 + 0.3 * len(shares)))
     for k, split in enumerate(shares.columns):
-        axes.plot(shares[split], np.arange(len(shares)), "osD^vPX*"[k % 8], color=_COLOURS[k % 10], label=split, ms=5)
+        axes.plot(shares[split], np.arange(len(shares)), "osD^vPX*"[k % 8], color=COLOURS[k % 10], label=split, ms=5)
     axes.set_yticks(range(len(shares)), [phrase(name) for name in shares.index])
     axes.invert_yaxis()
     axes.set(xlabel="share of images with the label present", title=title)
@@ -293,7 +293,7 @@ def roc_and_pr(scores: pd.DataFrame, labels: list[str], *, title: str = "") -> S
         true, false = np.cumsum(truth)[last], np.cumsum(1 - truth)[last]
         if not len(truth) or not true[-1] or not false[-1]:
             continue
-        style: dict[str, Any] = {"color": _COLOURS[k % 10], "ls": ("-", "--", "-.", ":")[k // 10 % 4], "lw": 1.2}
+        style: dict[str, Any] = {"color": COLOURS[k % 10], "ls": ("-", "--", "-.", ":")[k // 10 % 4], "lw": 1.2}
         panels[0].plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), **style, label=phrase(label))
         panels[1].step(true / true[-1], true / (true + false), where="pre", **style)
         said.append(phrase(label))
@@ -312,7 +312,7 @@ def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
     figure, axes = plt.subplots(figsize=(5.2, 4.6))
     said = []
     for k, (label, bins) in enumerate(tables.items()):
-        colour, marker = _COLOURS[k % 10], "osD^vPX*"[k % 8]
+        colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
         axes.plot(bins["said"], bins["seen"], f"{marker}-", color=colour, lw=0.9, ms=0, label=phrase(label))
         axes.scatter(bins["said"], bins["seen"], 6 + 60 * bins["n"] / bins["n"].max(), color=colour, marker=marker)
         apart = (bins["n"] * (bins["said"] - bins["seen"]).abs()).sum() / bins["n"].sum()
@@ -329,7 +329,7 @@ def efficiency(table: pd.DataFrame, *, title: str = "") -> Shown:
     figure, axes = plt.subplots(figsize=(6.2, 3.6))
     said = []
     for k, (task, rows) in enumerate(table.groupby("task", sort=False)):
-        colour, marker = _COLOURS[k % 10], "osD^vPX*"[k % 8]
+        colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
         mean = rows.groupby("patients")["auroc"].mean()
         axes.plot(rows["patients"], rows["auroc"], marker, color=colour, ms=4, alpha=0.5)
         line = ("-", "--", "-.", ":")[k % 4]
@@ -366,7 +366,7 @@ def beside(rows: pd.DataFrame, *, xlabel: str, title: str = "", line: float | No
     for k, name in enumerate(series):
         own = rows[rows["series"] == name]
         place = np.array([labels.index(label) for label in own["label"]]) + 0.7 * ((k + 0.5) / len(series) - 0.5)
-        colour, marker = _COLOURS[k % 10], "osD^vPX*"[k % 8]
+        colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
         axes.hlines(place, own["low"], own["high"], color=colour, lw=1.6)
         axes.plot(own["value"], place, marker, color=colour, ms=5, label=name)
     if line is not None:

@@ -5,13 +5,11 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from cxrstudy.plots import Shown, show
+from cxrstudy.plots import COLOURS, Shown, show
 
-_COLOURS = sns.color_palette("colorblind").as_hex()
-LOOKS = {"supported": (_COLOURS[2], "o"), "contradicted": (_COLOURS[3], "X"), "inconclusive": ("#666666", "D")}
+LOOKS = {"supported": (COLOURS[2], "o"), "contradicted": (COLOURS[3], "X"), "inconclusive": ("#666666", "D")}
 HOLLOW = "hollow: one seed, its interval holds patients alone"
 
 

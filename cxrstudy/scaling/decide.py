@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from cxrstudy.evaluate.compare import components
 from cxrstudy.evaluate.metrics import interval
@@ -187,7 +187,7 @@ def seed_spread(each: list[list[tuple[float, Floats]]]) -> Floats:
         if len(runs) > 1:
             own[k] = components([value for value, _ in runs], np.stack([draws for _, draws in runs]))["seed_sd"] ** 2
     pooled = ((count - 1) * own).sum() / dof
-    return np.asarray(stats.t.ppf(0.975, dof) * np.sqrt(np.maximum(own, pooled) / count))
+    return np.asarray(scipy.stats.t.ppf(0.975, dof) * np.sqrt(np.maximum(own, pooled) / count))
 
 
 def turning(sizes: Floats, ahead: NDArray[np.bool_]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import functools
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import scipy  # its stats when they are used: they take long to import
 from numpy.typing import ArrayLike
-from scipy import special, stats
 
 from cxrstudy.scaling.forms import FORMS, FREE, SIZES, Floats, Runs, positive
 from cxrstudy.scaling.joint import JointFit, fit_joint
@@ -100,7 +100,7 @@ class ScalingFit:
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         tail = (1 + level) / 2
-        reach = max(self.noise * float(stats.t.ppf(tail, self.dof)), self.sure * float(stats.norm.ppf(tail)))
+        reach = float(max(self.noise * scipy.stats.t.ppf(tail, self.dof), self.sure * scipy.stats.norm.ppf(tail)))
         return *self.runs.zoom(4, fine, within=self.least + reach**2, start=self.node), reach
 
 
@@ -180,7 +180,7 @@ def _fit(runs: Runs, growth: float, weights: Floats | None = None, *, partial: b
     least, free = float(sums[0, 0]), FREE[runs.form]
     dof = len(runs.n) - free
     noise, rests_on, given = 1.0, np.inf, bool(np.isnan(growth))
-    if not given or partial or (dof >= 1 and least > stats.chi2.ppf(0.95, dof)):
+    if not given or partial or (dof >= 1 and least > scipy.stats.chi2.ppf(0.95, dof)):
         whole = (w == 1).mean()  # Huber's variance, which at w = 1 is the usual one
         cut = w * ((runs.error - runs.curve(law, runs.n)) / runs.spread) ** 2
         correction = w.mean() * ((1 + free / len(w) * (1 - whole) / whole) / whole) ** 2
@@ -194,7 +194,7 @@ def _robust(runs: Runs, growth: float, *, partial: bool = False) -> ScalingFit:
     fit, dof = _fit(runs, growth, partial=partial), len(runs.n) - FREE[runs.form]
     for _ in range(30 if dof >= 4 else 0):
         off = np.abs(runs.error - fit.predict(runs.n)) / runs.spread
-        scale = np.median(off) / stats.norm.ppf(0.75) * np.sqrt(len(off) / dof)
+        scale = np.median(off) / scipy.stats.norm.ppf(0.75) * np.sqrt(len(off) / dof)
         allowed = _HUBER * max(float(scale), 1.0 if np.isnan(growth) else 1e-300)
         weights = np.minimum(1, allowed / np.maximum(off, 1e-300))
         if np.abs(weights - fit.weights).max() < 1e-3:
@@ -222,7 +222,7 @@ def _growth(fit: ScalingFit) -> tuple[float, float]:
     left = (weight * rest**2).sum(axis=1) - (pull * np.linalg.solve(gram, pull[..., None])[..., 0]).sum(axis=1)
     log_odds = -2 * power * np.log(curve).sum() - np.linalg.slogdet(gram)[1]
     log_odds -= (len(rest) - len(slopes)) * np.log(np.maximum(left, 1e-300))
-    odds = special.softmax(log_odds / 2)
+    odds = scipy.special.softmax(log_odds / 2)
     return float(odds @ power), float(np.sqrt(odds @ (power - odds @ power) ** 2))
 
 
@@ -238,12 +238,12 @@ def _refuse_flat(fit: ScalingFit, given: bool) -> None:
     p = [1.0, 1.0]
     if np.ptp(y) > 1e-9 and gain > 1e-12 * weight.sum():
         if given:
-            p = [stats.norm.cdf(slope * np.sqrt(gram)), stats.chi2.sf(gain, free)]
+            p = [scipy.stats.norm.cdf(slope * np.sqrt(gram)), scipy.stats.chi2.sf(gain, free)]
         else:
             left, pure = (weight * (y - slope * x) ** 2).sum() / (len(y) - 2), max(least / dof, 1e-300)
             p = [
-                stats.t.cdf(slope / np.sqrt(max(left, 1e-300) / gram), len(y) - 2),
-                stats.f.sf(gain / free / pure, free, dof),
+                scipy.stats.t.cdf(slope / np.sqrt(max(left, 1e-300) / gram), len(y) - 2),
+                scipy.stats.f.sf(gain / free / pure, free, dof),
             ]
     both = min(1.0, 2 * min(p))  # two chances were given
     if both >= 0.05:
