@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from cxrstudy import explorer, grid, narrative, pages, recorded, study
+from cxrstudy import explorer, grid, memo, narrative, pages, recorded, study
 from cxrstudy import pdf as printer
 from cxrstudy.files import write_changed, write_text
 from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
@@ -128,6 +128,7 @@ def assemble(source: Path) -> str:
         explored = beside.submit(explorer.write, source / "assets", _all_sources())
         pages.execute(computed)
     keep |= {*explored.result(), *(page.target for page in computed)}
+    memo.forget(source.with_name("memo"))
     toc = yaml.safe_load((book / "_toc.yml").read_text())
     chapters = {part["caption"]: part["chapters"] for part in toc["parts"]}
     for name in reversed(results):

@@ -15,7 +15,7 @@ from nbclient.exceptions import CellControlSignal, DeadKernelError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from cxrstudy import narrative, study
+from cxrstudy import memo, narrative, study
 from cxrstudy.run import notebook_error
 
 HIDDEN = {"parameters", "injected-parameters"}
@@ -93,8 +93,9 @@ def _execute(page: Page, client: NotebookClient) -> None:
     client.nb = notebook
     scratch = page.target.with_name(f".{page.target.stem}.executing.ipynb")
     scratch.parent.mkdir(parents=True, exist_ok=True)
+    env = os.environ | {memo.PLACE: str(page.target.parent.with_name("memo"))}
     try:
-        client.execute(cleanup_kc=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client.execute(cleanup_kc=False, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except (CellControlSignal, DeadKernelError, RuntimeError) as error:
         nbformat.write(notebook, str(scratch))
         raise PageError(f"{page.template}: {notebook_error(scratch) or error} (see {scratch})") from None

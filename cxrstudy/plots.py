@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
+from cxrstudy.memo import remembered
 from cxrstudy.scaling.ladders import abroad, continued, points, reference
 
 COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc",  # seaborn's "colorblind"; it takes long to import
@@ -80,6 +81,7 @@ def _log_ticks(axes: Any, values: np.ndarray) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+@remembered
 def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
     """Metric against n_images by paradigm, a panel a task: the mean over seeds with its interval over patients, each
     seed beside it, the fitted law with its band, the base as a solid horizontal line, controls as dashed ones."""
@@ -97,6 +99,7 @@ def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc",
     return show(figure, f"{title} Macro {metric.upper()} against the number of in-house images: {'; '.join(said)}.")
 
 
+@remembered
 def families(table: pd.DataFrame, wanted: dict[str, tuple[str, str, str]], *, title: str = "") -> Shown | None:
     """As ``scaling``, for other task families: a panel each of ``wanted`` (its title: task, label, metric).
 
@@ -358,6 +361,7 @@ def attention(images: np.ndarray, shares: np.ndarray, labels: list[str], *, titl
     return show(figure, f"{title} Attention of the probe over {side} x {side} patches: {most}.", raster=True)
 
 
+@remembered
 def beside(rows: pd.DataFrame, *, xlabel: str, title: str = "", line: float | None = None) -> Shown:
     """Several series of one quantity, a row a ``label``: ``value`` with the interval ``low`` to ``high`` where there is
     one, a colour and marker a ``series``; ``line`` is a value to compare with."""

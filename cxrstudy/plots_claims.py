@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from cxrstudy.memo import remembered
 from cxrstudy.plots import COLOURS, Shown, show
 
 LOOKS = {"supported": (COLOURS[2], "o"), "contradicted": (COLOURS[3], "X"), "inconclusive": ("#666666", "D")}
 HOLLOW = "hollow: one seed, its interval holds patients alone"
 
 
+@remembered
 def forest(ledger: pd.DataFrame, *, title: str = "") -> Shown:
     """Every claim's effect with its 95% interval, a row a claim, over the claim's own smallest effect of interest.
 
@@ -50,6 +52,7 @@ def forest(ledger: pd.DataFrame, *, title: str = "") -> Shown:
     return show(figure, f"{title} Effects of {len(rows)} claims: {'; '.join(told[::-1]) or 'none could be tried'}.")
 
 
+@remembered
 def settings(effects: pd.DataFrame, factor: str, *, title: str = "") -> Shown:
     """Every claim's effect with its 95% interval against one factor's values, a panel a claim.
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from cxrstudy.evaluate.compare import holm
 from cxrstudy.evaluate.metrics import interval
+from cxrstudy.memo import remembered
 from cxrstudy.scaling.evidence import (
     Spread,
     find_cells,
@@ -35,6 +36,7 @@ _FLIPS = ["id", "claim", "factor", "setting", "effect", "low", "high", "verdict"
 _FLIPS += ["differs", "towards", "turns", "turns_low", "turns_high"]
 
 
+@remembered
 def ledger(
     table: pd.DataFrame,
     resamples: int = 1000,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cxrstudy import results
 from cxrstudy.evaluate.metrics import counts, known_mean, units
+from cxrstudy.memo import remembered
 from cxrstudy.scaling.hypotheses import BASE, CONTRASTS, Cell, Claim, Floats, Ladder, NotTestable
 from cxrstudy.scaling.ladders import CONTINUED, abroad, of_base, resampled
 
@@ -163,6 +164,7 @@ def measure(
 
 
 @functools.cache
+@remembered
 def _drawn(folder: str, devices: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, Floats]:
     """As ``ladders.resampled``, of a segment run: the mean over devices of the means over images that show them."""
     kept = results.kept_scores(folder)

@@ -1,7 +1,6 @@
 """Ladders in the tidy table: the points of each scaling curve, and the law fitted to it."""
 
 import functools
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrstudy import results, study
+from cxrstudy import results
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap
-from cxrstudy.files import replacing
+from cxrstudy.memo import remembered
 from cxrstudy.scaling.fit import fit_scaling
 
 TASKS = ("findings", "lines_tubes")  # of which curves are made: not NAME@DATA, whose scores lie in another file
@@ -59,6 +58,7 @@ def same_patients(table: pd.DataFrame) -> str:
     return str(hashes.index[0]) if len(hashes) else ""
 
 
+@remembered
 def fit_ladders(
     table: pd.DataFrame, *, metric: str = "auroc", form: str = "power", resamples: int = 1000, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -129,26 +129,14 @@ def judged_labels(table: pd.DataFrame, task: str) -> tuple[str, ...]:
 
 
 @functools.cache
+@remembered
 def resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
-    """Macro metric of a run from its kept scores, and of each resample (resamples,) of its test patients.
-
-    What was drawn once is kept below ``runs/resamples``, by the scores' content (which names their truths): every page
-    of the book asks for it.
-    """
-    path = Path(folder) / "scores.parquet"
-    key = study.digest([hashlib.blake2b(path.read_bytes()).hexdigest(), names, metric, resamples, seed, 1], 24)
-    kept = study.runs_root() / "resamples" / f"{key}.npy"
-    if kept.is_file():
-        found = np.load(kept)
-        return float(found[0]), found[1:]
+    """Macro metric of a run from its kept scores, and of each resample (resamples,) of its test patients."""
     measure = {"auroc": auroc, "auprc": auprc}[metric]
     table = results.kept_scores(folder).sort_values("image_id")
     y, s = (table[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
     draws = bootstrap(measure, y, s, groups=table["patient_id"].to_numpy(), resamples=resamples, seed=seed)
-    value, means = float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
-    with replacing(kept) as scratch, scratch.open("wb") as file:
-        np.save(file, np.concatenate([[value], means]))
-    return value, means
+    return float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
 
 
 def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:

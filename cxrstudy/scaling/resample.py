@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from cxrstudy.evaluate.metrics import interval
+from cxrstudy.memo import remembered
 from cxrstudy.scaling import ladders
 from cxrstudy.scaling.fit import fit_scaling
 from cxrstudy.scaling.forms import FREE, Floats, Runs, within_bounds
@@ -25,6 +26,7 @@ FORMS = ("power", "power_floor")  # with one exponent to search
 _GRID = 400
 
 
+@remembered
 def resample_ladders(
     table: pd.DataFrame,
     *,

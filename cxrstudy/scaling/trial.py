@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from cxrstudy.memo import remembered
 from cxrstudy.scaling import ladders
 from cxrstudy.scaling.fit import fit_scaling
 from cxrstudy.scaling.forms import FORMS, Floats
@@ -131,6 +132,7 @@ def extrapolate(
     return pd.DataFrame(rows).reindex(columns=_TRIED).fillna({"refused": ""})
 
 
+@remembered
 def extrapolations(
     table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]] = METRICS, **kwargs: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -160,6 +162,7 @@ def extrapolations(
     return trials, pd.DataFrame(rows, columns=columns).sort_values("left_out", kind="stable", ignore_index=True)
 
 
+@remembered
 def choices(table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]] = METRICS, **kwargs: Any) -> pd.DataFrame:
     """`choose_form` (which takes ``kwargs``) for every ladder of the tidy table: its rows, a ladder's columns first."""
     found = [
