@@ -141,6 +141,8 @@ def record(preset: str, figure: bool) -> None:
 @click.option("--pdf", is_flag=True, help="Print its chapters to one PDF too: book.pdf beside it. Needs Chromium.")
 def book(out: str, pdf: bool) -> None:
     """Build the book from the records that stand, and say where it lies."""
+    # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from cxrstudy import book as builder
 
     sys.exit(builder.build(out, pdf=pdf))

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -19,8 +20,7 @@ from cxrstudy.data.vocabulary import phrase
 from cxrstudy.memo import remembered
 from cxrstudy.scaling.ladders import abroad, continued, points, reference
 
-COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc",  # seaborn's "colorblind"; it takes long to import
-           "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]  # fmt: skip
+COLOURS = sns.color_palette("colorblind").as_hex()
 STYLE = {  # colour, marker, line
     "clip": (COLOURS[0], "o", "-"),
     "unicl": (COLOURS[1], "s", "--"),

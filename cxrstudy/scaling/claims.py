@@ -168,7 +168,7 @@ def _trials(
             used = used_rows(options, cells)
             tried = list(used.itertuples())
             measured = {cell: measure(cell, tried, judged, resamples, seed) for option in options for cell in option}
-            own = zlib.crc32(repr((claim.id, sorted(used["folder"]))).encode())  # settings draw their seeds apart
+            own = zlib.crc32(repr((claim.id, sorted(used["run"]))).encode())  # settings draw their seeds apart
             row |= weigh(claim, options, measured, spread, np.random.default_rng([seed, own]))
             which = {"any": f"the greatest of {len(words)}: ", "every": f"the least of {len(words)}: "}
             row |= {"contrast": which.get(claim.each, "") + words[row["decides"]], "scope": scope(used)}

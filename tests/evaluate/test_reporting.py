@@ -189,8 +189,7 @@ def test_the_prompt_stands_between_image_and_report(features):
     torch.testing.assert_close(prefix[:, : tokens.shape[1]] - seen, writer.place.expand(2, -1, -1))
 
 
-def test_features_are_turned_so_that_directions_differ_by_the_root_of_their_deviation(features):
-    _, reports, _ = features
+def test_features_are_turned_so_that_directions_differ_by_the_root_of_their_deviation():
     rng = np.random.default_rng(0)
     deviation = 4.0 ** np.arange(2, -2, -1)
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
@@ -333,7 +332,8 @@ def test_a_second_run_with_kept_features_does_no_forward_pass_and_finds_the_same
     # of an image: its patches in half precision, then, by grid, their mean; each loses at most 2**-11 of the largest
     largest = np.abs(fresh["tokens"]).max()
     np.testing.assert_allclose(first["tokens"].astype(float), fresh["tokens"], rtol=0, atol=2**-10 * largest)
-    np.testing.assert_allclose(first["history"]["loss"][:10], fresh["history"]["loss"][:10], rtol=0.02)  # then paths part
+    alike = [found["history"]["loss"][:10] for found in (first, fresh)]  # later, paths part
+    np.testing.assert_allclose(*alike, rtol=0.02)
     pd.testing.assert_series_equal(scores(first), scores(fresh), atol=0.05, rtol=0)
 
 
