@@ -84,10 +84,7 @@ def main_figure(source: str) -> plots.Shown | None:
     table = narrative.plan_table(source)[0]
     if ladders.points(table).empty:
         return None
-    kinds = ", ".join(sorted(table["kind"].dropna().unique()))
-    return plots.scaling(
-        table, narrative.scale_artefacts(source)[1], title=f"{narrative.name_of(source)} ({kinds} x-rays)."
-    )
+    return plots.scaling(table, narrative.scale_artefacts(source)[1], title=narrative.title_of(source, table))
 
 
 def draw(preset: str) -> Path:

@@ -27,6 +27,12 @@ def name_of(preset: str) -> str:
     return f"{preset.removeprefix(RECORDED)}, recorded" if kept else f"{preset}, run on this machine"
 
 
+def title_of(preset: str, table: pd.DataFrame, variant: str = "") -> str:
+    """The title of a figure of a source: its name, and the kinds of x-rays that its ``table`` is about."""
+    kinds = ", ".join(sorted(table["kind"].dropna().unique()))
+    return f"{' '.join(filter(None, [name_of(preset), variant]))} ({kinds} x-rays)."
+
+
 def plan_table(preset: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]:
     """(tidy table of the runs of a preset's plan, names of planned runs without a record).
 
