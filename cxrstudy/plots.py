@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -61,9 +62,17 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
 
 
 def words(shown: pd.DataFrame, what: str) -> Shown:
-    """A table of sentences for the book: nothing cut short, lines broken; ``what`` it is, in words."""
+    """A table of sentences for the book: nothing cut short, lines broken, each cell with its column's name, which shows
+    where a phone makes a card of a row; ``what`` it is, in words."""
     with pd.option_context("display.max_colwidth", None):
-        return Shown(shown.reset_index().to_html(classes="dataframe words", index=False, border=0), what)
+        soup = BeautifulSoup(
+            shown.reset_index().to_html(classes="dataframe words", index=False, border=0), "html.parser"
+        )
+    names = [cell.get_text() for cell in soup.select("thead tr:last-child th")]
+    for row in soup.select("tbody tr"):
+        for name, cell in zip(names, row.select("td"), strict=True):
+            cell["data-label"] = name
+    return Shown(str(soup), what)
 
 
 def human(value: float) -> str:
