@@ -79,7 +79,7 @@ def test_pages_are_the_same_with_and_without_what_was_computed_before(tmp_path, 
         values = {"presets": ["recorded:nih-small"]}
         told = [
             pages.Page(study.root() / "book" / f"{page}.ipynb", tmp_path / name / f"{page}.ipynb", values, "")
-            for page in ("claims", "findings", "laws")
+            for page in ("claims", "findings")
         ]
         pages.execute(told)
         cells = [nbformat.read(page.target, as_version=4).cells for page in told]
@@ -87,7 +87,7 @@ def test_pages_are_the_same_with_and_without_what_was_computed_before(tmp_path, 
 
     first = made("first")
     stored = {path.name for path in (tmp_path / "memo").iterdir()}
-    assert len(stored) > 10
+    assert len(stored) > 5
     assert made("again") == first
     assert {path.name for path in (tmp_path / "memo").iterdir()} == stored
     monkeypatch.setattr(memo, "PLACE", "NOT_READ")

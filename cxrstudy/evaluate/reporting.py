@@ -168,6 +168,7 @@ class Writer(nn.Module):
         mean = some.mean(0)
         some -= mean
         variance, axes = np.linalg.eigh(some.T @ some / len(some))
+        axes *= np.sign(axes[np.abs(axes).argmax(0), range(channels)])  # which libraries choose as they like
         axes /= (variance.clip(min=0) + 0.01 * variance.mean() + 1e-8) ** 0.25
         self.register_buffer("mean", torch.from_numpy(mean).float())
         self.register_buffer("axes", torch.from_numpy(axes).float())
