@@ -43,7 +43,7 @@ def main() -> None:
 @main.command()
 @click.option("--preset", "-p", default="mini", show_default=True, help="A preset of notebooks/presets.")
 @click.option("--cores", "-c", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all")
-@click.option("--gpu-runs", default=1, type=click.IntRange(1), show_default=True, help="Runs that share a GPU.")
+@click.option("--gpu-runs", type=click.IntRange(1), help="Runs that share the first GPU.  [default: 1]")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would run and why; run nothing.")
 @click.option(
     "--set",
@@ -58,7 +58,7 @@ def main() -> None:
 def run(
     preset: str,
     cores: int,
-    gpu_runs: int,
+    gpu_runs: int | None,
     dry_run: bool,
     pairs: tuple[str, ...],
     data_root: str,

@@ -31,10 +31,6 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "vit_tiny_r_s16_p8_224",
         {"patch_size": 2, "embed_dim": 128, "depth": 2, "num_heads": 4, "in_chans": 1, "dynamic_img_size": True},
     ),
-    "hybrid_small": (  # the same, wider and deeper, for a GPU
-        "vit_tiny_r_s16_p8_224",
-        {"patch_size": 2, "embed_dim": 192, "depth": 4, "num_heads": 6, "in_chans": 1, "dynamic_img_size": True},
-    ),
     "davit_mini": (
         "davit_tiny",
         {"embed_dims": (32, 64, 128), "depths": (1, 1, 2), "num_heads": (2, 4, 8), "window_size": 4, "in_chans": 1},

@@ -1,5 +1,6 @@
 """Results of slow functions by what they were computed from, for the next page or build of the book."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -31,12 +32,13 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
         scores = {name: _scores(name) for value in (*args, *kwargs.values()) for name in _folders(value)}
         key = joblib.hash((function.__module__, function.__qualname__, args, kwargs, scores, _code()))
         path = Path(os.environ[PLACE]) / f"{key}.pickle"
-        if path.is_file():
+        with contextlib.suppress(Exception):  # a file that is not there, or spoilt: it is made anew
             os.utime(path)  # what is asked for is not forgotten
             return pickle.loads(path.read_bytes())
         found = function(*args, **kwargs)
-        with replacing(path) as scratch:
-            scratch.write_bytes(pickle.dumps(found))
+        if scores == {name: _scores(name) for name in scores}:  # else a run was recorded meanwhile
+            with replacing(path) as scratch:
+                scratch.write_bytes(pickle.dumps(found))
         return found
 
     return recalled
@@ -45,7 +47,7 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
 def forget(place: Path, most: int = 1000) -> None:
     """Remove what was not asked for the longest, beyond ``most`` results; a book asks for some 250."""
     for path in sorted(place.glob("*.pickle"), key=lambda path: -path.stat().st_mtime)[most:]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _folders(value: Any) -> list[str]:
@@ -54,13 +56,22 @@ def _folders(value: Any) -> list[str]:
     return [value] if isinstance(value, str) and os.path.isdir(value) else []
 
 
-@functools.cache
 def _scores(folder: str) -> str:
     path = Path(folder) / "scores.parquet"
-    return hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return _digest(path, path.stat().st_mtime_ns) if path.is_file() else ""
+
+
+@functools.cache
+def _digest(path: Path, changed: int) -> str:
+    return hashlib.blake2b(path.read_bytes()).hexdigest()
 
 
 @functools.cache
 def _code() -> str:
     ours = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py"))]
-    return study.digest([ours, *map(importlib.metadata.version, ("numpy", "scipy", "pandas", "matplotlib"))], 32)
+    others = ("numpy", "scipy", "pandas", "pyarrow", "matplotlib", "seaborn")
+    return study.digest([ours, *map(importlib.metadata.version, others)], 32)
+
+
+if PLACE in os.environ:
+    _code()  # as it was imported, whatever is edited while pages are made

@@ -72,6 +72,9 @@ def words(shown: pd.DataFrame, what: str) -> Shown:
     for row in soup.select("tbody tr"):
         for name, cell in zip(names, row.select("td"), strict=True):
             cell["data-label"] = name
+    roles = dict(table="table", thead="rowgroup", tbody="rowgroup", tr="row", th="columnheader", td="cell")
+    for found in soup.find_all(list(roles)):  # some browsers drop them where a table is laid out as cards
+        found["role"] = roles[found.name]
     return Shown(str(soup), what)
 
 

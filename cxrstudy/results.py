@@ -5,6 +5,7 @@ subset the numbers are about), metrics (a list of task, label, metric, value, lo
 images, epochs, FLOPs, seconds, images/s, peak memory), environment (commit, versions, hardware), artefacts.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -40,12 +41,14 @@ def environment() -> dict[str, Any]:
     """What the numbers were made with: commit, versions, hardware."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(study.root()), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+        call = ["git", "-C", str(study.root()), *words]
+        with contextlib.suppress(FileNotFoundError):  # a container may lack it
+            return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+        return ""
 
     dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     return {
-        "commit": (git("rev-parse", "--short=12", "HEAD") or os.environ.get("CXRSTUDY_COMMIT", "unknown"))
+        "commit": (git("rev-parse", "--short=12", "HEAD") or os.environ.get("CXRSTUDY_COMMIT") or "unknown")
         + ("+changes" if dirty else ""),  # the variable: for a copy without its history, on a machine that is lent
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},

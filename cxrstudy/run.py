@@ -126,11 +126,11 @@ def run_preset(
     data_root: str = "",
     quiet: bool = False,
     stand: set[str] | None = None,
-    gpu_runs: int = 1,
+    gpu_runs: int | None = None,
 ) -> int:
     """Execute what is missing or stale of a preset; 0 when all its runs stand, 1 when one failed.
 
-    ``gpu_runs``: how many runs share a machine's GPUs at a time. ``stand``: names of runs whose results are kept
+    ``gpu_runs``: how many runs share the first GPU at a time. ``stand``: names of runs whose results are kept
     elsewhere; neither they nor what only they need is executed.
     """
     runs = grid.plan(preset, settings, data_root)
@@ -153,10 +153,11 @@ def run_preset(
         for piece in sorted({run.piece for run in runs if run.name in waiting}):
             wanted = [f"{run.stage}/{run.name}/record.json" for run in runs if run.piece == piece]
             command = _snakemake(preset, plan, "--cores", str(cores), "--keep-going", "--rerun-incomplete")
-            command += ["--resources", f"gpu={gpu_runs}"] if shutil.which("nvidia-smi") else []
+            command += ["--resources", f"gpu={gpu_runs or 1}"] if gpu_runs or shutil.which("nvidia-smi") else []
             with (plan.parent / "snakemake.log").open("a") as log:
+                env = _environment() | {"LOKY_MAX_CPU_COUNT": str(cores)}  # on which a data run draws a large set
                 process = subprocess.Popen(
-                    [*command, "--", *wanted], stdout=log, stderr=log, env=_environment(), start_new_session=True
+                    [*command, "--", *wanted], stdout=log, stderr=log, env=env, start_new_session=True
                 )
             try:
                 _watch(process, [run for run in runs if run.name in waiting and run.piece == piece], began, quiet)

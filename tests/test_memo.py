@@ -1,7 +1,6 @@
 """What a page of the book computed once is used again only where nothing that it rests on differs."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -12,10 +11,9 @@ from cxrstudy import memo, pages, study
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(memo.PLACE, str(tmp_path / "memo"))
-    yield tmp_path / "memo"
-    memo._scores.cache_clear()
+    return tmp_path / "memo"
 
 
 def counted() -> tuple[list[str], object]:
@@ -46,16 +44,19 @@ def test_a_result_is_used_again_where_arguments_scores_and_code_are_equal(place,
     total(a_table(tmp_path).astype({"value": "float32"}))
     assert len(calls) == 5
     (tmp_path / "scores.parquet").write_bytes(b"2")
-    memo._scores.cache_clear()  # a kernel lives as long as one build
     for table in ({"table": a_table(tmp_path)}, {"table": a_table(tmp_path)}):
         total(**table)
     assert len(calls) == 6
+    for kept in place.iterdir():
+        kept.write_bytes(b"")  # as a full disk leaves one
+    assert len(total(table=a_table(tmp_path))) == 2
+    assert len(calls) == 7
     monkeypatch.setattr(memo, "_code", lambda: "other")
     total(a_table(tmp_path))
-    assert len(calls) == 7
+    assert len(calls) == 8
     monkeypatch.delenv(memo.PLACE)
     total(a_table(tmp_path))
-    assert len(calls) == 8
+    assert len(calls) == 9
     assert len(list(place.iterdir())) == 7  # and no scratch file
 
 

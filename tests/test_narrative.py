@@ -4,6 +4,7 @@ import time
 
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
 from cxrstudy import narrative, plots, study, tables
 from cxrstudy.results import load_records, write_record
@@ -91,3 +92,21 @@ def test_reports_are_quoted_from_this_machine_alone(runs, tmp_path):
     table = load_records(runs)
     assert tables.written_reports(table) == []  # no words were kept
     assert folder.is_dir()
+
+
+def test_a_table_of_sentences_names_each_cells_column_and_keeps_its_roles() -> None:
+    table = pd.DataFrame({"claim": ["a < b"], "p": [""], "verdict": ["open"]}).set_index("claim")
+    soup = BeautifulSoup(plots.words(table, "one claim").markup, "html.parser")
+    assert [(cell["data-label"], cell.get_text()) for cell in soup.find_all("td")] == [
+        ("claim", "a < b"),
+        ("p", ""),
+        ("verdict", "open"),
+    ]
+    roles = [found["role"] for found in soup.find_all(True)]
+    assert roles == ["table", "rowgroup", "row", *["columnheader"] * 3, "rowgroup", "row", *["cell"] * 3]
+
+
+def test_a_figures_title_says_whose_and_of_what_x_rays() -> None:
+    table = pd.DataFrame({"kind": ["synthetic", None, "real"]})
+    assert narrative.title_of("recorded:nih", table) == "nih, recorded (real, synthetic x-rays)."
+    assert narrative.title_of("mini", table[:1], "seed=1") == "mini, run on this machine seed=1 (synthetic x-rays)."

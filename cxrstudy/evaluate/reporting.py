@@ -169,7 +169,8 @@ class Writer(nn.Module):
         some -= mean
         variance, axes = np.linalg.eigh(some.T @ some / len(some))
         axes *= np.sign(axes[np.abs(axes).argmax(0), range(channels)])  # which libraries choose as they like
-        axes /= (variance.clip(min=0) + 0.01 * variance.mean() + 1e-8) ** 0.25
+        floor = max(0.01, channels / len(some)) * variance.mean()  # few rows tell little of small directions
+        axes /= (variance.clip(min=0) + floor + 1e-8) ** 0.25
         self.register_buffer("mean", torch.from_numpy(mean).float())
         self.register_buffer("axes", torch.from_numpy(axes).float())
         deep = [nn.GELU(), nn.Linear(width, width)] if p.projector == "mlp" else []

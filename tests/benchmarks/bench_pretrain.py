@@ -404,6 +404,8 @@ def gpu_step(
 
 def save(path: Path) -> None:
     """Keep the rows there are; those of the same name, setting and hardware give way."""
+    if not ROWS:
+        return
     new = pd.DataFrame(ROWS)
     if path.is_file():
         new = pd.concat([pd.read_csv(path), new])

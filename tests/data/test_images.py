@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joblib import Parallel
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
@@ -246,8 +247,13 @@ def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkey
     p = study.Data(n_images=2 * CHUNK + 3, size=32, out=str(tmp_path / "alone"))
     alone = prepare_data(p)
     monkeypatch.setattr("cxrstudy.data.images.LARGE", 0)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "cxrstudy.data.images.Parallel", lambda n_jobs, **how: asked.append(n_jobs) or Parallel(n_jobs, **how)
+    )
     shared = prepare_data(p.model_copy(update={"out": str(tmp_path / "shared")}))
     np.testing.assert_array_equal(alone.images, shared.images)
+    assert asked == [-1]
 
 
 def test_a_data_run_splits_patients_and_says_what_it_holds(tmp_path, monkeypatch):
