@@ -208,12 +208,14 @@ def measurements(folder: Path) -> str:
         lines += ["| what | images/s | beside | images/s | ratio [95%] | rounds |", "|---|---|---|---|---|---|"]
     for row in fast:
         what = f"**{row['benchmark']}** {row['setting']}"
+        if row.get("mfu"):
+            what += f" ({float(row['mfu']):.0%} of the card's matrix rate, {float(row['memory_gb']):.0f} GB)"
         own, theirs = (f"{float(row[n]):.1f}" if row[n] else "" for n in RATES)
         ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[k]) for k in ("ratio", "low", "high"))) if theirs else ""
         lines.append(f"| {what} | {own} | {row['peer']} | {theirs} | {ratio} | {row['rounds']} |")
     if harm:
         lines += ["", "## Does continuing harm?", "", HARM, ""]
-        lines += ["| x-rays | task | paradigm | images | continued minus base [95%] | over seeds | weights moved |"]
+        lines += ["| x-rays | task | paradigm | images | continued minus base [95%] | over seeds | least moved |"]
         lines += ["|---|---|---|---|---|---|---|"]
     for row in harm:
         gain, low, high, least, most = (f"{float(row[n]):+.3f}" for n in ("gain", "low", "high", "least", "most"))

@@ -74,7 +74,7 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     )
     if missing:
         some = _list(missing[:3]) + ", ..." * (len(missing) > 3)
-        text += f" **{len(missing)} runs have no result yet** ({some}); `{command(preset)}` runs them."
+        text += f" **{len(missing)} evaluations have no result yet** ({some}); `{command(preset)}` runs them."
     if "synthetic" in kinds and "real" not in kinds:
         text += " Every number here is about **synthetic x-rays** and says nothing about patients."
     if "real" in kinds:
@@ -84,9 +84,11 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
 
 def command(preset: str) -> str:
     """What a reader types to run a preset."""
-    preset = preset.removeprefix(RECORDED)
-    needs = grid.load_preset(preset).needs_root
-    return f"make study PRESET={preset}" + (" DATA_ROOT=/path/to/images" if needs else "")
+    name = preset.removeprefix(RECORDED)
+    needs = grid.load_preset(name).needs_root
+    if name != preset:
+        return f"cxrstudy run --preset {name} --unrecorded" + (" --data-root /path/to/images" if needs else "")
+    return f"make study PRESET={name}" + (" DATA_ROOT=/path/to/images" if needs else "")
 
 
 def _list(items: Any) -> str:

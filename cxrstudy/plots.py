@@ -209,8 +209,9 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
     """Loss and learning rate of one pretraining run against samples seen."""
     figure, axes = plt.subplots(figsize=(6, 3.2))
     axes.plot(table["samples_seen"], table["loss"], color=COLOURS[0], lw=0.8, alpha=0.5)
-    smooth = table["loss"].rolling(10, min_periods=1).mean()
-    axes.plot(table["samples_seen"], smooth, color=COLOURS[0], label="loss (10-point mean)")
+    width = max(1, min(10, len(table) // 4))
+    smooth = table["loss"].rolling(width, min_periods=1).mean()
+    axes.plot(table["samples_seen"], smooth, color=COLOURS[0], label=f"loss ({width}-point mean)")
     rate = axes.twinx()
     rate.plot(table["samples_seen"], table["lr"], color="#666", ls=":", label="learning rate (right)")
     rate.set_ylim(bottom=0)

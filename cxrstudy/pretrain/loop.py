@@ -256,7 +256,7 @@ def pretrain(
             "images_per_second": p.samples_seen / seconds,
             "precision": str(dtype).removeprefix("torch."),
             "processes": world,
-            "loss": float(np.mean([point["loss"] for point in curve[-10:]])),
+            "loss": float(np.mean([point["loss"] for point in curve[-max(1, min(10, len(curve) // 4)) :]])),
             "moved": outcome.moved(began_as, objective.encoder),
             "resumed_from": state["step"],
             **objective.facts,
