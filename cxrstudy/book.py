@@ -25,7 +25,8 @@ from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
 
 SPEED = (
     "Each row is one of our training steps beside another tool's on the same model, batch, resolution and one thread, "
-    "alternating in one process; the ratio is the median over rounds, above 1 where ours is faster."
+    "alternating in one process; the ratio is the median over rounds, above 1 where ours is faster. "
+    "Steps on a GPU stand alone, with their share of the card's own measured matrix rate and the memory they took."
 )
 HARM = (
     "Macro AUROC of continued encoders minus their base's, the mean over seeds, with the interval over resampled test "
