@@ -80,7 +80,8 @@ def test_a_source_is_named_as_recorded_or_as_this_machines(runs):
     assert narrative.name_of("recorded:study-cpu") == "study-cpu, recorded"
     table = load_records(runs)
     said = narrative.provenance(table, [], "recorded:study-cpu")
-    assert "make study PRESET=study-cpu" in said
+    assert "cxrstudy run --preset study-cpu --unrecorded" in said
+    assert "make study PRESET=mini" in narrative.provenance(table, [], "mini")
     record("clip-n200-s0-000001", [(*FINDINGS, 0.7)])
     said = narrative.provenance(load_records(runs), [], "recorded:mini")
     assert said.startswith("Recorded with this book, not on your machine: preset `mini`")
