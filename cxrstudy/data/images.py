@@ -95,13 +95,13 @@ def prepare(
         except dicom.UnreadableImage as error:
             return error
 
-    paths = [manifest["path"].iloc[start : start + CHUNK] for start in range(0, len(manifest), CHUNK)]
+    starts = range(0, len(manifest), CHUNK)
     many = len(manifest) * size**2 > LARGE
     drawn = Parallel(n_jobs=-1 if many else 1, return_as="generator")(
-        delayed(_draw)(part, size) for part in paths if part.iloc[0].startswith("synthetic:")
+        delayed(_draw)(manifest["path"].iloc[start : start + CHUNK], size) for start in starts if is_drawn.iloc[start]
     )
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in progress(range(0, len(manifest), CHUNK)):
+        for start in progress(starts):
             rows = range(start, min(start + CHUNK, len(manifest)))
             pixels: Iterable[Any] = next(drawn) if is_drawn.iloc[start] else pool.map(read, rows)
             for row, image in zip(rows, pixels, strict=True):
