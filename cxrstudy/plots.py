@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.memo import remembered
+from cxrstudy.results import window
 from cxrstudy.scaling.ladders import abroad, continued, points, reference
 
 COLOURS = sns.color_palette("colorblind").as_hex()
@@ -209,7 +210,7 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
     """Loss and learning rate of one pretraining run against samples seen."""
     figure, axes = plt.subplots(figsize=(6, 3.2))
     axes.plot(table["samples_seen"], table["loss"], color=COLOURS[0], lw=0.8, alpha=0.5)
-    width = max(1, min(10, len(table) // 4))
+    width = window(len(table))
     smooth = table["loss"].rolling(width, min_periods=1).mean()
     axes.plot(table["samples_seen"], smooth, color=COLOURS[0], label=f"loss ({width}-point mean)")
     rate = axes.twinx()

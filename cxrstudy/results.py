@@ -112,6 +112,11 @@ def write_record(
     return path
 
 
+def window(points: int) -> int:
+    """Over how many of a training curve's points its loss is averaged: a quarter of them, ten at most, one at least."""
+    return max(1, min(10, points // 4))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

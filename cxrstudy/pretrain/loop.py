@@ -41,6 +41,7 @@ from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.distil import SelfDistilled
 from cxrstudy.pretrain.monitor import CHECKS, Monitor, Score
 from cxrstudy.progress import Progress
+from cxrstudy.results import window
 
 LOGGED = 10  # steps between two points of the learning curve, at which alone the device is waited for
 
@@ -256,7 +257,7 @@ def pretrain(
             "images_per_second": p.samples_seen / seconds,
             "precision": str(dtype).removeprefix("torch."),
             "processes": world,
-            "loss": float(np.mean([point["loss"] for point in curve[-max(1, min(10, len(curve) // 4)) :]])),
+            "loss": float(np.mean([point["loss"] for point in curve[-window(len(curve)) :]])),
             "moved": outcome.moved(began_as, objective.encoder),
             "resumed_from": state["step"],
             **objective.facts,
