@@ -5,34 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from cxrstudy import encoders, modelcard, study
+from cxrstudy import modelcard, study
 from cxrstudy.data import images as stores
 from cxrstudy.files import write_text
-
-MEASURED = 2048  # images that batch norms of mixed weights are measured on
-
-
-@torch.no_grad()
-def measure_norms(encoder: encoders.Encoder, prepared: stores.Prepared, rows: np.ndarray) -> None:
-    """Take batch norms' statistics anew from images of the subset: those of mixed weights are no mixture of the two
-    (as Izmailov et al. 2018 do for averaged weights)."""
-    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    encoder.eval()
-    kept = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    for few in np.array_split(rows[:MEASURED], max(1, min(len(rows), MEASURED) // 64)):
-        encoder.pool(encoder.normalise(prepared.images[few]).to(next(encoder.parameters()).device))
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
 
 
 def finish(objective: Any, out: Path, patients: set[str]) -> None:
