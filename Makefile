@@ -33,10 +33,10 @@ pdf: $(STAMP)
 	$(BIN)/cxrstudy book --pdf
 
 test: check
-	$(BIN)/python -m pytest --nbval-lax -m "not slow" tests notebooks
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --nbval-lax -m "not slow" tests notebooks
 
 test-slow: check
-	$(BIN)/python -m pytest --nbval-lax tests notebooks
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --nbval-lax tests notebooks
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks

@@ -83,7 +83,7 @@ def settings(effects: pd.DataFrame, factor: str, *, title: str = "") -> Shown:
                 axes.plot(row.place, row.effect, "o", mfc="none", mec="#222", ms=11)
         axes.axhline(0, color="#333", lw=0.9)
         axes.axhline(own["threshold"].iloc[0], color="#333", lw=0.9, ls=":")
-        axes.set_title(name, fontsize=9)
+        axes.set_title("\n".join(textwrap.wrap(own["claim"].iloc[0], 40)), fontsize=7)
         axes.set_xticks([places[n] for n in names], names, fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
         axes.margins(x=0.12)

@@ -13,6 +13,7 @@ study can be run in pieces on several machines; ``load`` gives the same tidy tab
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,15 @@ def load(preset: str, variant: str | None = "") -> pd.DataFrame:
         table = table[table["run"].isin(runs.loc[runs["variant"] == variant, "run"])]
     folders = {name: str(out / "scores" / name) for name in table["run"].unique()}
     return table.assign(folder=table["run"].map(folders)).reset_index(drop=True)
+
+
+def read(records: Iterable[str], runs: str) -> pd.DataFrame:
+    """The tidy table of run folders ``records``, or of all runs below ``runs``, which may be a recorded preset's folder
+    (``book/recorded/NAME``)."""
+    where = study.resolve(runs)
+    if not records and where == place(where.name):
+        return load(where.name)
+    return results.load_records([study.resolve(folder) for folder in records] or where)
 
 
 def variants(preset: str) -> list[str]:

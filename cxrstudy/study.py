@@ -241,7 +241,7 @@ class Scale(Parameters):
     """scale.ipynb: fit error against n_images for each paradigm and task from the records of a ladder."""
 
     records: list[str] = Field([], description="run folders to read; empty = every run under `runs`")
-    runs: str = Field("runs/mini", description="where to look when `records` is empty")
+    runs: str = Field("runs/mini", description="where to look when `records` is empty; or book/recorded/NAME")
     form: Literal["power", "power_floor", "m4"] = Field("power", description="form of the fitted law")
     metric: str = Field("auroc", description="metric whose error (1 - value) is fitted")
     resamples: int = Field(1000, ge=20, description="bootstrap resamples of the fit")
@@ -253,7 +253,7 @@ class Plan(Parameters):
     """plan.ipynb, run by hand: what a reader's own number of images would bring, from the records of a ladder."""
 
     records: list[str] = Field([], description="run folders to read; empty = every run under `runs`")
-    runs: str = Field("runs/mini", description="where to look when `records` is empty")
+    runs: str = Field("runs/mini", description="where to look when `records` is empty; or book/recorded/NAME")
     n_images: int = Field(2000, ge=1, description="how many in-house images the reader has")
     form: Literal["power", "power_floor", "m4"] = Field("power", description="form of the fitted law")
     metric: Literal["auroc", "auprc"] = Field("auroc", description="macro metric that is planned for")

@@ -127,6 +127,26 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
     return found
 
 
+def seeing(table: pd.DataFrame) -> str:
+    """Whose reports tell findings better than habit: the interval of micro F1 lies above those of another patient's
+    image, fed to the same decoder, and of a report drawn at random. Empty where none were written."""
+    rows = table[(table["task"] == "reports") & (table["metric"] == "f1_micro")]
+    own = rows[rows["label"] == "findings"]
+    if own.empty:
+        return ""
+    controls = rows[rows["label"].isin(["other patient: findings", "random report: findings"])]
+    habit = own["run"].map(controls.groupby("run")["high"].max())
+    told = _told(own.assign(sees=own["low"] > habit)).sort_values("order")
+    apart, rest = (
+        "; ".join(f"{row.encoder} {row.text}" for row in told[told["sees"] == sees].itertuples())
+        for sees in (True, False)
+    )
+    return (
+        "Findings are told better than by habit (micro F1 above that of another patient's image and of a report drawn "
+        f"at random, intervals apart) by: **{apart or 'none'}**. Not by: {rest or 'none'}."
+    )
+
+
 def written_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """(encoder in words, its reports.parquet) of bases and of each paradigm's largest n_images, first seed; of runs on
     this machine alone, since recorded ones keep no words, and where the data's terms let its images be shown."""

@@ -1,19 +1,47 @@
 """One tiny study, run for real through the command line, and its book: shared by the tests that look at them."""
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads collapse under any other load
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def studied(file: str) -> bool:
+    """Whether tests of a file look at the study below, which takes minutes."""
+    return bool(re.search(r"^def test_.*\b(walked|book)\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE))
+
+
+class ByFile(LoadFileScheduling):
+    """A file's tests stay in one process, and so do those of all files that look at the study."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "the study" if studied(file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """How tests are dealt out to processes."""
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest goes first."""
+    items.sort(key=lambda item: not studied(item.nodeid.partition("::")[0]))
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,18 @@ def test_a_source_is_named_as_recorded_or_as_this_machines(runs):
     assert "synthetic x-rays" in said
 
 
+def test_reports_see_where_they_tell_findings_better_than_both_controls_do(runs):
+    habits = [("reports", f"{who}: findings", "f1_micro", 0.1) for who in ("other patient", "random report")]
+    assert tables.seeing(load_records(runs)) == ""
+    record("clip-n200-s0-000001", [("reports", "findings", "f1_micro", 0.3), *habits], stage="report")
+    near = [("reports", "random report: findings", "f1_micro", 0.115), *habits[:1]]  # their intervals overlap
+    own = [("reports", "findings", "f1_micro", 0.13), *near]
+    record("dinov2-n200-s0-000002", own, stage="report", paradigm="dinov2")
+    better, _, rest = tables.seeing(load_records(runs)).partition("Not by")
+    assert "clip, 200 images" in better and "0.300" in better
+    assert "dinov2, 200 images" in rest and "clip" not in rest
+
+
 def test_reports_are_quoted_from_this_machine_alone(runs, tmp_path):
     folder = record("clip-n200-s0-000001", [("reports", "findings", "f1_micro", 0.3)], stage="report")
     table = load_records(runs)

@@ -65,6 +65,13 @@ def test_gains_from_recorded_scores_are_those_from_the_runs(kept: Walk) -> None:
     pd.testing.assert_frame_equal(ladders.gains(recorded.load("smoke")), ladders.gains(ran))
 
 
+def test_notebooks_read_runs_and_recorded_presets_alike(kept: Walk) -> None:
+    few = [f"runs/smoke/classify/{name}" for name in recorded.load("smoke")["run"].unique() if name.startswith("unicl")]
+    assert set(recorded.read(few, "runs/none")["run"]) == {Path(name).name for name in few}
+    pd.testing.assert_frame_equal(recorded.read([], "book/recorded/smoke"), recorded.load("smoke"))
+    assert set(recorded.read([], "runs/smoke")["run"]) == set(load_records(kept.runs / "smoke")["run"])
+
+
 def test_what_is_recorded_is_not_run_again_and_what_is_not_is(kept: Walk) -> None:
     plan = json.loads((kept.runs / "smoke" / "plan.json").read_text())["runs"]
     shutil.rmtree(kept.runs)

@@ -49,4 +49,5 @@ def setup(app):
     app.connect("html-page-context", drop_outside, priority=900)
     app.connect("html-page-context", keep_notebook, priority=900)
     app.connect("build-finished", mend)
+    app.extensions["sphinx_multitoc_numbering"].parallel_read_safe = True  # it acts after reading
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
