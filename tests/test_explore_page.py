@@ -284,7 +284,9 @@ def test_the_table_turns_pages_sorts_and_filters(visit):
     page.click("#explore-next")
     assert "shown: 26 to 50." in status.text_content()
     page.select_option("#explore-only-source", label="mini, run on this machine")
+    assert page.locator("#explore-only-label option[value=pacemaker]").count() == 1
     page.select_option("#explore-only-task", "findings")
+    assert page.locator("#explore-only-label option[value=pacemaker]").count() == 0  # no label of this task
     page.select_option("#explore-only-label", "macro")
     page.select_option("#explore-only-metric", "auroc")
     assert status.text_content() == f"5 of {total:,} rows match; shown: 1 to 5."

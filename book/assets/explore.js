@@ -39,8 +39,13 @@
     return make(tag, { ...attributes, id: `explore-${id}` }, box);
   }
   function options(select, pairs) {
-    const before = select.value;
-    select.replaceChildren(...pairs.map(([value, text]) => make("option", { value: value }, null, text)));
+    const before = select.value, groups = new Map();
+    select.replaceChildren();
+    pairs.forEach(([value, text]) => { // "other patient: findings" stands among what is said of other patients
+      const who = text.includes(": ") ? text.slice(0, text.indexOf(": ")) : "";
+      if (who && !groups.has(who)) groups.set(who, make("optgroup", { label: who }, select));
+      make("option", { value: value }, groups.get(who) || select, text);
+    });
     if (pairs.some(([value]) => value === before)) select.value = before;
   }
   function sourceOptions(select, indices) {
@@ -280,11 +285,13 @@
   only.source = field(filters, "only-source", "Source", "select", {});
   make("option", { value: ALL }, only.source, "all");
   sourceOptions(only.source, unique(runs.source));
-  ["task", "label", "metric"].forEach((name, k) => {
-    only[name] = field(filters, `only-${name}`, name[0].toUpperCase() + name.slice(1), "select", {});
-    const names = unique(keys.map((key) => key[k]));
-    options(only[name], [[ALL, "all"], ...named(names.sort())]);
-  });
+  const PARTS = ["task", "label", "metric"];
+  PARTS.forEach((name) => { only[name] = field(filters, `only-${name}`, name[0].toUpperCase() + name.slice(1), "select", {}); });
+  const passing = (upTo) => keys.filter((key) => PARTS.slice(0, upTo).every((name, k) => [ALL, key[k]].includes(only[name].value)));
+  function narrow() { // labels are the chosen task's, metrics the chosen label's
+    PARTS.forEach((name, k) => options(only[name], [[ALL, "all"], ...named(unique(passing(k).map((key) => key[k])).sort())]));
+  }
+  narrow();
   const status = make("p", { class: "explore-status", role: "status", "aria-live": "polite" }, tableRoot);
   const scroll = make("div", { class: "explore-scroll", role: "region", tabindex: 0, "aria-label": "Results" }, tableRoot);
   const table = make("table", {}, scroll), head = make("tr", {}, make("thead", {}, table)), body = make("tbody", {}, table);
@@ -304,13 +311,13 @@
     });
   });
   function filter() {
+    narrow();
     const tokens = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const runText = runs.name.map((name, k) => `${sources[runs.source[k]].name} ${name} ${runs.paradigm[k] || ""}`.toLowerCase());
     const keyText = keys.map((key) => `${key.join(" ")} ${key.map(say).join(" ")}`.toLowerCase());
     const ofRuns = tokens.map((token) => runText.map((text) => text.includes(token)));
     const ofKeys = tokens.map((token) => keyText.map((text) => text.includes(token)));
-    const parts = [only.task.value, only.label.value, only.metric.value];
-    const goodKey = keys.map((key) => parts.every((part, k) => part === ALL || key[k] === part));
+    const good = new Set(passing(PARTS.length)), goodKey = keys.map((key) => good.has(key));
     const goodRun = runs.source.map((k) => only.source.value === ALL || k === Number(only.source.value));
     matching = [];
     for (let r = 0; r < count; r += 1) {
@@ -358,9 +365,10 @@
     const many = point.own && point.own.length > 1;
     find.value = many ? runs.name[point.run].replace(/s\d+-[0-9a-f]{6}$/, "") : runs.name[point.run];
     only.source.value = source.value;
-    only.task.value = task.value;
-    only.label.value = label.value;
-    only.metric.value = many ? metric.value : ALL;
+    PARTS.forEach((name, k) => {
+      narrow();
+      only[name].value = [task.value, label.value, many ? metric.value : ALL][k];
+    });
     filter();
     scroll.focus();
     tableRoot.scrollIntoView();
