@@ -17,6 +17,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 DROPPED = "script, noscript, style, button, a.headerlink, #planner, .explorer, .prev-next-area"  # nothing on paper
 SECONDS = 600
+WIDE = 9  # columns that still fit upright
 
 
 def browser() -> str:
@@ -93,6 +94,10 @@ def _article(path: Path, name: str, names: set[str]) -> Any:
             del tag["href"]
     for tag in article.select("details"):
         tag["open"] = ""
+    for tag in article.find_all("table"):
+        row = tag.find("tr")
+        if row is not None and len(row.find_all(["td", "th"])) > WIDE:
+            tag["class"] = [*tag.get("class", []), "wide"]
     for tag in article.find_all("h1"):
         for link in tag.find_all("a"):
             link.unwrap()
