@@ -97,7 +97,7 @@ def _article(path: Path, name: str, names: set[str]) -> Any:
     for tag in article.find_all("table"):
         row = tag.find("tr")
         if row is not None and len(row.find_all(["td", "th"])) > WIDE:
-            tag["class"] = [*tag.get("class", []), "wide"]
+            tag["data-wide"] = ""
     for tag in article.find_all("h1"):
         for link in tag.find_all("a"):
             link.unwrap()
