@@ -12,6 +12,7 @@ from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
 from cxrstudy.run import read_plan, read_plans, run_table
 from cxrstudy.scaling import ladders
+from cxrstudy.scaling.forms import EXPONENTS
 
 if TYPE_CHECKING:  # these import torch, which most pages can do without
     from cxrstudy.data.cards import Card
@@ -119,10 +120,13 @@ def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> l
             elif len(fit):
                 exponent, count = fit["exponent"].iloc[0], int(fit["points"].iloc[0])
                 floor, tenfold = fit["floor"].iloc[0], 1 - 10**-exponent
+                within = " (its interval was not kept)"
+                if "exponent_low" in fit:
+                    low, high = (float(fit[name].iloc[0]) for name in ("exponent_low", "exponent_high"))
+                    less = " or less" if low < EXPONENTS[0] * 1.01 else ""
+                    within = f" [{1 - 10**-low:.1%}{less}, {1 - 10**-high:.1%}]"
                 what = f"what is above a floor of {floor:.3f}" if floor > 0 else "the error"
-                text += (
-                    f". Fitted through {count} points, ten times the images cut {what} by {tenfold:.1%} (indicative)"
-                )
+                text += f". Fitted through {count} points, ten times the images cut {what} by {tenfold:.1%}{within}"
             said.append(text.rstrip(".") + ".")
     return said
 
@@ -159,6 +163,10 @@ def agreement(ledger: pd.DataFrame) -> str:
             lines += [f"**{title}:**", ""]
         for row in own.itertuples():
             told = f": {row.effect:+.4f} [{row.low:+.4f}, {row.high:+.4f}]" if row.effect == row.effect else ""
+            decided = verdict in ("supported", "contradicted")
+            if verdict == "contradicted" and row.high >= 0:  # of a claim that something is there at all
+                told, decided = f"{told}, an effect of {row.threshold:g} is excluded, one below 0 is not shown", False
+            told += f"; not after Holm's correction (p {row.p_holm:.2g})" if decided and row.p_holm >= 0.05 else ""
             lines.append(f"- {row.claim} ({row.source}){told}")
         lines += [""] * bool(len(own))
     return "\n".join(lines)
@@ -191,10 +199,21 @@ def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:
     if gained.empty:
         return ""
     short = gained[~(gained["low"] > bound)]  # where there is no interval, nothing is excluded
-    if short.empty:
-        return f"No rung's interval reaches down to {bound:+.2f}: continuing harmed none of them by that much."
+    lost = gained[gained["high"] < 0]
+    told = [
+        f"`{r.paradigm}` with {human(r.n_images)} on {TASKS[r.task].lower()} lost {-r.gain:.3f} "
+        f"[{r.low:+.3f}, {r.high:+.3f}]"
+        for r in lost.itertuples()
+    ]
+    said = [f"A loss is shown: {'; '.join(told)}."] if told else []
     named = [f"`{r.paradigm}` with {human(r.n_images)} on {TASKS[r.task].lower()}" for r in short.itertuples()]
-    return f"A loss of {-bound:.2f} cannot be excluded for {len(short)} of {len(gained)} points: {'; '.join(named)}."
+    if named:
+        said.append(
+            f"A loss of {-bound:.2f} cannot be excluded for {len(short)} of {len(gained)} points: {'; '.join(named)}."
+        )
+    elif not told:
+        said.append(f"No rung's interval reaches down to {bound:+.2f}: continuing harmed none of them by that much.")
+    return " ".join(said)
 
 
 def caution(preset: str) -> str:

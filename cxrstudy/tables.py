@@ -116,6 +116,8 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
         if tasks and task not in tasks:
             continue
         rows = table[(table["task"] == task) & table["value"].notna()].copy()
+        if task in ("zero_shot", "retrieval"):  # nothing is fitted to labels there
+            rows = rows[~rows["run"].str.startswith("shuffled-")]
         rows["column"] = [columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)]
         rows = rows[rows["column"].notna()]
         if rows.empty:

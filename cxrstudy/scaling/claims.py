@@ -26,14 +26,14 @@ from cxrstudy.scaling.evidence import (
     seed_spread,
     used_rows,
 )
-from cxrstudy.scaling.hypotheses import CLAIMS, Claim, NotTestable, weigh
+from cxrstudy.scaling.hypotheses import BASE, CLAIMS, Claim, NotTestable, weigh
 
 VERDICTS = ("supported", "contradicted", "inconclusive", "not testable")
 _COLUMNS = ["id", "claim", "source", "scope", "contrast", "effect", "low", "high", "p", "p_holm", "verdict", "why"]
 _EFFECTS = ["id", "claim", "factor", "setting", "x", "effect", "low", "high", "p", "verdict", "why", "threshold"]
 _EFFECTS += ["reference", "key", "is_key", "draws"]
 _FLIPS = ["id", "claim", "factor", "setting", "effect", "low", "high", "verdict", "reference", "reference_verdict"]
-_FLIPS += ["differs", "towards", "turns", "turns_low", "turns_high"]
+_FLIPS += ["differs", "reverses", "towards", "turns", "turns_low", "turns_high"]
 
 
 @remembered
@@ -98,7 +98,8 @@ def effects(
 def flips(effects: pd.DataFrame) -> pd.DataFrame:
     """What would have to be true for a verdict to differ: a row a (claim, setting other than the reference).
 
-    Of `effects`. ``differs``: both were tried and the verdict is not the reference's. Where a factor's values are
+    Of `effects`. ``differs``: both were tried and the verdict is not the reference's. ``reverses``: the effects have
+    opposite signs, and neither interval holds 0. Where a factor's values are
     numbers and the effect has another sign at the next value ``towards`` the reference (or, in a factor without it,
     towards the least value): ``turns``, where a straight line between the two effects meets 0, with ``turns_low`` and
     ``turns_high``, 95% over paired resamples, cut at the two values.
@@ -110,6 +111,7 @@ def flips(effects: pd.DataFrame) -> pd.DataFrame:
         fact = {"reference": basis["key"], "reference_verdict": basis["verdict"]}
         both = {row["verdict"], basis["verdict"]}
         fact |= {"differs": len(both) > 1 and "not testable" not in both}
+        fact |= {"reverses": bool(row["low"] > 0 > basis["high"] or row["high"] < 0 < basis["low"])}
         near = _towards(row, same)
         out.append(row | fact | (_turn(row, near) if near is not None else {}))
     return pd.DataFrame(out, columns=_FLIPS)
@@ -173,11 +175,25 @@ def _trials(
             which = {"any": f"the greatest of {len(words)}: ", "every": f"the least of {len(words)}: "}
             row |= {"contrast": which.get(claim.each, "") + words[row["decides"]], "scope": scope(used)}
             row |= {"runs": sorted(used["run"].unique())}
+            row["why"] += _before(claim, cells)
             row["why"] += "".join(f"; left out, missing: {reason}" for reason in left)
         except NotTestable as reason:
             row |= {"verdict": "not testable", "why": f"missing: {reason}"}
         rows.append(row)
     return rows
+
+
+def _before(claim: Claim, cells: pd.DataFrame) -> str:
+    """Of a lead with the most images: by how much the bases differ as they came, where they are not the same."""
+    if claim.contrast != "largest" or len(claim.measures) > 1:
+        return ""
+    task, metric = claim.measures[0]
+    rows = cells[(cells["task"] == task) & (cells["metric"] == metric) & (cells["n_images"] == BASE)]
+    sides = [rows[rows["paradigm"].isin(family)] for family in (claim.one, claim.other)]
+    if any(side.empty for side in sides) or rows["run"].nunique() < 2:
+        return ""
+    one, other = (side.groupby("paradigm")["value"].mean().mean() for side in sides)
+    return f"; of the bases as they came the difference is {one - other:+.4f}" if one != other else ""
 
 
 # ---- sentences -----------------------------------------------------------------------------------------------------
@@ -219,12 +235,14 @@ def flip_sentences(rows: pd.DataFrame) -> list[str]:
     said = []
     for row in rows.itertuples():
         placed = np.isfinite(row.turns) and not _anywhere(row)
-        if not (row.differs or placed):
+        if not (row.differs or placed or row.reverses):
             continue
         text = f"`{row.id}`: {row.reference_verdict} under the reference, {row.verdict} at {row.factor}={row.setting}"
         if placed:
             text += f"; the effect changes sign between {row.towards} and {row.setting}, at {row.turns:.3g} "
             text += f"[{row.turns_low:.3g}, {row.turns_high:.3g}]"
+        elif row.reverses:
+            text += "; the effect has the other sign, both intervals without 0"
         said.append(f"{text}.")
     return said
 

@@ -114,8 +114,9 @@ def overtakes(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 10
     """The smallest size at which paradigm ``one`` is ahead of ``other``, and the smallest from which it stays ahead.
 
     Both orders of every pair are rows, with ``first``, ``holds`` and their words as in `crossovers`, over the ``sizes``
-    that both measured; a pair without one says so. Where ``equal_compute`` is False the two saw unequally many samples,
-    and a lead is not the paradigm's alone. ValueError: as `read_ladders`.
+    that both measured; a pair without one says so. ``lead``: how far the base of ``one`` is ahead already (NaN: not
+    both were evaluated). Where ``equal_compute`` is False the two saw unequally many samples, and a lead is not the
+    paradigm's alone. ValueError: as `read_ladders`.
     """
     rows = []
     for pair in _pairs(read_ladders(table, metric=metric, resamples=resamples, seed=seed)):
@@ -124,8 +125,9 @@ def overtakes(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 10
             turned = turning(own["n_images"].to_numpy(float), wins.to_numpy(bool))
             turned |= {} if len(own) else {"first_said": NO_SIZE, "holds_said": NO_SIZE}
             row = {"task": ahead.key["task"], "one": ahead.name, "other": behind.name, "seeds": own["seeds"].min()}
+            row["lead"] = ahead.base[0] - behind.base[0] if ahead.base and behind.base else np.nan
             rows.append(row | turned | _together(ahead, behind))
-    return pd.DataFrame(rows, columns=["task", "one", "other", *_TURNED, "equal_compute"])
+    return pd.DataFrame(rows, columns=["task", "one", "other", "lead", *_TURNED, "equal_compute"])
 
 
 def read_ladders(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> list[Ladder]:

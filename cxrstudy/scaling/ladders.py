@@ -64,8 +64,9 @@ def fit_ladders(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fit 1 - metric against n_images for every (task, paradigm) of the tidy table.
 
-    Returns (fits, curves): fits has task, paradigm, form, points, exponent, floor and ``refused`` (the reason, where
-    the data cannot support a fit); curves has task, paradigm, n_images, value, low, high of the fitted metric.
+    Returns (fits, curves): fits has task, paradigm, form, points, exponent with its 95% interval, floor and ``refused``
+    (the reason, where the data cannot support a fit); curves has task, paradigm, n_images, value, low, high of the
+    fitted metric.
     """
     same_patients(table)
     fits: list[dict[str, Any]] = []
@@ -83,13 +84,14 @@ def fit_ladders(
         except ValueError as reason:
             fits.append(row | {"refused": str(reason)})
             continue
-        fits.append(row | {"exponent": fit.exponent, "floor": fit.floor, "refused": ""})
+        ends = dict(zip(("exponent_low", "exponent_high"), fit.exponent_interval(), strict=True))
+        fits.append(row | {"exponent": fit.exponent, "floor": fit.floor, "refused": ""} | ends)
         grid = np.geomspace(n.min(), n.max() * 4, 60)
         low, high = fit.interval(grid)
         curve = {"n_images": grid, "value": 1 - fit.predict(grid), "low": 1 - high, "high": 1 - low}
         curves.append(pd.DataFrame({"task": task, "paradigm": paradigm, **curve}))
     none = pd.DataFrame(columns=["task", "paradigm", "n_images", "value", "low", "high"])
-    columns = ["task", "paradigm", "form", "points", "exponent", "floor", "refused"]
+    columns = ["task", "paradigm", "form", "points", "exponent", "exponent_low", "exponent_high", "floor", "refused"]
     return pd.DataFrame(fits).reindex(columns=columns), pd.concat(curves) if curves else none
 
 
