@@ -333,6 +333,8 @@ def test_flips_name_the_verdicts_that_differ_and_where_the_sign_changes(tmp_path
     said = claims.flip_sentences(found.reset_index())
     assert len(said) == 2
     assert said[0].startswith("`level`: supported under the reference, contradicted at mention=10; the effect changes")
+    assert found["reverses"].to_dict() == {("mention", "10"): True, ("mention", "90"): False, ("faint", "yes"): True}
+    assert said[1].endswith("the effect has the other sign, both intervals without 0.")
     wide = claims.readable_effects(effects.reset_index())
     assert wide.loc["clip is better", "mention=10"].endswith("contradicted")
 

@@ -156,6 +156,26 @@ def test_without_a_spread_between_seeds_there_is_no_p_and_no_verdict_but_the_rea
     assert found["low"] > 0.1
 
 
+def test_a_probe_on_a_base_has_no_seeds_and_a_decoder_of_masks_on_it_has():
+    claim, rng = BY_ID["frozen-drawn"], np.random.default_rng(0)
+    for task, metric, decided in (("segmentation", "dice", False), ("findings", "auroc", True)):
+        option = {(task, metric, "dinov2", BASE): 1.0, (task, metric, "clip", BASE): -1.0}
+        truth = {(task, metric, "dinov2", BASE): 0.9, (task, metric, "clip", BASE): 0.2}
+        measured, none = simulate(rng, truth)
+        found = weigh(claim, [option], measured, none, rng)
+        assert (found["verdict"] == "supported") is decided
+        assert np.isfinite(found["p"]) == decided
+        known = weigh(
+            claim,
+            [option],
+            measured,
+            dict.fromkeys([(task, metric, "dinov2"), (task, metric, "clip")], (0.01, 8.0)),
+            rng,
+        )
+        assert known["verdict"] == "supported"
+        assert (known["high"] - known["low"] > 0.4) is not decided  # seeds' luck is in the interval where it has a say
+
+
 def test_an_undefined_metric_is_not_testable():
     measured, spread = simulate(np.random.default_rng(0), grown(math.nan))
     with pytest.raises(NotTestable, match="one class"):
@@ -207,7 +227,7 @@ def test_the_equivalent_of_30k_has_the_nearest_share_and_a_far_one_is_refused(si
         (chosen,) = (n for n, w in weights.items() if w > 0)
         assert off[sizes.index(chosen)] == min(off)
         assert weights[BASE] == -1
-        assert "by our definition" in words
+        assert "rung nearest to the paper" in words
 
 
 def test_the_papers_own_ladder_has_30k_as_its_equivalent():

@@ -374,6 +374,8 @@ def test_the_book_says_which_rungs_may_have_been_harmed(runs):
     hurt = pd.DataFrame([*fine, ("lines_tubes", "unicl", 8000, 1, 0.0, -0.02, 0.01, 0.0, 0.0)], columns=columns)
     assert "1 of 3 points: `unicl` with 8k on lines and tubes." in narrative.harm(hurt)
     assert narrative.harm(hurt[:0]) == ""
+    lost = narrative.harm(hurt.assign(gain=-0.04, low=-0.08, high=-0.002))
+    assert lost.startswith("A loss is shown: ") and "lost 0.040 [-0.080, -0.002]" in lost
     assert "1 of 1 points" in narrative.harm(hurt[:1].assign(low=float("nan")))
 
 
