@@ -87,7 +87,10 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
         print(f"a page could not be computed: {error}", file=sys.stderr)
         return 1
     # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
-    code = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
+    code = "import functools, sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book import sphinx; "
+    # Sphinx takes several processes, which Jupyter Book's command cannot be asked for
+    code += f"sphinx.build_sphinx = functools.partial(sphinx.build_sphinx, jobs={min(2, os.cpu_count() or 1)}); "
+    code += "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", code, "build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
     same = (top / "frame").is_file() and (top / "frame").read_text() == frame
     command += ["--all"] * (not same)  # Sphinx by itself leaves pages as they are, and styles that alone changed

@@ -55,7 +55,8 @@ def test_order_of_runs_and_units_do_not_matter(form, b, floor, top, seed):
     error = law(form, n, b, 0.0 if form == "power" else floor, top, 200) * (1 + 0.01 * rng.normal(size=10))
     order = rng.permutation(10)
     fit, moved = fit_scaling(n, error, form=form), fit_scaling(n[order] / 1000, error[order], form=form)
-    assert moved.exponent == pytest.approx(fit.exponent, rel=1e-4)
+    low, high = fit.exponent_interval()  # along a floor of nothing the optimum is flat: the same to a share of that
+    assert moved.exponent == pytest.approx(fit.exponent, abs=0.01 * (high - low) + 1e-9)
     np.testing.assert_allclose(moved.interval(SIZES / 1000), fit.interval(SIZES), rtol=1e-3)
     if form != "m4":  # the loss may be counted in any unit
         doubled = fit_scaling(n, 2 * error, form=form)
