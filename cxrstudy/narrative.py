@@ -12,7 +12,7 @@ from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
 from cxrstudy.run import read_plan, read_plans, run_table
 from cxrstudy.scaling import ladders
-from cxrstudy.scaling.forms import EXPONENTS
+from cxrstudy.scaling.forms import at_the_least
 
 if TYPE_CHECKING:  # these import torch, which most pages can do without
     from cxrstudy.data.cards import Card
@@ -123,7 +123,7 @@ def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> l
                 within = " (its interval was not kept)"
                 if "exponent_low" in fit:
                     low, high = (float(fit[name].iloc[0]) for name in ("exponent_low", "exponent_high"))
-                    less = " or less" if low < EXPONENTS[0] * 1.01 else ""
+                    less = " or less" if at_the_least(low) else ""
                     within = f" [{1 - 10**-low:.1%}{less}, {1 - 10**-high:.1%}]"
                 what = f"what is above a floor of {floor:.3f}" if floor > 0 else "the error"
                 text += f". Fitted through {count} points, ten times the images cut {what} by {tenfold:.1%}{within}"
@@ -195,18 +195,18 @@ def at_home(compared: pd.DataFrame) -> list[str]:
 
 
 def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:
-    """A sentence: whether continuing cost any rung more than ``-bound`` of macro AUROC, by its interval's lower end."""
+    """Which rungs continuing is shown to have cost macro AUROC, and for which a loss of ``-bound`` is not excluded."""
     if gained.empty:
         return ""
     short = gained[~(gained["low"] > bound)]  # where there is no interval, nothing is excluded
     lost = gained[gained["high"] < 0]
-    told = [
-        f"`{r.paradigm}` with {human(r.n_images)} on {TASKS[r.task].lower()} lost {-r.gain:.3f} "
-        f"[{r.low:+.3f}, {r.high:+.3f}]"
-        for r in lost.itertuples()
-    ]
+
+    def rung(row: Any) -> str:
+        return f"`{row.paradigm}` with {human(row.n_images)} on {TASKS[row.task].lower()}"
+
+    told = [f"{rung(row)} lost {-row.gain:.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in lost.itertuples()]
     said = [f"A loss is shown: {'; '.join(told)}."] if told else []
-    named = [f"`{r.paradigm}` with {human(r.n_images)} on {TASKS[r.task].lower()}" for r in short.itertuples()]
+    named = [rung(row) for row in short.itertuples()]
     if named:
         said.append(
             f"A loss of {-bound:.2f} cannot be excluded for {len(short)} of {len(gained)} points: {'; '.join(named)}."

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrstudy.scaling.forms import EXPONENTS
+from cxrstudy.scaling.forms import at_the_least
 from cxrstudy.scaling.trial import LADDER
 
 ALIKE = ["method", "runs", "sigma", "noise", "ladder"]  # settings that differ in these are told apart
@@ -120,7 +120,7 @@ def exponents_table(fits: pd.DataFrame) -> pd.DataFrame:
 
 def _exponent(value: float) -> str:
     """Four decimals, for exponents near 0; at the end of what was searched, that it may be less."""
-    return f"{value:.4f} or less" if value < EXPONENTS[0] * 1.01 else f"{value:.4f}"
+    return f"{value:.4f} or less" if at_the_least(value) else f"{value:.4f}"
 
 
 def exponents_rows(fits: pd.DataFrame) -> pd.DataFrame:

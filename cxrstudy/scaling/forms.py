@@ -188,6 +188,11 @@ def within_bounds(alone: list[Floats], gram: tuple[Floats, Floats, Floats], pull
     return [np.where(c < 0, alone[0], np.maximum(a, 0)), np.where(a < 0, alone[1], np.maximum(c, 0))]
 
 
+def at_the_least(exponent: float) -> bool:
+    """Whether an exponent lies at the lower end of what is searched: the data set none there, it may be less."""
+    return bool(exponent < EXPONENTS[0] * 1.01)
+
+
 def positive(values: ArrayLike, name: str, finite: bool = True) -> Floats:
     """``values`` as an array; ValueError naming ``name`` where one is not positive (or, if asked, not finite)."""
     array = np.asarray(values, dtype=np.float64)
