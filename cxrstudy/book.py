@@ -7,6 +7,7 @@ by Jupyter Book into ``_build/html``.
 import csv
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -18,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from cxrstudy import explorer, grid, memo, narrative, pages, recorded, study
+from cxrstudy import grid, memo, pages, recorded, study
 from cxrstudy import pdf as printer
 from cxrstudy.files import write_changed, write_text
-from cxrstudy.run import headline_of, notebook_error, run_table, variant_name
+from cxrstudy.run import headline_of, notebook_error, run_page, run_table, variant_name
 
 SPEED = (
     "Each row is one of our training steps beside another tool's on the same model, batch, resolution and one thread, "
@@ -51,11 +52,11 @@ def sources() -> list[str]:
 
 
 def _all_sources() -> list[str]:
-    return [f"{narrative.RECORDED}{name}" for name in recorded.presets()] + presets_run()
+    return [f"{recorded.RECORDED}{name}" for name in recorded.presets()] + presets_run()
 
 
 def _variants(source: str) -> dict[str, dict[str, Any]]:
-    return grid.load_preset(source.removeprefix(narrative.RECORDED)).variants
+    return grid.load_preset(source.removeprefix(recorded.RECORDED)).variants
 
 
 def ablations() -> dict[str, str]:
@@ -81,25 +82,22 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
         print(f"the book is up to date: {html / 'index.html'}")
         return _printed(top) if pdf else 0
-    try:
-        frame = assemble(source)
-    except pages.PageError as error:
-        print(f"a page could not be computed: {error}", file=sys.stderr)
-        return 1
-    # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
-    code = "import functools, sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book import sphinx; "
-    # Sphinx takes several processes, which Jupyter Book's command cannot be asked for
-    code += f"sphinx.build_sphinx = functools.partial(sphinx.build_sphinx, jobs={min(2, os.cpu_count() or 1)}); "
-    code += "from jupyter_book.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
-    same = (top / "frame").is_file() and (top / "frame").read_text() == frame
-    command += ["--all"] * (not same)  # Sphinx by itself leaves pages as they are, and styles that alone changed
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    write_text(top / "build.log", done.stdout + done.stderr)
-    if done.returncode or not (html / "index.html").is_file():
-        lines = [li for li in (done.stdout + done.stderr).splitlines() if "WARNING" in li or "ERROR" in li]
-        print("\n".join(lines[:20]) or done.stderr[-2000:], file=sys.stderr)
+    command = [sys.executable, "-m", "cxrstudy.builder"]
+    environment, pipe = os.environ | {"PYTHONWARNINGS": "ignore"}, subprocess.PIPE
+    with subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as builder:
+        try:
+            frame = assemble(source)
+        except pages.PageError as error:
+            print(f"a page could not be computed: {error}", file=sys.stderr)
+            return 1
+        same = (top / "frame").is_file() and (top / "frame").read_text() == frame
+        words = ["build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
+        words += ["--all"] * (not same)  # Sphinx by itself leaves pages as they are, and styles that alone changed
+        said = "".join(builder.communicate(json.dumps(words)))
+    write_text(top / "build.log", said)
+    if builder.returncode or not (html / "index.html").is_file():
+        lines = [line for line in said.splitlines() if "WARNING" in line or "ERROR" in line]
+        print("\n".join(lines[:20]) or said[-2000:], file=sys.stderr)
         print(f"the book could not be built; the whole log: {top / 'build.log'}", file=sys.stderr)
         return 1
     write_text(top / "frame", frame)
@@ -130,14 +128,14 @@ def assemble(source: Path) -> str:
         for template, page, values, files in _told(presets or ["mini"], results)
     ]
     with ThreadPoolExecutor(1) as beside:
-        explored = beside.submit(explorer.write, source / "assets", _all_sources())
+        explored = beside.submit(_explored, source / "assets")
         pages.execute(computed)
     keep |= {*explored.result(), *(page.target for page in computed)}
     memo.forget(source.with_name("memo"))
     toc = yaml.safe_load((book / "_toc.yml").read_text())
     chapters = {part["caption"]: part["chapters"] for part in toc["parts"]}
     for name in reversed(results):
-        part = "The results" if name.startswith(narrative.RECORDED) else "This machine"
+        part = "The results" if name.startswith(recorded.RECORDED) else "This machine"
         chapters[part].insert(0, {"file": _page(name)})
     about = [book / "_config.yml", *(book / "assets").rglob("*"), *(book / "_ext").glob("*.py")]
     frame = [yaml.safe_dump(toc), *(p.read_text(encoding="utf-8") for p in sorted(about) if p.is_file())]
@@ -153,7 +151,7 @@ def assemble(source: Path) -> str:
     for preset in presets:
         lines += [f"## {preset}", "", "| executed notebook | stage | result |", "|---|---|---|"]
         for row in run_table(preset):
-            page = explorer.run_page(preset, row["stage"], row["name"])
+            page = run_page(preset, row["stage"], row["name"])
             keep.add(_copy(row["notebook"], source / f"{page}.ipynb"))
             entry.setdefault("sections", []).append({"file": page, "title": f"{preset}: {row['stage']} {row['name']}"})
             failed = f"**failed**: {notebook_error(row['notebook']) or 'stopped before its end'}".replace("|", "\\|")
@@ -170,6 +168,12 @@ def assemble(source: Path) -> str:
     return study.digest(frame, 32)
 
 
+def _explored(assets: Path) -> list[Path]:
+    from cxrstudy import explorer  # draws figures, whose libraries take seconds to import: beside the kernels
+
+    return explorer.write(assets, _all_sources())
+
+
 def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, dict[str, Any], tuple[list[Path], ...]]]:
     """(template, page, its parameters, (files of ours, files of runs) that it tells of) of every computed page."""
     settings = ablations()
@@ -182,16 +186,16 @@ def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, di
     data = [path for name in presets for path in _files_of(name)[1] if path.parts[-3] == "data"]
     yield "index", "index", {"presets": results}, both(results[:1])
     yield from ((page, page, {"presets": presets}, ([], data)) for page in ("data", "gallery"))
+    yield "flips", "flips", {"settings": settings, "repeats": results}, both(sorted(of))  # the longest: early
     yield "objectives", "objectives", {}, ([], [])
     yield "planner", "planner", {"preset": results[0]}, both(results[:1])
-    yield "flips", "flips", {"settings": settings, "repeats": results}, both(sorted(of))
     yield from ((page, page, {"presets": results}, both(results)) for page in CHAPTERS)
     yield from (("results", _page(name), {"preset": name}, both([name])) for name in results)
 
 
 def _files_of(source: str) -> tuple[list[Path], list[Path]]:
     """(files of ours, files of runs) that a source of results consists of."""
-    name = source.removeprefix(narrative.RECORDED)
+    name = source.removeprefix(recorded.RECORDED)
     if name != source:
         return [*recorded.place(name).rglob("*")], []
     place = study.runs_root() / name

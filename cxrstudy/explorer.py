@@ -92,7 +92,7 @@ def draw(preset: str) -> Path:
 
     StudyError: no ladder of that preset is recorded.
     """
-    figure = main_figure(f"{narrative.RECORDED}{preset}")
+    figure = main_figure(f"{recorded.RECORDED}{preset}")
     if figure is None:
         raise study.StudyError(f"no ladder of preset {preset!r} is recorded: cxrstudy record --preset {preset}")
     path = recorded.place(preset) / FIGURE
@@ -104,11 +104,6 @@ def drawn_from(preset: str) -> str:
     """What a recorded figure says of the table it was drawn from: another table, and it is to be drawn anew."""
     digest = hashlib.blake2b((recorded.place(preset) / "metrics.parquet").read_bytes(), digest_size=16).hexdigest()
     return f"drawn from metrics.parquet {digest}"
-
-
-def run_page(preset: str, stage: str, name: str) -> str:
-    """The page of an executed notebook in the book, without its ending."""
-    return f"runs/{preset}/{stage}-{name}"
 
 
 def embedded(figure: str) -> str:
@@ -148,30 +143,30 @@ def _runs(table: pd.DataFrame, of: list[str]) -> pd.DataFrame:
         several = runs.groupby([*of[:2], "stage", ladder])[name].transform("nunique") > 1
         more = runs[name].map(human if name == "samples_seen" else str).astype(str)
         ladder = ladder.where(~several | (ladder == ""), ladder + f", {word} " + more)
-    kept = {source: source.startswith(narrative.RECORDED) for source in runs["source"].unique()}
+    kept = {source: source.startswith(recorded.RECORDED) for source in runs["source"].unique()}
     here = {(name, row["name"]) for name in kept if not kept[name] for row in run.run_table(name)}
     pages, commands = [], []
-    told = {name: recorded.commands(name.removeprefix(narrative.RECORDED)) for name in kept if kept[name]}
+    told = {name: recorded.commands(name.removeprefix(recorded.RECORDED)) for name in kept if kept[name]}
     for row in runs.itertuples():
-        pages.append(run_page(row.source, row.stage, row.run) + ".html" if (row.source, row.run) in here else "")
+        pages.append(run.run_page(row.source, row.stage, row.run) + ".html" if (row.source, row.run) in here else "")
         commands.append(told.get(row.source, {}).get(row.run) or f"cxrstudy run --preset {row.preset}")
     return runs.assign(ladder=ladder, page=pages, command=commands)
 
 
 def _source(runs: pd.DataFrame, source: str, variant: str) -> dict[str, Any]:
     """One source in words: its ``name``, and a ``caption`` that says where, on what and by how many seeds."""
-    kept, rungs = source.startswith(narrative.RECORDED), runs[runs["role"] == "rung"]
+    kept, rungs = source.startswith(recorded.RECORDED), runs[runs["role"] == "rung"]
     seeds = sorted({int(seed) for seed in rungs["seed"].dropna()})
     kinds = sorted(runs["kind"].dropna().unique())
     words = (
         f"{'Recorded with this book, not on your machine' if kept else 'Run on this machine'}: preset "
-        f"{source.removeprefix(narrative.RECORDED)}{f' ({variant})' if variant else ''}, on "
+        f"{source.removeprefix(recorded.RECORDED)}{f' ({variant})' if variant else ''}, on "
         f"{', '.join(runs['hardware'].unique())}; code at {', '.join(runs['commit'].unique())}; "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds)) or 'none'}. "
         f"{' and '.join(kinds).capitalize() or 'Unknown'} x-rays"
     )
     words += ": these numbers say nothing about patients." if kinds == ["synthetic"] else "; not for clinical use."
-    return {"name": f"{narrative.name_of(source)}{f', {variant}' if variant else ''}", "kept": kept, "caption": words}
+    return {"name": f"{recorded.name_of(source)}{f', {variant}' if variant else ''}", "kept": kept, "caption": words}
 
 
 def _short(value: float) -> float | int | None:

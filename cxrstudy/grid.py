@@ -108,7 +108,7 @@ def load_preset(name: str) -> Preset:
     if not path.is_file():
         raise StudyError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
     try:
-        preset = Preset(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        preset = Preset(**yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))  # C: ten times as fast
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: not YAML: {error}") from None
     except (ValidationError, TypeError) as error:

@@ -10,6 +10,7 @@ from cxrstudy import grid, recorded, results, study
 from cxrstudy.data.manifest import label_names
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
+from cxrstudy.recorded import RECORDED, name_of
 from cxrstudy.run import read_plan, read_plans, run_table
 from cxrstudy.scaling import ladders
 from cxrstudy.scaling.forms import at_the_least
@@ -17,15 +18,6 @@ from cxrstudy.scaling.forms import at_the_least
 if TYPE_CHECKING:  # these import torch, which most pages can do without
     from cxrstudy.data.cards import Card
     from cxrstudy.data.images import Prepared
-
-
-RECORDED = "recorded:"  # before a preset's name: its results that came with the book, not this machine's
-
-
-def name_of(preset: str) -> str:
-    """A source of results in words, for titles."""
-    kept = preset.startswith(RECORDED)
-    return f"{preset.removeprefix(RECORDED)}, recorded" if kept else f"{preset}, run on this machine"
 
 
 def title_of(preset: str, table: pd.DataFrame, variant: str = "") -> str:

@@ -15,7 +15,7 @@ from nbclient.exceptions import CellControlSignal, DeadKernelError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from cxrstudy import memo, narrative, study
+from cxrstudy import memo, recorded, study
 from cxrstudy.run import notebook_error
 
 HIDDEN = {"parameters", "injected-parameters"}
@@ -69,6 +69,7 @@ def _work(waiting: deque[Page]) -> None:
         nbformat.v4.new_notebook(),
         timeout=None,
         kernel_name="python3",
+        shutdown_kernel="immediate",
         resources={"metadata": {"path": str(study.root())}},
     )
     try:
@@ -93,7 +94,8 @@ def _execute(page: Page, client: NotebookClient) -> None:
     client.nb = notebook
     scratch = page.target.with_name(f".{page.target.stem}.executing.ipynb")
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    env = os.environ | {memo.PLACE: str(page.target.parent.with_name("memo"))}
+    # one thread each: threads of two kernels that wait for one another took as long again as the work
+    env = os.environ | {memo.PLACE: str(page.target.parent.with_name("memo")), "OMP_NUM_THREADS": "1"}
     try:
         client.execute(cleanup_kc=False, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except (CellControlSignal, DeadKernelError, RuntimeError) as error:
@@ -109,7 +111,7 @@ def _execute(page: Page, client: NotebookClient) -> None:
         if HIDDEN & set(cell.metadata.get("tags", [])):
             cell.metadata["tags"] = ["remove-cell"]
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("PRESET", narrative.name_of(str(page.parameters.get("preset", ""))))
+            cell.source = cell.source.replace("PRESET", recorded.name_of(str(page.parameters.get("preset", ""))))
     notebook.metadata["cxrstudy_inputs"] = key
     notebook.metadata.pop("papermill", None)
     nbformat.write(notebook, str(scratch))

@@ -23,6 +23,7 @@ from cxrstudy.results import window
 from cxrstudy.scaling.ladders import abroad, continued, points, reference
 
 COLOURS = sns.color_palette("colorblind").as_hex()
+plt.rcParams["axes.titley"] = 1.0  # where it is anyhow; else it is sought anew, axis by axis, at every drawing
 STYLE = {  # colour, marker, line
     "clip": (COLOURS[0], "o", "-"),
     "unicl": (COLOURS[1], "s", "--"),
@@ -51,8 +52,10 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
         raise ValueError("a figure needs alternative text")
     buffer = io.BytesIO()
     kind = "png" if raster else "svg"
+    figure.set_layout_engine(None)  # the layout stands, and so its frame: with "tight" all would be laid out once more
+    frame = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
     with plt.rc_context({"svg.hashsalt": "cxrstudy"}):
-        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110, metadata=None if raster else {"Date": None})
+        figure.savefig(buffer, format=kind, bbox_inches=frame, dpi=110, metadata=None if raster else {"Date": None})
     plt.close(figure)
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()

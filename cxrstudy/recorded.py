@@ -12,6 +12,7 @@ study can be run in pieces on several machines; ``load`` gives the same tidy tab
                                 `results.kept_scores` reads both
 """
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from cxrstudy import results, run, study
 from cxrstudy.files import replacing, write_text
 
+RECORDED = "recorded:"  # before a preset's name: its results that came with the book, not this machine's
 LIMIT = 10_000_000  # bytes of all recorded presets together: they travel with every clone
 SCORES = {"classify": "scores.parquet", "segment": "scores.parquet", "report": "reports.parquet"}
 READ = [
@@ -48,6 +50,12 @@ OF_A_REPORT = ["image_id", "patient_id", "f1", "rouge_l", "bleu_4"]  # what is k
 def place(preset: str) -> Path:
     """The folder of a preset's recorded results; it need not be there."""
     return study.root() / "book" / "recorded" / preset
+
+
+def name_of(source: str) -> str:
+    """A preset, or ``recorded:NAME``, in words for titles."""
+    kept = source.startswith(RECORDED)
+    return f"{source.removeprefix(RECORDED)}, recorded" if kept else f"{source}, run on this machine"
 
 
 def presets() -> list[str]:
@@ -107,9 +115,17 @@ def load(preset: str, variant: str | None = "") -> pd.DataFrame:
 
     Empty where nothing is recorded.
     """
-    out, runs = place(preset), _read(place(preset) / "runs.csv")
-    if runs is None:
+    paths = [place(preset) / name for name in ("runs.csv", "metrics.parquet")]
+    if not paths[0].is_file():
         return results.load_records([])
+    return _load(preset, variant, *(path.stat().st_mtime_ns for path in paths)).copy(deep=False)
+
+
+@functools.lru_cache(64)
+def _load(preset: str, variant: str | None, *changed: int) -> pd.DataFrame:
+    """The same, of files as they were ``changed`` last: a page reads some tables ten times."""
+    out, runs = place(preset), _read(place(preset) / "runs.csv")
+    assert runs is not None
     table = pd.read_parquet(out / "metrics.parquet")
     if variant is not None:
         table = table[table["run"].isin(runs.loc[runs["variant"] == variant, "run"])]

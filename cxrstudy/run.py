@@ -43,6 +43,11 @@ def variant_name(settings: dict[str, Any]) -> str:
     return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in sorted(settings.items()))
 
 
+def run_page(preset: str, stage: str, name: str) -> str:
+    """The page of an executed notebook in the book, without its ending."""
+    return f"runs/{preset}/{stage}-{name}"
+
+
 def plan_path(preset: str, variant: str = "") -> Path:
     """Where the plan of a preset, or of a variant of it, is kept."""
     return study.runs_root() / preset / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")

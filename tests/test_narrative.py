@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from cxrstudy import narrative, plots, study, tables
+from cxrstudy import narrative, plots, recorded, study, tables
 from cxrstudy.results import load_records, write_record
 
 
@@ -76,8 +76,8 @@ def test_shuffled_labels_are_in_the_table_and_squash_no_figure(runs):
 
 
 def test_a_source_is_named_as_recorded_or_as_this_machines(runs):
-    assert narrative.name_of("mini") == "mini, run on this machine"
-    assert narrative.name_of("recorded:study-cpu") == "study-cpu, recorded"
+    assert recorded.name_of("mini") == "mini, run on this machine"
+    assert recorded.name_of("recorded:study-cpu") == "study-cpu, recorded"
     table = load_records(runs)
     said = narrative.provenance(table, [], "recorded:study-cpu")
     assert "cxrstudy run --preset study-cpu --unrecorded" in said

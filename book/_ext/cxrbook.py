@@ -4,10 +4,18 @@ import json
 import re
 from pathlib import Path
 
+from sphinx.addnodes import toctree
+
+
+def _reached(table):
+    """The start of a table with a stop for the keyboard, unless the box around it, opened just before, has one."""
+    before = table.string[table.string.rfind("<", 0, table.start()) : table.start()]
+    return table[0] if 'tabindex="0"' in before and before.endswith(">") else f'{table[0]} tabindex="0"'
+
+
 MENDS = (  # of what axe-core finds: pattern, what it becomes
     (r"<th></th>", "<td></td>"),  # pandas' corner above the index names nothing
-    # a table that scrolls by itself is reached with the keyboard, unless the box around it is
-    (r'(tabindex="0"[^>]*>)?<table(?= |>)(?! tabindex)', lambda at: at[0] if at[1] else '<table tabindex="0"'),
+    (r"<table(?= |>)(?! tabindex)", _reached),  # a table that scrolls by itself
 )
 OUTSIDE = ("thebe", "https://", "http://")
 
@@ -32,6 +40,17 @@ def keep_notebook(app, pagename, templatename, context, doctree):
         script.write_text(f"cxrstudyNotebook({json.dumps(text)});\n", encoding="utf-8")
 
 
+def lighten(app, env):
+    """Keep the pages of single runs out of what every other page would repeat: the sidebar's tree, and the search,
+    where hundreds of notebooks of the same words would hide the chapters."""
+    for name, tree in env.tocs.items():
+        if name.startswith("runs/"):
+            env.metadata[name]["nosearch"] = True
+        elif name != env.config.root_doc:
+            for node in list(tree.findall(toctree)):
+                node.parent.remove(node)
+
+
 def mend(app, error):
     """Apply ``MENDS`` to the pages that were written."""
     if error is None and app.builder.format == "html":
@@ -48,6 +67,7 @@ def setup(app):
     """Register with Sphinx; late, so that what themes and extensions add is seen."""
     app.connect("html-page-context", drop_outside, priority=900)
     app.connect("html-page-context", keep_notebook, priority=900)
+    app.connect("env-updated", lighten)
     app.connect("build-finished", mend)
     app.extensions["sphinx_multitoc_numbering"].parallel_read_safe = True  # it acts after reading
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

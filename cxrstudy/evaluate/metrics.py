@@ -10,6 +10,7 @@ AUROC is Mann-Whitney's U with ties at half; AUPRC is average precision, tied sc
 scikit-learn).
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from cxrstudy.evaluate.masks import cl_dice, dice, tip_error  # noqa: F401  metr
 
 Floats = NDArray[np.float64]
 Metric = Callable[[Any, Any], Any]
+_KEPT = 2**22  # resample counts that are kept: 32 MB
 _BLOCK = 2**18  # resample counts held at once: 2 MB, so that a block stays in the processor's cache
 
 
@@ -228,10 +230,22 @@ def units(groups: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
 def counts(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
     """`bootstrap`'s resamples in blocks (G, B): how often each of G units was drawn in each of B of them; the size of
     the blocks does not change the draws."""
+    return iter((_kept if n_units * resamples <= _KEPT else _drawn)(n_units, resamples, seed))
+
+
+def _drawn(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
     rng = np.random.default_rng(seed)
     block = int(np.clip(_BLOCK // max(n_units, 1), 8, 256))
     for start in range(0, resamples, block):
         b = min(block, resamples - start)
         draw = rng.integers(n_units, size=(b, n_units))
         flat = (draw * b + np.arange(b)[:, None]).ravel()
-        yield np.bincount(flat, minlength=n_units * b).reshape(n_units, b).astype(np.float64)
+        drawn = np.bincount(flat, minlength=n_units * b).reshape(n_units, b).astype(np.float64)
+        drawn.flags.writeable = False
+        yield drawn
+
+
+@functools.lru_cache(2)
+def _kept(n_units: int, resamples: int, seed: int) -> list[Floats]:
+    """The same for the next encoder that is judged on these patients."""
+    return list(_drawn(n_units, resamples, seed))

@@ -146,6 +146,7 @@ def _turn(row: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:
 
 
 # ---- a claim and the records ---------------------------------------------------------------------------------------
+@remembered
 def _trials(
     table: pd.DataFrame, resamples: int, seed: int, claims: Sequence[Claim], repeated: Spread
 ) -> list[dict[str, Any]]:
