@@ -88,39 +88,42 @@ def _list(items: Any) -> str:
     return ", ".join(str(item) for item in items)
 
 
-def verdicts(table: pd.DataFrame, gained: pd.DataFrame, fits: pd.DataFrame) -> list[str]:
-    """Sentences on each task: where each ladder starts and ends, whether it beats its base, and the fitted exponent."""
-    said = []
+def answers(table: pd.DataFrame, gained: pd.DataFrame, compared: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
+    """In short what each ladder shows, a row a (task, paradigm): where it starts and ends, what that is beyond its base
+    (`ladders.gains`) and beyond as many images of others (`ladders.at_home`), and what ten times the images bring."""
+    rows: list[dict[str, str]] = []
     for task, title in TASKS.items():
         for paradigm, ladder in ladders.points(table[table["task"] == task]).groupby("paradigm"):
             mean = ladder.groupby("n_images")["value"].mean()
-            text = (
-                f"**{title}, `{paradigm}`**: macro AUROC {mean.iloc[0]:.3f} with {human(mean.index[0])} images, "
-                f"{mean.iloc[-1]:.3f} with {human(mean.index[-1])}"
-            )
-            own = gained[(gained["task"] == task) & (gained["paradigm"] == paradigm)]
-            if len(own):
-                ends = own.sort_values("n_images").iloc[[0, -1]]
-                told = [
-                    f"{row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}] with {human(row.n_images)}, {_sign(row)}"
-                    for row in ends.itertuples()
-                ]
-                text += f". Against its base: {'; '.join(told)}"
+            ends = {n: f"{mean[n]:.3f} with {human(n)}" for n in (mean.index[0], mean.index[-1])}
+            row = {"ladder": f"{title}, {paradigm}", "macro AUROC": "; ".join(ends.values())}
+            for column, differences in (("beyond its base", gained), ("beyond as many of others", compared)):
+                own = differences[(differences["task"] == task) & (differences["paradigm"] == paradigm)]
+                own = own[own["n_images"].isin(list(ends))].sort_values("n_images")
+                row[column] = "; ".join(
+                    f"{_gain(each)} with {human(each.n_images)}: {_sign(each)}" for each in own.itertuples()
+                )
             fit = fits[(fits["task"] == task) & (fits["paradigm"] == paradigm)]
-            if len(fit) and fit["refused"].iloc[0]:
-                text += f". No law was fitted: {fit['refused'].iloc[0]}"
-            elif len(fit):
-                exponent, count = fit["exponent"].iloc[0], int(fit["points"].iloc[0])
-                floor, tenfold = fit["floor"].iloc[0], 1 - 10**-exponent
-                within = " (its interval was not kept)"
-                if "exponent_low" in fit:
-                    low, high = (float(fit[name].iloc[0]) for name in ("exponent_low", "exponent_high"))
-                    less = " or less" if at_the_least(low) else ""
-                    within = f" [{1 - 10**-low:.1%}{less}, {1 - 10**-high:.1%}]"
-                what = f"what is above a floor of {floor:.3f}" if floor > 0 else "the error"
-                text += f". Fitted through {count} points, ten times the images cut {what} by {tenfold:.1%}{within}"
-            said.append(text.rstrip(".") + ".")
-    return said
+            row["ten times the images cut the error by"] = _tenfold(fit.iloc[0]) if len(fit) else ""
+            rows.append(row)
+    shown = pd.DataFrame(rows)
+    return shown.loc[:, (shown != "").any()].set_index("ladder") if rows else shown
+
+
+def _tenfold(fit: pd.Series) -> str:
+    """What ten times the images cut, by a row of `ladders.fit_ladders`; or why it fitted no law."""
+    if fit["refused"]:
+        return f"no law: {fit['refused'].partition(' (')[0]}"
+    within = " (its interval was not kept)"
+    if "exponent_low" in fit:
+        low, high = float(fit["exponent_low"]), float(fit["exponent_high"])
+        within = f" [{1 - 10**-low:.1%}{' or less' if at_the_least(low) else ''}, {1 - 10**-high:.1%}]"
+    of = f" of what is above a floor of {fit['floor']:.3f}" if fit["floor"] > 0 else ""
+    return f"{1 - 10 ** -fit['exponent']:.1%}{within}{of}, through {fit['points']:.0f} points"
+
+
+def _gain(row: Any) -> str:
+    return f"{row.gain:+.3f} [{row.low:+.3f},\u00a0{row.high:+.3f}]"  # no line ends within an interval
 
 
 def _sign(row: Any) -> str:
@@ -179,10 +182,7 @@ def at_home(compared: pd.DataFrame) -> list[str]:
     for row in compared.itertuples():
         where = str(row.elsewhere).removeprefix("synthetic:")
         against = f"{human(row.n_images)} in-house images against as many of `{where}`, from one base at one budget"
-        said.append(
-            f"{TASKS[row.task]}, `{row.paradigm}`: {against}: {row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}], "
-            f"{_sign(row)}."
-        )
+        said.append(f"{TASKS[row.task]}, `{row.paradigm}`: {against}: {_gain(row)}, {_sign(row)}.")
     return said
 
 

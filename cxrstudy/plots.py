@@ -30,6 +30,7 @@ STYLE = {  # colour, marker, line
     "clip+labels": (COLOURS[4], "^", "-."),
     "dinov2": (COLOURS[2], "D", ":"),
 }
+MEASURES = {"auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice", "f1_micro": "micro F1"}
 TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
 
 
@@ -52,10 +53,8 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
         raise ValueError("a figure needs alternative text")
     buffer = io.BytesIO()
     kind = "png" if raster else "svg"
-    figure.set_layout_engine(None)  # the layout stands, and so its frame: with "tight" all would be laid out once more
-    frame = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
     with plt.rc_context({"svg.hashsalt": "cxrstudy"}):
-        figure.savefig(buffer, format=kind, bbox_inches=frame, dpi=110, metadata=None if raster else {"Date": None})
+        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110, metadata=None if raster else {"Date": None})
     plt.close(figure)
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -134,7 +133,7 @@ def families(table: pd.DataFrame, wanted: dict[str, tuple[str, str, str]], *, ti
     figure, grid = plt.subplots(len(panels), 1, figsize=(7.2, 3.4 * len(panels)), squeeze=False)
     said = []
     for axes, (name, metric, rows, lines) in zip(grid[:, 0], panels, strict=True):
-        said += _ladder(axes, rows, lines, none, name, metric.replace("_", " "))
+        said += _ladder(axes, rows, lines, none, name, MEASURES.get(metric, metric))
     if title:
         figure.suptitle(title, fontsize=10)
     figure.tight_layout()
@@ -173,7 +172,7 @@ def _ladder(
         style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
         axes.axhline(row.value, **style)
         of = f"{row.paradigm} " if several else ""
-        word = f"{of}base, not continued" if is_base else str(row.encoder).replace("random:", "random ")
+        word = f"{of}base, not continued" if is_base else str(row.encoder).replace(":", " ")
         if row.abroad:  # went on elsewhere: what more of the same costs and brings
             word = f"{row.paradigm} on {str(row.trained_on).removeprefix('synthetic:')}"
         height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart

@@ -9,6 +9,7 @@ import pandas as pd
 
 from cxrstudy import results, study
 from cxrstudy.data.images import open_prepared
+from cxrstudy.data.vocabulary import phrase
 from cxrstudy.plots import TASKS, human
 from cxrstudy.scaling import ladders
 
@@ -25,7 +26,7 @@ def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     wide = wide[[task for task in TASKS if task in wide]].rename(
         columns={k: f"{v}, macro {metric.upper()}" for k, v in TASKS.items()}
     )
-    return wide.rename_axis(columns=None)
+    return _headed(wide)
 
 
 def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
@@ -34,11 +35,13 @@ def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     rows = _told(rows[(rows["label"] != "macro") & rows["task"].isin(TASKS)])
     columns = rows.drop_duplicates("encoder").sort_values("order")["encoder"]
     labels = rows.drop_duplicates("label")["label"]
-    return (
-        rows.pivot_table(index="label", columns="encoder", values="text", aggfunc="first")
-        .loc[labels, list(columns)]
-        .rename_axis(columns=None)
-    )
+    wide = rows.pivot_table(index="label", columns="encoder", values="text", aggfunc="first")
+    return _headed(wide.loc[labels, list(columns)].rename(index=phrase))
+
+
+def _headed(wide: pd.DataFrame) -> pd.DataFrame:
+    """``wide`` with the name of its index in the corner: one row of heads, not two."""
+    return wide.rename_axis(index=None, columns=wide.index.name)
 
 
 def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.DataFrame:
@@ -57,6 +60,7 @@ def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.Data
         tops.assign(series=tops["paradigm"] + ", " + tops["n_images"].map(human) + " images"),
     ]
     rows = pd.concat(named).drop_duplicates(["series", "label"]).sort_values("value", ascending=False, kind="stable")
+    rows = rows.assign(label=rows["label"].map(phrase))
     return rows[["label", "series", "value", "low", "high"]].reset_index(drop=True)
 
 
@@ -125,7 +129,7 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
         rows = _told(rows)
         wide = rows.pivot_table(index=["order", "encoder"], columns="column", values="text", aggfunc="first")
         shown = [name for name in columns.values() if name in wide]
-        found.append((title, wide.droplevel(0)[shown].fillna("").rename_axis(columns=None)))
+        found.append((title, _headed(wide.droplevel(0)[shown].fillna(""))))
     return found
 
 
@@ -188,10 +192,11 @@ def _told(rows: pd.DataFrame) -> pd.DataFrame:
 def _who(row: Any) -> str:
     if row.paradigm == "control":
         return {"covariates": "view, age and sex alone", "pixels": "raw pixels"}.get(
-            row.encoder, str(row.encoder).replace("random:", "random weights: ")
+            row.encoder, str(row.encoder).replace("random:", "random weights: ").replace("supervised:", "supervised: ")
         )
-    if not row.base:
-        return f"base ({row.paradigm}, {human(row.samples_seen)} seen), not continued"
+    if not row.base or row.n_images == 0:  # those of others: it is not known what they have seen
+        seen = f", {human(row.samples_seen)} seen" if row.samples_seen else ""
+        return f"base ({row.paradigm}{seen}), not continued"
     if row.abroad:
         where = str(row.trained_on).removeprefix("synthetic:")
         return f"{row.paradigm} base continued on {human(row.n_images)} images of {where}, not in-house"
@@ -227,4 +232,4 @@ def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
     far = moved.groupby(["paradigm", "n_images"])["value"].mean()
     wide["weights moved"] = [f"{far[key[:2]]:.1%}" if key[:2] in far.index else "not recorded" for key in wide.index]
-    return wide.droplevel([0, 1]).rename_axis(columns=None)
+    return _headed(wide.droplevel([0, 1]))

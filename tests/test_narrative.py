@@ -5,9 +5,11 @@ import time
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from made_ladders import base, judge
 
 from cxrstudy import narrative, plots, recorded, study, tables
 from cxrstudy.results import load_records, write_record
+from cxrstudy.scaling import ladders
 
 
 @pytest.fixture
@@ -123,3 +125,28 @@ def test_a_figures_title_says_whose_and_of_what_x_rays() -> None:
     table = pd.DataFrame({"kind": ["synthetic", None, "real"]})
     assert narrative.title_of("recorded:nih", table) == "nih, recorded (real, synthetic x-rays)."
     assert narrative.title_of("mini", table[:1], "seed=1") == "mini, run on this machine seed=1 (synthetic x-rays)."
+
+
+def test_what_a_ladder_shows_is_told_in_a_row_with_its_ends_its_base_and_what_is_not_there_left_out(runs):
+    base(1.0)
+    for n, skill in ((200, 1.0), (2000, 2.5)):
+        judge(f"clip-n{n}-s0-aaaaaa", skill, n_images=n, trained_on="synthetic:study")
+    table = load_records(runs)
+    fits, _ = ladders.fit_ladders(table, resamples=20)
+    told = narrative.answers(table, ladders.gains(table, resamples=200), ladders.at_home(table), fits)
+    assert told.index.tolist() == ["Findings, clip", "Lines and tubes, clip"]
+    assert list(told.columns) == ["macro AUROC", "beyond its base", "ten times the images cut the error by"]
+    macro = table[(table["label"] == "macro") & (table["metric"] == "auroc") & (table["task"] == "findings")]
+    few, many = (macro.loc[macro["run"] == f"clip-n{n}-s0-aaaaaa", "value"].iloc[0] for n in (200, 2000))
+    row = told.iloc[0]
+    assert row["macro AUROC"] == f"{few:.3f} with 200; {many:.3f} with 2k"
+    assert row["beyond its base"].endswith("with 2k: better")
+    assert row["ten times the images cut the error by"].startswith("no law: ")  # two sizes are too few
+    assert narrative.answers(table.iloc[:0], told, told, fits).empty
+
+
+def test_what_ten_times_the_images_cut_is_told_with_its_interval_and_its_floor() -> None:
+    fit = {"refused": "", "exponent": 1.0, "exponent_low": 0.0005, "exponent_high": 2.0, "floor": 0.0, "points": 6}
+    assert narrative._tenfold(pd.Series(fit)) == "90.0% [0.1% or less, 99.0%], through 6 points"
+    assert "of what is above a floor of 0.100" in narrative._tenfold(pd.Series(fit | {"floor": 0.1}))
+    assert "was not kept" in narrative._tenfold(pd.Series(fit).drop(["exponent_low", "exponent_high"]))
