@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cxrstudy import narrative, study, tables
+from cxrstudy.data.vocabulary import phrase
 from cxrstudy.evaluate import zeroshot
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling.ladders import at_home, fit_ladders, gains, points, reference, same_patients
@@ -412,7 +413,7 @@ def test_other_families_have_tables_of_their_own_and_stay_out_of_the_labels(runs
     assert found["Lines and tubes, drawn"].to_dict() == {"Dice": {"base (clip, 30k seen), not continued": DICE}}
     assert list(found["Reports, written"].columns) == ["findings, micro F1", "ROUGE-L"]
     assert list(found["Reports, written"].index) == ["clip, 200 images, seed 0"]
-    assert set(tables.label_table(table).index) == {*NAMES["findings"], *NAMES["lines_tubes"]}
+    assert set(tables.label_table(table).index) == {*map(phrase, (*NAMES["findings"], *NAMES["lines_tubes"]))}
 
 
 REPORTED = [("findings", "f1_micro", 0.5), ("all", "rouge_l", 0.3), ("edema", "f1", 0.2)]
