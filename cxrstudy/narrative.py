@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -88,23 +89,30 @@ def _list(items: Any) -> str:
     return ", ".join(str(item) for item in items)
 
 
-def answers(table: pd.DataFrame, gained: pd.DataFrame, compared: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
-    """In short what each ladder shows, a row a (task, paradigm): where it starts and ends, what that is beyond its base
-    (`ladders.gains`) and beyond as many images of others (`ladders.at_home`), and what ten times the images bring."""
+def answers(table: pd.DataFrame, fits: pd.DataFrame, tasks: Sequence[str] = tuple(TASKS)) -> pd.DataFrame:
+    """In short what each ladder shows, a row a (task, paradigm): where it starts and ends, what more in-house images
+    bring (`ladders.growth`), what its ends are beyond its base (`ladders.gains`), beyond as many images of others
+    (`ladders.at_home`) and beyond the best control, and what ten times the images bring by the law of ``fits``."""
+    growth, gained, elsewhere = ladders.growth(table), ladders.gains(table), ladders.at_home(table)
+    differences = {"beyond its base": gained, "beyond as many of others": elsewhere}
+    differences["beyond the best control"] = ladders.beyond_control(table)
     rows: list[dict[str, str]] = []
-    for task, title in TASKS.items():
+    for task in tasks:
         for paradigm, ladder in ladders.points(table[table["task"] == task]).groupby("paradigm"):
             mean = ladder.groupby("n_images")["value"].mean()
             ends = {n: f"{mean[n]:.3f} with {human(n)}" for n in (mean.index[0], mean.index[-1])}
-            row = {"ladder": f"{title}, {paradigm}", "macro AUROC": "; ".join(ends.values())}
-            for column, differences in (("beyond its base", gained), ("beyond as many of others", compared)):
-                own = differences[(differences["task"] == task) & (differences["paradigm"] == paradigm)]
+            row = {"ladder": f"{TASKS[task]}, {paradigm}", "macro AUROC": "; ".join(ends.values())}
+            own = growth[(growth["task"] == task) & (growth["paradigm"] == paradigm)]
+            row["most minus fewest"] = "; ".join(f"{_gain(each)}: {_sign(each)}" for each in own.itertuples())
+            for column, compared in differences.items():
+                own = compared[(compared["task"] == task) & (compared["paradigm"] == paradigm)]
                 own = own[own["n_images"].isin(list(ends))].sort_values("n_images")
                 row[column] = "; ".join(
-                    f"{_gain(each)} with {human(each.n_images)}: {_sign(each)}" for each in own.itertuples()
+                    f"{_gain(each)} with {human(each.n_images)}{getattr(each, 'control', '')}: {_sign(each)}"
+                    for each in own.itertuples()
                 )
             fit = fits[(fits["task"] == task) & (fits["paradigm"] == paradigm)]
-            row["ten times the images cut the error by"] = _tenfold(fit.iloc[0]) if len(fit) else ""
+            row["a tenfold cuts error by"] = _tenfold(fit.iloc[0]) if len(fit) else ""
             rows.append(row)
     shown = pd.DataFrame(rows)
     return shown.loc[:, (shown != "").any()].set_index("ladder") if rows else shown
@@ -161,6 +169,7 @@ def agreement(ledger: pd.DataFrame) -> str:
             decided = verdict in ("supported", "contradicted")
             if verdict == "contradicted" and row.high >= 0:  # of a claim that something is there at all
                 told, decided = f"{told}, an effect of {row.threshold:g} is excluded, one below 0 is not shown", False
+            told += f"; {row.why.partition(';')[0]}" if verdict == "inconclusive" else ""
             told += f"; not after Holm's correction (p {row.p_holm:.2g})" if decided and row.p_holm >= 0.05 else ""
             lines.append(f"- {row.claim} ({row.source}){told}")
         lines += [""] * bool(len(own))

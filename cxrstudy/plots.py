@@ -163,22 +163,32 @@ def _ladder(
         said.append(f"{name} {paradigm} from {mean['value'].iloc[0]:.3f} to {mean['value'].iloc[-1]:.3f}")
     shown = lines[~lines["encoder"].astype(str).str.startswith("shuffled")]  # 0.5, and no line to compare with
     several = (shown["paradigm"] != "control").sum() > 1
-    seen = np.concatenate([rows["low"], rows["high"], shown["value"]])
-    bottom, top = np.nanmin(seen) - 0.02, min(1.0, np.nanmax(seen) + 0.02)
+    near = np.concatenate([rows["low"], rows["high"], shown.loc[shown["paradigm"] != "control", "value"]])
+    span = max(0.03, np.ptp(near[~np.isnan(near)]))
+    away = shown["value"] < np.nanmin(near) - span  # it would squash all others
+    seen = np.concatenate([near, shown.loc[~away, "value"]])
+    room = max(0.01, 0.08 * np.ptp(seen[~np.isnan(seen)]))
+    bottom, top = np.nanmin(seen) - room, min(1.0, np.nanmax(seen) + room)
     axes.set_ylim(bottom, top)
     height = bottom - 1.0
     for row in shown.assign(abroad=abroad(shown)).sort_values("value").itertuples():
         is_base = row.paradigm != "control" and not row.abroad
         style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
-        axes.axhline(row.value, **style)
+        if row.value >= bottom:
+            axes.axhline(row.value, **style)
         of = f"{row.paradigm} " if several else ""
         word = f"{of}base, not continued" if is_base else str(row.encoder).replace(":", " ")
         if row.abroad:  # went on elsewhere: what more of the same costs and brings
             word = f"{row.paradigm} on {str(row.trained_on).removeprefix('synthetic:')}"
-        height = max(row.value, height + 0.045 * (top - bottom))  # labels of near lines are set apart
-        where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center", "annotation_clip": False}
-        axes.annotate(word, (1.01, height), fontsize=8, color="#222", **where)
         said.append(f"{name} {word} {row.value:.3f}")
+        if row.value < bottom:
+            word = f"below: {word} {row.value:.3f}"
+        height = max(row.value, bottom, height + 0.05 * (top - bottom))  # labels of near lines are set apart
+        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": ("axes fraction", "data")}
+        thin = {"arrowstyle": "-", "lw": 0.6, "color": "#777", "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+        where |= {"ha": "left", "va": "center", "annotation_clip": False}
+        where |= {"arrowprops": thin} if row.value >= bottom else {}
+        axes.annotate(word, (1.0, max(row.value, bottom)), (1.035, height), fontsize=8, color="#222", **where)
     _log_ticks(axes, rows["n_images"].to_numpy())
     axes.set(title=name, xlabel="in-house images (log scale)", ylabel=measure)
     axes.legend(loc="best", fontsize=8, frameon=True)
@@ -387,8 +397,13 @@ def beside(rows: pd.DataFrame, *, xlabel: str, title: str = "", line: float | No
         own = rows[rows["series"] == name]
         place = np.array([labels.index(label) for label in own["label"]]) + 0.7 * ((k + 0.5) / len(series) - 0.5)
         colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
+        words = str(name).split(", ")
+        for paradigm in STYLE.keys() & words:  # as in every other figure; hollow: its base
+            colour, marker, _ = STYLE[paradigm]
         axes.hlines(place, own["low"], own["high"], color=colour, lw=1.6)
-        axes.plot(own["value"], place, marker, color=colour, ms=5, label=name)
+        axes.plot(
+            own["value"], place, marker, color=colour, ms=5, label=name, mfc="#fff" if "base" in words else colour
+        )
     if line is not None:
         axes.axvline(line, color="#666", lw=0.9, ls=(0, (2, 2)))
     axes.set_yticks(range(len(labels)), labels, fontsize=8)

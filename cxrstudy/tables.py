@@ -1,6 +1,7 @@
 """The book's tables: encoders in words, a column a task or a metric; from the tidy table of records."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,19 @@ def _order(row: Any) -> tuple[Any, ...]:
         float(row.seed if row.seed == row.seed else 0),
         str(row.encoder),
     )
+
+
+def growth_table(tables: Mapping[str, pd.DataFrame], task: str) -> pd.DataFrame:
+    """What more in-house images bring to a task (`ladders.growth`): a row a setting of ``tables``, a column a
+    paradigm."""
+    rows = []
+    for setting, table in tables.items():
+        found = ladders.growth(table)
+        for row in found[found["task"] == task].itertuples():
+            rows.append((setting, row.paradigm, f"{row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"))
+    told = pd.DataFrame(rows, columns=["setting", "paradigm", "text"])
+    wide = told.pivot_table(index="setting", columns="paradigm", values="text", aggfunc="first", sort=False)
+    return wide.fillna("").rename_axis(columns=None)
 
 
 def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -133,16 +133,19 @@ def test_what_a_ladder_shows_is_told_in_a_row_with_its_ends_its_base_and_what_is
         judge(f"clip-n{n}-s0-aaaaaa", skill, n_images=n, trained_on="synthetic:study")
     table = load_records(runs)
     fits, _ = ladders.fit_ladders(table, resamples=20)
-    told = narrative.answers(table, ladders.gains(table, resamples=200), ladders.at_home(table), fits)
+    told = narrative.answers(table, fits)
     assert told.index.tolist() == ["Findings, clip", "Lines and tubes, clip"]
-    assert list(told.columns) == ["macro AUROC", "beyond its base", "ten times the images cut the error by"]
+    shown = ["macro AUROC", "most minus fewest", "beyond its base", "a tenfold cuts error by"]
+    assert list(told.columns) == shown
     macro = table[(table["label"] == "macro") & (table["metric"] == "auroc") & (table["task"] == "findings")]
     few, many = (macro.loc[macro["run"] == f"clip-n{n}-s0-aaaaaa", "value"].iloc[0] for n in (200, 2000))
     row = told.iloc[0]
     assert row["macro AUROC"] == f"{few:.3f} with 200; {many:.3f} with 2k"
     assert row["beyond its base"].endswith("with 2k: better")
-    assert row["ten times the images cut the error by"].startswith("no law: ")  # two sizes are too few
-    assert narrative.answers(table.iloc[:0], told, told, fits).empty
+    assert row["most minus fewest"].startswith(f"{many - few:+.3f} [")
+    assert row["a tenfold cuts error by"].startswith("no law: ")  # two sizes are too few
+    assert narrative.answers(table, fits, ["lines_tubes"]).index.tolist() == ["Lines and tubes, clip"]
+    assert narrative.answers(table.iloc[:0], fits).empty
 
 
 def test_what_ten_times_the_images_cut_is_told_with_its_interval_and_its_floor() -> None:

@@ -79,6 +79,8 @@ def said(page):
 @needs_browser
 @pytest.mark.parametrize("name", ["law", "refused"])
 def test_the_page_says_what_python_says(visit, name):
+    from cxrstudy.scaling import planner
+
     page = visit(name)
     consult, grid = answers(page)
     several = [1, 199, 200, 201, 333, 1000, 2718, 7999, 8000, 8001, 20000, 32000, 32001, 3_500_000]
@@ -88,6 +90,8 @@ def test_the_page_says_what_python_says(visit, name):
         page.select_option("#planner-paradigm", label=row.name)
         page.fill("#planner-n", f"{row.n_images:.0f}")
         assert said(page) == row.status
+        assert page.locator(".planner-abreast").text_content() == planner.abreast(grid, row.task, row.n_images)
+        assert page.locator(".planner-note").first.text_content().endswith(planner.SAID["no_home"])
         compared += 1
     assert compared == len(grid["ladders"]) * len(several)
     bases = {ladder["basis"] for ladder in grid["ladders"]}
@@ -242,7 +246,7 @@ def test_a_preset_that_has_not_been_run_says_so(visit):
 @needs_browser
 def test_where_every_fit_is_refused_the_page_says_why_and_answers_inside_alone(visit):
     page = visit("refused")
-    assert "Why there is no law: error does not fall with n" in page.locator(".planner-note").text_content()
+    assert "Why there is no law: error does not fall with n" in page.locator(".planner-note").first.text_content()
     text = page.locator("article").inner_text()
     assert "No law for dinov2 on findings: error does not fall with n" in text
     assert "base not evaluated" in text

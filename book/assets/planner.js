@@ -54,6 +54,17 @@
     return pieces.map((piece) => fill(said[piece], words)).join("");
   }
 
+  function abreast(name, n) {
+    const own = grid.ladders.filter((ladder) => ladder.task === name);
+    const each = own.map((ladder) => {
+      const row = consult(ladder, n), based = ladder.base_value !== null;
+      const piece = row.reach === "refused" ? "each_none" : based ? "each" : "each_alone";
+      const base = based ? decimal(ladder.base_value, false) : "";
+      return fill(grid.said[piece], { name: ladder.name, value: decimal(row.value ?? NaN, false), base: base });
+    });
+    return fill(grid.said.abreast, { task: grid.titles[name] || name, n: whole(n), each: each.join("; ") });
+  }
+
   // ---- the controls --------------------------------------------------------------------------------------------
   function make(tag, attributes, parent, text) {
     const node = document.createElement(tag);
@@ -81,6 +92,7 @@
   const slider = field("The same, on a log scale", "input", { id: "slider", type: "range", min: 0, max: STEPS, step: 1 });
   const said = make("p", { class: "planner-said", role: "status", "aria-live": "polite" }, root);
   const note = make("p", { class: "planner-note" }, root);
+  const all = make("p", { class: "planner-note planner-abreast" }, root);
   const figure = make("figure", { class: "planner-figure" }, root);
   const picture = make("div", {}, figure);
   const caption = make("figcaption", {}, figure);
@@ -116,7 +128,8 @@
     slider.setAttribute("aria-valuetext", `${whole(n)} images`);
     const row = consult(l, n), words = sentence(l, row);
     if (said.textContent !== words) said.textContent = words;
-    note.textContent = (l.reason ? fill(grid.said.reason, l) : "") + fill(grid.said.covers, l);
+    note.textContent = (l.reason ? fill(grid.said.reason, l) : "") + fill(grid.said.covers, l) + l.home;
+    all.textContent = abreast(l.task, n);
     draw(l, row);
   }
 

@@ -230,6 +230,13 @@ def summary(rows: pd.DataFrame) -> str:
     return f"{len(rows)} claims: {told}. {len(tested)} have a p; after Holm's correction these differ from 0: {left}."
 
 
+def untouched(rows: pd.DataFrame) -> list[str]:
+    """Ids of claims, of a factor's `effects`, whose effect and interval are the same under every setting: of encoders
+    that the factor does not reach, such as bases as they came."""
+    tried = rows[rows["effect"].notna()].groupby("id", sort=False)[["effect", "low", "high"]].nunique()
+    return list(tried.index[(tried == 1).all(axis=1)])
+
+
 def flip_sentences(rows: pd.DataFrame) -> list[str]:
     """Of `flips`: which verdicts differ from the reference's, and where an effect changes its sign, unless its interval
     reaches from one setting to the other."""

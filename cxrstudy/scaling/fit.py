@@ -158,8 +158,7 @@ def fit_scaling(
     fit = find(runs, np.nan if sigma is not None else 0.5)
     if sigma is None:  # the curve sets the noise, the noise the weights of the curve
         fit = find(replace(runs, spread=fit.predict(size) ** 0.5), 0.5)
-    for given in {sigma is not None, known}:
-        _refuse_flat(fit, given)
+    _refuse_flat(fit, {sigma is not None, known})
     if sigma is None:
         (middle, deviation), curve = _growth(fit), fit.predict(size)
         growths = (middle, middle - 0.6 * deviation, middle + 0.6 * deviation)
@@ -226,8 +225,9 @@ def _growth(fit: ScalingFit) -> tuple[float, float]:
     return float(odds @ power), float(np.sqrt(odds @ (power - odds @ power) ** 2))
 
 
-def _refuse_flat(fit: ScalingFit, given: bool) -> None:
-    """ValueError unless the errors fall: by the slope of log error on log n, or by the fit against a constant (5%)."""
+def _refuse_flat(fit: ScalingFit, given: set[bool]) -> None:
+    """ValueError unless the errors fall, with the noise ``given`` and as the residuals show it, where both are asked:
+    by the slope of log error on log n, or by the fit against a constant (5%). That they rise (5%) is said."""
     n, error, spread, least = fit.runs.n, fit.runs.error, fit.runs.spread, fit.least
     free = FREE[fit.runs.form] - 1  # parameters beyond a constant
     weight, dof = (error / spread) ** 2, len(error) - free - 1
@@ -235,18 +235,20 @@ def _refuse_flat(fit: ScalingFit, given: bool) -> None:
     gram = (weight * x * x).sum()
     slope = (weight * x * y).sum() / gram
     gain = float(((error - np.average(error, weights=spread**-2)) ** 2 / spread**2).sum()) - least
-    p = [1.0, 1.0]
-    if np.ptp(y) > 1e-9 and gain > 1e-12 * weight.sum():
-        if given:
-            p = [scipy.stats.norm.cdf(slope * np.sqrt(gram)), scipy.stats.chi2.sf(gain, free)]
+    falls = rises = float(np.ptp(y) <= 1e-9)
+    for known in given:
+        if known:
+            slopes, curve = scipy.stats.norm.cdf(slope * np.sqrt(gram)), scipy.stats.chi2.sf(gain, free)
         else:
             left, pure = (weight * (y - slope * x) ** 2).sum() / (len(y) - 2), max(least / dof, 1e-300)
-            p = [
-                scipy.stats.t.cdf(slope / np.sqrt(max(left, 1e-300) / gram), len(y) - 2),
-                scipy.stats.f.sf(gain / free / pure, free, dof),
-            ]
-    both = min(1.0, 2 * min(p))  # two chances were given
-    if both >= 0.05:
+            slopes = scipy.stats.t.cdf(slope / np.sqrt(max(left, 1e-300) / gram), len(y) - 2)
+            curve = scipy.stats.f.sf(gain / free / pure, free, dof)
+        better = gain > 1e-12 * weight.sum()
+        falls = max(falls, min(1.0, 2 * min(slopes, curve)) if better else 1.0)  # two chances were given
+        rises = max(rises, 2 * (1 - slopes))
+    if falls >= 0.05:
         ends = " and ".join(f"{error[n == m].mean():.4g} at n = {m:g}" for m in (n.min(), n.max()))
+        if rises < 0.05:
+            raise ValueError(f"error rises with n beyond its noise (p = {rises:.2g}; {ends})")
         why = "it may lie at its floor or ceiling already, or more sizes and seeds are needed"
-        raise ValueError(f"error does not fall with n beyond its noise (p = {both:.2f}; {ends}): {why}")
+        raise ValueError(f"error does not fall with n beyond its noise (p = {falls:.2f}; {ends}): {why}")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from cxrstudy.evaluate.metrics import interval
 from cxrstudy.scaling.decide import KEY, Ladder, read_ladders, widened
 from cxrstudy.scaling.fit import ScalingFit, fit_scaling
-from cxrstudy.scaling.ladders import noise_of
+from cxrstudy.scaling.ladders import at_home, noise_of
 
 Floats = NDArray[np.float64]
 LIMIT = 4  # a law is read up to so many times the largest measured size
@@ -43,7 +43,14 @@ SAID = {  # pieces of a sentence
     "{largest}, and no law could be fitted to go beyond it.",
     "not_a_number": "Type a number of images, 1 or more.",
     "reason": "Why there is no law: {reason}. ",
-    "covers": "The intervals hold {covers}.",
+    "covers": "The intervals hold {covers}. ",
+    "home": "The same base on as many images of {where}, {n} of each: in-house is {gain} [{low}, {high}] beyond it, "
+    "{verdict}.",
+    "no_home": "Whether as many images of others would have done as well was not tried.",
+    "abreast": "All on {task} with {n} images: {each}.",
+    "each": "{name} {value}, from a base of {base}",
+    "each_alone": "{name} {value}",
+    "each_none": "{name} no answer",
 }
 _NUMBERS = ["value", "low", "high", "gain", "gain_low", "gain_high", "more", "more_low", "more_high"]
 
@@ -67,8 +74,10 @@ def planner_grid(
     Parameters as ``ladders.fit_ladders`` takes them, whose law is read; ``n_grid`` and an entry as in `prospect`.
     ValueError: as ``decide.read_ladders``.
     """
+    compared = at_home(table, metric=metric, resamples=resamples, seed=seed)
     entries = [
         prospect(ladder, noise_of(table, ladder.runs, metric), n_grid, form=form, resamples=resamples, seed=seed)
+        | {"home": _home(compared, ladder)}
         for ladder in read_ladders(table, metric=metric, resamples=resamples, seed=seed)
     ]
     return {"metric": metric.upper(), "factor": LIMIT, "titles": TITLES, "said": SAID, "ladders": entries}
@@ -164,6 +173,18 @@ def consult(grid: dict[str, Any], n_images: ArrayLike) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def abreast(grid: dict[str, Any], task: str, n_images: float) -> str:
+    """What every paradigm is expected to reach on a task with ``n_images``, beside its base, in words."""
+    said, each = grid["said"], []
+    for ladder in (ladder for ladder in grid["ladders"] if ladder["task"] == task):
+        row = consult(grid | {"ladders": [ladder]}, n_images).iloc[0]
+        piece = "each_none" if row["reach"] == "refused" else "each" if row["base_value"] > 0 else "each_alone"
+        words = {"value": _number(row["value"], False), "base": _number(row["base_value"], False)}
+        each.append(said[piece].format(name=ladder["name"], **words))
+    title = grid["titles"].get(task, task)
+    return str(said["abreast"].format(task=title, n=f"{n_images:,.0f}", each="; ".join(each)))
+
+
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
     """`consult`'s rows as a table to read, numbers with their intervals: a row a (task, paradigm, number of images)."""
     told = []
@@ -243,11 +264,26 @@ def _sentence(grid: dict[str, Any], ladder: dict[str, Any], row: dict[str, Any])
         return said["few" if n < ladder["smallest"] else "many" if law else "many_measured"].format(**words)
     words |= {name: _number(row[name], name in _NUMBERS[3:]) for name in _NUMBERS}
     words |= {"base": _number(row["base_value"], False), "more_n": f"{row['more_n']:,.0f}"}
-    words["verdict"] = said["better" if row["gain_low"] > 0 else "worse" if row["gain_high"] < 0 else "unclear"]
+    words["verdict"] = said[_verdict(row["gain_low"], row["gain_high"])]
     pieces = ["value", "no_base" if np.isnan(row["gain"]) else "gain"]
     pieces += ["beyond"] * (row["reach"] == "extrapolated") + ["measured"] * (not law)
     pieces += ["ten" if 10 * n <= ladder["limit"] else "capped" if n < ladder["limit"] else "end"]
     return "".join(said[piece].format(**words) for piece in pieces)
+
+
+def _home(compared: pd.DataFrame, ladder: Ladder) -> str:
+    """What a ladder's images bring beyond as many of others (of ``ladders.at_home``), in words."""
+    own = compared[(compared["task"] == ladder.key["task"]) & (compared["paradigm"] == ladder.key["paradigm"])]
+    if own.empty:
+        return SAID["no_home"]
+    row = own.sort_values("n_images").iloc[-1]
+    words = {name: _number(row[name], True) for name in ("gain", "low", "high")} | {"n": f"{row['n_images']:,.0f}"}
+    words |= {"where": str(row["elsewhere"]).removeprefix("synthetic:")}
+    return SAID["home"].format(verdict=SAID[_verdict(row["low"], row["high"])], **words)
+
+
+def _verdict(low: float, high: float) -> str:
+    return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
 def _told(row: dict[str, Any], what: str) -> str:

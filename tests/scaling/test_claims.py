@@ -332,6 +332,9 @@ def test_flips_name_the_verdicts_that_differ_and_where_the_sign_changes(tmp_path
     assert math.isnan(found.loc[("faint", "yes"), "turns"])
     said = claims.flip_sentences(found.reset_index())
     assert len(said) == 2
+    rows = effects.reset_index()
+    assert claims.untouched(rows[rows["factor"] == "mention"]) == []
+    assert claims.untouched(rows[rows["setting"].isin(["50", "no"])]) == ["level"]  # the same runs under two names
     assert said[0].startswith("`level`: supported under the reference, contradicted at mention=10; the effect changes")
     assert found["reverses"].to_dict() == {("mention", "10"): True, ("mention", "90"): False, ("faint", "yes"): True}
     assert said[1].endswith("the effect has the other sign, both intervals without 0.")

@@ -14,7 +14,16 @@ from cxrstudy import narrative, study, tables
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.evaluate import zeroshot
 from cxrstudy.results import load_records, write_record
-from cxrstudy.scaling.ladders import at_home, fit_ladders, gains, points, reference, same_patients
+from cxrstudy.scaling.ladders import (
+    at_home,
+    beyond_control,
+    fit_ladders,
+    gains,
+    growth,
+    points,
+    reference,
+    same_patients,
+)
 
 SIZES = [200, 1000, 5000, 20000]
 TASKS = ("findings", "lines_tubes")
@@ -418,3 +427,38 @@ def test_other_families_have_tables_of_their_own_and_stay_out_of_the_labels(runs
 
 REPORTED = [("findings", "f1_micro", 0.5), ("all", "rouge_l", 0.3), ("edema", "f1", 0.2)]
 DICE = "0.400 [0.396, 0.404]"
+
+
+def test_what_more_images_bring_is_the_most_minus_the_fewest_on_the_same_patients_and_may_be_a_loss(runs):
+    for n, seed, skill in ((200, 1, 2.0), (200, 2, 2.0), (900, 3, 9.0), (5000, 4, 1.0), (5000, 5, 1.0)):
+        judge(f"clip-n{n}-s{seed}-aaaaaa", skill, seed=seed, n_images=n)
+    judge("unicl-n200-s0-bbbbbb", 1.0, paradigm="unicl", n_images=200)  # one size: nothing grows
+    table = load_records(runs)
+    found = growth(table, resamples=200)
+    assert found["paradigm"].tolist() == ["clip", "clip"]
+    assert found[["fewest", "most"]].values.tolist() == [[200, 5000]] * 2
+    macro = table[(table["label"] == "macro") & (table["metric"] == "auroc") & (table["paradigm"] == "clip")]
+    own = macro.groupby(["task", "n_images"])["value"].mean()
+    for row in found.itertuples():
+        assert row.gain == pytest.approx(own[row.task, 5000] - own[row.task, 200])
+        assert row.low < row.gain < row.high < 0
+    told = tables.growth_table({"mention=45": table, "none": table.iloc[:0]}, "findings")
+    assert told.index.tolist() == ["mention=45"]
+    assert told.loc["mention=45", "clip"].startswith(f"{found['gain'].iloc[0]:+.3f} [")
+
+
+def test_the_best_control_is_one_that_learned_nothing_of_the_labels(runs):
+    judge("clip-n200-s0-aaaaaa", 1.0, n_images=200)
+    judge("clip-n900-s0-aaaaaa", 2.0, n_images=900)
+    assert beyond_control(load_records(runs), resamples=50).empty
+    for encoder, skill in (
+        ("pixels", 0.5),
+        ("random:cnn_mini", 1.5),
+        ("supervised:cnn_mini", 4.0),
+        ("shuffled:x", 5.0),
+    ):
+        judge(f"{encoder.split(':')[0]}-cccccc", skill, paradigm="control", encoder=encoder, base="")
+    found = beyond_control(load_records(runs), resamples=200)
+    assert set(found["control"]) == {", over random cnn_mini"}
+    assert set(found["n_images"]) == {900}
+    assert (found["low"] > 0).all()

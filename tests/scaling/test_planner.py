@@ -13,7 +13,7 @@ from scipy import stats
 from cxrstudy.results import load_records
 from cxrstudy.scaling.decide import KEY, Ladder, rungs
 from cxrstudy.scaling.ladders import fit_ladders
-from cxrstudy.scaling.planner import LIMIT, boxed, consult, embedded, planner, planner_grid, prospect, shown
+from cxrstudy.scaling.planner import LIMIT, abreast, boxed, consult, embedded, planner, planner_grid, prospect, shown
 
 SIZES = [200, 1000, 8000]
 FEW = {"resamples": 200}
@@ -255,3 +255,23 @@ def test_only_continued_encoders_are_planned_by(table, tmp_path, monkeypatch):
     judge("pixels-cccccc", 0.5, paradigm="control", base=None, encoder="pixels")
     base()
     assert planner_grid(load_records(tmp_path / "runs"))["ladders"] == []
+
+
+def test_paradigms_are_set_abreast_with_their_bases_and_in_house_beside_others_images(
+    table, grid, tmp_path, monkeypatch
+):
+    value = of(consult(grid, 20000))["value"].iloc[0]
+    assert abreast(grid, "findings", 20000) == (
+        f"All on findings with 20,000 images: clip {value:.3f}, from a base of {entry(grid)['base_value']:.3f}; "
+        "unicl no answer."
+    )
+    assert entry(grid)["home"] == "Whether as many images of others would have done as well was not tried."
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
+    base(1.0)
+    home, away = {"trained_on": "synthetic:study"}, {"trained_on": "synthetic:public", "n_images": 8000}
+    for n, skill in ((200, 1.0), (8000, 2.0)):
+        judge(f"clip-n{n}-s0-aaaaaa", skill, n_images=n, **home)
+    judge("clip-public-cccccc", 1.0, **away)
+    told = entry(planner_grid(load_records(tmp_path / "runs"), **FEW))["home"]
+    assert told.startswith("The same base on as many images of public, 8,000 of each: in-house is +0.")
+    assert told.endswith("beyond it, a gain.")
