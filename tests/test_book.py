@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from bs4 import BeautifulSoup
 from conftest import Walk
 from pages import DESKTOP, PHONE, beyond, chromium, needs_browser, visits
 
@@ -54,6 +55,15 @@ def test_no_asset_comes_from_elsewhere(book: Path) -> None:
     for path in [*book.rglob("*.css")]:
         outside = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]+", path.read_text(errors="replace"))
         assert not outside, f"{path}: {outside}"
+
+
+def test_the_contents_beside_a_page_name_the_chapters_alone_and_of_a_run_its_chapter(book: Path) -> None:
+    for page in (book / "findings.html", next((book / "runs").rglob("*.html"))):
+        found = BeautifulSoup(page.read_text(), "html.parser").select("nav.bd-links a")
+        assert len(found) > 20
+        assert not [link["href"] for link in found if "runs/" in link["href"]]
+    current = [li.a["href"] for li in BeautifulSoup(page.read_text(), "html.parser").select("nav.bd-links li.active")]
+    assert current == ["../../runs.html"]
 
 
 def test_every_figure_has_a_telling_text(book: Path) -> None:
