@@ -10,6 +10,7 @@ import pandas as pd
 from cxrstudy import grid, recorded, results, study
 from cxrstudy.data.manifest import label_names
 from cxrstudy.data.vocabulary import phrase
+from cxrstudy.memo import remembered
 from cxrstudy.plots import TASKS, human
 from cxrstudy.recorded import RECORDED, name_of
 from cxrstudy.run import read_plan, read_plans, run_table
@@ -89,6 +90,7 @@ def _list(items: Any) -> str:
     return ", ".join(str(item) for item in items)
 
 
+@remembered
 def answers(table: pd.DataFrame, fits: pd.DataFrame, tasks: Sequence[str] = tuple(TASKS)) -> pd.DataFrame:
     """In short what each ladder shows, a row a (task, paradigm): where it starts and ends, what more in-house images
     bring (`ladders.growth`), what its ends are beyond its base (`ladders.gains`), beyond as many images of others
