@@ -215,6 +215,10 @@ def _order(row: Any) -> tuple[Any, ...]:
     )
 
 
+def _gain(row: Any) -> str:
+    return f"{row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+
+
 def growth_table(tables: Mapping[str, pd.DataFrame], task: str) -> pd.DataFrame:
     """What more in-house images bring to a task (`ladders.growth`): a row a setting of ``tables``, a column a
     paradigm."""
@@ -222,7 +226,7 @@ def growth_table(tables: Mapping[str, pd.DataFrame], task: str) -> pd.DataFrame:
     for setting, table in tables.items():
         found = ladders.growth(table)
         for row in found[found["task"] == task].itertuples():
-            rows.append((setting, row.paradigm, f"{row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"))
+            rows.append((setting, row.paradigm, _gain(row)))
     told = pd.DataFrame(rows, columns=["setting", "paradigm", "text"])
     wide = told.pivot_table(index="setting", columns="paradigm", values="text", aggfunc="first", sort=False)
     return wide.fillna("").rename_axis(columns=None)
@@ -236,8 +240,7 @@ def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     rows = gained.assign(
         encoder=[f"{r.paradigm}, {human(r.n_images)} images" for r in gained.itertuples()],
         text=[
-            f"{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
-            + (f"; {r.seeds} seeds {r.least:+.3f} to {r.most:+.3f}" if r.seeds > 1 else "")
+            _gain(r) + (f"; {r.seeds} seeds {r.least:+.3f} to {r.most:+.3f}" if r.seeds > 1 else "")
             for r in gained.itertuples()
         ],
         task=gained["task"].map(TASKS),

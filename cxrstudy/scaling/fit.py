@@ -236,6 +236,7 @@ def _refuse_flat(fit: ScalingFit, given: set[bool]) -> None:
     slope = (weight * x * y).sum() / gram
     gain = float(((error - np.average(error, weights=spread**-2)) ** 2 / spread**2).sum()) - least
     falls = rises = float(np.ptp(y) <= 1e-9)
+    better = gain > 1e-12 * weight.sum()
     for known in given:
         if known:
             slopes, curve = scipy.stats.norm.cdf(slope * np.sqrt(gram)), scipy.stats.chi2.sf(gain, free)
@@ -243,7 +244,6 @@ def _refuse_flat(fit: ScalingFit, given: set[bool]) -> None:
             left, pure = (weight * (y - slope * x) ** 2).sum() / (len(y) - 2), max(least / dof, 1e-300)
             slopes = scipy.stats.t.cdf(slope / np.sqrt(max(left, 1e-300) / gram), len(y) - 2)
             curve = scipy.stats.f.sf(gain / free / pure, free, dof)
-        better = gain > 1e-12 * weight.sum()
         falls = max(falls, min(1.0, 2 * min(slopes, curve)) if better else 1.0)  # two chances were given
         rises = max(rises, 2 * (1 - slopes))
     if falls >= 0.05:

@@ -174,6 +174,15 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
     return pd.DataFrame(rows, columns=columns)
 
 
+def _difference(one: list[tuple[float, np.ndarray]], other: list[tuple[float, np.ndarray]]) -> dict[str, float]:
+    """Mean of runs (of `resampled`) minus the mean of others: gain, low, high on the same resampled patients."""
+    (value, draws), (less, less_draws) = (
+        (np.mean([value for value, _ in runs]), np.mean([draws for _, draws in runs], axis=0)) for runs in (one, other)
+    )
+    low, high = np.nanpercentile(draws - less_draws, [2.5, 97.5])
+    return {"gain": float(value - less), "low": float(low), "high": float(high)}
+
+
 def growth(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """What more in-house images bring: each ladder's macro ``metric`` with the most minus with the fewest of them.
 
@@ -194,11 +203,8 @@ def growth(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000,
                 [resampled(folder, names, metric, resamples, seed) for folder in ladder.loc[at, "folder"]]
                 for at in (ladder["n_images"] == end for end in ends)
             )
-            drawn = np.mean([draws for _, draws in many], axis=0) - np.mean([draws for _, draws in few], axis=0)
-            low, high = np.nanpercentile(drawn, [2.5, 97.5])
-            gain = np.mean([value for value, _ in many]) - np.mean([value for value, _ in few])
             rung = {"task": task, "paradigm": paradigm, "fewest": ends["min"], "most": ends["max"]}
-            rows.append(rung | {"gain": gain, "low": low, "high": high})
+            rows.append(rung | _difference(many, few))
     return pd.DataFrame(rows, columns=["task", "paradigm", "fewest", "most", "gain", "low", "high"])
 
 
@@ -217,14 +223,12 @@ def beyond_control(table: pd.DataFrame, *, metric: str = "auroc", resamples: int
         others = others[(others["paradigm"] == "control") & plain].sort_values("value")
         if others.empty:
             continue
-        value, draws = resampled(others["folder"].iloc[-1], names, metric, resamples, seed)
+        best = resampled(others["folder"].iloc[-1], names, metric, resamples, seed)
         for paradigm, ladder in own.groupby("paradigm"):
             most = ladder["n_images"].max()
             top = ladder.loc[ladder["n_images"] == most, "folder"]
             each = [resampled(folder, names, metric, resamples, seed) for folder in top]
-            low, high = np.nanpercentile(np.mean([drawn for _, drawn in each], axis=0) - draws, [2.5, 97.5])
-            gain = float(np.mean([own_value for own_value, _ in each])) - value
-            rung = {"task": task, "paradigm": paradigm, "n_images": most, "gain": gain, "low": low, "high": high}
+            rung = {"task": task, "paradigm": paradigm, "n_images": most} | _difference(each, [best])
             rows.append(rung | {"control": f", over {str(others['encoder'].iloc[-1]).replace(':', ' ')}"})
     return pd.DataFrame(rows, columns=["task", "paradigm", "n_images", "gain", "low", "high", "control"])
 
@@ -246,11 +250,9 @@ def at_home(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000
             alike &= (own["n_images"] == other.n_images) & (own["samples_seen"] == other.samples_seen)
             if not alike.any():
                 continue
-            value, draws = resampled(other.folder, names, metric, resamples, seed)
+            away = resampled(other.folder, names, metric, resamples, seed)
             each = [resampled(folder, names, metric, resamples, seed) for folder in own.loc[alike, "folder"]]
-            low, high = np.percentile(np.mean([drawn for _, drawn in each], axis=0) - draws, [2.5, 97.5])
             rung = {"task": task, "paradigm": other.paradigm, "n_images": other.n_images, "seeds": len(each)}
-            gain = float(np.mean([own_value for own_value, _ in each])) - value
-            rows.append(rung | {"gain": gain, "low": low, "high": high, "elsewhere": other.trained_on})
+            rows.append(rung | _difference(each, [away]) | {"elsewhere": other.trained_on})
     columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "elsewhere"]
     return pd.DataFrame(rows, columns=columns)
