@@ -207,7 +207,10 @@ def plan(name: str, settings: dict[str, Any] | None = None, data_root: str = "")
             base[key] = values["shipped"]
             continue
         on = _named(values.get("data"), data, f"preset {name}: base {key}", "data")
-        base[key] = add("pretrain", key, values | {"data": folder(on)}, (on,))
+        from_ = values.get("base") or ""
+        if from_ in preset.base:  # one of the preset's own, which must stand above it
+            from_ = _named(from_, base, f"preset {name}: base {key}", "base")
+        base[key] = add("pretrain", key, values | {"data": folder(on), "base": folder(from_)}, (on, *waits(from_)))
 
     def classify(label: str, on: str, encoders: list[str], needs: tuple[str, ...], **more: Any) -> str:
         which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}

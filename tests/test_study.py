@@ -308,6 +308,17 @@ def test_controls_shuffle_a_base_and_judge_bases_that_no_ladder_starts_from(fold
         plan(folder, preset(controls=["base:nobody"]))
 
 
+def test_a_base_can_go_on_from_another_base_of_its_preset(folder):
+    one = preset()["base"]["clip-base"]
+    runs = plan(folder, preset(base={"clip-base": one, "longer": one | {"base": "clip-base"}}))
+    check_shape(runs)
+    first, longer = (next(run for run in runs if grid.slug(run.name) == name) for name in ("clip-base", "longer"))
+    assert longer.parameters["base"] == first.folder
+    assert first.name in longer.needs
+    with pytest.raises(StudyError, match="base longer: base 'clip-base' is not among"):
+        plan(folder, preset(base={"longer": one | {"base": "clip-base"}, "clip-base": one}))
+
+
 @quick
 @given(st.sets(st.integers(0, 40)))
 def test_what_stands_elsewhere_is_left_out_with_what_only_it_needs(folder, some):
