@@ -130,8 +130,12 @@ def record(preset: str, figure: bool) -> None:
     for plan in plans:
         new, kept = recorded.keep(preset, plan["variant"])
         click.echo(f"{preset} {plan['variant']}: {new} runs recorded, {kept} kept in all")
-    click.echo(f"book/recorded/{preset}; all recorded presets take {recorded.size() / 1e6:.1f} MB")
-    if recorded.size() > recorded.LIMIT:
+    taken = recorded.size(preset)
+    click.echo(
+        f"book/recorded/{preset}: {taken / 1e6:.1f} MB, of all recorded presets' "
+        f"{sum(map(recorded.size, recorded.presets())) / 1e6:.1f} MB"
+    )
+    if taken > recorded.LIMIT:
         click.echo(f"cxrstudy: that is more than {recorded.LIMIT / 1e6:g} MB, too much for a clone", err=True)
         sys.exit(1)
 

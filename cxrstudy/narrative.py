@@ -61,9 +61,10 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     kinds = sorted(table["kind"].dropna().unique())
     seeds = sorted(int(seed) for seed in table.loc[table["stage"] == "pretrain", "seed"].dropna().unique())
     once, kept = table.drop_duplicates("run"), preset.startswith(RECORDED)
+    title = described.title[:1].lower() + described.title[1:]
     text = (
         f"{'Recorded with this book, not on your machine: p' if kept else 'P'}reset `{preset.removeprefix(RECORDED)}` "
-        f"({described.title.lower()}): {len(once)} runs, {once['seconds'].sum() / 60:.1f} minutes of "
+        f"({title}): {len(once)} runs, {once['seconds'].sum() / 60:.1f} minutes of "
         f"computing on {_list(once['hardware'].unique())}, code at {_list(once['commit'].unique())}, "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {_list(seeds)}. Data: {_list(kinds)}."
     )

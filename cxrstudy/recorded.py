@@ -27,7 +27,7 @@ from cxrstudy import results, run, study
 from cxrstudy.files import replacing, write_text
 
 RECORDED = "recorded:"  # before a preset's name: its results that came with the book, not this machine's
-LIMIT = 10_000_000  # bytes of all recorded presets together: they travel with every clone
+LIMIT = 10_000_000  # bytes of a recorded preset: it travels with every clone
 SCORES = {"classify": "scores.parquet", "segment": "scores.parquet", "report": "reports.parquet"}
 READ = [
     "run",
@@ -59,9 +59,10 @@ def name_of(source: str) -> str:
 
 
 def presets() -> list[str]:
-    """Presets that have recorded results, the study first."""
+    """Presets that have recorded results: the study first, at its largest."""
     names = [path.parent.name for path in place("").glob("*/runs.csv")]
-    return sorted(names, key=lambda name: (not name.startswith("study"), name))
+    largest = {name: load(name, None)["n_images"].max() for name in names}
+    return sorted(names, key=lambda name: (not name.startswith("study"), -largest[name], name))
 
 
 def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
@@ -160,9 +161,9 @@ def commands(preset: str) -> dict[str, str]:
     return dict(zip(runs["run"], runs["command"], strict=True)) if runs is not None else {}
 
 
-def size() -> int:
-    """Bytes that all recorded presets take."""
-    return sum(file.stat().st_size for name in presets() for file in place(name).rglob("*") if file.is_file())
+def size(preset: str) -> int:
+    """Bytes that a recorded preset takes: its tables, scores and provenance together."""
+    return sum(file.stat().st_size for file in place(preset).rglob("*") if file.is_file())
 
 
 def _keep_scores(source: Path, target: Path) -> None:

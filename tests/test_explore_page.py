@@ -94,18 +94,18 @@ def test_nothing_run_is_an_empty_table(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_readme_shows_what_is_recorded() -> None:
-    path = recorded.place("study-cpu") / explorer.FIGURE
+    path = recorded.place("study-gpu") / explorer.FIGURE
     assert f"({path.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
-    drawn = path.read_text().rstrip().endswith(f"<!-- {explorer.drawn_from('study-cpu')} -->")
-    assert drawn, "the table has changed: cxrstudy record --preset study-cpu --figure"
+    drawn = path.read_text().rstrip().endswith(f"<!-- {explorer.drawn_from('study-gpu')} -->")
+    assert drawn, "the table has changed: cxrstudy record --preset study-gpu --figure"
 
 
 @slow  # each run's scores are resampled
 def test_the_figure_drawn_anew_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    kept = (recorded.place("study-cpu") / explorer.FIGURE).read_text()
+    kept = (recorded.place("study-gpu") / explorer.FIGURE).read_text()
     monkeypatch.setattr(recorded, "place", lambda name, place=recorded.place: _beside(tmp_path, place(name)))
-    drawn = explorer.draw("study-cpu").read_text()
+    drawn = explorer.draw("study-gpu").read_text()
     if drawn == kept:
         return
     numbers = [[float(n) for n in re.findall(r"-?\d+\.\d+", text)] for text in (drawn, kept)]
@@ -114,7 +114,7 @@ def test_the_figure_drawn_anew_is_the_same(tmp_path: Path, monkeypatch: pytest.M
 
 def _beside(top: Path, place: Path) -> Path:
     """A copy of recorded results, which a test may write to."""
-    return shutil.copytree(place, top / place.name, dirs_exist_ok=True) if place.name == "study-cpu" else place
+    return shutil.copytree(place, top / place.name, dirs_exist_ok=True) if place.name == "study-gpu" else place
 
 
 # ---- in a real browser, the book of the smoke study ----------------------------------------------------------------

@@ -198,9 +198,17 @@ def _before(claim: Claim, cells: pd.DataFrame) -> str:
 
 
 # ---- sentences -----------------------------------------------------------------------------------------------------
+def common_scope(rows: pd.DataFrame) -> str:
+    """What the scopes of all of a ledger's claims have in common."""
+    first, *others = (scope.split("; ") for scope in rows["scope"])
+    return "; ".join(part for part in first if all(part in other for other in others))
+
+
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
-    """A ledger for readers: a row a claim, numbers as text."""
-    shown = rows.assign(claim=rows["claim"] + " (" + rows["id"] + ")").set_index("claim")
+    """A ledger for readers: a row a claim, numbers as text, of its scope what `common_scope` has not said."""
+    said = common_scope(rows).split("; ")
+    rest = ["; ".join(part for part in scope.split("; ") if part not in said) for scope in rows["scope"]]
+    shown = rows.assign(claim=rows["claim"] + " (" + rows["id"] + ")", scope=rest).set_index("claim")
     shown = shown[["verdict", "why", "p", "p_holm", "contrast", "source", "scope"]]
     shown.insert(1, "effect [95%]", _ends(rows))
     for column in ("p", "p_holm"):
@@ -214,6 +222,28 @@ def readable_effects(rows: pd.DataFrame) -> pd.DataFrame:
     where = rows["factor"] + "=" + rows["setting"]
     wide = rows.assign(text=text, where=where).pivot(index="claim", columns="where", values="text")
     return wide.loc[rows["claim"].unique(), where.unique()].rename_axis(columns=None)
+
+
+def beside(ledgers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Ledgers of several studies for readers: a row a claim, a column a study, its verdict and effect as text."""
+    columns = {
+        name: pd.Series([f"{v} {e}".strip() for v, e in zip(rows["verdict"], _ends(rows), strict=True)], rows["claim"])
+        for name, rows in ledgers.items()
+    }
+    return pd.DataFrame(columns).fillna("").rename_axis("claim")
+
+
+def opposed(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Sentences on the claims that one study supports and another shows to be the other way round."""
+    joined = pd.concat([rows.assign(study=name, text=_ends(rows)) for name, rows in ledgers.items()])
+    said = []
+    for claim, rows in joined.groupby("claim", sort=False):
+        yes = rows[rows["verdict"] == "supported"]
+        no = rows[(rows["verdict"] == "contradicted") & (rows["high"] < 0)]
+        if len(yes) and len(no):
+            told = (", ".join(f"{row.study} ({row.text})" for row in side.itertuples()) for side in (yes, no))
+            said.append("{}: supported by {}; the other way round in {}.".format(claim, *told))
+    return said
 
 
 def _ends(rows: pd.DataFrame) -> list[str]:

@@ -179,6 +179,36 @@ def test_scope_runs_and_multiplicity_are_told(tried):
     assert claims.readable(tried.reset_index())["effect [95%]"].str.match(r"^$|[+-]\d\.\d{4} \[").all()
 
 
+def test_what_all_scopes_share_is_said_once_and_nothing_is_lost(tried):
+    rows = tried[tried["verdict"] != "not testable"].reset_index()
+    said = claims.common_scope(rows).split("; ")
+    assert "preset mini" in said
+    assert "seed 0, 1, 2" not in said  # claims on bases as they came have none
+    for whole, rest in zip(rows["scope"], claims.readable(rows)["scope"], strict=True):
+        assert set(whole.split("; ")) == set(said) | {part for part in rest.split("; ") if part}
+
+
+def test_studies_stand_side_by_side_and_what_turns_is_told(tried):
+    rows = tried.reset_index()
+    yes = rows["verdict"] == "supported"
+    turned = rows.assign(
+        effect=-rows["effect"], low=-rows["high"], high=-rows["low"], verdict=rows["verdict"].mask(yes, "contradicted")
+    )
+    both = claims.beside({"one": rows, "other": turned})
+    assert list(both.index) == list(rows["claim"])
+    for row, cell in zip(rows.itertuples(), both["one"], strict=True):
+        assert cell.startswith(row.verdict)
+        assert (f"{row.effect:+.4f} [" in cell) == np.isfinite(row.effect)
+    told = claims.opposed({"one": rows, "other": turned})
+    assert len(told) == yes.sum() > 0
+    for text, claim in zip(told, rows.loc[yes, "claim"], strict=True):
+        assert text.startswith(f"{claim}: supported by one (+")
+        assert "the other way round in other (-" in text
+    assert claims.opposed({"one": rows, "again": rows}) == []
+    excluded = turned.assign(high=turned["high"].mask(yes, 0.001))  # contradicted, yet not below 0
+    assert claims.opposed({"one": rows, "other": excluded}) == []
+
+
 def test_the_ledger_hangs_on_its_seed_alone(study):
     table = study.table()
     one, again, other = (claims.ledger(table, 50, seed, claims=[GROWTH]) for seed in (0, 0, 1))
