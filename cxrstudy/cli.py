@@ -166,7 +166,8 @@ def runs(preset: str) -> None:
         where = f"{row.preset}{' ' + row.variant if row.variant else ''}"
         seconds = f"{row.seconds:.0f} s" if row.state == "done" else ""
         click.echo(f"{where:<12} {row.run.stage:<9} {row.run.name:<30} {row.state:<8} {seconds:>7}  {row.note}")
-    counts = {kind: sum(row.state == kind for row in rows) for kind in ("done", "failed", "running", "waiting")}
+    states = list({(row.preset, row.run.name): row.state for row in rows}.values())  # variants share runs
+    counts = {kind: states.count(kind) for kind in ("done", "failed", "running", "waiting")}
     click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
 
 

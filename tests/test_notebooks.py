@@ -35,7 +35,9 @@ def test_committed_without_outputs(path: Path) -> None:
 def test_parameters_are_the_models_with_the_same_defaults_and_each_is_explained(path: Path) -> None:
     source = parameters_cell(path)
     assert source.startswith("# Parameters")
-    given = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+    body = ast.parse(source).body
+    given = {node.target.id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.AnnAssign)}
+    assert len(given) == len(body), f"{path.name}: --help-notebook shows the types that parameters are given"
     model = study.STAGES[path.stem]
     assert given == model().model_dump()
     for line in source.splitlines()[1:]:

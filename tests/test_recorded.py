@@ -155,8 +155,9 @@ def test_recorded_results_have_a_page_without_any_run_on_this_machine(kept: Walk
 STUDY = "study-cpu"
 
 
-def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give() -> None:
-    table = recorded.load(STUDY)
+@pytest.mark.parametrize(("study", "encoders"), [(STUDY, 39), ("study-gpu", 51)])
+def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give(study: str, encoders: int) -> None:
+    table = recorded.load(study)
     judged = table[(table["stage"] == "classify") & table["metric"].isin(["auroc", "auprc"])]
     judged = judged[judged["label"].isin(LABELS) & judged["task"].isin(ladders.TASKS)]
     truth, index = pd.DataFrame(), np.array([])
@@ -171,7 +172,7 @@ def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give() -
             told = rows[(rows["metric"] == metric) & rows["value"].notna()].set_index("label")["value"]
             found = measure(truth[told.index].to_numpy(), scores[[f"score:{n}" for n in told.index]].to_numpy(float))
             np.testing.assert_allclose(found, told, atol=1e-6, err_msg=str(folder))
-    assert judged["run"].nunique() >= 39
+    assert judged["run"].nunique() >= encoders
 
 
 @pytest.mark.slow  # five minutes: data, one pretraining, two evaluations
