@@ -61,8 +61,8 @@ def name_of(source: str) -> str:
 def presets() -> list[str]:
     """Presets that have recorded results: the study first, at its largest."""
     names = [path.parent.name for path in place("").glob("*/runs.csv")]
-    largest = {name: load(name, None)["n_images"].max() for name in names}
-    return sorted(names, key=lambda name: (not name.startswith("study"), -largest[name], name))
+    largest = {name: load(name, None)["n_images"].max() for name in names if name.startswith("study")}
+    return sorted(names, key=lambda name: (name not in largest, -largest.get(name, 0), name))
 
 
 def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
