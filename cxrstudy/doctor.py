@@ -41,11 +41,14 @@ def report(data_root: str = "") -> int:
         except PackageNotFoundError:
             missing.append(name)
             print(f"  {name}: MISSING; run make, or pip install -r requirements.lock")
+    has_gpu = False
     try:
         import torch
 
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; runs use the CPU"
-        fast = "yes" if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() else "no; runs use float32"
+        has_gpu = torch.cuda.is_available()
+        gpu = torch.cuda.get_device_name() if has_gpu else "none; runs use the CPU"
+        cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        fast = "yes" if has_gpu or cpu else "no; runs use float32"
         print(f"GPU: {gpu}\nbfloat16 in hardware: {fast}")
     except Exception as error:
         missing.append("torch")
@@ -65,6 +68,8 @@ def report(data_root: str = "") -> int:
                 problems.append(f"{preset.disk_gb:g} GB of disk (free: {disk:.1f})")
             if preset.memory_gb > memory_gb():
                 problems.append(f"{preset.memory_gb:g} GB of memory")
+            if preset.gpu_hours and not has_gpu:
+                problems.append(f"a GPU (about {preset.gpu_hours:g} hours of one)")
             grid.plan(name, data_root=data_root or ("/nowhere" if preset.needs_root else ""))
             for values in preset.data.values():
                 if preset.needs_root and cards.read_card(values["card"]).table:
@@ -74,6 +79,6 @@ def report(data_root: str = "") -> int:
                         cards.load_manifest(values["card"], root=data_root)
         except (ValueError, OSError) as error:
             problems.append(str(error))
-        print(f"preset {name}: {'ready' if not problems else 'missing ' + '; '.join(problems)}")
+        print(f"preset {name}: {'ready' if not problems else 'missing ' + '; '.join(dict.fromkeys(problems))}")
         unfit |= {name} if problems else set()
     return 1 if "mini" in unfit else 0
