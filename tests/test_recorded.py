@@ -155,6 +155,14 @@ def test_recorded_results_have_a_page_without_any_run_on_this_machine(kept: Walk
 STUDY = "study-cpu"
 
 
+def test_the_study_stands_first_at_its_largest_and_no_preset_is_too_large_for_a_clone() -> None:
+    names = recorded.presets()
+    assert names[:2] == ["study-gpu", STUDY]
+    assert names[2:] == sorted(names[2:])
+    for name in names:
+        assert recorded.size(name) < recorded.LIMIT, name
+
+
 @pytest.mark.parametrize(("study", "encoders"), [(STUDY, 39), ("study-gpu", 51)])
 def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give(study: str, encoders: int) -> None:
     table = recorded.load(study)
