@@ -7,12 +7,11 @@ import signal
 import tracemalloc
 import weakref
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, without_encoder
+from conftest import without_encoder
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -535,11 +534,3 @@ def test_pictures_say_what_they_show_and_withhold_what_they_must(prepared, resul
     closed = Prepared(prepared.manifest, prepared.images, prepared.info | {"show_images": False})
     for kept in (pictures.overlays(closed, result["cases"]), pictures.continuity(closed, found["example"])):
         assert "<img" not in kept.markup
-
-
-def test_the_notebooks_parameters_are_the_models():
-    cells = nbformat.read(ROOT / "notebooks" / "segment.ipynb", 4).cells
-    values = {}
-    exec(next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), values)
-    del values["__builtins__"]
-    assert values == study.Segment().model_dump()
