@@ -118,7 +118,7 @@ def answers(table: pd.DataFrame, fits: pd.DataFrame, tasks: Sequence[str] = tupl
             row["a tenfold cuts error by"] = _tenfold(fit.iloc[0]) if len(fit) else ""
             rows.append(row)
     shown = pd.DataFrame(rows)
-    return shown.loc[:, (shown != "").any()].set_index("ladder") if rows else shown
+    return shown.loc[:, (shown != "").any()].replace("", "not run").set_index("ladder") if rows else shown
 
 
 def _tenfold(fit: pd.Series) -> str:
@@ -195,6 +195,33 @@ def at_home(compared: pd.DataFrame) -> list[str]:
         where = str(row.elsewhere).removeprefix("synthetic:")
         against = f"{human(row.n_images)} in-house images against as many of `{where}`, from one base at one budget"
         said.append(f"{TASKS[row.task]}, `{row.paradigm}`: {against}: {_gain(row)}, {_sign(row)}.")
+    return said
+
+
+def others_as_good(compared: pd.DataFrame) -> str:
+    """In how many ladders in-house images brought more than as much training on others' (`ladders.at_home`)."""
+    if compared.empty:
+        return ""
+    better = int((compared["low"] > 0).sum())
+    return (
+        f"**Own images, or any?** Against the same base, continued at the same budget on as many images of others, "
+        f"in-house images were measurably better in {better} of {len(compared)} ladders where that was run."
+    )
+
+
+def above_random(table: pd.DataFrame) -> list[str]:
+    """Sentences on how far bases as they came lie above random weights of their architecture, by task."""
+    said = []
+    for task, name in TASKS.items():
+        rows = ladders.reference(table, task)
+        none = rows[rows["encoder"].fillna("").str.startswith("random:")]
+        bases = rows[(rows["paradigm"] != "control") & (rows["base"].fillna("") == "")]
+        bases = bases[~bases["run"].str.startswith("shuffled-")]
+        for base in bases.drop_duplicates("run").itertuples():
+            for random in none[none["encoder"] == f"random:{base.encoder}"].drop_duplicates("data").itertuples():
+                said.append(
+                    f"{name}, `{base.paradigm}`: {base.value - random.value:+.3f} ({random.value:.3f} at random)"
+                )
     return said
 
 

@@ -148,6 +148,31 @@ def test_what_a_ladder_shows_is_told_in_a_row_with_its_ends_its_base_and_what_is
     assert narrative.answers(table.iloc[:0], fits).empty
 
 
+def test_own_images_are_told_from_more_training_and_what_was_not_run_is_said(runs):
+    base(1.0)
+    judge("clip-n2000-s0-aaaaaa", 2.5, n_images=2000, trained_on="synthetic:study")
+    judge("clip-public-bbbbbb", 1.5, n_images=2000, trained_on="synthetic:public")
+    judge("unicl-n2000-s0-aaaaaa", 2.5, n_images=2000, trained_on="synthetic:study", paradigm="unicl")
+    table = load_records(runs)
+    compared = ladders.at_home(table)
+    assert len(compared) == 2
+    better = (compared["low"] > 0).sum()
+    assert f"measurably better in {better} of 2 ladders" in narrative.others_as_good(compared)
+    assert narrative.others_as_good(compared.iloc[:0]) == ""
+    told = narrative.answers(table, ladders.fit_ladders(table, resamples=20)[0])
+    assert told.loc["Findings, unicl", "beyond as many of others"] == "not run"
+    assert told.loc["Findings, clip", "beyond as many of others"].startswith("+")
+
+
+def test_bases_are_told_beside_random_weights_of_their_architecture(runs):
+    record("base-clip-aaaaaa", [(*FINDINGS, 0.8)], base="", n_images=0)
+    record("base-dino-aaaaaa", [(*FINDINGS, 0.7)], base="", n_images=0, paradigm="dinov2", encoder="other")
+    none = {"base": "", "n_images": 0, "paradigm": "control"}
+    record("random-cnn_mini-aaaaaa", [(*FINDINGS, 0.65)], **none | {"encoder": "random:cnn_mini"})
+    record("pixels-aaaaaa", [(*FINDINGS, 0.6)], **none | {"encoder": "pixels"})
+    assert narrative.above_random(load_records(runs)) == ["Findings, `clip`: +0.150 (0.650 at random)"]
+
+
 def test_what_ten_times_the_images_cut_is_told_with_its_interval_and_its_floor() -> None:
     fit = {"refused": "", "exponent": 1.0, "exponent_low": 0.0005, "exponent_high": 2.0, "floor": 0.0, "points": 6}
     assert narrative._tenfold(pd.Series(fit)) == "90.0% [0.1% or less, 99.0%], through 6 points"

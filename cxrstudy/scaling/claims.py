@@ -185,15 +185,26 @@ def _trials(
 
 
 def _before(claim: Claim, cells: pd.DataFrame) -> str:
-    """Of a lead with the most images: by how much the bases differ as they came, where they are not the same."""
-    if claim.contrast != "largest" or len(claim.measures) > 1:
+    """Of a lead with the most images: by how much the bases differ as they came, where they are not the same. Of a
+    change: how far each side was from its base at both ends, since a change may be the recovery of what few images
+    cost."""
+    if claim.contrast not in ("largest", "growth") or len(claim.measures) > 1:
         return ""
     task, metric = claim.measures[0]
-    rows = cells[(cells["task"] == task) & (cells["metric"] == metric) & (cells["n_images"] == BASE)]
-    sides = [rows[rows["paradigm"].isin(family)] for family in (claim.one, claim.other)]
-    if any(side.empty for side in sides) or rows["run"].nunique() < 2:
+    rows = cells[(cells["task"] == task) & (cells["metric"] == metric)]
+    bases, rungs = rows[rows["n_images"] == BASE], rows[rows["n_images"] > BASE]
+    sides = [bases[bases["paradigm"].isin(family)] for family in (claim.one, claim.other)]
+    if any(side.empty for side in sides) or bases["run"].nunique() < 2:
         return ""
     one, other = (side.groupby("paradigm")["value"].mean().mean() for side in sides)
+    if claim.contrast == "growth":
+        ends = (rungs["n_images"].min(), rungs["n_images"].max())
+        means = rungs.groupby(["n_images", "paradigm"])["value"].mean()
+        told = [
+            "/".join(f"{means[n].reindex(family).mean() - base:+.4f}" for n in ends)
+            for family, base in ((list(claim.one), one), (list(claim.other), other))
+        ]
+        return f"; over the bases, with the fewest/the most images: {told[0]} against {told[1]}"
     return f"; of the bases as they came the difference is {one - other:+.4f}" if one != other else ""
 
 
@@ -227,10 +238,15 @@ def readable_effects(rows: pd.DataFrame) -> pd.DataFrame:
 def beside(ledgers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Ledgers of several studies for readers: a row a claim, a column a study, its verdict and effect as text."""
     columns = {
-        name: pd.Series([f"{v} {e}".strip() for v, e in zip(rows["verdict"], _ends(rows), strict=True)], rows["claim"])
+        name: pd.Series([_verdict(*row) for row in zip(rows.itertuples(), _ends(rows), strict=True)], rows["claim"])
         for name, rows in ledgers.items()
     }
     return pd.DataFrame(columns).fillna("").rename_axis("claim")
+
+
+def _verdict(row: Any, ends: str) -> str:
+    chance = row.verdict in ("supported", "contradicted") and row.p_holm >= 0.05
+    return f"{row.verdict} {ends}".strip() + " (not after Holm's correction)" * chance
 
 
 def opposed(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -209,6 +209,22 @@ def test_studies_stand_side_by_side_and_what_turns_is_told(tried):
     assert claims.opposed({"one": rows, "other": excluded}) == []
 
 
+def test_of_a_change_both_ends_are_told_beside_the_bases(study, tried):
+    table = study.table()
+    macro = table[(table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")]
+    came = macro["base"].fillna("") == ""
+    bases = macro[came & (macro["paradigm"] != "control")].groupby("paradigm")["value"].mean()
+    mean = macro[~came].groupby(["paradigm", "n_images"])["value"].mean()
+    told = []
+    for family in (["clip", "unicl"], ["dinov2"]):
+        ends = (sum(mean[p, n] for p in family) / len(family) - bases[family[0]] for n in (SIZES[0], SIZES[-1]))
+        told.append("/".join(f"{end:+.4f}" for end in ends))
+    assert f"with the fewest/the most images: {told[0]} against {told[1]}" in tried.loc["findings-growth", "why"]
+    shown = claims.beside({"one": tried.reset_index().assign(p_holm=0.2)})["one"]
+    decided = tried["verdict"].isin(["supported", "contradicted"]).to_numpy()
+    assert (shown.str.endswith("(not after Holm's correction)").to_numpy() == decided).all()
+
+
 def test_the_ledger_hangs_on_its_seed_alone(study):
     table = study.table()
     one, again, other = (claims.ledger(table, 50, seed, claims=[GROWTH]) for seed in (0, 0, 1))
