@@ -173,7 +173,8 @@ def trials_sentence(trials: pd.DataFrame, summary: pd.DataFrame) -> str:
         naive = done[done["method"].isin(("last value", "log-linear"))].merge(same, on=[*LADDER, "n_images", "value"])
         each = naive.groupby("method")["off"].apply(lambda off: off.abs().median())
         beside = ", ".join(f"{name} {value:.4f}" for name, value in each.items())
-        better = "better" if round(row.median_abs_error, 4) < round(each.min(), 4) else "no better"
+        ours, best = round(row.median_abs_error, 4), round(each.min(), 4)
+        better = "better" if ours < best else "worse" if ours > best else "no better"
         sizes = "the largest size" if row.left_out == 1 else f"the largest {row.left_out} sizes"
         told.append(
             f"Without {sizes}, the chosen law is off by {row.median_abs_error:.4f} in the median of {row.runs} runs of "
