@@ -45,10 +45,12 @@ def report(data_root: str = "") -> int:
     try:
         import torch
 
+        from cxrstudy.pretrain.loop import precision
+
         has_gpu = torch.cuda.is_available()
         gpu = torch.cuda.get_device_name() if has_gpu else "none; runs use the CPU"
-        cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        fast = "yes" if has_gpu or cpu else "no; runs use float32"
+        kept = precision("auto", torch.device("cuda" if has_gpu else "cpu"))
+        fast = "yes" if kept == torch.bfloat16 else "no; runs use float32"
         print(f"GPU: {gpu}\nbfloat16 in hardware: {fast}")
     except Exception as error:
         missing.append("torch")

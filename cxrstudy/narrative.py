@@ -216,12 +216,10 @@ def above_random(table: pd.DataFrame) -> list[str]:
         rows = ladders.reference(table, task)
         none = rows[rows["encoder"].fillna("").str.startswith("random:")]
         bases = rows[(rows["paradigm"] != "control") & (rows["base"].fillna("") == "")]
-        bases = bases[~bases["run"].str.startswith("shuffled-")]
-        for base in bases.drop_duplicates("run").itertuples():
-            for random in none[none["encoder"] == f"random:{base.encoder}"].drop_duplicates("data").itertuples():
-                said.append(
-                    f"{name}, `{base.paradigm}`: {base.value - random.value:+.3f} ({random.value:.3f} at random)"
-                )
+        for base in bases[~bases["run"].str.startswith("shuffled-")].itertuples():
+            alike = none[(none["encoder"] == f"random:{base.encoder}") & (none["data"] == base.data)]
+            for least in alike["value"]:
+                said.append(f"{name}, `{base.paradigm}`: {base.value - least:+.3f} ({least:.3f} at random)")
     return said
 
 

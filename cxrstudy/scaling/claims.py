@@ -176,7 +176,7 @@ def _trials(
             which = {"any": f"the greatest of {len(words)}: ", "every": f"the least of {len(words)}: "}
             row |= {"contrast": which.get(claim.each, "") + words[row["decides"]], "scope": scope(used)}
             row |= {"runs": sorted(used["run"].unique())}
-            row["why"] += _before(claim, cells)
+            row["why"] += _before(claim, cells, used)
             row["why"] += "".join(f"; left out, missing: {reason}" for reason in left)
         except NotTestable as reason:
             row |= {"verdict": "not testable", "why": f"missing: {reason}"}
@@ -184,24 +184,22 @@ def _trials(
     return rows
 
 
-def _before(claim: Claim, cells: pd.DataFrame) -> str:
+def _before(claim: Claim, cells: pd.DataFrame, used: pd.DataFrame) -> str:
     """Of a lead with the most images: by how much the bases differ as they came, where they are not the same. Of a
     change: how far each side was from its base at both ends, since a change may be the recovery of what few images
     cost."""
     if claim.contrast not in ("largest", "growth") or len(claim.measures) > 1:
         return ""
     task, metric = claim.measures[0]
-    rows = cells[(cells["task"] == task) & (cells["metric"] == metric)]
-    bases, rungs = rows[rows["n_images"] == BASE], rows[rows["n_images"] > BASE]
+    bases = cells[(cells["task"] == task) & (cells["metric"] == metric) & (cells["n_images"] == BASE)]
     sides = [bases[bases["paradigm"].isin(family)] for family in (claim.one, claim.other)]
     if any(side.empty for side in sides) or bases["run"].nunique() < 2:
         return ""
     one, other = (side.groupby("paradigm")["value"].mean().mean() for side in sides)
     if claim.contrast == "growth":
-        ends = (rungs["n_images"].min(), rungs["n_images"].max())
-        means = rungs.groupby(["n_images", "paradigm"])["value"].mean()
+        means = used.groupby(["n_images", "paradigm"])["value"].mean()
         told = [
-            "/".join(f"{means[n].reindex(family).mean() - base:+.4f}" for n in ends)
+            "/".join(f"{means[n].reindex(family).mean() - base:+.4f}" for n in sorted(set(used["n_images"])))
             for family, base in ((list(claim.one), one), (list(claim.other), other))
         ]
         return f"; over the bases, with the fewest/the most images: {told[0]} against {told[1]}"
