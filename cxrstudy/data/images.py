@@ -58,6 +58,28 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
+def note_root(folder: str | Path, root: str | Path) -> None:
+    """Write into ``folder``, that of a data run, where its files lie now; ``open_prepared`` joins paths to it."""
+    write_text(Path(folder) / "root.txt", f"{os.path.abspath(Path(root).expanduser())}\n")
+
+
+def _files(manifest: pd.DataFrame) -> list[str]:
+    """Columns that hold paths of files: those of the images, and of their masks."""
+    return ["path", *manifest.columns[manifest.columns.str.startswith("mask:")]]
+
+
+def relative_to_root(manifest: pd.DataFrame, root: str | Path) -> pd.DataFrame:
+    """Return a copy whose paths start at ``root``, with '/'; drawn images and files elsewhere keep their path."""
+    starts = {os.path.abspath(base) + os.sep for base in (Path(root).expanduser(), Path(root).expanduser().resolve())}
+    starts.add(os.path.join(Path(root).expanduser(), ""))
+
+    def cut(path: object) -> object:
+        start = next((s for s in starts if isinstance(path, str) and path.startswith(s)), None)
+        return path[len(start) :].replace(os.sep, "/") if start and isinstance(path, str) else path
+
+    return manifest.assign(**{column: manifest[column].map(cut) for column in _files(manifest)})
+
+
 def _draw(paths: pd.Series, size: int) -> np.ndarray:
     """Synthetic rows, all of one institution and seed, drawn together."""
     from cxrstudy.data import synthetic  # imports torch, which opening what was prepared does without
@@ -69,7 +91,13 @@ def _draw(paths: pd.Series, size: int) -> np.ndarray:
 
 
 def prepare(
-    manifest: pd.DataFrame, out: str | Path, *, size: int, info: dict[str, Any], progress: Progress = iter
+    manifest: pd.DataFrame,
+    out: str | Path,
+    *,
+    size: int,
+    info: dict[str, Any],
+    root: str | Path = "",
+    progress: Progress = iter,
 ) -> Prepared:
     """Write ``manifest.parquet``, ``images.npy`` (N,size,size) uint8 and ``prepared.json`` into ``out``.
 
@@ -80,6 +108,8 @@ def prepare(
     done = out / "prepared.json"
     if done.is_file():
         if (info | {"size": size}).items() <= json.loads(done.read_text()).items():
+            if root:
+                note_root(out, root)
             return open_prepared(out)
         done.unlink()
     out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +158,11 @@ def prepare(
         images.flush()
         os.replace(scratch, out / "images.npy")
     pd.DataFrame(quarantine, columns=["image_id", "path", "reason"]).to_csv(out / "quarantine.csv", index=False)
-    write_manifest(manifest.iloc[kept].reset_index(drop=True), out / "manifest.parquet")
+    rows = manifest.iloc[kept].reset_index(drop=True)
+    if root:
+        note_root(out, root)
+        rows = relative_to_root(rows, root)
+    write_manifest(rows, out / "manifest.parquet")
     facts = {"size": size, "mean": float(mean), "std": float(variance**0.5), "quarantined": len(quarantine)}
     write_text(done, json.dumps(info | facts, indent=1))
     return open_prepared(out)
@@ -141,4 +175,14 @@ def open_prepared(folder: str | Path) -> Prepared:
         raise FileNotFoundError(f"{folder} holds no prepared data set; run data.ipynb with out={folder} first")
     images = np.load(folder / "images.npy", mmap_mode="r")
     info = json.loads((folder / "prepared.json").read_text())
-    return Prepared(read_manifest(folder / "manifest.parquet"), images, info)
+    manifest = read_manifest(folder / "manifest.parquet")
+    if (folder / "root.txt").is_file():
+        root = (folder / "root.txt").read_text(encoding="utf-8").removesuffix("\n")
+        named = {column: manifest[column].map(lambda path: _join(root, path)) for column in _files(manifest)}
+        manifest = manifest.assign(**named)
+    return Prepared(manifest, images, info)
+
+
+def _join(root: str, path: object) -> object:
+    drawn = not isinstance(path, str) or not path or path.startswith("synthetic:")
+    return path if drawn else os.path.join(root, str(path))
