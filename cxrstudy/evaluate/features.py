@@ -27,6 +27,9 @@ from torch.nn import functional
 
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
+from cxrstudy.evaluate.embeddings import TABLES as TABLES  # of which callers ask this module
+from cxrstudy.evaluate.embeddings import Embeddings as Embeddings
+from cxrstudy.evaluate.embeddings import read_embeddings as read_embeddings
 from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
@@ -338,58 +341,7 @@ def train_supervised(
     return encoder.eval().requires_grad_(False)
 
 
-# ---- features that no encoder of ours made -------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Embeddings:
-    """Anyone's vectors: ``vectors`` (M,D) float32, ``place`` by image id. Stands where an encoder would."""
-
-    path: Path
-    vectors: np.ndarray
-    place: pd.Series
-
-    def of(self, image_ids: pd.Series) -> np.ndarray:
-        """Rows (N,D) of these images; ValueError saying how many are missing, and the first."""
-        missing = image_ids[~image_ids.isin(self.place.index)]
-        if len(missing):
-            raise ValueError(f"{self.path} lacks {len(missing)} of {len(image_ids)} images; first: {missing.iloc[0]}")
-        return self.vectors[self.place[image_ids].to_numpy()]
-
-
-def read_embeddings(path: str | Path) -> Embeddings:
-    """A table of vectors: Parquet with ``image_id`` and one list column ``vector`` or a number a column, or npz with
-    ``image_id`` (M,) and ``vectors`` (M,D).
-
-    ValueError: not such a file, an image twice (how many, first), vectors of unequal length, a vector that is not
-    finite (its row, from 0).
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                ids, vectors = file["image_id"].astype(str), np.asarray(file["vectors"], dtype=np.float32)
-        else:
-            table = pd.read_parquet(path)
-            ids, rest = table.pop("image_id").to_numpy(str), table
-            numeric = rest.select_dtypes("number")
-            vectors = np.stack(rest["vector"].to_list()) if "vector" in rest else numeric.to_numpy(np.float32)
-            vectors = np.asarray(vectors, dtype=np.float32)
-    except Exception as error:
-        raise ValueError(
-            f"{path}: no table of embeddings ({error}); Parquet needs image_id and a list column vector (all of one "
-            "length) or numeric columns, npz needs image_id and vectors"
-        ) from error
-    if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.size:
-        raise ValueError(f"{path}: {len(ids)} image ids but vectors of shape {vectors.shape}; want one row an image")
-    twice = pd.Series(ids).duplicated()
-    if twice.any():
-        raise ValueError(f"{path}: {int(twice.sum())} image ids appear again; first: {ids[twice.argmax()]}")
-    finite = np.isfinite(vectors).all(1)
-    if not finite.all():
-        row = int(finite.argmin())
-        raise ValueError(f"{path}: the vector in row {row} ({ids[row]}) is not finite ({(~finite).sum()} such rows)")
-    return Embeddings(path, vectors, pd.Series(np.arange(len(ids)), index=ids))
-
-
+# ---- a control -----------------------------------------------------------------------------------------------------
 def covariates(manifest: pd.DataFrame) -> np.ndarray:
     """View, age and sex as features (N,5): what could be guessed without looking at the image."""
     age = pd.to_numeric(manifest.get("age", pd.Series(np.nan, manifest.index))).astype(float)

@@ -55,7 +55,7 @@ def open_subject(name: str, size: int, seed: int) -> Subject:
         encoder, _, patients = open_subject(inner if known else f"random:{inner}", size, seed)
         return encoder, blank | {"seed": seed}, patients
     path = study.resolve(name)
-    if path.suffix in (".parquet", ".npz"):
+    if path.suffix.lower() in features.TABLES:
         if not path.is_file():
             raise encoders.MissingWeights(f"no table of embeddings at {path}")
         info = blank | {"paradigm": "embeddings", "encoder": path.name}
