@@ -13,7 +13,7 @@ scores its line search costs no product. A column leaves once its Newton decreme
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval, known_mean
+from cxrstudy.evaluate.small_samples import class_counts, too_few, with_width
 from cxrstudy.evaluate.thresholds import decided
 
 Floats = NDArray[np.float64]
@@ -102,14 +103,18 @@ def evaluate(
     *,
     calls: ArrayLike | None = None,
     probabilities: ArrayLike | None = None,
+    notes: Mapping[str, str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """AUROC and AUPRC with 95% patient-bootstrap intervals: dicts of label, metric, value, low, high, n, positives.
+    """AUROC and AUPRC with 95% patient-bootstrap intervals: dicts of label, metric, value, low, high, n, positives,
+    n_patients, and ``note`` where there is something to say of the number.
 
-    ``scores``, ``y`` (N, L), ``groups`` (N,), ``names`` the L labels. A label with one class has value NaN. The label
-    "macro" is the mean over those that have a value (its interval: the mean within each resample); its n are the images
-    known for any of them, its positives are summed over them.
+    ``scores``, ``y`` (N, L), ``groups`` (N,), ``names`` the L labels. A label that is too few to evaluate
+    (``small_samples``), or of which ``notes`` says why it cannot be, has value NaN and that note. The label "macro" is
+    the mean over those that have a value (its interval: the mean within each resample); its n are the images known for
+    any of them, its positives are summed over them, and its note tells how many labels were left out. An interval
+    without width becomes an exact one; that of a macro average over such a label is the mean of its labels' ends.
     With ``calls`` and ``probabilities`` (N, L) also ``thresholds.decided``'s metrics, and of every metric
     ``NAME_weighted``: its macro average weighted by each label's positives among the test images.
     """
@@ -120,25 +125,64 @@ def evaluate(
     measured = {m.__name__: (m(truth, s), bootstrap(m, truth, s, **draw)) for m in (auroc, auprc)}
     if calls is not None and probabilities is not None:
         measured |= decided(truth, calls, probabilities, **draw)
+    why = [(notes or {}).get(name, "") or few for name, few in zip(names, too_few(truth, groups), strict=True)]
+    left, independent = np.array([bool(note) for note in why], dtype=bool), _independent(truth, calls, groups)
+    unit = np.unique(np.asarray(groups), return_inverse=True)[1]
+    each = [_counts(truth, unit, [j], note) for j, note in enumerate(why)]
     records, positives = [], np.nansum(truth, axis=0)
-    for metric, (value, samples) in measured.items():
+    for metric, (every, samples) in measured.items():
+        value = np.where(left, np.nan, every)
+        low, high, flat = with_width(*interval(np.where(left, np.nan, samples)), value, independent[metric])
         both = np.flatnonzero(~np.isnan(value))
-        columns = [(metric, name, [j], None) for j, name in enumerate(names)] + [(metric, "macro", both, None)]
+        note = f"over {len(both)} of {len(names)} labels, the others too few or not fitted" if left.any() else ""
+        for j, name in enumerate(names):
+            ends = {"value": float(value[j]), "low": float(low[j]), "high": float(high[j])}
+            records.append({"label": name, "metric": metric} | ends | each[j])
+        whole, columns = _counts(truth, unit, both, note), [(metric, None)]
         if calls is not None:
-            columns.append((f"{metric}_weighted", "macro", both, positives[both]))
-        for kind, name, which, weights in columns:
-            low, high = interval(known_mean(samples[:, which], weights))
-            part = truth[:, which]
-            counts = {"n": int((~np.isnan(part)).any(axis=1).sum()), "positives": int(np.nansum(part))}
-            ends = {"value": float(known_mean(value[which], weights)), "low": float(low), "high": float(high)}
-            records.append({"label": name, "metric": kind} | ends | counts)
+            columns.append((f"{metric}_weighted", positives[both]))
+        for kind, weights in columns:
+            mean = [known_mean(ends[both], weights) for ends in (value, low, high)]
+            if not flat[both].any():
+                mean[1:] = interval(known_mean(samples[:, both], weights))
+            ends = dict(zip(("value", "low", "high"), map(float, mean), strict=True))
+            records.append({"label": "macro", "metric": kind} | ends | whole)
     return records
 
 
+def _counts(truth: Floats, unit: NDArray[Any], which: Any, note: str) -> dict[str, Any]:
+    """What a metric's row says beside its value: images, positives and patients of the labels ``which``, and a note."""
+    part = truth[:, which]
+    known = (~np.isnan(part)).any(axis=1)
+    counts = {"n": int(known.sum()), "positives": int(np.nansum(part)), "n_patients": len(np.unique(unit[known]))}
+    return counts | ({"note": note} if note else {})
+
+
+def _independent(truth: Floats, calls: ArrayLike | None, groups: ArrayLike) -> dict[str, NDArray[Any]]:
+    """On how many independent patients each metric of each label rests: {metric: (L,)}."""
+    found = class_counts(truth, groups)
+    called = np.full(truth.shape, np.nan) if calls is None else np.where(np.isnan(truth), np.nan, np.asarray(calls))
+    return {
+        "auroc": found["pairs"],
+        "auprc": found["pairs"],
+        "f1": found["positive_patients"],
+        "sensitivity": found["positive_patients"],
+        "specificity": found["negative_patients"],
+        "ppv": class_counts(called, groups)["positive_patients"],
+        "ece": found["patients"],
+    }
+
+
 def task_of(name: str) -> str:
-    """The task that a label belongs to: by its prefix (``malposition:picc``), else findings or lines_tubes."""
+    """The task that a label belongs to: by its prefix (``malposition:picc``), else lines_tubes for a device of the
+    vocabulary and findings for all others, those under a data set's own name too."""
     prefix = name.split(":")[0] if ":" in name else ""
     return PREFIXED.get(prefix, "lines_tubes" if name in DEVICES else "findings")
+
+
+def is_recorded(name: str) -> bool:
+    """Whether a label is one that the data set records, and not made of others (``right:edema``)."""
+    return name.partition(":")[0] not in PREFIXED or ":" not in name
 
 
 def by_task(names: Sequence[str]) -> dict[str, list[int]]:

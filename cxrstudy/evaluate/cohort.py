@@ -2,8 +2,10 @@
 
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,33 +14,37 @@ from cxrstudy import study
 from cxrstudy.data import synthetic
 from cxrstudy.data.images import Prepared, open_prepared
 from cxrstudy.data.manifest import label_array, label_names
-from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
-from cxrstudy.evaluate.classification import by_task, evaluate, task_of
+from cxrstudy.data.vocabulary import DEVICES, FINDINGS
+from cxrstudy.evaluate.classification import by_task, evaluate, is_recorded, task_of
+from cxrstudy.evaluate.small_samples import LEAST, LEAST_PATIENTS, TOO_FEW
 
-LEAST = 10  # of either kind, in training and in test, for a task beyond findings and devices to be judged
+NO_LABELS = "the data set records no labels: no probe can be fitted (in a data card, `labels` says where they are)"
+NO_TEXT, NO_REPORTS = "the encoder has no text tower", "no test image has a report"
 AGES = (0, 40, 60, 80, 131)  # bands, in years
 Part = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]  # training, validation, test rows
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """``parts``: rows of the manifest, a triple, or one a fold; ``names``: the labels judged; ``told``: ``facts``."""
+    """``parts``: rows of the manifest, a triple, or one a fold; ``names``: the labels that are probed; ``told``:
+    ``facts``; ``left``: labels that the data set knows and that cannot be probed, with the reason."""
 
     prepared: Prepared
     told: pd.DataFrame
     parts: list[Part]
     names: list[str]
+    left: dict[str, str] = field(default_factory=dict)
 
     @property
     def base(self) -> list[str]:
-        """The labels of the vocabulary among ``names``; they come first."""
-        return [name for name in self.names if ":" not in name]
+        """The recorded labels among ``names``; they come first."""
+        return [name for name in self.names if is_recorded(name)]
 
     def targets(self, table: pd.DataFrame, names: list[str] | None = None) -> np.ndarray:
         """(N,L) float32 in {0,1,NaN} of the rows of ``table``; NaN for what the data set does not tell."""
         columns = []
         for name in self.names if names is None else names:
-            if ":" in name:
+            if not is_recorded(name):
                 told = self.told[name] if name in self.told else pd.Series(np.nan, self.told.index)
                 columns.append(told.loc[table["row"]].to_numpy(np.float32))
             elif name in label_names(table) or f"truth:{name}" in table:
@@ -47,40 +53,119 @@ class Cohort:
                 columns.append(np.full(len(table), np.nan, np.float32))
         return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0), np.float32)
 
+    def counts(self, name: str) -> list[tuple[int, int]]:
+        """(positives, negatives) of a label among training, validation and test images; in cross-fitting the fewest of
+        any fold, but for test, which is all folds together."""
+        found = np.array(
+            [[[(self.targets(t, [name]) == kind).sum() for kind in (1, 0)] for t in triple] for triple in self.parts]
+        )
+        fewest, every = found.min(axis=0), found.sum(axis=0)
+        return [(int(a), int(b)) for a, b in (*fewest[:2], every[2])]
+
+    def counted(self, name: str) -> str:
+        """``counts`` in words."""
+        parts = zip(("training", "validation", "test"), self.counts(name), strict=True)
+        return f"{name} (images with it / without: {', '.join(f'{part} {a} / {b}' for part, (a, b) in parts)})"
+
+    def unfitted(self) -> dict[str, str]:
+        """The labels among ``names`` of which some training part is of one class, with the reason."""
+        return {name: f"not fitted: {self.counted(name)}" for name in self.names if 0 in self.counts(name)[0]}
+
+
+def needed() -> str:
+    """What a label needs to be evaluated, in words."""
+    return f"needed: {LEAST} test images of either class from {LEAST_PATIENTS} patients, and both classes in training"
+
 
 def gather(p: study.Classify, prepared: Prepared) -> Cohort:
-    """The cohort that ``p`` describes; ValueError naming the parameter that leaves nothing to judge."""
+    """The cohort that ``p`` describes: without ``p.labels``, every label of the data set that has both classes.
+
+    Data without any label, or none of ``p.tasks``, give a cohort without names: reports can still be retrieved.
+    ValueError, which counts each label, where labels were expected and nothing at all is left to evaluate.
+    """
     told = facts(prepared, p.folds or [*p.train, *p.validation, *p.test])
     table = labelled_rows(prepared, p, told)
-    base = p.labels or [name for name in label_names(table) if name in LABELS and _both(table, name)]
-    label_array(table.iloc[:0], base, truth=True)  # a label that is not there is refused by its name
+    recorded = p.labels or label_names(table)
+    label_array(table.iloc[:0], recorded, truth=True)  # a label that is not there is refused by its name
+    if wrong := [name for name in recorded if not is_recorded(name) or name == "macro"]:
+        raise ValueError(f"label {wrong[0]!r} has a name that results use for something else: rename it in the card")
+    base = [name for name in recorded if p.labels or _both(table, name)]
     cohort = Cohort(prepared, told, _parts(table, p, told), [n for n in base if task_of(n) in p.tasks])
+    single = [name for name in recorded if name not in base and task_of(name) in p.tasks]
+    cohort.left.update({name: f"{TOO_FEW}: {cohort.counted(name)}; {needed()}" for name in single})
     extra = [f"{prefix}:{n}" for prefix, of in (("malposition", DEVICES), ("right", FINDINGS)) for n in base if n in of]
 
     def enough(name: str) -> bool:
         found = [cohort.targets(part, [name]) for triple in cohort.parts for part in (triple[0], triple[2])]
         return all((values == kind).sum() >= LEAST for values in found for kind in (0, 1))
 
-    cohort.names.extend(name for name in extra if task_of(name) in p.tasks and enough(name))
-    if not cohort.names:
-        raise ValueError(
-            f"tasks: nothing of {p.tasks} can be probed on {p.data} with labels {p.labels or 'of any name'}"
-        )
+    for name in [name for name in extra if task_of(name) in p.tasks]:
+        if enough(name):
+            cohort.names.append(name)
+        elif any(map(sum, cohort.counts(name))):
+            cohort.left[name] = f"{TOO_FEW}: {cohort.counted(name)}; needed: {LEAST} of either in training and in test"
+    retrieved = "retrieval" in p.tasks and any(_reports(part[2]).any() for part in cohort.parts)
+    if recorded and not cohort.names and not retrieved:
+        each = "; ".join(map(cohort.counted, recorded))
+        raise ValueError(f"tasks: nothing of {p.tasks} can be evaluated on {p.data}: {each}; {needed()}")
     return cohort
+
+
+def _reports(table: pd.DataFrame) -> pd.Series:
+    """Whether each row has a report."""
+    if "report" not in table:
+        return pd.Series(False, table.index)
+    return table["report"].fillna("").str.strip() != ""
 
 
 def elsewhere(p: study.Classify, folder: str, names: list[str]) -> Cohort:
     """Test rows of another data set, judged on ``names``, NaN where it does not know one: of its splits ``p.test``, or
-    all of it where it has none of them."""
+    all of it where it has none of them. Without names where it knows none of them."""
     prepared = open_prepared(study.resolve(folder))
     table = prepared.manifest.assign(row=np.arange(len(prepared.manifest)))
     test = table[table["split"].isin(p.test)] if "split" in table else table
     test = test if len(test) else table
     none = test.iloc[:0]
-    if not set(names) & set(label_names(table)):
-        raise ValueError(f"also: {folder} has none of the labels {', '.join(names)}")
+    known = names if set(names) & set(label_names(table)) else []
     told = facts(prepared, sorted(set(test.get("split", []))))
-    return Cohort(prepared, told, [(none, none, _cut(test, "also_within", p, told))], names)
+    return Cohort(prepared, told, [(none, none, _cut(test, "also_within", p, told))], known)
+
+
+def not_evaluated(
+    p: study.Classify, cohort: Cohort, metrics: Sequence[dict[str, Any]], *, has_text: bool
+) -> dict[str, str]:
+    """Of each of ``p.tasks`` without a number among ``metrics``: why."""
+    done = {row["task"] for row in metrics if row["value"] == row["value"]}
+    asked = [*cohort.names, *cohort.left]
+    every: dict[str, list[str]] = {task: [name for name in asked if task_of(name) == task] for task in p.tasks}
+    every["zero_shot"], reasons = cohort.base, dict[str, str]()
+    for task in [task for task in p.tasks if task not in done]:
+        if task == "retrieval" and not any(_reports(part[2]).any() for part in cohort.parts):
+            reasons[task] = NO_REPORTS
+        elif task in ("zero_shot", "retrieval") and not has_text:
+            reasons[task] = NO_TEXT
+        elif every[task]:
+            reasons[task] = f"{TOO_FEW}: {'; '.join(map(cohort.counted, every[task]))}; {needed()}"
+        elif not label_names(cohort.prepared.manifest):
+            reasons[task] = NO_LABELS
+        else:
+            known = ", ".join(p.labels or label_names(cohort.prepared.manifest))
+            reasons[task] = f"the data set tells nothing of it; its labels: {known}"
+    return reasons
+
+
+def left_rows(cohort: Cohort) -> list[dict[str, Any]]:
+    """Metric rows without a value of the labels that are ``left``: how many test images there are, and why."""
+    rows, test = [], pd.concat([part[2] for part in cohort.parts])
+    for name, note in cohort.left.items():
+        known = cohort.targets(test, [name])[:, 0]
+        there = ~np.isnan(known)
+        row = {"task": task_of(name), "label": name, "metric": "auroc"} | dict.fromkeys(
+            ("value", "low", "high"), np.nan
+        )
+        row |= {"n": int(there.sum()), "positives": int(np.nansum(known))}
+        rows.append(row | {"n_patients": test["patient_id"][there].nunique(), "note": note})
+    return rows
 
 
 # ---- what is known of a row ----------------------------------------------------------------------------------------
@@ -185,13 +270,14 @@ def subgroups(
     scores: np.ndarray,
     truth: np.ndarray,
     *,
+    notes: dict[str, str] | None = None,
     resamples: int,
     seed: int = 0,
 ) -> pd.DataFrame:
     """AUROC and AUPRC of findings and devices by view, sex, age band, scanner and time (a patient's first exam or a
     later one), where the data set tells them.
 
-    Columns: by, group, and those of a metric row. A label with one class in a group has no row there.
+    Columns: by, group, and those of a metric row; a label that is too few in a group has a row without a value there.
     """
     known = told.loc[test["row"]]
     of = {"view": test.get("view"), "sex": test.get("sex"), "scanner": known.get("scanner")}
@@ -204,12 +290,9 @@ def subgroups(
         values = np.array([] if column is None else column.astype(object).where(column.notna(), None))
         for group in sorted({v for v in values if v is not None}):
             here = values == group
-            for task, which in by_task([name for name in names if ":" not in name]).items():
+            for task, which in by_task([name for name in names if is_recorded(name)]).items():
                 cells = (scores[here][:, which], truth[here][:, which], patients[here], [names[k] for k in which])
-                found = evaluate(*cells, resamples=resamples, seed=seed)
-                rows += [
-                    {"by": by, "group": group, "task": task, **row} for row in found if row["value"] == row["value"]
-                ]
-    return pd.DataFrame(
-        rows, columns=["by", "group", "task", "label", "metric", "value", "low", "high", "n", "positives"]
-    )
+                found = evaluate(*cells, notes=notes, resamples=resamples, seed=seed)
+                rows += [{"by": by, "group": group, "task": task, **row} for row in found if row["n"]]
+    columns = ["by", "group", "task", "label", "metric", "value", "low", "high", "n", "positives", "n_patients", "note"]
+    return pd.DataFrame(rows, columns=columns)

@@ -8,18 +8,38 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from cxrstudy import encoders, study, weights
+from cxrstudy import study
 from cxrstudy.data.images import Prepared
-from cxrstudy.data.manifest import patients_hash
 from cxrstudy.evaluate import features, zeroshot
 from cxrstudy.evaluate.attention import fit_attention
 from cxrstudy.evaluate.classification import by_task, evaluate, fit_probe, known_mean
-from cxrstudy.evaluate.cohort import Cohort, Part, _parts, elsewhere, gather, labelled_rows, subgroups
+from cxrstudy.evaluate.cohort import (
+    Cohort,
+    Part,
+    _parts,
+    elsewhere,
+    gather,
+    labelled_rows,
+    left_rows,
+    not_evaluated,
+    subgroups,
+)
 from cxrstudy.evaluate.metrics import auroc
+from cxrstudy.evaluate.small_samples import too_few
+from cxrstudy.evaluate.subjects import (
+    SUPERVISED,
+    LeakError,
+    Subject,
+    described,
+    open_subject,
+    refuse_leak,
+    refuse_overlap,
+)
 from cxrstudy.evaluate.thresholds import best_threshold, platt
 from cxrstudy.progress import Progress
 
 __all__ = [
+    "SUPERVISED",
     "LeakError",
     "_parts",
     "labelled_rows",
@@ -31,74 +51,13 @@ __all__ = [
     "save_scores",
     "score",
 ]
-Subject = tuple[Any, dict[str, Any], set[str]]
-SUPERVISED = "supervised:"
-
-
-class LeakError(ValueError):
-    """A patient who must not be in an encoder's pretraining is in it."""
-
-
-def open_subject(name: str, size: int, seed: int) -> Subject:
-    """(encoder, what it is, patients it was pretrained on) for a value of the parameter ``encoder``.
-
-    The encoder is None for ``covariates``, not trained on the labels yet for ``supervised:NAME`` (an architecture, or
-    an encoder that training goes on from), and ``features.Embeddings`` for a table of vectors; whom that one's encoder
-    has seen may be said in a ``patients.txt`` beside it.
-    """
-    blank = {"paradigm": "control", "encoder": name, "n_images": 0, "samples_seen": 0}
-    if name == "covariates":
-        return None, blank, set()
-    if name.startswith(SUPERVISED):
-        inner = name.removeprefix(SUPERVISED)
-        known = encoders.encoder_folder(study.resolve(inner)) or inner in weights.KNOWN
-        encoder, _, patients = open_subject(inner if known else f"random:{inner}", size, seed)
-        return encoder, blank | {"seed": seed}, patients
-    path = study.resolve(name)
-    if path.suffix.lower() in features.TABLES:
-        if not path.is_file():
-            raise encoders.MissingWeights(f"no table of embeddings at {path}")
-        info = blank | {"paradigm": "embeddings", "encoder": path.name}
-        return features.read_embeddings(path), info, encoders.listed_patients(path.parent) or set()
-    folder = encoders.encoder_folder(path)
-    encoder = weights.load_encoder(folder or name, size=size, seed=seed)
-    if folder is None:
-        control = name == "pixels" or name.startswith("random:")
-        return encoder, blank | {"paradigm": "control" if control else "open weights", "seed": seed}, set()
-    listed = encoders.listed_patients(folder)
-    if encoder.info.get("n_images") and listed is None:
-        raise LeakError(f"{folder}: patients.txt is missing: nobody can tell whom it was pretrained on; run it again")
-    return encoder, dict(encoder.info), listed or set()
-
-
-def refuse_leak(seen: set[str], judged: pd.DataFrame, name: str) -> None:
-    """LeakError, with their number and the first, when patients of ``judged`` (column ``patient_id``) are among those
-    ``seen`` in the pretraining of encoder ``name``."""
-    shared = sorted(seen & set(judged["patient_id"]))
-    if shared:
-        raise LeakError(
-            f"{len(shared)} patients who judge encoder {name} were in its pretraining (first: {shared[0]}); "
-            "pretrain on splits that hold none of them"
-        )
-
-
-def refuse_overlap(train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame) -> None:
-    """LeakError, with their number and the first, when training or validation patients of a probe are test patients.
-
-    Tables with a column ``patient_id``: what is fitted on a patient, or chosen on one, must not be judged on them.
-    """
-    shared = sorted((set(train["patient_id"]) | set(validation["patient_id"])) & set(test["patient_id"]))
-    if shared:
-        raise LeakError(
-            f"{len(shared)} test patients are training or validation patients too (first: {shared[0]}); "
-            "name splits, and data sets, that share no patient"
-        )
 
 
 # ---- one fold ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Judge:
-    """An encoder and what was fitted on it: probe, thresholds (L,), Platt's slopes and intercepts (L,2)."""
+    """An encoder and what was fitted on it: probe (None without labels), thresholds (L,), Platt's slopes and intercepts
+    (L,2)."""
 
     encoder: Any
     text: Any
@@ -108,7 +67,7 @@ class Judge:
 
     def judge(self, x: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Of ``rows`` of ``look``'s features: log odds, how far above the threshold, probability; (N,L) float32."""
-        s = _scores(self.probe, x, rows)
+        s = _scores(self.probe, x, rows) if self.probe is not None else np.zeros((len(rows), 0), np.float32)
         chance = expit(self.sigmoid[:, 0] * s + self.sigmoid[:, 1])
         return {"scores": s, "margin": s - self.threshold, "probabilities": chance.astype(np.float32)}
 
@@ -190,86 +149,124 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
     Returns ``names`` (L), ``scores`` (N,L) log odds, ``calls`` and ``probabilities`` (N,L; see ``thresholds``) and
     ``truth`` (N,L) of the ``test`` rows (a manifest); ``ranks`` (N,2) of retrieval, or None; ``also``: the same on
     other data sets, by the names of their folders; ``judges`` and their ``probes``, one a fold; ``metrics`` (a list:
-    task, label, metric, value, low, high, n, positives); tables ``subgroups`` and ``curve`` (label efficiency);
-    ``subject``. Fixed splits: no labelled patient may be in the encoder's pretraining; folds: no patient of the held
-    fold. LeakError when one is, or when a test patient is one of training or validation.
+    task, label, metric, value, low, high, n, positives, n_patients, note); ``not_evaluated``: of each task without a
+    number, why; tables ``subgroups`` and ``curve`` (label efficiency); ``subject``. Without any label there is no
+    probe, and what is left is retrieval. Fixed splits: no labelled patient may be in the encoder's pretraining; folds:
+    no patient of the held fold. LeakError when one is, or when a test patient is one of training or validation.
     """
     cohort = gather(p, prepared)
-    places = [study.resolve(folder).name for folder in p.also]
-    if len(set(places)) < len(places):
-        raise ValueError(f"also: two folders of one name among {', '.join(p.also)}; their results bear it: rename one")
-    others = [elsewhere(p, folder, cohort.names) for folder in p.also]
+    others = _others(p, cohort)
     judged = p.fold_encoders or [p.encoder] * len(cohort.parts)
-    for train, validation, test in cohort.parts:
-        for judges_on in (test, *(other.parts[0][2] for other in others)):
-            refuse_overlap(train, validation, judges_on)
-    opened: dict[str, Subject] = {}
-    for name, part in zip(judged, cohort.parts, strict=True):  # before anything is computed
-        if name not in opened:
-            opened[name] = open_subject(name, prepared.info["size"], p.seed)
-        for rows in (part[2] if p.folds else pd.concat(part), *(other.parts[0][2] for other in others)):
-            refuse_leak(opened[name][2], rows, name)
+    opened = _opened(p, prepared, cohort, others, judged)
+    notes, has_text = cohort.unfitted(), False
     seen: dict[str, tuple[Any, ...]] = {}
     judges, found, few = [], [], []
-    abroad: list[list[dict[str, np.ndarray]]] = [[] for _ in others]
+    abroad: dict[str, list[dict[str, np.ndarray]]] = {place: [] for place in others}
     for name, part in zip(judged, cohort.parts, strict=True):
-        rows, val, held = (table["row"].to_numpy() for table in part)
-        y, y_val = _labels(p, cohort, part)
         if name not in seen or name.startswith(SUPERVISED):
-            encoder = opened[name][0]
-            if name.startswith(SUPERVISED):  # each fold's own, from its own training patients
-                encoder = open_subject(name, prepared.info["size"], p.seed)[0]
-                how = {"samples_seen": p.supervised_samples, "seed": p.seed}
-                features.train_supervised(encoder, prepared, rows, y, **how)
-            asked = encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks)
-            text = zeroshot.text_side(name, encoder) if asked else None
+            encoder, text = _ready(p, prepared, cohort, part, name, opened[name][0])
             # of all its folds: under fit_within and test_within a fold may need rows that the first one does not
             parts = [part for own, part in zip(judged, cohort.parts, strict=True) if own == name]
             wanted = pd.unique(np.concatenate([table["row"] for part in parts for table in part]))
-            seen[name] = (encoder, text, *look(p, encoder, text, prepared, wanted, progress))
+            looked = look(p, encoder, text, prepared, wanted, progress) if cohort.names or text else (None, None)
+            seen[name] = (encoder, text, *looked)
         encoder, text, x, mean = seen[name]
-        probe = _probe(p, x, rows, y, val, y_val)
-        on_val = _scores(probe, x, val)
-        judge = Judge(encoder, text, probe, best_threshold(y_val, on_val), platt(y_val, on_val))
+        has_text = has_text or text is not None
+        judge, held = _judge(p, cohort, part, encoder, text, x), part[2]["row"].to_numpy()
         shots = zeroshot.look(text, mean[held], prepared, part[2], cohort.base, p.tasks) if text is not None else {}
         judges.append(judge)
         found.append(judge.judge(x, held) | shots)
-        few.append(_few(p, cohort, part, x))
-        for other, scores in zip(others, abroad, strict=True):
+        few.append(_few(p, cohort, part, x) if cohort.names else {})
+        for place, other in others.items():
             there = other.parts[0][2]["row"].to_numpy()
-            scores.append(judge.judge(look(p, encoder, None, other.prepared, there, progress)[0], there))
-    result = _gathered(p, cohort, {k: np.concatenate([f[k] for f in found]) for k in found[0]})
+            if cohort.names and other.names:
+                abroad[place].append(judge.judge(look(p, encoder, None, other.prepared, there, progress)[0], there))
+    result = _gathered(p, cohort, {k: np.concatenate([f[k] for f in found]) for k in found[0]}, notes)
+    result["metrics"] += left_rows(cohort)
+    reasons = not_evaluated(p, cohort, result["metrics"], has_text=has_text)
     result["also"] = {
-        place: _gathered(p, other, {k: np.mean([f[k] for f in scores], 0) for k in scores[0]})
-        for place, other, scores in zip(places, others, abroad, strict=True)
+        place: _gathered(p, others[place], {k: np.mean([f[k] for f in scores], 0) for k in scores[0]}, notes)
+        for place, scores in abroad.items()
+        if scores
     }
     for where, there in result["also"].items():
         result["metrics"] += [row | {"task": f"{row['task']}@{where}"} for row in there["metrics"]]
-    subject = opened[judged[0]][1]
-    subject |= {
-        "trained_on": subject.get("institution"),
-        "data": Path(p.data).name,
-        "kind": prepared.info["kind"],
-        "institution": prepared.info["institution"],
-        "generator": prepared.info.get("generator"),
-        "patients": patients_hash(pd.concat([table for part in cohort.parts for table in part])),
-    }
-    if judged[0].startswith(SUPERVISED):
-        subject["samples_seen"] = p.supervised_samples
-    if p.shuffle_labels:  # a control, whatever its encoder
-        subject |= {"paradigm": "control", "encoder": f"shuffled labels, {subject['encoder']}", "base": None}
-    probes = [judge.probe for judge in judges]
-    width = probes[0].mean if hasattr(probes[0], "mean") else probes[0].coef[0]
-    counts = {"test_images": len(result["test"]), "train_images": len(cohort.parts[0][0]), "features": len(width)}
+    reasons |= {f"@{place}": "no label that both data sets record" for place, scores in abroad.items() if not scores}
+    probes = [judge.probe for judge in judges if judge.probe is not None]
     cells = (result["test"], cohort.told, result["names"], result["scores"], result["truth"])
-    tables = {
-        "subgroups": subgroups(*cells, resamples=p.resamples, seed=p.seed),
-        "curve": _curve(cohort, result["truth"], few),
+    return result | {
+        "not_evaluated": reasons,
+        "subgroups": subgroups(*cells, notes=notes, resamples=p.resamples, seed=p.seed),
+        "curve": _curve(cohort, result["truth"], result["test"]["patient_id"].to_numpy(), few),
+        "judges": judges,
+        "probes": probes,
+        "subject": described(p, prepared, cohort, judged[0], opened[judged[0]][1]),
+        "info": {
+            "test_images": len(result["test"]),
+            "test_patients": int(result["test"]["patient_id"].nunique()),
+            "train_images": len(cohort.parts[0][0]),
+            "features": _width(probes[0]) if probes else 0,
+            "not_evaluated": reasons,
+        },
     }
-    return result | tables | {"judges": judges, "probes": probes, "subject": subject, "info": counts}
 
 
-def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray]) -> dict[str, Any]:
+def _others(p: study.Classify, cohort: Cohort) -> dict[str, Cohort]:
+    """The data sets of ``p.also`` by the names of their folders; ValueError where two have one name."""
+    places = [study.resolve(folder).name for folder in p.also]
+    if len(set(places)) < len(places):
+        raise ValueError(f"also: two folders of one name among {', '.join(p.also)}; their results bear it: rename one")
+    return {place: elsewhere(p, folder, cohort.names) for place, folder in zip(places, p.also, strict=True)}
+
+
+def _opened(
+    p: study.Classify, prepared: Prepared, cohort: Cohort, others: dict[str, Cohort], judged: list[str]
+) -> dict[str, Subject]:
+    """The encoders by name, before anything is computed; LeakError as ``run`` says."""
+    tests = [other.parts[0][2] for other in others.values()]
+    for train, validation, test in cohort.parts:
+        for judges_on in (test, *tests):
+            refuse_overlap(train, validation, judges_on)
+    opened: dict[str, Subject] = {}
+    for name, part in zip(judged, cohort.parts, strict=True):
+        if name not in opened:
+            opened[name] = open_subject(name, prepared.info["size"], p.seed)
+        for rows in (part[2] if p.folds else pd.concat(part), *tests):
+            refuse_leak(opened[name][2], rows, name)
+    return opened
+
+
+def _ready(
+    p: study.Classify, prepared: Prepared, cohort: Cohort, part: Part, name: str, encoder: Any
+) -> tuple[Any, Any]:
+    """An encoder, trained on the labels where that is asked for, and its text side where it has one to evaluate."""
+    if not cohort.names and (p.shuffle_labels or name.startswith(SUPERVISED)):
+        return encoder, None  # a baseline of labels, without labels
+    if name.startswith(SUPERVISED):  # each fold's own, from its own training patients
+        encoder = open_subject(name, prepared.info["size"], p.seed)[0]
+        how = {"samples_seen": p.supervised_samples, "seed": p.seed}
+        features.train_supervised(encoder, prepared, part[0]["row"].to_numpy(), _labels(p, cohort, part)[0], **how)
+    asked = encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks)
+    return encoder, zeroshot.text_side(name, encoder) if asked else None
+
+
+def _judge(p: study.Classify, cohort: Cohort, part: Part, encoder: Any, text: Any, x: np.ndarray) -> Judge:
+    """What is fitted on a fold's training and validation rows."""
+    if not cohort.names:
+        return Judge(encoder, text, None, np.zeros(0), np.zeros((0, 2)))
+    rows, val, _ = (table["row"].to_numpy() for table in part)
+    y, y_val = _labels(p, cohort, part)
+    probe = _probe(p, x, rows, y, val, y_val)
+    on_val = _scores(probe, x, val)
+    return Judge(encoder, text, probe, best_threshold(y_val, on_val), platt(y_val, on_val))
+
+
+def _width(probe: Any) -> int:
+    """How many features a probe was fitted on."""
+    return len(probe.mean if hasattr(probe, "mean") else probe.coef[0])
+
+
+def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray], notes: dict[str, str]) -> dict[str, Any]:
     """Names, scores, calls, probabilities, truth, test, ranks and metrics from the arrays of ``Judge.judge`` (labels of
     the first cohort's order) and ``zeroshot.look``, whose labels nothing was fitted for: no call, no probability."""
     test = pd.concat([part[2] for part in cohort.parts])
@@ -285,7 +282,7 @@ def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray]) -
         names += [f"zero_shot:{name}" for name in cohort.base]
     patients = test["patient_id"].to_numpy()
     decided = {k: arrays[k] for k in ("calls", "probabilities")}
-    metrics = score(p, names, arrays["scores"], arrays["truth"], patients, **decided)
+    metrics = score(p, names, arrays["scores"], arrays["truth"], patients, notes=notes, **decided)
     ranks = found.get("ranks")
     ranks = None if ranks is None or np.isnan(ranks).all() else ranks
     if ranks is not None:
@@ -302,27 +299,36 @@ def score(
     *,
     calls: np.ndarray | None = None,
     probabilities: np.ndarray | None = None,
+    notes: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Metrics of every task, each with its macro average; F1 and its like where ``calls`` and ``probabilities`` (N,L)
-    are given, but for zero-shot labels, for which nothing was fitted."""
+    are given, but for zero-shot labels, for which nothing was fitted. ``notes``: why a label has no value."""
     out = []
     for task, chosen in by_task(names).items():
         how: dict[str, Any] = {}
         if calls is not None and probabilities is not None and task != "zero_shot":
             how = {"calls": calls[:, chosen], "probabilities": probabilities[:, chosen]}
         cells = (scores[:, chosen], truth[:, chosen], patients, [names[k] for k in chosen])
-        out += [{"task": task, **row} for row in evaluate(*cells, resamples=p.resamples, seed=p.seed, **how)]
+        rows = evaluate(*cells, notes=notes, resamples=p.resamples, seed=p.seed, **how)
+        out += [{"task": task, **row} for row in rows]
     return out
 
 
-def _curve(cohort: Cohort, truth: np.ndarray, few: list[dict[tuple[int, int], np.ndarray]]) -> pd.DataFrame:
-    """Label efficiency: macro AUROC by task, number of labelled patients (of a fold; all: the folds' mean) and seed."""
+def _curve(
+    cohort: Cohort, truth: np.ndarray, patients: np.ndarray, few: list[dict[tuple[int, int], np.ndarray]]
+) -> pd.DataFrame:
+    """Label efficiency: macro AUROC by task, number of labelled patients (of a fold; all: the folds' mean) and seed,
+    over the labels that are not too few among the test ``patients``."""
     rows, everyone = [], round(np.mean([part[0]["patient_id"].nunique() for part in cohort.parts]))
+    why, unfitted = too_few(truth[:, : len(cohort.names)], patients), cohort.unfitted()
+    left = [bool(note) or name in unfitted for name, note in zip(cohort.names, why, strict=True)]
     for count, seed in sorted(few[0], key=lambda key: (key[0] or everyone, key[1])):
         scores = np.concatenate([fold[count, seed] for fold in few])
         for task, which in by_task(cohort.names).items():
-            value = float(known_mean(auroc(truth[:, which], scores[:, which])))
-            rows.append({"task": task, "patients": count or everyone, "seed": seed, "auroc": value})
+            kept = [k for k in which if not left[k]]
+            if kept:
+                value = float(known_mean(auroc(truth[:, kept], scores[:, kept])))
+                rows.append({"task": task, "patients": count or everyone, "seed": seed, "auroc": value})
     return pd.DataFrame(rows, columns=["task", "patients", "seed", "auroc"])
 
 

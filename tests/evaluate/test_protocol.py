@@ -23,6 +23,7 @@ from cxrstudy.evaluate.thresholds import reliability
 
 torch.set_num_threads(1)
 COMMON = ["cardiomegaly", "pleural_effusion", "picc", "chest_tube"]
+IMAGES = 700
 FOLDS = ["fold0", "fold1", "fold2", "fold3"]
 NEXT = dict(zip(FOLDS, FOLDS[1:] + FOLDS[:1], strict=True))  # the held fold: that which validates
 
@@ -30,7 +31,7 @@ NEXT = dict(zip(FOLDS, FOLDS[1:] + FOLDS[:1], strict=True))  # the held fold: th
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     shares = {"pretrain": 0.1, "train": 0.4, "validation": 0.2, "test": 0.3}
-    return prepare_data(study.Data(n_images=240, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data"))))
+    return prepare_data(study.Data(n_images=IMAGES, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data"))))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_patient_on_whom_the_probe_is_fitted_or_chosen_is_refused_as_a_test_pa
             run(prepared, **splits)
         met = of(prepared, "train" if splits == {"test": ["train"]} else "test")
         assert f"{len(met)} test patients" in str(caught.value) and met[0] in str(caught.value)
-    same = study.Data(n_images=240, size=32, fractions={"train": 0.5, "test": 0.5}, out=str(tmp_path / "same"))
+    same = study.Data(n_images=IMAGES, size=32, fractions={"train": 0.5, "test": 0.5}, out=str(tmp_path / "same"))
     prepare_data(same)
     for data, changes in ((prepared, {}), (folded, {"folds": FOLDS, "test": ["nowhere"]})):  # nowhere: all its rows
         with pytest.raises(LeakError, match="test patients are training or validation patients too"):
@@ -147,7 +148,7 @@ def test_fixed_splits_score_the_test_rows_and_know_nothing_of_their_labels(prepa
 
 def test_cross_fitted_scores_cover_every_row_once_and_know_nothing_of_its_own_fold(folded):
     result = run(folded, folds=FOLDS)
-    assert sorted(result["test"]["row"]) == list(range(240))
+    assert sorted(result["test"]["row"]) == list(range(IMAGES))
     assert list(result["test"]["image_id"]) == list(folded.manifest["image_id"].iloc[result["test"]["row"]])
     np.testing.assert_array_equal(result["truth"], label_array(result["test"], COMMON, truth=True))
     for fold in ("fold0", "fold2"):
@@ -371,7 +372,7 @@ def test_covariates_are_view_sex_and_age_and_need_none_of_them():
 # ---- malposition, laterality, subgroups ----------------------------------------------------------------------------
 def test_facts_of_drawn_images_are_the_institutions_truth(prepared):
     told = cohort.facts(prepared, ["train", "test"])
-    truth = synthetic.describe(np.arange(240))
+    truth = synthetic.describe(np.arange(IMAGES))
     inside = prepared.manifest["split"].isin(["train", "test"]).to_numpy()
     for k, name in enumerate(DEVICES):
         held = truth.labels[:, len(FINDINGS) + k] == 1
@@ -574,7 +575,7 @@ def test_a_split_in_time_within_folds_looks_at_the_images_of_every_fold(folded, 
     time = {"fit_within": "exam == 0", "test_within": "exam > 0", "labels": ["cardiomegaly", "picc"]}
     result, looked = run(folded, folds=FOLDS, **time), protocol.look
     assert len(np.unique(result["scores"], axis=0)) > 0.9 * len(result["test"])
-    monkeypatch.setattr(protocol, "look", lambda p, e, t, data, rows, s: looked(p, e, t, data, np.arange(240), s))
+    monkeypatch.setattr(protocol, "look", lambda p, e, t, data, rows, s: looked(p, e, t, data, np.arange(IMAGES), s))
     np.testing.assert_allclose(run(folded, folds=FOLDS, **time)["scores"], result["scores"], rtol=1e-4, atol=1e-4)
 
 
@@ -594,7 +595,7 @@ def test_a_text_side_changes_nothing_of_what_a_probe_sees(prepared, name, layers
     plain, none = protocol.look(p, encoder, None, prepared, rows, iter)
     told, mean = protocol.look(p, encoder, text, prepared, rows, iter)
     np.testing.assert_array_equal(told, plain)
-    assert none.shape == (240, 0)
+    assert none.shape == (IMAGES, 0)
     x = encoder.normalise(np.array(prepared.images[rows]))
     np.testing.assert_allclose(mean[rows], encoder.pool(x), rtol=1e-3, atol=1e-4)
 
@@ -604,7 +605,7 @@ def test_a_feature_of_one_patch_is_probed_beside_a_text_side(prepared):
     text = encoders.build_text(["a report"], encoder.channels)
     found, mean = protocol.look(parameters(), encoder, text, prepared, np.arange(5), iter)
     np.testing.assert_array_equal(found[:5], mean[:5])
-    assert found.shape == (240, 1024)
+    assert found.shape == (IMAGES, 1024)
 
 
 def test_the_probe_of_patches_is_judged_alike_and_shows_where_it_looks(prepared):
