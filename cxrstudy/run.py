@@ -40,7 +40,8 @@ def folder(run: grid.Run) -> Path:
 
 def variant_name(settings: dict[str, Any]) -> str:
     """The name of a variant of a preset: its ``--set`` values; empty for the preset as it is."""
-    return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in sorted(settings.items()))
+    read = sorted(grid.read_settings(settings).items())
+    return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in read)
 
 
 def run_page(preset: str, stage: str, name: str) -> str:

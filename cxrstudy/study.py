@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cxrstudy.numbers import typed
+
 
 class StudyError(ValueError):
     """The call or its input is wrong; the message says which part and the remedy."""
@@ -44,10 +46,21 @@ def digest(value: Any, length: int = 6) -> str:
 
 
 # --------------------------------------------------------------------------------------- parameters of the notebooks
+def read_numbers(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with numbers that were read as text, as ``1e-4`` is, as the fields of ``model`` ask for."""
+    fields = model.model_fields
+    return {key: typed(value, fields[key].annotation) if key in fields else value for key, value in values.items()}
+
+
 class Parameters(BaseModel):
     """Parameters of one notebook; unknown names and wrong types are refused by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, values: Any) -> Any:
+        return read_numbers(cls, values) if isinstance(values, dict) else values
 
 
 class Data(Parameters):

@@ -1,0 +1,40 @@
+"""Numbers as people write them: ``1e-4``, which YAML 1.1, and so every tool here, reads as text."""
+
+import re
+from collections.abc import Callable
+from typing import Any, get_args, get_origin
+
+EXPONENT = re.compile(r"[-+]?(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")
+
+
+def typed(value: Any, annotation: Any) -> Any:
+    """Return ``value`` with each number that was read as text as the number that ``annotation`` asks for.
+
+    Only text with an exponent counts, such as ``1e-4``: other numbers, YAML reads as numbers, so text that looks like
+    one was quoted on purpose. Whole floats become integers where an integer is asked for (``1e4``, ``400.0``). Lists
+    and dictionaries are followed to any depth. What does not fit stays as it is, for the model to refuse.
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is list and isinstance(value, list):
+        return [typed(item, inner[0]) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {key: typed(item, inner[1]) for key, item in value.items()}
+    if annotation is Any and isinstance(value, list | dict):
+        return typed(value, list[Any] if isinstance(value, list) else dict[Any, Any])
+    convert = CONVERTED.get(annotation)
+    if convert is None:
+        return value
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
+        return convert(float(value), value)
+    return convert(value, value) if annotation is int and isinstance(value, float) else value
+
+
+def _whole(number: float, otherwise: Any) -> Any:
+    return int(number) if number.is_integer() else otherwise
+
+
+CONVERTED: dict[Any, Callable[[float, Any], Any]] = {
+    float: lambda number, _: number,
+    int: _whole,
+    Any: lambda number, _: _whole(number, number),
+}

@@ -1,0 +1,31 @@
+"""The file through which a run gets its parameters: YAML 1.1, as papermill reads it.
+
+As a program: ``python -m cxrstudy.parameterfile PLAN RUN`` prints the file of a run of a plan.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Return YAML that papermill reads as the same values of the same types.
+
+    JSON would not do, although YAML is said to contain it: YAML 1.1 reads the ``5e-06`` of JSON as text.
+    """
+    plain = json.loads(json.dumps(values))  # tuples as lists; a list that stands twice is written twice, not named
+    return yaml.safe_dump(plain, sort_keys=True, width=float("inf"))
+
+
+def main() -> None:
+    """Print the parameters of one run of a plan."""
+    plan, name = sys.argv[1:]
+    runs = json.loads(Path(plan).read_text(encoding="utf-8"))["runs"]
+    sys.stdout.write(to_yaml(next(run["parameters"] for run in runs if run["name"] == name)))
+
+
+if __name__ == "__main__":
+    main()
