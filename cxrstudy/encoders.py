@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 
 from cxrstudy.files import write_text
+from cxrstudy.patches import next_sizes, refuse_cut, stride_of
 
 # Small architectures that learn in minutes on a CPU: (timm name, arguments).
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +47,8 @@ class MissingWeights(FileNotFoundError):
 class Encoder(nn.Module):
     """An image encoder. ``forward_features`` and ``pool`` take normalised grey images (N,1,H,W).
 
+    ValueError where it would not see the whole of an image of ``input_size`` (see ``patches``).
+
     Attributes: ``input_size`` (px), ``mean`` and ``std`` of the grey level in [0, 1] used by ``normalise``,
     ``architecture`` (timm name), ``arguments`` (timm's), ``info`` (provenance).
     """
@@ -64,9 +67,16 @@ class Encoder(nn.Module):
         super().__init__()
         self.architecture, self.arguments, self.input_size = architecture, dict(arguments), input_size
         self.mean, self.std, self.info = mean, std, dict(info or {})
-        trunk: Any = timm.create_model(architecture, num_classes=0, pretrained=pretrained, **arguments)
+        try:
+            trunk: Any = timm.create_model(architecture, num_classes=0, pretrained=pretrained, **arguments)
+        except AssertionError as error:  # timm's way to say that windows or blocks do not fit
+            plain = {name: value for name, value in arguments.items() if name != "img_size"}
+            stride = stride_of(timm.create_model(architecture, num_classes=0, **plain)) or 32
+            why, remedy = str(error) or "its patches do not fit", next_sizes("size", input_size, stride)
+            raise ValueError(f"size={input_size}: {architecture} takes no such images ({why}); {remedy}") from error
         self.trunk, self.channels = trunk, int(trunk.num_features)
         self.in_chans = int(arguments.get("in_chans", 3))
+        refuse_cut(trunk, input_size, "size", self.in_chans, name=architecture)
 
     def normalise(self, images: Any) -> Tensor:
         """uint8 (N,H,W) or float in [0,1] (N,1,H,W) to normalised float32 (N,1,H,W)."""

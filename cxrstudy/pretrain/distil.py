@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from cxrstudy import encoders, study, weights
 from cxrstudy.encoders import Encoder
+from cxrstudy.patches import refuse_cut
 from cxrstudy.pretrain.augment import crops
 from cxrstudy.pretrain.dinov2 import (
     Centring,
@@ -138,11 +139,15 @@ class Dino(nn.Module):
             torch.zeros(encoder.channels if isinstance(encoder.trunk, VisionTransformer) else 1)
         )
         self.size = config.global_size or encoder.input_size
+        tried: dict[str, Any] = {"in_chans": encoder.in_chans, "name": encoder.architecture, "tried": True}
+        refuse_cut(encoder.trunk, self.size, "global_size", **tried)
         with torch.no_grad():
             blank = next(encoder.parameters()).new_zeros(1, 1, self.size, self.size)
             self.side = math.isqrt(self.eval().encoder.forward_features(blank).shape[1])  # of the grid of patches
         patch = self.size // self.side
         self.local_size = config.local_size or max(1, round(self.size * 3 / 7 / patch)) * patch
+        if config.local_crops:
+            refuse_cut(encoder.trunk, self.local_size, "local_size", **tried)
         self.train()
 
     @property
