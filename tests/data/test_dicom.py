@@ -231,8 +231,8 @@ def test_a_voi_lut_of_8_bits_over_12_bit_pixels(packed):
 
 
 def test_a_voi_lut_of_65536_entries_after_a_fractional_rescale():
-    image = read(RAMP, VOILUTSequence=lut(0, 16, np.arange(65536), "OW"), RescaleSlope=0.1, RescaleIntercept=3)
-    np.testing.assert_allclose(image, np.rint(RAMP * 0.1 + 3) / 65535, atol=1e-6)
+    image = read(RAMP, VOILUTSequence=lut(0, 16, np.arange(65536), "OW"), RescaleSlope=10.1, RescaleIntercept=3)
+    np.testing.assert_allclose(image, np.rint(RAMP * 10.1 + 3) / 65535, atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [12, 16])
