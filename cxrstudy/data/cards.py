@@ -4,7 +4,8 @@ A card is Markdown with YAML front matter; the front matter is the map from the 
 manifest, so a card that has rotted fails. ``Card`` below is the front matter's schema.
 """
 
-import glob
+import codecs
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cxrstudy import study
+from cxrstudy.data import columns as cells
 from cxrstudy.data import manifest as manifests
-from cxrstudy.data.vocabulary import FINDINGS, LABELS, VIEWS
+from cxrstudy.data.ids import Spelling, read_ids
+from cxrstudy.data.labels import read_columns, read_list
+from cxrstudy.data.locate import find_images, find_listed
+from cxrstudy.data.tables import CardError, Rows, read_tables
+from cxrstudy.data.vocabulary import FINDINGS, LABELS
 
-SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+__all__ = ["Card", "CardError", "Labels", "Table", "load_manifest", "read_card"]
 
-
-class CardError(ValueError):
-    """A card, or the data set under ``root``, is not as the card says; the message names the place and the remedy."""
+VIEW = Literal["PA", "AP", "LATERAL"]
 
 
 class _Strict(BaseModel):
@@ -32,16 +36,24 @@ class Table(_Strict):
     """Where the table lies under root and which of its columns is what."""
 
     path: str = Field(description="CSV or Parquet, below root; a glob is allowed")
-    separator: str = ","
+    separator: str = Field(",", min_length=1, max_length=2)
+    encoding: str = Field("", description="of CSV that is not UTF-8, say cp1252")
+    ids: Spelling | None = Field(
+        None,
+        description="ids of patients and studies that differ in spelling alone (blanks, case, leading zeros, .0 ...): "
+        "exact: they are different; normalised: they are one, written in one spelling; not given: refused",
+    )
     image_id: str
     patient_id: str
-    study_id: list[str] = Field(description="columns whose values, joined by '-', name the study")
+    study_id: list[str] = Field(description="columns whose values, joined by '-', name the study", min_length=1)
     view: str | None = None
     age: str | None = None
     sex: str | None = None
     report: str | None = None
-    views: dict[str, str] = Field({}, description="their name of a view -> ours; others become missing; empty: as ours")
-    sexes: dict[str, str] = Field({"F": "F", "M": "M"}, description="their name of a sex -> ours")
+    views: dict[str, VIEW | None] = Field(
+        {}, description="their name of a view -> ours, or null; others become missing; empty: common spellings"
+    )
+    sexes: dict[str, Literal["F", "M"] | None] = Field({}, description="their name of a sex -> ours, as views")
     sides: dict[str, str] = Field(
         {}, description="our finding -> the column of its side: right, left, bilateral, empty"
     )
@@ -52,21 +64,41 @@ class Table(_Strict):
     pixel_spacing: str | None = Field(None, description="mm a pixel of the image file, for errors of tips in mm")
     query: str = Field("", description="keep only the rows that meet this pandas query (e.g. frontal views)")
 
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            return name and codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(f"{name!r} is no encoding that Python knows; say, cp1252") from None
+
 
 class Labels(_Strict):
     """How the data set's labels become ours (1, 0, missing = unknown)."""
 
     encoding: Literal["list", "columns"] = Field(description="list: one column, names joined; columns: one a label")
     column: str | None = Field(None, description="list: that column")
-    separator: str = Field("|", description="list: what joins the names")
+    separator: str = Field("|", description="list: what joins the names; lists in brackets are read too", min_length=1)
     names: dict[str, str | list[str]] = Field(description="our name -> theirs, or several of theirs")
-    values: dict[str, float | None] = Field({}, description="columns: their value, as written -> 1, 0 or null")
+    values: dict[str, Literal[0, 1] | None] = Field(
+        {}, description="columns: their value, as written -> 1, 0 or null; numbers compare as numbers"
+    )
     missing: Literal["absent", "unknown"] = Field(description="what a label that is not given means")
+    may_be_absent: list[str] | bool = Field(
+        [], description="list: names that no row need list, as in a part of the data set; true: all of them"
+    )
 
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:
         return {str(key): value for key, value in values.items()} if isinstance(values, dict) else values
+
+    @field_validator("values")
+    @classmethod
+    def _not_empty(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if any(not key.strip() for key in values):
+            raise ValueError("an empty cell has no value here: `missing` says what it means")
+        return values
 
 
 class Card(_Strict):
@@ -87,18 +119,40 @@ class Card(_Strict):
     labels: Labels | None = None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys stay text as written: ``Yes``, ``on``, ``1.0``, ``007`` and dates are names of a table."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        found: dict[Any, Any] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else self.construct_object(key, deep=True)
+            if name in found:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key.start_mark)
+            found[name] = self.construct_object(value, deep=True)
+        return found
+
+
 def read_card(card: str | Path) -> Card:
     """The front matter of ``data_cards/<card>.md`` or of a card given by path; CardError naming what does not hold."""
     path = Path(card) if str(card).endswith(".md") else study.root() / "data_cards" / f"{card}.md"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in (study.root() / "data_cards").glob("*.md")))
         raise CardError(f"no data card {str(card)!r}; there are: {names} (or give the path of your own .md)")
-    parts = path.read_text(encoding="utf-8").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
+    try:
+        text = re.sub(r"\r\n?", "\n", path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise CardError(f"{path}: not UTF-8 ({error}): save the card as UTF-8") from None
+    front = re.match(r"\s*---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    if not front:
         raise CardError(f"{path}: does not start with YAML front matter between two lines '---'")
     try:
-        return Card(**yaml.safe_load(parts[1]))
-    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        return Card(**yaml.load(front[1], _Loader))
+    except ValidationError as error:
+        text_wanted = any(e["type"] == "string_type" for e in error.errors())
+        quote = ". Put names that YAML takes for numbers, dates or yes and no in quotes" if text_wanted else ""
+        raise CardError(f"{path}: front matter: {error}{quote}") from None
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise CardError(f"{path}: front matter: {error}") from None
 
 
@@ -108,8 +162,13 @@ def load_manifest(
     """The manifest of the data set lying under ``root``, as ``card`` describes it.
 
     The synthetic card needs no root, but ``institution``, ``n_images`` and ``seed``; for a real data set ``n_images``
-    keeps a nested subset (0 = all). ``attrs["without_image"]`` counts rows whose image file is not under root (a
-    partial download). CardError names the file or column that is not as the card says.
+    keeps a nested subset (0 = all).
+
+    ``attrs["left_out"]`` counts rows of the table that are not in the manifest, by reason: ``not kept by query``,
+    ``no image id``, ``no patient id``, ``no study id``, ``no image file``. ``attrs["not_understood"]`` counts cells
+    that were read as missing because nobody knows what they mean: our column (``age``, ``sex``, ``view``,
+    ``pixel_spacing``, ``malposition:NAME``) -> their value -> how often, over all images found. CardError names the
+    file, line or column that is not as the card says.
     """
     described = read_card(card)
     if described.kind == "synthetic" and described.table is None:
@@ -119,7 +178,16 @@ def load_manifest(
         raise CardError(f"card {described.name}: root {str(root)!r} is not a folder; {described.access}")
     if described.table is None:
         raise CardError(f"card {described.name}: a real data set needs `table` in its front matter")
-    manifest = _real(described, described.table, base)
+    try:
+        manifest = _real(described, described.table, base)
+    except CardError as error:
+        raise CardError(f"card {described.name}: {error}") from error
+    if n_images > len(manifest):
+        left = sum(manifest.attrs["left_out"].values())
+        raise CardError(
+            f"card {described.name}: n_images is {n_images}, but the data set has {len(manifest)} images"
+            f"{f' ({left} rows of its table were left out)' if left else ''}; use n_images: 0 for all"
+        )
     return manifests.nested_subset(manifest, n_images, seed=seed) if n_images else manifest
 
 
@@ -142,132 +210,128 @@ def _synthetic(institution: str, n_images: int, seed: int) -> pd.DataFrame:
     columns |= {f"label:{name}": described.reported[:, k] for k, name in enumerate(LABELS)}
     columns |= {f"truth:{name}": described.labels[:, k] for k, name in enumerate(LABELS)}
     for k, name in enumerate(FINDINGS):
-        if name not in (
-            "cardiomegaly",
-            "edema",
-        ):  # a side is recorded with its finding, where that is there to have one
+        if name not in ("cardiomegaly", "edema"):  # a side is recorded with its finding, where that is there
             columns[f"side:{name}"] = np.where(described.reported[:, k] == 1, described.side[:, k], "")
     return manifests.validate(pd.DataFrame(columns), f"synthetic institution {institution}")
 
 
 def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
-    paths = sorted(base.glob(table.path))
-    if not paths:
-        raise CardError(f"card {card.name}: no table {table.path} under {base}; {card.access}")
-    frames = [
-        pd.read_parquet(path).astype(str)
-        if path.suffix == ".parquet"
-        else pd.read_csv(path, sep=table.separator, dtype=str)
-        for path in paths
-    ]
-    raw = pd.concat(frames, ignore_index=True)
-    used = [table.image_id, table.patient_id, *table.study_id]
-    used += [c for c in (table.view, table.age, table.sex, table.report, table.pixel_spacing) if c]
-    used += [*table.sides.values(), *table.masks.values(), *table.malposition.values()]
-    if card.labels:
-        used += (
-            [card.labels.column]
-            if card.labels.column
-            else [n for o in card.labels.names for n in _theirs(card.labels, o)]
+    rows = _rows(card, table, base)
+    names = {ours: [theirs] if isinstance(theirs, str) else theirs for ours, theirs in _names(card).items()}
+    kept, left_out = _kept(rows, table)
+    patient = read_ids(rows, [table.patient_id], kept, "patient", table.ids)
+    exam = read_ids(rows, table.study_id, kept, "study", table.ids)
+    image = rows.frame.loc[kept, table.image_id]
+    if (twice := image[image.duplicated(keep=False)]).size:
+        same = twice[twice == twice.iloc[0]]
+        raise manifests.ManifestError(
+            f"card {card.name}: {rows.places(same.index)}, column {table.image_id!r}, 'image_id': {same.iloc[0]!r} "
+            f"appears a second time; image ids must be unique ({twice.nunique()} such ids). Keep one row an image"
         )
-    for column in used:
-        if column not in raw:
-            raise CardError(f"card {card.name}: {paths[0]} has no column {column!r}; it has {', '.join(raw.columns)}")
-    raw = _query(raw, card, table.query) if table.query else raw
-    path = _find_images(card, base, raw[table.image_id])
-    if path.notna().sum() == 0:
-        raise CardError(f"card {card.name}: none of {len(raw)} images lies under {base} as {', '.join(card.images)}")
-    raw = raw[path.notna()]
-    study_id = raw[table.study_id[0]].str.cat(raw[table.study_id[1:]], sep="-")  # missing where a part is
-    manifest = pd.DataFrame(
-        {"image_id": raw[table.image_id], "patient_id": raw[table.patient_id], "study_id": study_id, "path": path}
-    ).loc[raw.index]
-    if table.view:
-        manifest["view"] = raw[table.view].map(table.views or {view: view for view in VIEWS})
-    if table.age:  # '058Y' in older releases of ChestX-ray14, 414 where a digit slipped: beyond 130 is unknown
-        age = pd.to_numeric(raw[table.age].str.extract(r"(\d+)", expand=False), errors="coerce")
-        manifest["age"] = age.where(age <= 130)
-    if table.sex:
-        manifest["sex"] = raw[table.sex].map(table.sexes)
+    path = find_images(base, card.images, image, rows)
+    if gone := int(path.isna().sum()):
+        left_out["no image file"] = gone
+    path = path.dropna()
+    kept = path.index
+    raw = rows.frame.loc[kept]
+    columns: dict[str, Any] = {"image_id": image[kept], "patient_id": patient[kept], "study_id": exam[kept]}
+    columns["path"] = path
+    unknown: dict[str, dict[str, int]] = {}
+    for ours, column, parse, given in (
+        ("view", table.view, cells.parse_view, table.views),
+        ("age", table.age, cells.parse_age, None),
+        ("sex", table.sex, cells.parse_sex, table.sexes),
+        ("pixel_spacing", table.pixel_spacing, cells.parse_spacing, None),
+        *((f"malposition:{device}", wrong, cells.parse_flag, None) for device, wrong in table.malposition.items()),
+    ):
+        if column:
+            columns[ours], unknown[ours] = cells.understand(raw[column], parse, given)
+            if ours not in ("view", "sex"):
+                columns[ours] = columns[ours].astype(float)
     if table.report:
-        manifest["report"] = raw[table.report]
-    if table.pixel_spacing:
-        manifest["pixel_spacing"] = pd.to_numeric(raw[table.pixel_spacing], errors="coerce")
+        columns["report"] = raw[table.report]
     for ours, column in table.sides.items():
-        manifest[f"side:{ours}"] = raw[column].fillna("")
-    for ours, column in table.malposition.items():
-        manifest[f"malposition:{ours}"] = pd.to_numeric(raw[column], errors="coerce")
+        told = raw[column].fillna("")
+        columns[f"side:{ours}"] = told.map({text: cells.parse_side(text) or text for text in told.unique()})
     for ours, column in table.masks.items():
-        manifest[f"mask:{ours}"] = [_mask(card, base, name, column) for name in raw[column].fillna("")]
+        columns[f"mask:{ours}"] = _masks(rows, raw[column], base)
     if card.labels:
-        manifest = manifest.assign(**_labels(raw, card.labels))
-    out = manifests.validate(manifest.reset_index(drop=True), f"card {card.name}, {paths[0]}")
-    out.attrs["without_image"] = int(path.isna().sum())
+        absent = 0.0 if card.labels.missing == "absent" else np.nan
+        if card.labels.encoding == "list":
+            listed, may = str(card.labels.column), card.labels.may_be_absent
+            columns |= read_list(rows, kept, listed, card.labels.separator, names, absent, may)
+        else:
+            columns |= read_columns(rows, kept, names, card.labels.values, absent)
+    manifest = pd.DataFrame(columns).reset_index(drop=True)
+    out = manifests.validate(manifest, place=lambda row: f"card {card.name}, {rows.place(kept[row])}")
+    out.attrs["left_out"] = left_out
+    out.attrs["not_understood"] = {ours: counts for ours, counts in unknown.items() if counts}
+    out.attrs["without_image"] = gone  # what data runs record today
     return out
 
 
-def _find_images(card: Card, base: Path, ids: pd.Series) -> pd.Series:
-    """The file of each image id (its name below root, its file name, or that without .dcm, .png, .jpg, .jpeg), missing
-    where there is none; CardError where an id fits several files."""
-    found = {f for pattern in card.images for f in glob.glob(str(Path(glob.escape(str(base)), pattern)))}
-    exact: dict[str, set[str]] = {}
-    short: dict[str, set[str]] = {}
-    for file in sorted(found):
-        path = Path(file)
-        for name in (path.name, path.relative_to(base).as_posix()):
-            exact.setdefault(name, set()).add(file)
-            if path.suffix.lower() in SUFFIXES:
-                short.setdefault(name.removesuffix(path.suffix), set()).add(file)
-
-    def pick(name: object) -> str | None:
-        files = exact.get(str(name)) or short.get(str(name)) or set()
-        if len(files) > 1:
-            raise CardError(
-                f"card {card.name}: image {name!r} fits {len(files)} files ({', '.join(sorted(files)[:2])}); "
-                f"let column {card.table and card.table.image_id!r} hold the path below root"
-            )
-        return next(iter(files), None)
-
-    return ids.map(pick)
+def _names(card: Card) -> dict[str, str | list[str]]:
+    return card.labels.names if card.labels else {}
 
 
-def _mask(card: Card, base: Path, name: str, column: str) -> str:
-    if name and not (base / name).is_file():
-        raise CardError(f"card {card.name}: column {column!r} names a mask {name!r} that does not lie under {base}")
-    return str(base / name) if name else ""
-
-
-def _query(raw: pd.DataFrame, card: Card, query: str) -> pd.DataFrame:
+def _rows(card: Card, table: Table, base: Path) -> Rows:
+    """The rows of every table that the card names."""
     try:
-        kept = raw.query(query)
-    except Exception as error:  # pandas raises a dozen kinds
-        raise CardError(f"card {card.name}: table.query {query!r} does not hold: {error}") from error
-    if not isinstance(kept, pd.DataFrame) or kept.empty:
-        raise CardError(f"card {card.name}: table.query {query!r} keeps no row")
-    return kept
+        paths = sorted(p for p in base.glob(table.path) if not p.name.startswith(("._", "~$")))
+    except (NotImplementedError, ValueError) as error:
+        raise CardError(f"table.path {table.path!r}: {error}; give a path below root") from None
+    if not paths:
+        raise CardError(f"no table {table.path} under {base}; {card.access}")
+    used = [table.image_id, table.patient_id, *table.study_id]
+    used += [c for c in (table.view, table.age, table.sex, table.report, table.pixel_spacing) if c]
+    used += [*table.sides.values(), *table.masks.values(), *table.malposition.values()]
+    keep = [*table.views, *table.sexes]
+    if card.labels:
+        theirs = [name for group in _names(card).values() for name in ([group] if isinstance(group, str) else group)]
+        if card.labels.encoding == "list" and not card.labels.column:
+            raise CardError("labels.encoding is list, so labels.column must name the column that lists them")
+        used += [str(card.labels.column)] if card.labels.encoding == "list" else theirs
+        keep += [*card.labels.values, *theirs]
+    return read_tables(
+        paths, used=used, separator=table.separator, encoding=table.encoding, query=table.query, keep=keep
+    )
 
 
-def _theirs(labels: Labels, ours: str) -> list[str]:
-    names = labels.names[ours]
-    return [names] if isinstance(names, str) else names
+def _kept(rows: Rows, table: Table) -> tuple[pd.Index, dict[str, int]]:
+    """The rows that the query keeps and that have their ids; how many others there are, by reason."""
+    frame = rows.frame
+    left_out = {}
+    if table.query:
+        try:
+            kept = frame.query(table.query)
+        except Exception as error:  # pandas raises a dozen kinds
+            raise CardError(f"table.query {table.query!r} does not hold: {error}") from error
+        if not isinstance(kept, pd.DataFrame) or kept.empty:
+            raise CardError(f"table.query {table.query!r} keeps no row of {len(frame)}")
+        left_out["not kept by query"] = len(frame) - len(kept)
+        frame = kept
+    for what, names in (("image", [table.image_id]), ("patient", [table.patient_id]), ("study", table.study_id)):
+        for name in names:
+            blank = frame[name].isna() | frame[name].isin([t for t in frame[name].unique() if cells.is_blank(t)])
+            if blank.all():
+                raise CardError(f"{rows.place(frame.index[0])}: no row has a {what} id: column {name!r} is empty")
+            left_out[f"no {what} id"] = left_out.get(f"no {what} id", 0) + int(blank.sum())
+            frame = frame[~blank]
+    return frame.index, {reason: count for reason, count in left_out.items() if count}
 
 
-def _labels(raw: pd.DataFrame, labels: Labels) -> dict[str, pd.Series]:
-    absent = 0.0 if labels.missing == "absent" else np.nan
-    columns = {}
-    if labels.encoding == "list":
-        listed = raw[labels.column].fillna("").str.split(labels.separator, regex=False).map(set)
-        for ours in labels.names:
-            theirs = set(_theirs(labels, ours))
-            columns[f"label:{ours}"] = listed.map(lambda given, theirs=theirs: 1.0 if theirs & given else absent)
-        return columns
-    for ours in labels.names:
-        numbers = []
-        for name in _theirs(labels, ours):
-            text = raw[name]
-            unknown = sorted(set(text.dropna()) - set(labels.values))
-            if unknown:
-                raise CardError(f"card column {name!r} holds {unknown[0]!r}, which its labels.values does not map")
-            numbers.append(text.map(labels.values).astype(float).where(text.notna(), absent))
-        columns[f"label:{ours}"] = pd.concat(numbers, axis=1).max(axis=1)  # several of theirs: present if any is
-    return columns
+def _masks(rows: Rows, column: pd.Series, base: Path) -> pd.Series:
+    """The file of each mask, empty where there is none; CardError naming one that is not there."""
+    names = column.dropna().unique()
+    try:
+        found = find_listed(base, names)
+    except CardError as error:
+        raise CardError(f"column {column.name!r}: {error}") from None
+    gone = [name for name in names if name not in found]
+    if gone:
+        row = column.index[column == gone[0]][0]
+        raise CardError(
+            f"{rows.place(row)}: column {column.name!r} names a mask {gone[0]!r} that does not lie under {base} "
+            f"({len(gone)} such masks); copy it there, or leave the cell empty"
+        )
+    return column.map(found).fillna("")

@@ -44,6 +44,7 @@ BLANK = {
     "unknown",
     "not known",
 }
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d"), "-")
 
 
@@ -52,7 +53,7 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(DASHES)
         text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
-    return " ".join(text.split())
+    return " ".join(CONTROL.sub("", text).split())
 
 
 def parse_age(text: str) -> float | None:

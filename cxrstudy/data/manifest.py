@@ -8,6 +8,7 @@ synthetic institution); split (after ``assign_splits``).
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,20 @@ class ManifestError(ValueError):
     """A manifest breaks its contract; the message names file, row and column."""
 
 
-def validate(manifest: pd.DataFrame, where: str = "manifest") -> pd.DataFrame:
-    """``manifest`` itself when it holds; ManifestError naming ``where``, row (from 0) and column when not."""
+def validate(
+    manifest: pd.DataFrame, where: str = "manifest", place: Callable[[int], str] | None = None
+) -> pd.DataFrame:
+    """``manifest`` itself when it holds; ManifestError naming ``where``, row (from 0) and column when not.
+
+    ``place`` names a row otherwise, by the file and line that it came from.
+    """
 
     def refuse(bad: pd.Series, column: str, why: str) -> None:
         if bad.any():
             row = int(np.flatnonzero(bad.to_numpy())[0])
             value = manifest[column].iloc[row]
-            raise ManifestError(f"{where}, row {row}, column {column!r}: {value!r} {why} ({int(bad.sum())} such rows)")
+            told = place(row) if place else f"{where}, row {row}"
+            raise ManifestError(f"{told}, column {column!r}: {value!r} {why} ({int(bad.sum())} such rows)")
 
     missing = [column for column in REQUIRED if column not in manifest]
     if missing:
@@ -90,7 +97,7 @@ def assign_splits(manifest: pd.DataFrame, *, fractions: dict[str, float], seed: 
     fractions = dict(sorted(fractions.items()))
     shares = np.array(list(fractions.values()), dtype=float)
     if not len(shares) or (shares < 0).any() or not np.isclose(shares.sum(), 1.0, rtol=0, atol=1e-9):
-        raise ValueError(f"fractions must be at least 0 and sum to 1, not {fractions}")
+        raise ValueError(f"fractions must be at least 0 and sum to 1, not {fractions}, which sum to {shares.sum():g}")
     edges = np.cumsum(shares)[:-1]
     place = np.searchsorted(edges, _unit_hash(manifest["patient_id"], f"split:{seed}"), side="right")
     return manifest.assign(split=np.array(list(fractions), dtype=object)[place])
@@ -103,7 +110,10 @@ def nested_subset(manifest: pd.DataFrame, n_images: int, *, seed: int = 0) -> pd
     the last (paper: strictly nested subsets, arXiv 2509.12818). ValueError if there are fewer images than asked for.
     """
     if not 0 < n_images <= len(manifest):
-        raise ValueError(f"n_images is {n_images}, but there are {len(manifest)} images to choose from")
+        raise ValueError(
+            f"n_images is {n_images}, but there are {len(manifest)} images to choose from: give 1 to {len(manifest)}, "
+            "or n_images: 0 in a preset's `data` for all"
+        )
     patient = _unit_hash(manifest["patient_id"], f"subset:{seed}")
     order = np.lexsort((manifest["image_id"].to_numpy(str), manifest["patient_id"].to_numpy(str), patient))
     return manifest.iloc[order[:n_images]].reset_index(drop=True)
@@ -121,7 +131,8 @@ def label_array(manifest: pd.DataFrame, names: list[str] | tuple[str, ...], *, t
     for name in names:
         column = f"truth:{name}" if truth and f"truth:{name}" in manifest else f"label:{name}"
         if column not in manifest:
-            raise ManifestError(f"no label {name!r}; this data set has {', '.join(label_names(manifest))}")
+            names_ = ", ".join(label_names(manifest)) or "none (its card has no `labels`)"
+            raise ManifestError(f"no label {name!r}; this data set has {names_}")
         columns.append(pd.to_numeric(manifest[column]).to_numpy(np.float32, na_value=np.nan))
     return np.stack(columns, axis=1) if columns else np.zeros((len(manifest), 0), np.float32)
 

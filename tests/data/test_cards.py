@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from cxrstudy.data import synthetic
 from cxrstudy.data.cards import CardError, load_manifest, read_card
+from cxrstudy.data.locate import find_images
 from cxrstudy.data.manifest import ManifestError, label_array, label_names, nested_subset, validate
+from cxrstudy.data.tables import Rows
 from cxrstudy.data.vocabulary import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,11 @@ def rows(**columns):
     return own | {"exam": [f"{k}" for k in range(n)], "Edema": ["1.0"] * n} | columns
 
 
+def no_rows(n):
+    """Places of rows of no file."""
+    return Rows(pd.DataFrame(index=range(n)), [Path("rows.csv")], np.zeros(n, int), ["line"], np.arange(n) + 2)
+
+
 # ---- the repository's own ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", CARDS)
 def test_every_card_of_the_repository_parses_and_is_complete(name):
@@ -76,7 +83,7 @@ def test_the_nih_card_reads_the_real_table(nih):
     assert len(nih) == 1000
     assert nih["patient_id"].nunique() == 682
     assert nih["study_id"].nunique() == 1000
-    assert nih.attrs["without_image"] == 0
+    assert nih.attrs["left_out"] == nih.attrs["not_understood"] == {}
     assert all(Path(path).is_file() for path in nih["path"])
     assert validate(nih) is nih
 
@@ -135,7 +142,7 @@ def test_a_list_of_labels_becomes_ours_by_whole_names(tmp_path, missing, blank):
     labels["names"] = {"nodule_mass": ["Nodule", "Mass"], "edema": "Edema"}
     manifest = load_manifest(write_card(tmp_path, labels=labels), root=tmp_path)
     np.testing.assert_array_equal(manifest["label:nodule_mass"], [1, 1, blank, blank, blank])
-    np.testing.assert_array_equal(manifest["label:edema"], [blank, 1, blank, blank, blank])
+    np.testing.assert_array_equal(manifest["label:edema"], [blank, 1, blank, blank, 1])  # whatever its case
 
 
 values = st.sampled_from(["1.0", "0.0", "-1.0", ""])
@@ -172,6 +179,8 @@ def test_every_column_is_mapped(tmp_path):
     assert plain["view"] == ["PA", "LATERAL", None, None]
     assert plain["age"] == [58, None, None, 7]
     assert plain["sex"] == ["F", "M", None, None]
+    assert manifest.attrs["left_out"] == {"not kept by query": 1}
+    assert manifest.attrs["not_understood"] == {"view": {"oblique": 1}, "age": {"414": 1}, "sex": {"x": 1}}
     assert manifest["report"].fillna("").tolist() == ["No edema.", "", "Edema, mild.", "x"]
 
 
@@ -190,8 +199,9 @@ def test_sides_masks_malposition_and_spacing_are_read_where_a_card_maps_them(tmp
     assert manifest["mask:picc"].tolist() == [str(tmp_path / "masks" / "a.png"), ""]
     assert manifest["malposition:picc"].fillna(-1).tolist() == [1, -1]
     assert manifest["pixel_spacing"].fillna(-1).tolist() == [0.14, -1]
+    assert manifest.attrs["not_understood"] == {"pixel_spacing": {"?": 1}}
     write_rows(tmp_path, own | {"which": ["links", ""]})
-    with pytest.raises(ManifestError, match="'side:edema': 'links' is not right, left"):
+    with pytest.raises(ManifestError, match=r"rows.csv, line 2, column 'side:edema': 'links' is not right, left"):
         load_manifest(card, root=tmp_path)
     with pytest.raises(CardError, match="has no column 'size'"):
         load_manifest(write_card(tmp_path, table=table | {"pixel_spacing": "size"}), root=tmp_path)
@@ -215,7 +225,7 @@ def test_tables_are_joined_and_images_found_by_name_or_stem_wherever_the_globs_s
     assert list(manifest["image_id"]) == ["a", "b", "c.png"]
     found = [str(Path(path).relative_to(folder)) for path in manifest["path"]]
     assert found == ["images/a.png", "images/b.png", "more/c.png"]
-    assert manifest.attrs["without_image"] == 1
+    assert manifest.attrs["left_out"] == {"no image file": 1}
 
 
 def test_a_parquet_table_gives_what_the_same_table_in_csv_gives(tmp_path):
@@ -328,17 +338,25 @@ def test_a_query_that_does_not_hold_is_refused_by_its_text(tmp_path, query):
     refused(write_card(tmp_path, table={"query": query}), tmp_path, "hospital", query)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"file": ["x0.png", "x0.png"]}, "'image_id': 'x0.png' appears a second time"),
-        ({"pid": ["01", ""]}, "column 'patient_id'"),
-        ({"exam": ["1", ""]}, "column 'study_id'"),
-    ],
-)
-def test_rows_that_make_no_manifest_are_refused_by_file_row_and_column(tmp_path, changes, said):
-    write_rows(tmp_path, rows() | changes)
-    refused(write_card(tmp_path), tmp_path, "hospital", "rows.csv", "row 1", said, error=ManifestError)
+def test_an_image_id_that_appears_twice_is_refused_by_file_and_lines(tmp_path):
+    write_rows(tmp_path, rows() | {"file": ["x0.png", "x0.png"]})
+    said = ("hospital", "rows.csv, line 2", "rows.csv, line 3", "'image_id': 'x0.png' appears a second time")
+    refused(write_card(tmp_path), tmp_path, *said, error=ManifestError)
+
+
+@pytest.mark.parametrize(("column", "what"), [("file", "image"), ("pid", "patient"), ("exam", "study")])
+@pytest.mark.parametrize("nothing", ["", "  ", "nan", "NULL", "N/A"])
+def test_a_row_without_an_id_is_set_aside_and_counted_and_all_rows_are_refused(tmp_path, column, what, nothing):
+    own = rows(file=["a.png", "b.png", "c.png"])
+    write_rows(tmp_path, own)
+    own[column] = [own[column][0], nothing, own[column][2]]
+    write_rows(tmp_path, own, images=False)
+    card = write_card(tmp_path, table={"study_id": ["exam"]})
+    manifest = load_manifest(card, root=tmp_path)
+    assert list(manifest["image_id"]) == ["a.png", "c.png"]
+    assert manifest.attrs["left_out"] == {f"no {what} id": 1}
+    write_rows(tmp_path, own | {column: [nothing] * 3}, images=False)
+    refused(card, tmp_path, f"no row has a {what} id", repr(column), "rows.csv")
 
 
 def test_an_image_id_that_fits_several_files_is_refused_and_a_path_below_root_tells_them_apart(tmp_path):
@@ -355,12 +373,10 @@ def test_an_image_id_that_fits_several_files_is_refused_and_a_path_below_root_te
 
 
 def test_an_exact_file_name_comes_before_one_without_its_suffix(tmp_path):
-    from cxrstudy.data.cards import _find_images, read_card
-
-    card = read_card("nih_chestxray14").model_copy(update={"images": ["*"]})
-    for name in ("1.2.3", "1.2.3.1", "a.png", "a"):
+    names = ["1.2.3", "1.2.3.1", "a", "a.png", "b"]
+    for name in names[:-1]:
         (tmp_path / name).touch()
-    found = _find_images(card, tmp_path, pd.Series(["1.2.3", "1.2.3.1", "a", "a.png", "b"]))
+    found = find_images(tmp_path, ["*"], pd.Series(names), no_rows(len(names)))
     assert [None if pd.isna(f) else Path(f).name for f in found] == ["1.2.3", "1.2.3.1", "a", "a.png", None]
 
 

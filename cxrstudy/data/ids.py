@@ -1,0 +1,86 @@
+"""Ids of patients and studies: two spellings of one id would put a patient into two splits."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
+
+import pandas as pd
+
+from cxrstudy.data.columns import plain
+from cxrstudy.data.tables import CardError, Rows
+
+Spelling = Literal["exact", "normalised"]
+QUOTES = "'\"`\u00b4\u2018\u2019\u201c\u201d[](){},;"
+MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+LOST = {  # what spreadsheets make of an id, and cannot be undone
+    r"\d(\.\d+)?[eE]\+\d+": "a spreadsheet or a floating-point column has cut its digits",
+    rf"\d{{1,2}}-{MONTH}(-\d+)?|{MONTH}-\d+": "a spreadsheet has made a date of it",
+    r"#+": "a spreadsheet has written it into too narrow a column",
+}
+
+
+def normal_id(text: str) -> str:
+    """Return the one spelling of an id, as it was before spreadsheets, exports and joins changed it.
+
+    Blanks, quotes and brackets (``'0012``, ``="0012"``, ``b'0012'``), case, kinds of dashes and of letters (full-width
+    digits, composed and decomposed accents) and invisible signs do not count; nor do, in a number, leading zeros, a
+    decimal part of zeros, separators of thousands and scientific notation.
+    """
+    text = re.sub(r"\s", "", plain(html.unescape(text))).casefold()
+    text = re.sub(r"^b(?=(['\"]).*\1$)", "", text).removeprefix("=").strip(QUOTES)
+    if not text.isascii():
+        text = "".join(str(unicodedata.decimal(sign, sign)) for sign in text)
+    if re.fullmatch(r"[+]?\d{1,3}([,'_\u2019]\d{3})+(\.0*)?", text):
+        text = re.sub(r"[,'_\u2019]", "", text)
+    if written := re.fullmatch(r"(\d)(?:\.(\d+))?e(\+?)(\d{1,2})", text):
+        whole, part, plus, power = written[1], written[2] or "", written[3], int(written[4])
+        if (plus or part) and len(part) <= power:  # 1e5 may be an id as it is
+            text = whole + part.ljust(power, "0")
+    if re.fullmatch(r"\+?\d+([.,]0*)?", text):
+        text = re.split("[.,]", text.removeprefix("+"))[0].lstrip("0") or "0"
+    return text
+
+
+def read_ids(rows: Rows, columns: Sequence[str], kept: pd.Index, what: str, spelling: Spelling | None) -> pd.Series:
+    """Return the ids of the ``kept`` rows, the values of several columns joined by '-'.
+
+    Raises CardError where two of them differ in spelling alone, unless ``spelling`` says what that means: ``exact``
+    (they are two) or ``normalised`` (they are one, and each id becomes its ``normal_id``).
+    """
+    parts = [rows.frame.loc[kept, column] for column in columns]
+    if spelling == "exact":
+        return parts[0].str.cat(parts[1:], sep="-")
+    normal = [part.map({text: normal_id(text) for text in part.unique()}) for part in parts]
+    told, same = (series[0].str.cat(series[1:], sep="-") for series in (parts, normal))
+    if spelling == "normalised":
+        return same
+    pairs = pd.DataFrame({"told": told, "same": same}).drop_duplicates()
+    twice = pairs[pairs.duplicated("same", keep=False)]
+    if len(twice):
+        raise CardError(_pairs(rows, twice, what))
+    for column, part in zip(columns, parts, strict=True):
+        for pattern, why in LOST.items():
+            lost = part[part.str.strip().str.fullmatch(pattern)]
+            if len(lost):
+                raise CardError(
+                    f"{rows.places(lost.index)}: column {column!r} holds the {what} id {lost.iloc[0]!r}: {why}, so "
+                    "several ids may have become one. Export the column as text; if it is right as it is, write "
+                    "`ids: exact` under table in the card"
+                )
+    return told
+
+
+def _pairs(rows: Rows, twice: pd.DataFrame, what: str) -> str:
+    """The message of ids that are equal once normalised."""
+    groups = [group for _, group in twice.groupby("same", sort=False)]
+    shown = "; ".join(
+        " and ".join(f"{text!r} ({rows.place(row)})" for row, text in group["told"].head(3).items())
+        for group in groups[:5]
+    )
+    return (
+        f"{len(groups)} {what} ids are written in more than one way: {shown}"
+        f"{f'; and {len(groups) - 5} more' if len(groups) > 5 else ''}. If they are one {what} each, write "
+        f"`ids: normalised` under table in the card; if they are different, `ids: exact`"
+    )
