@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cxrstudy import results, study
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval, known_mean
+from cxrstudy.evaluate.small_samples import class_counts, exact_width, is_flat, too_few, widened_difference
 
 Floats = NDArray[np.float64]
 MEASURES = {"auroc": auroc, "auprc": auprc}
@@ -47,24 +48,32 @@ def paired(
 ) -> pd.DataFrame:
     """``one`` minus ``other``, label by label and macro by task, on the same resamples of patients.
 
-    Rows: task, label, difference, low, high (95%), p (two-sided, ``bootstrap_p``), n.
+    Rows: task, label, difference, low, high (95%), p (two-sided, ``bootstrap_p``), n (images), n_patients. A label that
+    is too few to evaluate has no row, and no part in macro. Where all resamples of two different encoders are alike,
+    the interval is exact (``small_samples``).
     """
     from cxrstudy.evaluate.classification import by_task  # imports torch, which the book's pages do without
 
     tables, names = read_scores([one, other])
     draws, values = _draws(tables, names, metric, resamples, seed)
     apart, point = draws[0] - draws[1], values[0] - values[1]
+    truth, patients = tables[0][[f"truth:{name}" for name in names]], tables[0]["patient_id"].to_numpy()
+    few = too_few(truth.to_numpy(float), patients)
+    hidden = np.array([exact_width(n) for n in class_counts(truth.to_numpy(float), patients)["pairs"]])
+    hidden = np.where(is_flat(draws[0]), hidden, 0.0)
     rows = []
     for task, own in by_task(names).items():
-        places = [k for k in own if np.isfinite(point[k])]
+        places = [k for k in own if np.isfinite(point[k]) and not few[k]]
         columns = [(names[k], [k]) for k in places] + ([("macro", places)] if places else [])
         for label, which in columns:
-            mean = known_mean(apart[:, which])
-            low, high = interval(mean)
-            row = {"task": task, "label": label, "difference": float(point[which].mean()), "low": float(low)}
-            known = tables[0][[f"truth:{names[k]}" for k in which]].notna().any(axis=1)
-            rows.append(row | {"high": float(high), "p": bootstrap_p(mean), "n": int(known.sum())})
-    return pd.DataFrame(rows, columns=["task", "label", "difference", "low", "high", "p", "n"])
+            mean, difference = known_mean(apart[:, which]), float(point[which].mean())
+            ends = interval(mean)
+            low, high = widened_difference(difference, float(ends[0]), float(ends[1]), float(hidden[which].mean()))
+            known = truth.iloc[:, which].notna().any(axis=1).to_numpy()
+            counts = {"n": int(known.sum()), "n_patients": len(np.unique(patients[known]))}
+            row = {"task": task, "label": label, "difference": difference, "low": low, "high": high}
+            rows.append(row | {"p": bootstrap_p(mean)} | counts)
+    return pd.DataFrame(rows, columns=["task", "label", "difference", "low", "high", "p", "n", "n_patients"])
 
 
 def grid(
@@ -80,7 +89,7 @@ def grid(
     Rows: one, other (names of the runs' folders), and those of ``paired``. ``p_least``: as small as ``p_holm`` can get
     with so many rows and resamples; where it is above the level, nothing can be found but by more ``resamples``.
     """
-    columns = ["one", "other", "task", "label", "difference", "low", "high", "p", "n"]
+    columns = ["one", "other", "task", "label", "difference", "low", "high", "p", "n", "n_patients"]
     found = [pd.DataFrame(columns=columns)]
     for one, other in pairs:
         rows = paired(one, other, metric=metric, resamples=resamples, seed=seed)
@@ -132,9 +141,10 @@ def variances(
     tables, names = read_scores(folders)
     names = [name for name in names if not labels or name in labels]
     draws, values = _draws(tables, names, metric, resamples, seed)
+    few = too_few(tables[0][[f"truth:{name}" for name in names]].to_numpy(float), tables[0]["patient_id"].to_numpy())
     rows = []
     for task, own in by_task(names).items():
-        places = [k for k in own if np.isfinite(values[:, k]).all()]
+        places = [k for k in own if np.isfinite(values[:, k]).all() and not few[k]]
         if places:
             parts = components(values[:, places].mean(axis=1), known_mean(draws[:, :, places]))
             rows.append({"task": task, "value": float(values[:, places].mean())} | parts | {"seeds": len(folders)})

@@ -15,6 +15,7 @@ from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate.maps import CHUNK, load_masks, maps_of
 from cxrstudy.evaluate.metrics import auroc, bootstrap, interval
 from cxrstudy.evaluate.segmentation import middles
+from cxrstudy.evaluate.small_samples import set_aside, with_width
 from cxrstudy.progress import Progress
 
 
@@ -96,9 +97,13 @@ def continuity(
     metrics = []
     for k, (label, grid) in enumerate(grids.items()):
         value, low, high = (float(part[2 * k]) for part in (mean(values, values), *ends))
-        counts = {"n": int((~np.isnan(values[:, k])).sum()), "positives": positives[label], "grid": grid}
+        known = ~np.isnan(values[:, k])
+        held = len(np.unique(patients[known]))
+        low, high, _ = (end.item() for end in with_width(low, high, value, held))
+        counts = {"n": int(known.sum()), "positives": positives[label], "n_patients": held, "grid": grid}
         record = {"task": "continuity", "label": label, "metric": "auroc", "value": value, "low": low, "high": high}
         metrics.append(record | counts)
+    metrics = set_aside(metrics)
     layered = table[[label for label in grids if label.startswith("layer")]].mean(axis=1).sort_values(kind="stable")
     tube = table.loc[layered.index[layered.notna().sum() // 2]].to_dict()
     tip = np.array([tube["tip_column"], tube["tip_row"]])

@@ -25,7 +25,7 @@ from cxrstudy.evaluate.cohort import (
     subgroups,
 )
 from cxrstudy.evaluate.metrics import auroc
-from cxrstudy.evaluate.small_samples import too_few
+from cxrstudy.evaluate.small_samples import set_aside, too_few
 from cxrstudy.evaluate.subjects import (
     SUPERVISED,
     LeakError,
@@ -286,7 +286,7 @@ def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray], n
     ranks = found.get("ranks")
     ranks = None if ranks is None or np.isnan(ranks).all() else ranks
     if ranks is not None:
-        metrics += zeroshot.recall(ranks, patients, resamples=p.resamples, seed=p.seed)
+        metrics += set_aside(zeroshot.recall(ranks, patients, resamples=p.resamples, seed=p.seed))
     return arrays | {"names": names, "test": test, "ranks": ranks, "metrics": metrics}
 
 

@@ -30,6 +30,7 @@ from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate import protocol, textscores
 from cxrstudy.evaluate.features import covariates, encode_batches, pool_tokens
 from cxrstudy.evaluate.features import device as the_device
+from cxrstudy.evaluate.small_samples import set_aside
 from cxrstudy.progress import Progress
 from cxrstudy.weights import UnmatchedTensors, folder_of
 
@@ -378,7 +379,9 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     metrics = [
         row | {"label": name + row["label"]}
         for name, said in controls.items()
-        for row in textscores.evaluate(said, truth, test["patient_id"].to_numpy(), **judge)
+        for row in set_aside(
+            textscores.evaluate(said, truth, test["patient_id"].to_numpy(), **judge), by_positives=("f1",)
+        )
     ]
     reports = pd.DataFrame({"image_id": test["image_id"], "patient_id": test["patient_id"], "truth": truth})
     reports = reports.assign(generated=generated, other_patient=swapped)
@@ -389,6 +392,7 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
         "train_images": len(learned),
         "validation_images": len(held),
         "test_images": len(test),
+        "test_patients": int(test["patient_id"].nunique()),
         "without_report": len(table) - len(told),
         "patches": int(tokens.shape[1]),
         "features": int(tokens.shape[2]),

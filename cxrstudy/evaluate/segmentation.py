@@ -27,12 +27,14 @@ from cxrstudy.evaluate.features import device as the_device
 from cxrstudy.evaluate.maps import CHUNK, Chosen, Store, encode_maps, known_devices, with_masks
 from cxrstudy.evaluate.metrics import bootstrap, interval
 from cxrstudy.evaluate.protocol import SUPERVISED, labelled_rows, open_subject, refuse_leak, refuse_overlap
+from cxrstudy.evaluate.small_samples import FLAT, LEAST, TOO_FEW, exact_interval
 from cxrstudy.progress import Progress
 
 BINS = 32  # thresholds tried: 1/32 ... 31/32
 CHECKS = 8  # looks at validation in a training
 WIDTH = 48  # channels of the decoder
 MEANS = ("dice", "iou", "cl_dice", "pieces", "missed", "false_alarm")
+BOUNDED = ("dice", "iou", "cl_dice", "missed", "false_alarm")  # in [0, 1]
 MEDIANS = ("tip_error_mm", "tip_floor_mm")  # one tip taken for the other end would rule a mean
 
 
@@ -232,28 +234,57 @@ def score(
     return pd.concat([who[["image_id", "patient_id"]], table], axis=1)
 
 
-def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0, least: int = 0) -> list[dict[str, Any]]:
     """Metrics of `score`'s table by device, and ``macro`` (their mean), with 95% patient-bootstrap intervals.
 
     Dicts of task "segmentation", label, metric, value, low, high, n (images with a value), positives (those that show
-    the device). Means over images, tip errors as medians over the tips that were drawn: read them with ``missed``.
+    the device), n_patients (of the images with a value), ``note`` where there is something to say. Means over images,
+    tip errors as medians over the tips that were drawn: read them with ``missed``. A device that fewer than ``least``
+    test images show (``false_alarm``: do not show) has no value and is left out of macro. Where all resamples are
+    alike, shares and overlaps get an exact interval (`small_samples`), counts and distances none.
     """
     names, records = list(dict.fromkeys(scores["device"])), []
     for metrics, middle in ((MEANS, np.nanmean), (MEDIANS, np.nanmedian)):
         wide = scores.pivot(index=["image_id", "patient_id"], columns="device", values=[*metrics, "present"])
-        values = wide[[(metric, name) for metric in metrics for name in names]].to_numpy(np.float64)
-        summary = partial(middles, middle=middle, shape=(len(metrics), len(names)))
+        shape = (len(wide), len(metrics), len(names))
+        values = (
+            wide[[(metric, name) for metric in metrics for name in names]].to_numpy(np.float64).reshape(shape).copy()
+        )
+        present = wide["present"][names].to_numpy(np.float64)
+        shown = {metric: (present == (metric != "false_alarm")).sum(axis=0) for metric in metrics}
+        few = np.array([shown[metric] < least for metric in metrics])
+        values[:, few] = np.nan
+        values = values.reshape(len(wide), -1)
+        summary = partial(middles, middle=middle, shape=shape[1:])
         patients = wide.index.get_level_values("patient_id").to_numpy()
         drawn = bootstrap(summary, values, values, groups=patients, resamples=resamples, seed=seed)
-        has = ~np.isnan(values).reshape(len(wide), len(metrics), len(names))
-        shows = wide["present"][names].to_numpy(np.float64) == 1
-        for k, (value, low, high) in enumerate(zip(summary(values, values), *interval(drawn), strict=True)):
+        every = zip(summary(values, values), *interval(drawn), strict=True)
+        for k, ends in enumerate(every):
             metric, j = divmod(k, len(names) + 1)
             some = slice(None) if j == len(names) else slice(j, j + 1)
-            counts = {"n": int(has[:, metric, some].any(1).sum()), "positives": int(shows[:, some].sum())}
+            has = (~np.isnan(values.reshape(shape)[:, metric, some])).any(axis=1)
+            counts = {"n": int(has.sum()), "positives": int((present[:, some] == 1).sum())}
+            counts["n_patients"] = len(np.unique(patients[has]))
             record = {"task": "segmentation", "label": [*names, "macro"][j], "metric": metrics[metric]}
-            records.append(record | {"value": float(value), "low": float(low), "high": float(high)} | counts)
+            left = [str(shown[metrics[metric]][i]) for i in np.arange(len(names))[some] if few[metric, i]]
+            records.append(record | _ends(metrics[metric], ends, counts["n_patients"], left, j == len(names)) | counts)
     return records
+
+
+def _ends(metric: str, ends: tuple[Any, ...], patients: int, left: list[str], macro: bool) -> dict[str, Any]:
+    """Value, low, high and, where there is something to say, ``note`` of a metric's row; ``left``: the test images of
+    each device that is too few."""
+    value, low, high = map(float, ends)
+    found: dict[str, Any] = {"value": value, "low": low, "high": high}
+    if left:
+        many = f"{len(left)} devices left out, {TOO_FEW}"
+        found["note"] = many if macro else f"{TOO_FEW}: {left[0]} test images; needed: {LEAST}"
+    if value == value and high - low <= FLAT:
+        if metric in BOUNDED:
+            found |= dict(zip(("low", "high"), (float(end) for end in exact_interval(value, patients)), strict=True))
+        else:
+            found |= {"low": np.nan, "high": np.nan, "note": "every resample is alike: no interval can be given"}
+    return found
 
 
 def middles(_: Any, table: np.ndarray, middle: Callable[..., np.ndarray], shape: tuple[int, int]) -> np.ndarray:
@@ -278,7 +309,11 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
     table: Any = labelled_rows(prepared, p)  # type: ignore[arg-type]
     table = table[known_devices(table).any(1)]
     if table.empty:
-        raise ValueError("no image has a mask: synthetic data has them; a real manifest needs columns mask:DEVICE")
+        raise ValueError(
+            f"no image has a mask: lines and tubes cannot be segmented on {p.data or 'this data'}. Synthetic data has "
+            "masks; in a data card `masks` names the column of their paths, a device each (columns mask:DEVICE of the "
+            "manifest). Without masks leave `segment` out of the preset"
+        )
     parts = []
     for splits, most in ((p.train, p.n_train), (p.validation, p.n_test), (p.test, p.n_test)):
         part = table[table["split"].isin(splits)]
@@ -319,7 +354,7 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
         "devices": names,
         "thresholds": dict(zip(names, thresholds.tolist(), strict=True)),
         "scores": scores.assign(row=rows[2][scores["place"]]).drop(columns="place"),
-        "metrics": summarise(scores, resamples=p.resamples, seed=p.seed),
+        "metrics": summarise(scores, resamples=p.resamples, seed=p.seed, least=LEAST),
         "curve": curve,
         "cases": [case | {"row": int(rows[2][case.pop("place")])} for case in cases],
         "test": parts[2],

@@ -11,6 +11,9 @@ of Clopper and Pearson for n successes of n. As many such pairs exist as there a
 bound stands for AUPRC, F1 and other scores in [0, 1], as an approximation.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
@@ -62,6 +65,24 @@ def exact_width(n: float, level: float = 0.95) -> float:
     return float(1 - ((1 - level) / 2) ** (1 / max(n, 1)))
 
 
+def is_flat(draws: ArrayLike) -> NDArray[np.bool_]:
+    """Whether the resamples (R, ...) of a metric are all alike, up to rounding; those that are NaN do not count."""
+    values = np.asarray(draws, dtype=np.float64)
+    span = np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
+    return np.asarray(span <= FLAT)
+
+
+def widened_difference(value: float, low: float, high: float, hidden: float) -> tuple[float, float]:
+    """(low, high) of a difference; where the interval has no width it gets ``hidden`` on both sides, cut at -1 and 1.
+
+    ``hidden`` is `exact_width` where the resamples of both encoders are flat: both may separate these patients and
+    differ by so much on others. It is 0 where they are not: then the two rank alike, and differ by nothing.
+    """
+    if not high - low <= FLAT:
+        return float(low), float(high)
+    return min(float(low), max(-1.0, value - hidden)), max(float(high), min(1.0, value + hidden))
+
+
 def class_counts(y: ArrayLike, groups: ArrayLike) -> dict[str, NDArray[np.int64]]:
     """Of labels ``y`` (N,L) in {0, 1, NaN} of the patients ``groups`` (N,): counts (L,) of images and of patients.
 
@@ -98,3 +119,23 @@ def too_few(y: ArrayLike, groups: ArrayLike, least: int | None = None) -> list[s
 def _few(images: list[int], patients: list[int], least: int, few: int) -> str:
     told = [f"{n} test images of {who} patients" for n, who in zip(images, patients, strict=True)]
     return f"{TOO_FEW}: {told[0]} with it, {told[1]} without; needed: {least} images of {few} patients of either class"
+
+
+def set_aside(rows: Sequence[dict[str, Any]], *, by_positives: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Metric ``rows`` (with n and n_patients) without values where these are too few, and why in ``note``.
+
+    Of the metrics ``by_positives`` the positives must be enough too.
+    """
+    out = []
+    for row in rows:
+        counted = {"test cases": row["n"]}
+        if row["metric"] in by_positives and row["positives"] is not None:
+            counted["positives"] = row["positives"]
+        short = [f"{count} {what}" for what, count in counted.items() if count < LEAST]
+        if row["n_patients"] < LEAST_PATIENTS and not short:
+            short = [f"{row['n_patients']} patients"]
+        if short and row["value"] == row["value"]:
+            note = f"{TOO_FEW}: {', '.join(short)}; needed: {LEAST}, from {LEAST_PATIENTS} patients"
+            row = row | dict.fromkeys(("value", "low", "high"), float("nan")) | {"note": note}
+        out.append(row)
+    return out

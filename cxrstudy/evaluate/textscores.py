@@ -25,6 +25,7 @@ from cxrstudy.data.reports import NAMES, extract_labels, extract_mentions, secti
 from cxrstudy.data.vocabulary import FINDINGS
 from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate.metrics import counts, interval, units
+from cxrstudy.evaluate.small_samples import with_width
 
 Floats = NDArray[np.float64]
 Uncertain = Literal["present", "absent"]
@@ -47,13 +48,15 @@ def evaluate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """All scores with 95% patient-bootstrap intervals: dicts of task, label, metric, value, low, high, n, positives.
+    """All scores with 95% patient-bootstrap intervals: dicts of task, label, metric, value, low, high, n, positives,
+    n_patients.
 
     ``generated`` and ``truth`` are N texts each, ``groups`` (N,) names each report's patient. Labels: "findings",
     "lines_tubes" and "all" have f1_micro, f1_macro and f1_side; "all" has rouge_l and bleu_4 too; each name that some
     report bears has its f1. ``positives`` counts names (or pairs) in the true reports: None where nothing is counted.
     A score is NaN where neither side says anything that it counts; an empty generated report is no error.
     Resamples are those of `metrics.bootstrap` for the same groups and seed.
+    An interval without width (every resample alike) becomes an exact one (`small_samples`).
     ValueError: lengths that differ, a true report that is empty (row named), ``resamples`` < 1.
     """
     shares = _shares(generated, truth, uncertain)
@@ -61,15 +64,16 @@ def evaluate(
     truly = _table(total)[0, 0, [0, 2]].sum(axis=0) > 0
     values, samples = _scores(total, truly), _scores(drawn, truly)
     said = _table(total)[0, :, [0, 2]].sum(axis=0)  # (kind, name): in the true reports
-    records = []
+    bears = _table(shares)[:, :, [0, 2]].sum(axis=2) > 0  # (N, kind, name): in each true report
+    records, who, patients = [], np.asarray(groups), len(np.unique(groups))
     for (label, metric), value in values.items():
-        low, high = interval(samples[label, metric])
         columns = TASKS.get(label, [NAMES.index(label)] if label in NAMES else [])
-        positives = int(said[int(metric == "f1_side"), columns].sum()) if metric.startswith("f1") else None
+        kind, counted = int(metric == "f1_side"), metric.startswith("f1")
+        independent = len(np.unique(who[bears[:, kind, columns].any(axis=1)])) if counted else patients
+        low, high, _ = with_width(*interval(samples[label, metric]), value[0], max(independent, 1))
         ends = {"value": float(value[0]), "low": float(low), "high": float(high)}
-        records.append(
-            {"task": "reports", "label": label, "metric": metric} | ends | {"n": len(shares), "positives": positives}
-        )
+        row = {"task": "reports", "label": label, "metric": metric} | ends | {"n": len(shares)}
+        records.append(row | {"positives": int(said[kind, columns].sum()) if counted else None, "n_patients": patients})
     return records
 
 
@@ -190,7 +194,10 @@ def texts(manifest: pd.DataFrame, part: str = "joined") -> list[str]:
     comparison and the like are left out: no image tells them. ValueError when the manifest has no column ``report``.
     """
     if "report" not in manifest:
-        raise ValueError("the manifest has no column 'report': report generation needs a data set with reports")
+        raise ValueError(
+            "the manifest has no column 'report': reports cannot be written without reports to learn from. In a data "
+            "card `report` names their column; without reports leave `report` out of the preset"
+        )
     out = []
     for text in manifest["report"].fillna(""):
         found = {name: " ".join(said.split()) for name, said in sections(text).items()}
@@ -288,6 +295,7 @@ def _mean(metric: str, values: Sequence[float], groups: ArrayLike, resamples: in
     """The mean of a score over reports with its patient-bootstrap interval, as a row of `evaluate`."""
     shares = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1)
     total, drawn = _sums(shares, groups, resamples, seed)
-    low, high = interval(drawn[:, 0] / drawn[:, 1])
-    row = {"task": "reports", "label": "all", "metric": metric, "value": float(total[0, 0] / total[0, 1])}
-    return row | {"low": float(low), "high": float(high), "n": len(values), "positives": None}
+    value, patients = float(total[0, 0] / total[0, 1]), len(np.unique(np.asarray(groups)))
+    low, high, _ = with_width(*interval(drawn[:, 0] / drawn[:, 1]), value, patients)
+    row = {"task": "reports", "label": "all", "metric": metric, "value": value, "low": float(low), "high": float(high)}
+    return row | {"n": len(values), "positives": None, "n_patients": patients}

@@ -14,6 +14,7 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.evaluate.features import BATCH, device
 from cxrstudy.evaluate.metrics import interval
+from cxrstudy.evaluate.small_samples import with_width
 from cxrstudy.evaluate.thresholds import resampled_sums
 
 # Said of a label that is there and of one that is not; the first is the manner of MedImageInsight's prompts, the others
@@ -134,12 +135,13 @@ def recall(found: NDArray[Any], groups: NDArray[Any], *, resamples: int, seed: i
     ``retrieval``, the gallery (in cross-fitting: each fold's) as it is. NaN, no report: left out; n counts the rest."""
     rows, known = [], ~np.isnan(found).any(axis=1)
     found, groups = found[known], np.asarray(groups)[known]
+    patients = len(np.unique(groups))
     for k in AT if len(found) else ():
         hits = np.concatenate([found <= k, np.ones((len(found), 1))], axis=1)
         sums = resampled_sums(hits, groups=groups, resamples=resamples, seed=seed)
-        low, high = interval(sums[:, :2] / sums[:, 2:])
+        low, high, _ = with_width(*interval(sums[:, :2] / sums[:, 2:]), hits[:, :2].mean(axis=0), patients)
         for j, name in enumerate(DIRECTIONS):
             ends = {"value": float(hits[:, j].mean()), "low": float(low[j]), "high": float(high[j])}
             row = {"task": "retrieval", "label": name, "metric": f"recall@{k}"} | ends
-            rows.append(row | {"n": len(found), "positives": int(hits[:, j].sum())})
+            rows.append(row | {"n": len(found), "positives": int(hits[:, j].sum()), "n_patients": patients})
     return rows

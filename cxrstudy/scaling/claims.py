@@ -262,7 +262,10 @@ def opposed(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def _ends(rows: pd.DataFrame) -> list[str]:
     ends = rows[["effect", "low", "high"]].to_numpy(np.float64)
-    return [f"{e:+.4f} [{low:+.4f}, {high:+.4f}]" if np.isfinite(e) else "" for e, low, high in ends]
+    return [
+        "" if not np.isfinite(e) else f"{e:+.4f} [{low:+.4f}, {high:+.4f}]" if np.isfinite(low) else f"{e:+.4f}"
+        for e, low, high in ends
+    ]
 
 
 def summary(rows: pd.DataFrame) -> str:

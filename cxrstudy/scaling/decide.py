@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from cxrstudy.evaluate.compare import components
 from cxrstudy.evaluate.metrics import interval
-from cxrstudy.scaling.ladders import judged_labels, of_base, points, reference, resampled, same_patients
+from cxrstudy.evaluate.small_samples import FLAT, is_flat
+from cxrstudy.scaling.ladders import judged_labels, of_base, points, reference, resampled, same_patients, tested
 
 Floats = NDArray[np.float64]
 KEY = ["task", "paradigm", "base", "encoder", "data", "samples_seen"]  # what the runs of one ladder share
@@ -43,22 +44,28 @@ class Ladder:
     draws: Floats  # (R, K)
     spread: Floats  # (K,) half the 95% interval that seeds give a mean; NaN where no size has two
     base: tuple[float, Floats] | None  # value and resamples (R,); None where it was not evaluated
+    exact: float = 0.0  # how far an interval reaches where all resamples are alike (``ladders.tested``)
 
     @property
     def covers(self) -> str:
         """What its intervals hold."""
         return "patients alone: one seed" if np.isnan(self.spread).any() else "patients and seeds"
 
+    @property
+    def hidden(self) -> Floats:
+        """(K,) ``exact`` where all resamples are alike, else 0."""
+        return np.where(is_flat(self.draws), self.exact, 0.0)
+
     def intervals(self) -> tuple[Floats, Floats]:
         """(low, high) of its values, (K,) each."""
-        return widened(self.values, self.draws, self.spread)
+        return widened(self.values, self.draws, self.spread, self.hidden)
 
     def gains(self) -> tuple[Floats, Floats, Floats]:
         """(gain, low, high) over the base at every size, (K,) each; NaN where the base was not evaluated."""
         if self.base is None:
             return (np.full(len(self.sizes), np.nan),) * 3
         gain = self.values - self.base[0]
-        return gain, *widened(gain, self.draws - self.base[1][:, None], self.spread)
+        return gain, *widened(gain, self.draws - self.base[1][:, None], self.spread, self.hidden)
 
 
 def rungs(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -161,15 +168,19 @@ def read_ladders(table: pd.DataFrame, *, metric: str = "auroc", resamples: int =
             draws=np.stack([np.mean([draws for _, draws in own], axis=0) for own in each.values()], axis=1),
             spread=seed_spread(list(each.values())),
             base=read(str(home.iloc[0])) if len(home) else None,
+            exact=tested(str(runs["folder"].iloc[0]), names)["hidden"],
         )
         found.append(ladder)
     return found
 
 
-def widened(values: Floats, draws: Floats, spread: Floats) -> tuple[Floats, Floats]:
+def widened(values: Floats, draws: Floats, spread: Floats, hidden: Floats | float = 0.0) -> tuple[Floats, Floats]:
     """(low, high) of values (K,) from their resamples (R, K), each side joined in squares with ``spread`` (K,), half
-    the interval of what the resamples do not hold; NaN counts as none."""
+    the interval of what the resamples do not hold; NaN counts as none. Where all resamples are alike, both sides get
+    ``hidden`` (see ``small_samples.widened_difference``)."""
     low, high = interval(draws)
+    flat = high - low <= FLAT
+    low, high = np.where(flat, low - hidden, low), np.where(flat, high + hidden, high)
     more = np.nan_to_num(spread)
     return values - np.hypot(np.maximum(values - low, 0), more), values + np.hypot(np.maximum(high - values, 0), more)
 
@@ -234,7 +245,7 @@ def _apart(one: Ladder, other: Ladder) -> pd.DataFrame:
     sizes, i, j = np.intersect1d(one.sizes, other.sizes, return_indices=True)
     value = one.values[i] - other.values[j]
     spread = np.hypot(np.nan_to_num(one.spread[i]), np.nan_to_num(other.spread[j]))
-    low, high = widened(value, one.draws[:, i] - other.draws[:, j], spread)
+    low, high = widened(value, one.draws[:, i] - other.draws[:, j], spread, np.minimum(one.hidden[i], other.hidden[j]))
     columns = {"n_images": sizes, "difference": value, "low": low, "high": high}
     columns |= {"seeds": np.minimum(one.seeds[i], other.seeds[j])}
     named = {"task": one.key["task"], "one": one.name, "other": other.name}

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from cxrstudy.evaluate.compare import bootstrap_p
 from cxrstudy.evaluate.metrics import interval
+from cxrstudy.evaluate.small_samples import FLAT, is_flat
 
 Floats = NDArray[np.float64]
 Ladder = tuple[str, str, str]  # task, metric, paradigm
@@ -172,6 +173,9 @@ def weigh(
     p = min(1.0, 2 * min(k * min(falls), 1 - min(falls)))
     effect = float(effects[decides])
     said, why = verdict(effect, low, high, claim.threshold, presence=claim.presence)
+    if high - low <= FLAT and all(is_flat(draws.T).all() for _, draws in measured.values()):
+        low, high, p = np.nan, np.nan, np.nan
+        said, why = "inconclusive", "all resamples are alike, as where an AUROC is 1: these test images cannot tell"
     if unknown:
         where = "above 0" if low > 0 else "below 0" if high < 0 else "on both sides of 0"
         why = f"a second seed of {', '.join(sorted(unknown))} is missing; over patients alone the interval is {where}"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cxrstudy import results
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap
+from cxrstudy.evaluate.small_samples import class_counts, exact_width, is_flat, widened_difference
 from cxrstudy.memo import remembered
 from cxrstudy.scaling.fit import fit_scaling
 
@@ -18,8 +19,10 @@ CONTINUED = ("clip", "unicl", "dinov2", "clip+labels")
 
 
 def points(table: pd.DataFrame, metric: str = "auroc", label: str = "macro") -> pd.DataFrame:
-    """Rows of continually pretrained encoders in ``TASKS``: one a (paradigm, n_images, seed, task), sorted."""
+    """Rows of continually pretrained encoders in ``TASKS``: one a (paradigm, n_images, seed, task), sorted; those
+    without a value, where too few test images have a label, are left out."""
     wanted = (table["stage"] == "classify") & (table["metric"] == metric) & (table["label"] == label)
+    wanted &= table["value"].notna()
     chosen = table[wanted & table["task"].isin(TASKS) & continued(table)]
     return chosen.sort_values(["task", "paradigm", "n_images", "seed"]).reset_index(drop=True)
 
@@ -27,7 +30,7 @@ def points(table: pd.DataFrame, metric: str = "auroc", label: str = "macro") -> 
 def reference(table: pd.DataFrame, task: str, metric: str = "auroc", label: str = "macro") -> pd.DataFrame:
     """Rows of one task that are no point of a ladder: the base as it came or continued elsewhere, and controls."""
     wanted = (table["stage"] == "classify") & (table["task"] == task) & (table["label"] == label)
-    chosen = table[wanted & (table["metric"] == metric)]
+    chosen = table[wanted & (table["metric"] == metric) & table["value"].notna()]
     return chosen[~continued(chosen)]
 
 
@@ -141,16 +144,29 @@ def resampled(folder: str, names: tuple[str, ...], metric: str, resamples: int, 
     return float(np.nanmean(measure(y, s))), np.nanmean(draws, axis=1)
 
 
+@functools.cache
+@remembered
+def tested(folder: str, names: tuple[str, ...]) -> dict[str, float]:
+    """On what a run's macro metric rests, from its kept scores: ``n`` test images, ``n_patients``, and ``hidden``, what
+    a difference of two encoders may hide where all resamples are alike (`exact_width`, the mean over ``names``)."""
+    table = results.kept_scores(folder)
+    truth, patients = table[[f"truth:{name}" for name in names]].to_numpy(float), table["patient_id"].to_numpy()
+    known, pairs = (~np.isnan(truth)).any(axis=1), class_counts(truth, patients)["pairs"]
+    hidden = float(np.mean([exact_width(n) for n in pairs]))
+    return {"n": int(known.sum()), "n_patients": len(np.unique(patients[known])), "hidden": hidden}
+
+
 def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Continued minus base, macro ``metric``, with the interval of the paired difference on the same resamples.
 
-    One row a (task, paradigm, n_images): gain, the mean over its ``seeds`` runs, low, high of that mean, and the
-    ``least`` and ``most`` a single seed gained. From the per-image test scores kept with each record; runs whose base
-    was not evaluated are left out. Patients are resampled; seeds are not, so the interval holds sampling variance
-    alone, and what seeds do stands beside it.
+    One row a (task, paradigm, n_images): gain, the mean over its ``seeds`` runs, low, high of that mean, the
+    ``least`` and ``most`` a single seed gained, and the test images ``n`` of ``n_patients`` that it rests on. From the
+    per-image test scores kept with each record; runs whose base was not evaluated are left out. Patients are resampled;
+    seeds are not, so the interval holds sampling variance alone, and what seeds do stands beside it.
     """
     same_patients(table)
     found: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]] = {}
+    on: dict[tuple[Any, ...], dict[str, float]] = {}
     for task in TASKS:
         names = judged_labels(table, task)
         ladder = points(table[table["task"] == task], metric)
@@ -162,25 +178,33 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
             if len(own):
                 value, draws = resampled(row.folder, names, metric, resamples, seed)
                 base_value, base_draws = resampled(own["folder"].iloc[0], names, metric, resamples, seed)
-                point = found.setdefault((task, row.paradigm, row.n_images, row.base, row.data), [])
-                point.append((value - base_value, draws - base_draws))
+                key = (task, row.paradigm, row.n_images, row.base, row.data)
+                found.setdefault(key, []).append((value - base_value, draws - base_draws))
+                on[key] = tested(str(row.folder), names) | {"flat": bool(is_flat(draws) and is_flat(base_draws))}
     rows = []
-    for (task, paradigm, n_images, *_), runs in found.items():
-        each = [gain for gain, _ in runs]
+    for key, runs in found.items():
+        each, (task, paradigm, n_images, *_) = [gain for gain, _ in runs], key
         low, high = np.nanpercentile(np.mean([draws for _, draws in runs], axis=0), [2.5, 97.5])
+        low, high = widened_difference(float(np.mean(each)), low, high, on[key]["hidden"] * on[key]["flat"])
         rung = {"task": task, "paradigm": paradigm, "n_images": n_images, "seeds": len(runs), "gain": np.mean(each)}
-        rows.append(rung | {"low": low, "high": high, "least": min(each), "most": max(each)})
-    columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most"]
+        rung |= {"low": low, "high": high, "least": min(each), "most": max(each)}
+        rows.append(rung | {name: on[key][name] for name in ("n", "n_patients")})
+    columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most", "n", "n_patients"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _difference(one: list[tuple[float, np.ndarray]], other: list[tuple[float, np.ndarray]]) -> dict[str, float]:
-    """Mean of runs (of `resampled`) minus the mean of others: gain, low, high on the same resampled patients."""
+def _difference(
+    one: list[tuple[float, np.ndarray]], other: list[tuple[float, np.ndarray]], hidden: float
+) -> dict[str, float]:
+    """Mean of runs (of `resampled`) minus the mean of others: gain, low, high on the same resampled patients;
+    ``hidden``: see `tested`."""
     (value, draws), (less, less_draws) = (
         (np.mean([value for value, _ in runs]), np.mean([draws for _, draws in runs], axis=0)) for runs in (one, other)
     )
     low, high = np.nanpercentile(draws - less_draws, [2.5, 97.5])
-    return {"gain": float(value - less), "low": float(low), "high": float(high)}
+    hidden = hidden if is_flat(draws) and is_flat(less_draws) else 0.0
+    low, high = widened_difference(float(value - less), low, high, hidden)
+    return {"gain": float(value - less), "low": low, "high": high}
 
 
 def growth(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -204,7 +228,7 @@ def growth(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000,
                 for at in (ladder["n_images"] == end for end in ends)
             )
             rung = {"task": task, "paradigm": paradigm, "fewest": ends["min"], "most": ends["max"]}
-            rows.append(rung | _difference(many, few))
+            rows.append(rung | _difference(many, few, tested(str(ladder["folder"].iloc[0]), names)["hidden"]))
     return pd.DataFrame(rows, columns=["task", "paradigm", "fewest", "most", "gain", "low", "high"])
 
 
@@ -228,7 +252,8 @@ def beyond_control(table: pd.DataFrame, *, metric: str = "auroc", resamples: int
             most = ladder["n_images"].max()
             top = ladder.loc[ladder["n_images"] == most, "folder"]
             each = [resampled(folder, names, metric, resamples, seed) for folder in top]
-            rung = {"task": task, "paradigm": paradigm, "n_images": most} | _difference(each, [best])
+            hidden = tested(str(top.iloc[0]), names)["hidden"]
+            rung = {"task": task, "paradigm": paradigm, "n_images": most} | _difference(each, [best], hidden)
             rows.append(rung | {"control": f", over {str(others['encoder'].iloc[-1]).replace(':', ' ')}"})
     return pd.DataFrame(rows, columns=["task", "paradigm", "n_images", "gain", "low", "high", "control"])
 
@@ -253,6 +278,7 @@ def at_home(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000
             away = resampled(other.folder, names, metric, resamples, seed)
             each = [resampled(folder, names, metric, resamples, seed) for folder in own.loc[alike, "folder"]]
             rung = {"task": task, "paradigm": other.paradigm, "n_images": other.n_images, "seeds": len(each)}
-            rows.append(rung | _difference(each, [away]) | {"elsewhere": other.trained_on})
+            hidden = tested(str(other.folder), names)["hidden"]
+            rows.append(rung | _difference(each, [away], hidden) | {"elsewhere": other.trained_on})
     columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "elsewhere"]
     return pd.DataFrame(rows, columns=columns)
