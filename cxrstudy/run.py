@@ -2,24 +2,21 @@
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cxrstudy import grid, study
+from cxrstudy import grid, locks, study
 from cxrstudy.files import write_changed
 from cxrstudy.results import read_record
 
@@ -31,6 +28,7 @@ HEADLINES = {  # (task, label, metric) of a record to what a line says of it
     ("reports", "findings", "f1_micro"): "findings F1",
     ("reports", "lines_tubes", "f1_micro"): "lines_tubes F1",
 }
+UNSEEN = 0.05  # of a data set's rows: where more were left out, that is a warning
 
 
 def folder(run: grid.Run) -> Path:
@@ -73,7 +71,7 @@ def write_plan(path: Path, preset: str, runs: list[grid.Run], variant: str = "")
 
 def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple[list[grid.Run], dict[str, str]]:
     """(runs of the plan, those that would be executed with why); nothing is left behind."""
-    runs = grid.plan(preset, settings, data_root)
+    runs = grid.plan(preset, settings, data_root, must_read=True)
     place = study.runs_root() / preset
     if not place.is_dir():
         return runs, {run.name: "not run yet" for run in runs}
@@ -111,17 +109,14 @@ def stale(preset: str, plan: Path) -> dict[str, str]:
     return {Path(row["output_file"]).parent.name: row["status"] for row in rows if row["plan"] != "no update"}
 
 
-@contextlib.contextmanager
-def _alone(preset: str) -> Iterator[None]:
-    """Hold the preset's lock, which the system releases even when this process is killed."""
-    path = study.runs_root() / preset / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise study.StudyError(f"preset {preset!r} is being run already (lock {path})") from None
-        yield
+def lock_path(preset: str) -> Path:
+    """The lock of a preset: see ``locks``."""
+    return study.runs_root() / preset / ".lock"
+
+
+def busy(preset: str) -> bool:
+    """Whether runs of this preset are at work now."""
+    return locks.busy(lock_path(preset))
 
 
 def run_preset(
@@ -133,93 +128,129 @@ def run_preset(
     quiet: bool = False,
     stand: set[str] | None = None,
     gpu_runs: int | None = None,
+    only: str = "",
 ) -> int:
     """Execute what is missing or stale of a preset; 0 when all its runs stand, 1 when one failed.
 
     ``gpu_runs``: how many runs share the first GPU at a time. ``stand``: names of runs whose results are kept
-    elsewhere; neither they nor what only they need is executed.
+    elsewhere; neither they nor what only they need is executed. ``only``: a stage that needs no other, to be run
+    alone. A signal that ends this process ends all that it has started, and then raises SystemExit(1).
     """
-    runs = grid.plan(preset, settings, data_root)
-    with _alone(preset):
-        variant = variant_name(settings)
-        plan = write_plan(plan_path(preset, variant), preset, runs, variant)
-        if stand:
-            runs = grid.without(runs, stand)
-            plan = write_plan(plan.with_name("rest-" + plan.name), preset, runs, variant)
-        waiting = stale(preset, plan)
-        if not waiting:
-            print(f"{preset}: all {len(runs)} runs stand; nothing to do")
-            return 0
-        for run in runs:
-            folder(run).mkdir(parents=True, exist_ok=True)
-        began = time.time()
-        print(
-            f"{preset}: {len(waiting)} of {len(runs)} runs to do on {cores} cores; Ctrl-C stops, the same call resumes"
-        )
-        for piece in sorted({run.piece for run in runs if run.name in waiting}):
-            wanted = [f"{run.stage}/{run.name}/record.json" for run in runs if run.piece == piece]
-            command = _snakemake(preset, plan, "--cores", str(cores), "--keep-going", "--rerun-incomplete")
-            command += ["--resources", f"gpu={gpu_runs or 1}"] if gpu_runs or shutil.which("nvidia-smi") else []
-            with (plan.parent / "snakemake.log").open("a") as log:
-                env = _environment() | {"LOKY_MAX_CPU_COUNT": str(cores)}  # on which a data run draws a large set
-                process = subprocess.Popen(
-                    [*command, "--", *wanted], stdout=log, stderr=log, env=env, start_new_session=True
-                )
-            try:
-                _watch(process, [run for run in runs if run.name in waiting and run.piece == piece], began, quiet)
-            except KeyboardInterrupt:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
+    runs = grid.plan(preset, settings, data_root, must_read=True)
+    with locks.ending_signals(), locks.held(lock_path(preset), preset) as lock:
+        try:
+            variant = variant_name(settings)
+            plan = write_plan(plan_path(preset, variant), preset, runs, variant)
+            if stand:
+                runs = grid.without(runs, stand)
+                plan = write_plan(plan.with_name("rest-" + plan.name), preset, runs, variant)
+            runs = [run for run in runs if only in ("", run.stage)]
+            _note_roots(runs)
+            waiting = {run.name for run in runs} & set(stale(preset, plan))
+            if not waiting:
+                print(f"{preset}: all {len(runs)} runs stand; nothing to do")
+                return 0
+            for run in runs:
+                folder(run).mkdir(parents=True, exist_ok=True)
+            began = time.time()
+            print(
+                f"{preset}: {len(waiting)} of {len(runs)} runs to do on {cores} cores; Ctrl-C stops, the same call "
+                "resumes",
+                flush=True,
+            )
+            ended = True
+            for piece in sorted({run.piece for run in runs if run.name in waiting}):
+                wanted = [f"{run.stage}/{run.name}/record.json" for run in runs if run.piece == piece]
+                words = ["--cores", str(cores), "--keep-going", "--rerun-incomplete"]
+                words += ["--resources", f"gpu={gpu_runs or 1}"] if gpu_runs or shutil.which("nvidia-smi") else []
+                command = [*_snakemake(preset, plan, *words), "--", *wanted]
+                todo = [run for run in runs if run.name in waiting and run.piece == piece]
+                ended &= _execute(command, todo, cores, lock, began, quiet)
+            return _conclude(preset, runs, len(waiting), began, ended)
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):  # the terminal may be gone
                 print("\nstopped; the same call resumes")
-                return 1
-        failed = [run for run in runs if state(run, False)[0] != "done"]
-        for run in failed:
-            kind, why = state(run, False, began)
-            print(f"  {kind}: {run.stage} {run.name}: {why}")
-        if failed or process.returncode:
-            print(f"{preset}: {len(failed)} of {len(runs)} runs have no result (details: {plan.parent}/snakemake.log)")
-            return 1
-    print(f"{preset}: done, {len(waiting)} runs in {time.time() - began:.0f} s")
+            raise SystemExit(1) from None
+
+
+def _note_roots(runs: list[grid.Run]) -> None:
+    """Tell data runs that stand where their files lie now."""
+    for run in runs:
+        if run.stage == "data" and run.parameters["root"] and (folder(run) / "record.json").is_file():
+            from cxrstudy.data import sets  # imports pandas, which most calls do without
+
+            sets.note_root(folder(run), run.parameters["root"])
+
+
+def _execute(command: list[str], runs: list[grid.Run], cores: int, lock: int, began: float, quiet: bool) -> bool:
+    """Let Snakemake execute runs, and show them; whether it ended well. Whatever ends this ends what it started."""
+    where = lock_path(runs[0].preset)
+    env = _environment() | {locks.MARK: str(where), "LOKY_MAX_CPU_COUNT": str(cores)}  # on which a large set is drawn
+    process = None
+    try:
+        with where.with_name("snakemake.log").open("a") as log:
+            start = log.tell()
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=env, start_new_session=True, pass_fds=[lock]
+            )
+        _watch(process, runs, began, quiet, start)
+    finally:  # also when Snakemake alone was killed, and what it had started goes on
+        left = locks.stop(process, where)
+        if left:
+            print(f"could not be stopped: {', '.join(f'{name} {pid}' for pid, name in left.items())}")
+    return process.returncode == 0
+
+
+def _conclude(preset: str, runs: list[grid.Run], waited: int, began: float, ended: bool) -> int:
+    """Say what failed and what was not run for it; the exit code."""
+    found = states(runs, False, began)
+    missing = [run for run in runs if found[run.name][0] != "done"]
+    for run in missing:
+        kind, why = found[run.name]
+        print(f"  {'not run' if kind == 'waiting' else kind}: {run.stage} {run.name}: {why}")
+    if missing or not ended:
+        log = lock_path(preset).with_name("snakemake.log")
+        print(f"{preset}: {len(missing)} of {len(runs)} runs have no result (details: {log})")
+        return 1
+    print(f"{preset}: done, {waited} runs in {time.time() - began:.0f} s")
     return 0
 
 
-def _watch(process: subprocess.Popen, runs: list[grid.Run], began: float, quiet: bool) -> None:
-    bar = tqdm(total=len(runs), desc="runs", unit="run", disable=quiet, ncols=100, file=sys.stdout)
+def _given_up(text: str) -> list[str]:
+    """Names of the runs that Snakemake's log says have failed."""
+    return re.findall(r"^Error in rule run:\n(?: .*\n)*?    output: [^/\n]+/([^/\n]+)/record\.json$", text, re.M)
+
+
+def _watch(process: subprocess.Popen, runs: list[grid.Run], began: float, quiet: bool, start: int) -> None:
+    """Show runs as they start, end and fail, until Snakemake ends; ``start``: where its log of this call begins."""
+    log = lock_path(runs[0].preset).with_name("snakemake.log")
     reported: set[str] = set()
-    while True:
-        ended = process.poll() is not None
-        at_work = []
-        for run in runs:
-            record = folder(run) / "record.json"
-            if run.name not in reported and record.is_file() and record.stat().st_mtime >= began:
-                reported.add(run.name)
-                bar.update(1)
-                if not sys.stdout.isatty() and not quiet:
-                    print(f"  done: {run.stage} {run.name} ({headline(run)})", flush=True)
-            elif run.name not in reported:
-                note = folder(run) / "progress"
-                if note.is_file() and note.stat().st_mtime >= began:
+    with tqdm(total=len(runs), desc="runs", unit="run", disable=quiet, ncols=100, file=sys.stdout) as bar:
+        while True:
+            ended = process.poll() is not None
+            with log.open("rb") as file:
+                file.seek(start)
+                failed = _given_up(file.read().decode(errors="replace"))
+            at_work = []
+            for run in [run for run in runs if run.name not in reported]:
+                record, note = folder(run) / "record.json", folder(run) / "progress"
+                if run.name in failed:
+                    reported.add(run.name)
+                    bar.write(f"  failed: {run.stage} {run.name}: {state(run, False, began)[1]}")
+                elif record.is_file() and record.stat().st_mtime >= began:
+                    reported.add(run.name)
+                    bar.update(1)
+                    if not sys.stdout.isatty() and not quiet:
+                        bar.write(f"  done: {run.stage} {run.name} ({headline(run)})")
+                elif note.is_file() and note.stat().st_mtime >= began:
                     at_work.append(f"{grid.slug(run.name)} {note.read_text()}")
-        bar.set_postfix_str("; ".join(at_work[:2]), refresh=False)
-        if sys.stdout.isatty():
-            bar.refresh()
-        if ended:
-            bar.close()
-            return
-        time.sleep(0.3)
-
-
-def busy(preset: str) -> bool:
-    """Whether a `cxrstudy run` of this preset is at work now."""
-    path = study.runs_root() / preset / ".lock"
-    if not path.is_file():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+            sys.stdout.flush()
+            bar.set_postfix_str("; ".join(at_work[:2]), refresh=False)
+            if sys.stdout.isatty():
+                bar.refresh()
+            if ended:
+                return
+            time.sleep(0.3)
 
 
 def state(run: grid.Run, live: bool, began: float = 0.0) -> tuple[str, str]:
@@ -236,7 +267,23 @@ def state(run: grid.Run, live: bool, began: float = 0.0) -> tuple[str, str]:
             return "running", ""
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         return "failed", f"stopped before its end: {''.join(last)[:200]} (see {log})"
-    return "waiting", "" if live else "not started, or it needs a run that failed"
+    return "waiting", "" if live else "not started"
+
+
+def states(runs: list[grid.Run], live: bool, began: float = 0.0) -> dict[str, tuple[str, str]]:
+    """What ``state`` says of each run by name; of one that waits for a run that failed, also for which."""
+    found: dict[str, tuple[str, str]] = {}
+    cause: dict[str, str] = {}
+    for run in runs:  # each comes after those it needs
+        kind, why = state(run, live, began)
+        failed = [cause[name] for name in run.needs if name in cause]
+        if kind == "failed":
+            cause[run.name] = run.name
+        elif kind == "waiting" and failed:
+            cause[run.name] = failed[0]
+            why = f"needs {failed[0]}, which failed"
+        found[run.name] = kind, why
+    return found
 
 
 def notebook_error(path: Path) -> str:
@@ -250,8 +297,11 @@ def notebook_error(path: Path) -> str:
 
 
 def headline(run: grid.Run) -> str:
-    """A run's seconds and its most telling numbers, in a few words."""
-    return headline_of(read_record(folder(run)))
+    """A run's seconds and its most telling numbers, in a few words; of a spoilt record, what is wrong with it."""
+    try:
+        return headline_of(read_record(folder(run)))
+    except ValueError as error:
+        return str(error)
 
 
 def headline_of(record: dict[str, Any]) -> str:
@@ -265,8 +315,32 @@ def headline_of(record: dict[str, Any]) -> str:
             elif metric["metric"] in ("loss", "exponent"):
                 words.append(f"{metric['task']} {metric['label']} {metric['metric']} {metric['value']:.3f}")
     if record["stage"] == "data":
-        words.append(f"{record['info']['images']} images")
+        words += _holdings(record["info"])
     return ", ".join(words)
+
+
+def _holdings(info: dict[str, Any]) -> list[str]:
+    """What a data run holds, and what was left out of it and why."""
+    words = [f"{info['images']} images"]
+    if "left_out" not in info:  # a record from before that was counted, or images that were drawn
+        return words
+    gone, unread = sum(info["left_out"].values()), int(info.get("quarantined", 0))
+    if info.get("kind") == "synthetic" and not gone + unread:
+        return words
+    words.append(_counted(info["left_out"], "left out"))
+    words.append(f"{unread} could not be read")
+    if sum(info.get("odd", {}).values()):
+        words.append(_counted(info["odd"], "odd"))
+    if gone + unread > UNSEEN * (info["images"] + gone + unread):
+        words.append(f"WARNING more than {UNSEEN:.0%} left out")
+    return words
+
+
+def _counted(parts: dict[str, int], what: str) -> str:
+    """A total with its parts, largest first."""
+    each = sorted(((name, n) for name, n in parts.items() if n), key=lambda item: -item[1])
+    named = ", ".join(f"{name} {n}" for name, n in each)
+    return f"{sum(parts.values())} {what}" + (f" ({named})" if named else "")
 
 
 @dataclass(frozen=True)
@@ -284,16 +358,19 @@ class Row:
 def overview() -> list[Row]:
     """Every planned run with its state, duration and headline."""
     rows = []
+    live: dict[str, bool] = {}
     for plan in read_plans():
-        live = busy(plan["preset"])
-        for item in plan["runs"]:
-            run = grid.Run(item["name"], item["stage"], plan["preset"], item["parameters"], tuple(item["needs"]))
-            kind, why = state(run, live)
+        preset = plan["preset"]
+        if preset not in live:
+            live[preset] = busy(preset)
+        runs = [
+            grid.Run(item["name"], item["stage"], preset, item["parameters"], tuple(item["needs"]))
+            for item in plan["runs"]
+        ]
+        for run, (kind, why) in zip(runs, states(runs, live[preset]).values(), strict=True):
             record = read_record(folder(run)) if kind == "done" else None
             note = headline_of(record).partition(", ")[2] if record else why
-            rows.append(
-                Row(plan["preset"], plan["variant"], run, kind, record["info"]["seconds"] if record else 0, note)
-            )
+            rows.append(Row(preset, plan["variant"], run, kind, record["info"]["seconds"] if record else 0, note))
     return rows
 
 
