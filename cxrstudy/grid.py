@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxrstudy.presets import Family, Ladder, Preset, load_preset, override, preset_names, read_settings, takes_list
+from cxrstudy import presets
+from cxrstudy.presets import Family, Ladder, Preset, override, preset_names, read_settings, takes_list
 from cxrstudy.study import Data, Parameters, Pretrain, StudyError, digest, read_numbers, root, validated
 
 __all__ = [
@@ -80,6 +81,19 @@ def reads_files(card: str) -> bool:
     except (cards.CardError, OSError, UnicodeDecodeError) as error:
         raise StudyError(str(error)) from None
     return described.kind == "real" or described.table is not None
+
+
+def load_preset(name: str) -> Preset:
+    """Read ``notebooks/presets/NAME.yml``, as ``presets.load_preset``; a preset that reads files needs a root."""
+    preset = presets.load_preset(name)
+    return preset.model_copy(update={"needs_root": preset.needs_root or any(map(_needs_root, preset.data.values()))})
+
+
+def _needs_root(values: dict[str, Any]) -> bool:
+    try:
+        return not values.get("root") and reads_files(str(values.get("card") or "synthetic"))
+    except StudyError:  # no such card: said when the preset is planned
+        return False
 
 
 def data_entry(values: dict[str, Any], data_root: str = "") -> dict[str, Any]:
