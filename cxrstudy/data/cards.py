@@ -36,7 +36,7 @@ class Table(_Strict):
     """Where the table lies under root and which of its columns is what."""
 
     path: str = Field(description="CSV or Parquet, below root; a glob is allowed")
-    separator: str = Field(",", min_length=1, max_length=2)
+    separator: str = Field(",", description="of CSV: the one sign between cells")
     encoding: str = Field("", description="of CSV that is not UTF-8, say cp1252")
     ids: Spelling | None = Field(
         None,
@@ -64,6 +64,14 @@ class Table(_Strict):
     pixel_spacing: str | None = Field(None, description="mm a pixel of the image file, for errors of tips in mm")
     query: str = Field("", description="keep only the rows that meet this pandas query (e.g. frontal views)")
 
+    @field_validator("separator")
+    @classmethod
+    def _one_sign(cls, sign: str) -> str:
+        sign = "\t" if sign == r"\t" else sign
+        if len(sign) != 1 or sign in '"\r\n':
+            raise ValueError(f'{sign!r} is not one sign; a tab is written "\\t"')
+        return sign
+
     @field_validator("encoding")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -80,7 +88,7 @@ class Labels(_Strict):
     column: str | None = Field(None, description="list: that column")
     separator: str = Field("|", description="list: what joins the names; lists in brackets are read too", min_length=1)
     names: dict[str, str | list[str]] = Field(description="our name -> theirs, or several of theirs")
-    values: dict[str, Literal[0, 1] | None] = Field(
+    values: dict[str, float | None] = Field(
         {}, description="columns: their value, as written -> 1, 0 or null; numbers compare as numbers"
     )
     missing: Literal["absent", "unknown"] = Field(description="what a label that is not given means")
@@ -95,7 +103,9 @@ class Labels(_Strict):
 
     @field_validator("values")
     @classmethod
-    def _not_empty(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _ours(cls, values: dict[str, float | None]) -> dict[str, float | None]:
+        if wrong := [key for key, value in values.items() if value not in (0, 1, None)]:
+            raise ValueError(f"{wrong[0]!r} must become 1 (present), 0 (absent) or null (unknown)")
         if any(not key.strip() for key in values):
             raise ValueError("an empty cell has no value here: `missing` says what it means")
         return values
@@ -240,11 +250,11 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     for ours, column, parse, given in (
         ("view", table.view, cells.parse_view, table.views),
         ("age", table.age, cells.parse_age, None),
-        ("sex", table.sex, cells.parse_sex, table.sexes),
+        ("sex", table.sex, cells.sex_parser(raw[table.sex]) if table.sex else None, table.sexes),
         ("pixel_spacing", table.pixel_spacing, cells.parse_spacing, None),
         *((f"malposition:{device}", wrong, cells.parse_flag, None) for device, wrong in table.malposition.items()),
     ):
-        if column:
+        if column and parse:
             columns[ours], unknown[ours] = cells.understand(raw[column], parse, given)
             if ours not in ("view", "sex"):
                 columns[ours] = columns[ours].astype(float)

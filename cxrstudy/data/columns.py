@@ -82,6 +82,12 @@ def parse_sex(text: str) -> str | None:
     return SEXES.get(plain(text).casefold().rstrip("."))
 
 
+def sex_parser(column: pd.Series) -> Callable[[str], str | None]:
+    """Return ``parse_sex`` as it holds in a column: beside H (hombre) an M is mujer, beside V it may be either."""
+    other = any(plain(text).casefold() in ("h", "v") for text in column.dropna().unique())
+    return lambda text: None if other and plain(text).casefold() == "m" else parse_sex(text)
+
+
 def parse_view(text: str) -> str | None:
     """Return PA, AP or LATERAL, None where a view is none of them, is two of them or is not understood."""
     words = re.sub(r"[\W_]+", " ", plain(text).upper().replace("X-RAY", "XRAY")).split()

@@ -76,7 +76,7 @@ def _pairs(rows: Rows, twice: pd.DataFrame, what: str) -> str:
     """The message of ids that are equal once normalised."""
     groups = [group for _, group in twice.groupby("same", sort=False)]
     shown = "; ".join(
-        " and ".join(f"{text!r} ({rows.place(row)})" for row, text in group["told"].head(3).items())
+        " and ".join(f"{text!a} ({rows.place(row)})" for row, text in group["told"].head(3).items())
         for group in groups[:5]
     )
     return (

@@ -40,8 +40,10 @@ def matching_files(base: Path, pattern: str) -> list[str]:
         if head == "**":
             stat = os.stat(base / folder)
             here = (stat.st_dev, stat.st_ino)
+            if here in above:  # a link that leads to a folder it lies in
+                return
             expand(folder, rest, above)
-            for name in folders if here not in above else ():  # a link may lead to a folder that it lies in
+            for name in folders:
                 if not name.startswith("."):
                     expand(posixpath.join(folder, name), parts, (*above, here))
             return
@@ -95,6 +97,8 @@ def below_root(name: str, base: Path) -> str:
     path = path.replace("\\", "/")
     for root in _roots(base)[0] if path.startswith("/") or not base.is_absolute() else ():
         path = path.removeprefix(root)
+    if path.startswith("/"):  # through a link, say
+        path = os.path.realpath(path).removeprefix(f"{os.path.realpath(base)}/")
     path = posixpath.normpath(path)
     if path.startswith(("/", "../")) or path == ".." or re.match(r"[a-zA-Z]:/", path):
         raise CardError(f"{name!r} leads out of root {base}; give the path below it")

@@ -129,8 +129,8 @@ def near(name: str, names: Iterable[str], n: int = 3) -> str:
 
 
 def _is_parquet(path: Path) -> bool:
-    if path.suffix.lower() in PARQUET:
-        return True
+    if path.suffix.lower() in PARQUET or not path.is_file():
+        return path.suffix.lower() in PARQUET
     with path.open("rb") as file:
         return file.read(4) == b"PAR1"
 
@@ -156,8 +156,11 @@ def _headed(frame: pd.DataFrame, path: Path, used: Collection[str], query: str) 
 
 # ---- CSV -----------------------------------------------------------------------------------------------------------
 def _read_csv(path: Path, separator: str, encoding: str, used: Collection[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    separator = "\t" if separator == r"\t" else separator
-    text = _decode(*_unpack(path, path.read_bytes()), encoding)
+    try:
+        data = path.read_bytes()
+    except OSError as error:  # a folder, say
+        raise CardError(f"{path} cannot be read as a table ({error.strerror})") from None
+    text = _decode(*_unpack(path, data), encoding)
     first = 0
     if hint := re.match(r'"?sep=.{0,1}"?\r?\n', text):  # Excel writes it above the header
         text, first = text[hint.end() :], 1
@@ -237,7 +240,6 @@ def _unpack(path: Path, data: bytes) -> tuple[Path, bytes]:
         (b"SQLite format 3", "is a database, not CSV", SAVE),
         (b"<", "is a page (HTML or XML), not CSV", SAVE),
         (b"{", "is JSON, not CSV", SAVE),
-        (b"PAR1", "is Parquet", "call it .parquet"),
     ):
         if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(magic):
             raise CardError(f"{path} {kind}: {remedy}")
@@ -251,24 +253,27 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
                 return data.decode(name)
             except UnicodeDecodeError as error:
                 raise CardError(f"{path}: marked as {name}, but damaged ({error}); copy or save it again") from None
-    zeros = np.flatnonzero(np.frombuffer(data[:4096], np.uint8) == 0) % 2
+    start = np.frombuffer(data[:4096], np.uint8)
+    zeros = np.flatnonzero(start == 0) % 2
+    kind = "utf-8"
+    if len(zeros) > 0.2 * len(start):  # UTF-16 without its mark: every second byte of plain letters is zero
+        kind = "utf-16-le" if zeros.mean() > 0.5 else "utf-16-be"
     try:
-        kind = ("utf-16-le" if zeros.mean() > 0.5 else "utf-16-be") if len(zeros) else "utf-8"
-        text = data.decode(kind)  # UTF-16 without its mark: every second byte of plain letters is zero
+        text = data.decode(kind)
     except UnicodeDecodeError as error:
-        try:
-            text = data.decode(encoding) if encoding and not len(zeros) else ""
-        except UnicodeDecodeError as other:
-            raise CardError(f"{path}: neither UTF-8 nor {encoding}, as the card has it ({other})") from None
-        if not text:
+        if kind != "utf-8" or len(zeros):
+            raise CardError(f"{path} holds bytes that are no text: {SAVE}") from None
+        if not encoding:
             line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
             raise CardError(
                 f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}). Save it as UTF-8; or, if a Windows program of "
                 "western Europe or America wrote it, write `encoding: cp1252` under table in the card"
             ) from None
-    if "\0" in text:
-        raise CardError(f"{path} holds bytes that are no text: {SAVE}")
-    return text
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError as other:
+            raise CardError(f"{path}: neither UTF-8 nor {encoding}, as the card has it ({other})") from None
+    return text.replace("\0", "")  # DICOM pads ids with it
 
 
 # ---- Parquet -------------------------------------------------------------------------------------------------------
