@@ -66,7 +66,8 @@ def what_is(path: str | Path) -> str:
         return "an HTML page (a failed download?)"
     if text.startswith((b"<?xml", b"<svg")):
         return "an XML file"
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
+    printable = sum(32 <= byte < 127 or byte in b"\t\n\r\f" for byte in start)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or printable >= 0.7 * len(start):
         return "text"
     return f"of no kind known here (its first bytes: {start[:8].hex(' ')})"
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,15 @@ import pandas as pd
 from joblib import Parallel, delayed
 from PIL import Image
 
-from cxrstudy.data import dicom
+from cxrstudy.data import dicom, odd
+from cxrstudy.data.filetypes import DICOM, is_picture, what_is
 from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
+from cxrstudy.data.picturefiles import UnfitPicture, read_picture
 from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
 CHUNK = 256  # images handled at a time
+REMEDY = "export the image as PNG, JPEG or DICOM, or leave it out"
 LARGE = 200_000_000  # pixels: some 30 s of drawing, worth the seconds that another process takes to start
 
 
@@ -34,28 +37,43 @@ class Prepared:
 def read_image(path: str | Path, size: int) -> np.ndarray:
     """One image file as uint8 (size, size), bone bright: shorter side to ``size``, centre crop (as RAD-DINO does).
 
-    DICOM by content; PNG and JPEG taken as bone bright already. UnreadableImage names the path and the reason.
+    A file is known by its content: DICOM (``dicom.read_dicom``), or a picture (``picturefiles.read_picture``), taken as
+    bone bright already. UnreadableImage names the path, the reason and what helps.
     """
+    return read_with_notes(path, size)[0]
+
+
+def read_with_notes(path: str | Path, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return what ``read_image`` does, and the kinds in which the image is odd (see ``odd.KINDS``)."""
     path = Path(path)
     try:
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-            with Image.open(path) as file:
-                deep = file.mode.startswith("I")  # 16-bit greyscale; Pillow's own conversion to 8 bit clips it
-                image = file.convert("F") if deep else file.convert("L")
-                if deep:
-                    image = image.point(lambda value: value * (255 / 65535))
+        what = what_is(path)
+        if what == DICOM:
+            pixels, notes = dicom.read_with_notes(path)
+            image = Image.fromarray(pixels * 255)
+        elif is_picture(what):
+            image, notes = read_picture(path, dicom.MAX_PIXELS)
         else:
-            image = Image.fromarray(dicom.read_dicom(path) * 255)
+            raise dicom.UnreadableImage(path, f"no image: it is {what}", REMEDY, kind=what.split(" (")[0])
         width, height = image.size
         scale = size / min(width, height)
+        if round(max(width, height) * scale) * size > dicom.MAX_PIXELS:
+            raise dicom.UnreadableImage(path, f"absurd dimensions: {height} rows, {width} columns", REMEDY)
+        notes += odd.of_shape(height, width)
         image = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BOX)
     except dicom.UnreadableImage:
         raise
+    except UnfitPicture as error:
+        raise dicom.UnreadableImage(path, f"{error.kind}: {error.what}", error.remedy) from error
+    except OSError as error:
+        reason = error.strerror or f"damaged or cut short ({' '.join(str(error).split())})"
+        raise dicom.UnreadableImage(path, reason) from error
     except Exception as error:  # Pillow raises a dozen kinds on damaged files; one bad file must not end a run
-        raise dicom.UnreadableImage(path, f"{type(error).__name__}: {error}") from error
+        raise dicom.UnreadableImage(path, f"damaged ({type(error).__name__}: {error})") from error
     top, left = (image.height - size) // 2, (image.width - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    grey = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+    whole = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return whole, notes + odd.of_greys(whole)
 
 
 def note_root(folder: str | Path, root: str | Path) -> None:
@@ -101,8 +119,11 @@ def prepare(
 ) -> Prepared:
     """Write ``manifest.parquet``, ``images.npy`` (N,size,size) uint8 and ``prepared.json`` into ``out``.
 
-    Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason). A folder that stands
-    whole with the same ``info`` and size is returned as it is. ManifestError when no image at all can be read.
+    Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason); odd ones stay and are
+    listed in ``odd.csv`` (image_id, path, kind; one image may have several). ``prepared.json`` counts both by kind:
+    ``set_aside``, ``odd``. A warning says where many could not be read. Paths below ``root`` are kept without it (see
+    ``note_root``). A folder that stands whole with the same ``info`` and size is returned as it is. ManifestError when
+    no image at all can be read.
     """
     out = Path(out)
     done = out / "prepared.json"
@@ -115,34 +136,17 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     scratch = out / f".images.{os.getpid()}.npy"
     images = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size))
-    is_drawn = manifest["path"].str.startswith("synthetic:")
-    quarantine: list[dict[str, str]] = []
+    quarantine: list[dicom.UnreadableImage] = []
     kept: list[int] = []
-
-    def read(row: int) -> np.ndarray | dicom.UnreadableImage:
-        try:
-            return read_image(manifest["path"].iloc[row], size)
-        except dicom.UnreadableImage as error:
-            return error
-
-    starts = range(0, len(manifest), CHUNK)
-    many = len(manifest) * size**2 > LARGE
-    drawn = Parallel(n_jobs=-1 if many else 1, return_as="generator")(
-        delayed(_draw)(manifest["path"].iloc[start : start + CHUNK], size) for start in starts if is_drawn.iloc[start]
-    )
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in progress(starts):
-            rows = range(start, min(start + CHUNK, len(manifest)))
-            pixels: Iterable[Any] = next(drawn) if is_drawn.iloc[start] else pool.map(read, rows)
-            for row, image in zip(rows, pixels, strict=True):
-                if isinstance(image, dicom.UnreadableImage):
-                    names = manifest.iloc[row]
-                    quarantine.append(
-                        {"image_id": names["image_id"], "path": str(image.path), "reason": str(image.reason)}
-                    )
-                else:
-                    images[len(kept)] = image
-                    kept.append(row)
+    odds: list[tuple[int, str]] = []
+    for row, found in enumerate(_pixels(manifest, size, progress)):
+        if isinstance(found, dicom.UnreadableImage):
+            quarantine.append(found)
+            continue
+        images[len(kept)], notes = found
+        odds += [(row, kind) for kind in dict.fromkeys(notes)]
+        kept.append(row)
+    aside = manifest.iloc[sorted(set(range(len(manifest))) - set(kept))]
     if not kept:
         scratch.unlink()
         raise ManifestError(f"none of {len(manifest)} images could be read; the first: {quarantine[0]}")
@@ -157,15 +161,44 @@ def prepare(
     else:
         images.flush()
         os.replace(scratch, out / "images.npy")
-    pd.DataFrame(quarantine, columns=["image_id", "path", "reason"]).to_csv(out / "quarantine.csv", index=False)
+    listed = {"image_id": aside["image_id"], "path": [str(e.path) for e in quarantine]}
+    pd.DataFrame(listed | {"reason": [str(e.reason) for e in quarantine]}).to_csv(out / "quarantine.csv", index=False)
+    strange = manifest.iloc[[row for row, _ in odds]][["image_id", "path"]].assign(kind=[kind for _, kind in odds])
+    strange.to_csv(out / "odd.csv", index=False)
     rows = manifest.iloc[kept].reset_index(drop=True)
     if root:
         note_root(out, root)
         rows = relative_to_root(rows, root)
     write_manifest(rows, out / "manifest.parquet")
-    facts = {"size": size, "mean": float(mean), "std": float(variance**0.5), "quarantined": len(quarantine)}
+    facts: dict[str, Any] = {"size": size, "mean": float(mean), "std": float(variance**0.5)}
+    facts |= {"quarantined": len(quarantine), "set_aside": odd.count(error.kind for error in quarantine)}
+    facts |= {"odd": odd.count(kind for _, kind in odds)}
     write_text(done, json.dumps(info | facts, indent=1))
+    odd.warn_of_loss(len(manifest), facts["set_aside"], "images could not be read")
     return open_prepared(out)
+
+
+def _pixels(manifest: pd.DataFrame, size: int, progress: Progress) -> Iterator[Any]:
+    """Of each row its pixels and notes, or why it cannot be read."""
+    is_drawn = manifest["path"].str.startswith("synthetic:")
+
+    def read(row: int) -> tuple[np.ndarray, tuple[str, ...]] | dicom.UnreadableImage:
+        try:
+            return read_with_notes(manifest["path"].iloc[row], size)
+        except dicom.UnreadableImage as error:
+            return error
+
+    starts = range(0, len(manifest), CHUNK)
+    many = len(manifest) * size**2 > LARGE
+    drawn = Parallel(n_jobs=-1 if many else 1, return_as="generator")(
+        delayed(_draw)(manifest["path"].iloc[start : start + CHUNK], size) for start in starts if is_drawn.iloc[start]
+    )
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for start in progress(starts):
+            if is_drawn.iloc[start]:
+                yield from ((image, ()) for image in next(drawn))
+            else:
+                yield from pool.map(read, range(start, min(start + CHUNK, len(manifest))))
 
 
 def open_prepared(folder: str | Path) -> Prepared:

@@ -165,7 +165,7 @@ def test_bad_files_are_set_aside_and_rows_stay_with_their_images(films, tmp_path
     assert list(aside["image_id"]) == [path.name for path in paths if path in bad]
     assert aside["reason"].str.len().min() > 5
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"images.npy", "manifest.parquet", "prepared.json", "quarantine.csv"}
+    assert names == {"images.npy", "manifest.parquet", "prepared.json", "quarantine.csv", "odd.csv"}
 
 
 def test_mean_and_spread_are_those_of_the_images_kept(films, tmp_path):

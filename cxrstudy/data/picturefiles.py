@@ -1,0 +1,112 @@
+"""Picture files (PNG, JPEG, TIFF, BMP, JPEG 2000, WebP, GIF, PGM) to grey, upright and in their own range."""
+
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "WEBP", "GIF", "PPM")
+DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and exports use
+TINT = 8  # of 256: channels of a grey picture differ by no more, whatever a JPEG does to them
+TINTED = 5e-4  # of the pixels: a small mark in colour
+COLOUR, FEWER, CLEAR, OWN = "colour", "fewer bits used than the file has", "transparent", "scaled to its own range"
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF
+
+
+class UnfitPicture(ValueError):
+    """A picture that is no x-ray as it lies: ``.kind`` to count by, what it is, and what helps."""
+
+    def __init__(self, kind: str, what: str, remedy: str) -> None:
+        super().__init__(kind, what, remedy)
+        self.kind, self.what, self.remedy = kind, what, remedy
+
+
+def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]]:
+    """Return a picture in mode L, or F for deep ones, in [0, 255], turned as its EXIF orientation says, and notes.
+
+    A deep picture (16 bits) is white where its bits end: those that sBIT of a PNG tells, where no value is larger,
+    else 8, 10, 12, 14 or 16, the fewest that hold its largest value, as 12-bit films are met in 16-bit files. Deeper
+    ones (32 bits, floats) are scaled to their own range. Transparent places are black. Colour becomes its luma, and
+    a note. Raises UnfitPicture, and what Pillow raises on damaged files.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at before it is decoded
+        try:
+            file = Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise UnfitPicture("absurd dimensions", str(error), "export the image again") from None
+    with file:
+        if not 0 < file.width * file.height <= max_pixels:
+            what = f"{file.height} rows, {file.width} columns"
+            raise UnfitPicture("absurd dimensions", what, "export the image again")
+        if file.format != "MPO" and getattr(file, "n_frames", 1) != 1:  # MPO: a JPEG with a preview after it
+            raise UnfitPicture(
+                "several frames", f"{getattr(file, 'n_frames', 1)} frames, not one", "export one of them"
+            )
+        depth, significant = _png_depth(path) if file.format == "PNG" else (0, 0)
+        inverted = file.format == "TIFF" and file.getexif().get(PHOTOMETRIC) == WHITE_IS_ZERO
+        file.load()
+        image = ImageOps.exif_transpose(file)
+    if image.mode.startswith(("I", "F")):
+        return _deep(image, significant, inverted)
+    grey, notes = _grey(image)
+    if depth == 16 and np.asarray(grey).max() < 64:  # Pillow keeps the upper 8 bits alone
+        raise UnfitPicture("16-bit colour", "few of its 16 bits are used", "save it as a grey 16-bit PNG")
+    return grey, notes
+
+
+def _deep(image: Image.Image, significant: int, inverted: bool) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture of more than 8 bits as mode F in [0, 255]."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise UnfitPicture("no numbers", "it holds infinities or NaN", "export it again as a 16-bit PNG")
+    if image.mode == "F" or low < 0 or high >= 2**16:
+        scaled = (values - low) / ((high - low) or 1)
+        scaled = 1 - scaled if inverted else scaled
+        return Image.fromarray((scaled * 255).astype(np.float32)), (OWN,)
+    used = next(bits for bits in DEPTHS if high < 2**bits)
+    if 0 < significant < 16 and high < 2**significant:
+        used = significant
+    if inverted:
+        values = 2**used - 1 - values
+    grey = values * (255 / (2**used - 1))
+    return Image.fromarray(grey.astype(np.float32)), (FEWER,) if used < 16 else ()
+
+
+def _grey(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture of 8 bits a channel, or of one, as mode L."""
+    notes: tuple[str, ...] = ()
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        if np.asarray(alpha).min() < 255:
+            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+            image, notes = Image.alpha_composite(black, image), (CLEAR,)
+    if image.mode in ("1", "L"):
+        return image.convert("L"), notes
+    rgb = image.convert("RGB")
+    channels = np.asarray(rgb)
+    if (np.ptp(channels, axis=2) > TINT).mean() > TINTED:
+        notes = (*notes, COLOUR)
+    return (image if image.mode in ("RGB", "P") else rgb).convert("L"), notes
+
+
+def _png_depth(path: str | Path) -> tuple[int, int]:
+    """Bits a sample of a PNG, and those that sBIT says are significant (0: not said)."""
+    depth = significant = 0
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if name in (b"IDAT", b"IEND") or length > 2**24:
+                break
+            data = file.read(length)
+            file.seek(4, 1)
+            if name == b"IHDR" and length >= 9:
+                depth = data[8]
+            elif name == b"sBIT" and data:
+                significant = max(data)
+    return depth, significant
