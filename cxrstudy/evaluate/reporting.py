@@ -379,9 +379,7 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     metrics = [
         row | {"label": name + row["label"]}
         for name, said in controls.items()
-        for row in set_aside(
-            textscores.evaluate(said, truth, test["patient_id"].to_numpy(), **judge), by_positives=("f1",)
-        )
+        for row in set_aside(textscores.evaluate(said, truth, test["patient_id"].to_numpy(), **judge))
     ]
     reports = pd.DataFrame({"image_id": test["image_id"], "patient_id": test["patient_id"], "truth": truth})
     reports = reports.assign(generated=generated, other_patient=swapped)

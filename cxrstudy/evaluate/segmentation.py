@@ -27,7 +27,7 @@ from cxrstudy.evaluate.features import device as the_device
 from cxrstudy.evaluate.maps import CHUNK, Chosen, Store, encode_maps, known_devices, with_masks
 from cxrstudy.evaluate.metrics import bootstrap, interval
 from cxrstudy.evaluate.protocol import SUPERVISED, labelled_rows, open_subject, refuse_leak, refuse_overlap
-from cxrstudy.evaluate.small_samples import FLAT, LEAST, TOO_FEW, exact_interval
+from cxrstudy.evaluate.small_samples import FLAT, LEAST, TOO_FEW, exact_interval, mark_rare
 from cxrstudy.progress import Progress
 
 BINS = 32  # thresholds tried: 1/32 ... 31/32
@@ -234,14 +234,14 @@ def score(
     return pd.concat([who[["image_id", "patient_id"]], table], axis=1)
 
 
-def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0, least: int = 0) -> list[dict[str, Any]]:
+def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
     """Metrics of `score`'s table by device, and ``macro`` (their mean), with 95% patient-bootstrap intervals.
 
     Dicts of task "segmentation", label, metric, value, low, high, n (images with a value), positives (those that show
     the device), n_patients (of the images with a value), ``note`` where there is something to say. Means over images,
-    tip errors as medians over the tips that were drawn: read them with ``missed``. A device that fewer than ``least``
-    test images show (``false_alarm``: do not show) has no value and is left out of macro. Where all resamples are
-    alike, shares and overlaps get an exact interval (`small_samples`), counts and distances none.
+    tip errors as medians over the tips that were drawn: read them with ``missed``. A device that too few test images
+    show (``false_alarm``: do not show) has a note that says so. Where all resamples are alike, shares and overlaps get
+    an exact interval (`small_samples`), counts and distances an unbounded one.
     """
     names, records = list(dict.fromkeys(scores["device"])), []
     for metrics, middle in ((MEANS, np.nanmean), (MEDIANS, np.nanmedian)):
@@ -252,9 +252,6 @@ def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0, lea
         )
         present = wide["present"][names].to_numpy(np.float64)
         shown = {metric: (present == (metric != "false_alarm")).sum(axis=0) for metric in metrics}
-        few = np.array([shown[metric] < least for metric in metrics])
-        values[:, few] = np.nan
-        values = values.reshape(len(wide), -1)
         summary = partial(middles, middle=middle, shape=shape[1:])
         patients = wide.index.get_level_values("patient_id").to_numpy()
         drawn = bootstrap(summary, values, values, groups=patients, resamples=resamples, seed=seed)
@@ -266,25 +263,25 @@ def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0, lea
             counts = {"n": int(has.sum()), "positives": int((present[:, some] == 1).sum())}
             counts["n_patients"] = len(np.unique(patients[has]))
             record = {"task": "segmentation", "label": [*names, "macro"][j], "metric": metrics[metric]}
-            left = [str(shown[metrics[metric]][i]) for i in np.arange(len(names))[some] if few[metric, i]]
-            records.append(record | _ends(metrics[metric], ends, counts["n_patients"], left, j == len(names)) | counts)
+            record |= _ends(metrics[metric], ends, counts["n_patients"]) | counts
+            if j < len(names):
+                what = "test images do not show it" if metrics[metric] == "false_alarm" else "test images show it"
+                record = mark_rare(record, int(shown[metrics[metric]][j]), what)
+            elif rare := int((shown[metrics[metric]] < LEAST).sum()):
+                record["note"] = f"the mean over {len(names)} devices, {rare} of them {TOO_FEW}"
+            records.append(record)
     return records
 
 
-def _ends(metric: str, ends: tuple[Any, ...], patients: int, left: list[str], macro: bool) -> dict[str, Any]:
-    """Value, low, high and, where there is something to say, ``note`` of a metric's row; ``left``: the test images of
-    each device that is too few."""
+def _ends(metric: str, ends: tuple[Any, ...], patients: int) -> dict[str, Any]:
+    """Value, low, high and, where no interval can be given, ``note`` of a metric's row."""
     value, low, high = map(float, ends)
-    found: dict[str, Any] = {"value": value, "low": low, "high": high}
-    if left:
-        many = f"{len(left)} devices left out, {TOO_FEW}"
-        found["note"] = many if macro else f"{TOO_FEW}: {left[0]} test images; needed: {LEAST}"
-    if value == value and high - low <= FLAT:
-        if metric in BOUNDED:
-            found |= dict(zip(("low", "high"), (float(end) for end in exact_interval(value, patients)), strict=True))
-        else:
-            found |= {"low": np.nan, "high": np.nan, "note": "every resample is alike: no interval can be given"}
-    return found
+    if not (value == value and high - low <= FLAT):
+        return {"value": value, "low": low, "high": high}
+    if metric in BOUNDED:
+        low, high = (end.item() for end in exact_interval(value, patients))
+        return {"value": value, "low": low, "high": high}
+    return {"value": value, "low": -np.inf, "high": np.inf, "note": "all resamples alike: no interval can be given"}
 
 
 def middles(_: Any, table: np.ndarray, middle: Callable[..., np.ndarray], shape: tuple[int, int]) -> np.ndarray:
@@ -354,7 +351,7 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
         "devices": names,
         "thresholds": dict(zip(names, thresholds.tolist(), strict=True)),
         "scores": scores.assign(row=rows[2][scores["place"]]).drop(columns="place"),
-        "metrics": summarise(scores, resamples=p.resamples, seed=p.seed, least=LEAST),
+        "metrics": summarise(scores, resamples=p.resamples, seed=p.seed),
         "curve": curve,
         "cases": [case | {"row": int(rows[2][case.pop("place")])} for case in cases],
         "test": parts[2],

@@ -121,21 +121,21 @@ def _few(images: list[int], patients: list[int], least: int, few: int) -> str:
     return f"{TOO_FEW}: {told[0]} with it, {told[1]} without; needed: {least} images of {few} patients of either class"
 
 
-def set_aside(rows: Sequence[dict[str, Any]], *, by_positives: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Metric ``rows`` (with n and n_patients) without values where these are too few, and why in ``note``.
-
-    Of the metrics ``by_positives`` the positives must be enough too.
-    """
+def set_aside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metric ``rows`` (with n and n_patients) without values where these are too few, and why in ``note``."""
     out = []
     for row in rows:
-        counted = {"test cases": row["n"]}
-        if row["metric"] in by_positives and row["positives"] is not None:
-            counted["positives"] = row["positives"]
-        short = [f"{count} {what}" for what, count in counted.items() if count < LEAST]
-        if row["n_patients"] < LEAST_PATIENTS and not short:
-            short = [f"{row['n_patients']} patients"]
-        if short and row["value"] == row["value"]:
-            note = f"{TOO_FEW}: {', '.join(short)}; needed: {LEAST}, from {LEAST_PATIENTS} patients"
-            row = row | dict.fromkeys(("value", "low", "high"), float("nan")) | {"note": note}
+        if row["value"] == row["value"] and (row["n"] < LEAST or row["n_patients"] < LEAST_PATIENTS):
+            told = f"{row['n']} test cases of {row['n_patients']} patients"
+            note = f"{TOO_FEW}: {told}; needed: {LEAST}, from {LEAST_PATIENTS} patients"
+            row = row | dict.fromkeys(("value", "low", "high"), np.nan) | {"note": note}
         out.append(row)
     return out
+
+
+def mark_rare(row: dict[str, Any], shown: int, what: str) -> dict[str, Any]:
+    """``row`` with a note where fewer than ``LEAST`` test images or reports bear ``what`` it counts: its value is kept,
+    and pages show the note in its place."""
+    if shown >= LEAST or row["value"] != row["value"]:
+        return row
+    return row | {"note": f"{TOO_FEW}: {shown} {what}; needed: {LEAST}"}

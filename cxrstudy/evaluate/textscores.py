@@ -25,7 +25,7 @@ from cxrstudy.data.reports import NAMES, extract_labels, extract_mentions, secti
 from cxrstudy.data.vocabulary import FINDINGS
 from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate.metrics import counts, interval, units
-from cxrstudy.evaluate.small_samples import with_width
+from cxrstudy.evaluate.small_samples import mark_rare, with_width
 
 Floats = NDArray[np.float64]
 Uncertain = Literal["present", "absent"]
@@ -56,7 +56,8 @@ def evaluate(
     report bears has its f1. ``positives`` counts names (or pairs) in the true reports: None where nothing is counted.
     A score is NaN where neither side says anything that it counts; an empty generated report is no error.
     Resamples are those of `metrics.bootstrap` for the same groups and seed.
-    An interval without width (every resample alike) becomes an exact one (`small_samples`).
+    An interval without width (every resample alike) becomes an exact one, and a name that too few true reports bear has
+    a ``note`` that says so (`small_samples`).
     ValueError: lengths that differ, a true report that is empty (row named), ``resamples`` < 1.
     """
     shares = _shares(generated, truth, uncertain)
@@ -72,8 +73,10 @@ def evaluate(
         independent = len(np.unique(who[bears[:, kind, columns].any(axis=1)])) if counted else patients
         low, high, _ = with_width(*interval(samples[label, metric]), value[0], max(independent, 1))
         ends = {"value": float(value[0]), "low": float(low), "high": float(high)}
-        row = {"task": "reports", "label": label, "metric": metric} | ends | {"n": len(shares)}
-        records.append(row | {"positives": int(said[kind, columns].sum()) if counted else None, "n_patients": patients})
+        row: dict[str, Any] = {"task": "reports", "label": label, "metric": metric} | ends | {"n": len(shares)}
+        positives = int(said[kind, columns].sum())
+        row |= {"positives": positives if counted else None, "n_patients": patients}
+        records.append(mark_rare(row, positives, "true reports name it") if metric == "f1" else row)
     return records
 
 

@@ -395,7 +395,7 @@ def test_what_cannot_be_run_is_refused_by_name(prepared, changes, said):
 
 
 def test_a_table_of_embeddings_is_refused_by_its_name(prepared, tmp_path):
-    table = pd.DataFrame({"image_id": prepared.manifest["image_id"], "e0": 0.5})
+    table = pd.DataFrame({"image_id": prepared.manifest["image_id"], "e0": 0.5, "e1": 0.25})
     table.to_parquet(tmp_path / "mine.parquet")
     with pytest.raises(ValueError, match=r"mine.parquet' is no frozen encoder"):
         run(prepared, encoder=str(tmp_path / "mine.parquet"))
