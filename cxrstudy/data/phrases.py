@@ -28,9 +28,26 @@ _STILL = (
     "(?:unchanged|stable|again|persist|still|remain|now|larger|smaller|more|less|greater|increas|decreas|better|worse"
     "|also|similar|same|improv)"
 )
+_OUT = "(?:removed|withdrawn|pulled|discontinued|taken out|extracted|explanted|exchanged|replaced)"
+_MOVED = (  # not behind 'withdrawn' and 'pulled': it was moved, and is there yet
+    "(?! (?:back|towards?|over|across|away|superiorly|inferiorly|laterally|medially|right|left|slightly|somewhat"
+    "|partially|partly|minimally|mildly|further|proximally|up|down|into|to|by (?:a few|about|approximately"
+    "|roughly|an? |\\d)|a (?:few|bit|little)|about|approximately|roughly|\\d|from the)\\b| ~|[^.;\\n]{0,40}\\b\\d"
+    "[\\d.]* ?"
+    "(?:cm|mm|centimet|millimet)|[,;.]? (?:(?:and|with|so|that|now|is|its|the|it) ?)*(?:tips?(?! of)|terminat\\w+|ends"
+    "|ending|lies|lying|projects?|projecting|reposition\\w*|positioned|in (?:good|satisfactory"
+    "|standard|appropriate|adequate)))"
+)
 CUES = {
     "idle": (  # cue words that deny nothing
-        f"no {_SLIGHT}{_CHANGE} | without {_SLIGHT}{_CHANGE} | not {_SLIGHT}{_CHANGE} | not only | not as "
+        f"(?:should|could|can|may|might|must|would) (?:now |also |then )?be (?:\\w+ )?{_OUT} "
+        f"| to be (?:\\w+ )?{_OUT} | needs? {_OUT} "
+        "| (?:recommend|recommended|recommending|consider|consideration) (?:of )?"
+        "(?:withdraw|pull|retract|reposition|remov)\\w* | no longer (?:as|so|large|significant|loculated) "
+        "| removal (?:(?:is|was|should|may|can|could|be) )*(?:recommended|advised|suggested|considered|planned) "
+        "| (?:planned|future|for|before|prior to) removal "
+        f"| (?:nearly|almost|partially|partly|incompletely|slightly|not|not yet|not been) (?:been )?{_OUT} "
+        f"| no {_SLIGHT}{_CHANGE} | without {_SLIGHT}{_CHANGE} | not {_SLIGHT}{_CHANGE} | not only | not as "
         "| not well | not clear "
         "| not (?:fully|optimally|entirely|completely|adequately|included|imaged|evaluated|assessed|enough"
         "|convincingly)(?! (?:be )?(?:excluded|ruled)) "
@@ -78,13 +95,17 @@ CUES = {
     ),
     "gone": (  # denies what stands before or, if nothing does, what comes
         f"removal(?! of) | resolution(?! of) | no longer(?: \\w*{_SEEN})? | not (?:\\w+ ){{0,2}}{_SEEN} "
-        "| nowhere | resolved | removed | cleared | absent | disappeared | unlikely | was discontinued "
-        "| withdrawn and | ruled out | excluded | not likely | has been out | is negative | none(?! (?:on|in|at)) "
+        "| nowhere | resolved | removed | cleared | absent | disappeared | unlikely | discontinued "
+        f"| withdrawn{_MOVED} | pulled(?: out)?{_MOVED} | explanted | extracted | d/c'?e?d | dc'd "
+        "| gone(?! (?:up|down|from|to|through|on)\\b) | (?:is|are|now|been|come|came|fell|fallen|taken) out"
+        "(?=[.,;\\n]|$| since| in the interval) | not in (?:place|situ)(?! of) "
+        "| ruled out | excluded | not likely | has been out | is negative | none(?! (?:on|in|at)) "
         "| (?:replaced|exchanged) (?:by|with|for) | taken out "
         "| (?:is|are|be|lies?|projects?) (?:probably |likely )?(?:outside|external to) (?:of )?(?:the )?patient"
     ),
     "no": (
         "no | without | w/o | free of | free from | clear of | negative for | absence of | denies | never "
+        "| (?:interval|complete) withdrawal of(?![^.;\\n]{0,80}\\b(?:\\d|tip|now|slight)) "
         "| neither | nor | not | lack of | lacks | rather than | resolution | removal | exclusion of | nil "
         "| clearing of | clearance of | instead of | devoid of "
         "| clear(?= (?:focal |acute )*(?:air ?space|consolid|infiltrat)\\w*(?: (?:disease|consolid|infiltrat)\\w*)?"
@@ -125,7 +146,8 @@ TERMS = {
         "| heart (?:failure|valve|rate|disease|attack|border|block|transplant)s? "
         "| cardiac (?:monitor\\w*|valve|surgery|arrest|border|apex|catheterization) | side ports? "
         "| (?:scalp|ankle|leg|extremity|cerebral|laryngeal) edema "
-        "| (?:left to right|right to left|intra ?cardiac|arterio ?venous) shunt\\w*"
+        "| (?:left to right|right to left|intra ?cardiac|arterio ?venous) shunt\\w* "
+        "| (?:before|prior to|awaiting|for|planned|failed|impending|pending|attempted|anticipated) extubation"
     ),
     "cardiomegaly": "cardio ?meg\\w+ | cardiac enlargement",
     "pleural_effusion": (
@@ -167,6 +189,7 @@ TERMS = {
         "| ribs? (?:is|are) fractured | fx"
     ),
     "tracheostomy_tube": "tracheostomy(?: tube| cannula)? | trach(?: tube)? | tracheotomy(?: tube)?",
+    "tracheostomy_tube!": "decannulat(?:ed|ion)",
     "gastrostomy_tube": (
         "gastrostomy(?: tube| catheter)? | gastrojejunostomy(?: tube)? | (?:g|gj|j) tube | peg(?: tube)? "
         "| jejunostomy(?: tube)?"

@@ -13,7 +13,10 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from cxrstudy.data import templates
+from cxrstudy.data.language import foreign_parts, is_english
 from cxrstudy.data.phrases import ABNORMAL, CUES, SIZES, TERMS
+from cxrstudy.data.sections import READ, plain, split
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, OTHER_DEVICES
 
 NAMES = FINDINGS + DEVICES + OTHER_DEVICES
@@ -43,24 +46,8 @@ _SIDE = re.compile(
     r"\b(?:(right|rul|rml|rll)|(left|lul|lll|lingula\w*)|(bilateral\w*|both|bi ?bas\w+|biapical|bilat))\b"
     r"(?! (?:atri|ventric|heart|main|pulmonary arter))|(,)"
 )
+_CELL_END = re.compile(r"[ \"]*(?:$|[.;,\n|)])")
 _SIDES = {frozenset(): "", frozenset({1}): "right", frozenset({2}): "left"}  # all else: bilateral
-_HEADERS = {
-    "findings": "findings?|report|chest|description|wet read|preliminary report|interpretation",
-    "impression": "impressions?|conclusions?|opinion|summary|assessment|addendum|final impression",
-    "indication": "indications?|(?:clinical )?history|clinical (?:information|indications?|data|statement)|hx|"
-    "reason for (?:exam|examination|study|this examination)|history of present illness|medical condition",
-    "comparison": "comparisons?|comparison studies|prior studies|priors?",
-    "technique": "techniques?|procedures?|views?|number of views|protocol",
-    "examination": "exams?|examinations?|study|type of exam|final report|date|exam date|study date",
-    "recommendation": "recommendations?(?:\\(s\\))?|notifications?|signed by|attestation",
-}
-_HEADER_OF = {name: re.compile(rf"(?:{words})", re.I) for name, words in _HEADERS.items()}
-_ANY = "|".join(_HEADERS.values())
-_HEADER = re.compile(  # at a line's or sentence's beginning, or in capitals
-    rf"(?:^|(?<=[.:;?!\n)\]]))[ \t]*({_ANY})[ \t]*(?::|$(?=\n))|(?<=[ \t])(?-i:({_ANY.upper()}))[ \t]*:", re.I | re.M
-)
-_READ = {"findings", "impression"}
-_BLANK_LINE, _SENTENCE_END = re.compile(r"\S\s*?\n\s*?\n"), re.compile(r"[^\s.][.\n]")
 _BLANKS = str.maketrans({c: " " for c in "-\u2010\u2011\u2012\u2013\u2014\t\r\f\v\xa0"})
 _NEWLINE, _RUN = re.compile(r"\n"), re.compile(r"  +")
 _ITEM = re.compile(r"\s*(?:\n|$|[-*\u2022]|\(?\d+[.)])")
@@ -115,7 +102,8 @@ def sections(text: str) -> dict[str, str]:
     Clinical history and the like are its indication; what stands under no header belongs to the findings.
     """
     found: dict[str, str] = {}
-    for name, start, end in _split(text):
+    text, _ = plain(text)
+    for name, start, end in split(text):
         found[name] = f"{found[name]}\n{text[start:end].strip()}" if name in found else text[start:end].strip()
     return found
 
@@ -147,37 +135,32 @@ def extract_labels(text: str) -> dict[str, str]:
 
 def is_normal(text: str) -> bool:
     """Whether a text calls the chest normal and names nothing else: no finding, device, old or doubted change."""
-    said = " ".join(text[start:end].lower() for name, start, end in _split(text) if name in _READ)
-    return bool(_NORMAL.search(said)) and all(m.status == "absent" for m in _read(text))
-
-
-def _split(text: str) -> list[tuple[str, int, int]]:
-    """(name, start, end) of each section that holds a word; a blank line ends those that are not read."""
-    heads = [(m.start(), m.end(), m[1] or m[2]) for m in _HEADER.finditer(text)]
-    named = [next(name for name, words in _HEADER_OF.items() if words.fullmatch(said)) for _, _, said in heads]
-    stops = [start for start, _, _ in heads] + [len(text)]
-    pieces = [("findings", 0, stops[0])]
-    for name, (_, start, _), stop in zip(named, heads, stops[1:], strict=True):
-        cut = None if name in _READ else _BLANK_LINE.search(text, start, stop)
-        if not cut and stop == len(text) and not _READ & set(named):  # findings without a header of their own
-            cut = _SENTENCE_END.search(text, start, stop)
-        middle = cut.end() if cut else stop
-        pieces += [(name, start, middle), ("findings", middle, stop)]
-    return [piece for piece in pieces if text[piece[1] : piece[2]].strip()]
+    clean, _ = plain(text)
+    said = " ".join(clean[start:end].lower() for name, start, end in split(clean) if name in READ)
+    return bool(_NORMAL.search(said)) and is_english(text) and all(m.status == "absent" for m in _read(text))
 
 
 def _read(text: str) -> list[Mention]:
     """All mentions of what is read; 'catheter', 'tip' (of some line) and 'abnormal' are names here too."""
+    text, places = plain(text)
+    foreign = foreign_parts(text)
+    if foreign and foreign[0] == (0, len(text)):
+        return []
     found = []
-    for name, start, end in _split(text):
-        if name in _READ:
-            flat, starts, shifts = _flatten(text[start:end])
-            for row, side in _Reader(flat).read():
-                lo, hi = row[1], row[2] - 1
+    for section, start, end in split(text):
+        if section in READ:
+            part = text[start:end]
+            flat, starts, shifts = _flatten(part)
+            rows = []
+            for (name, lo, hi, status, hedge), side in _Reader(flat).read():
                 if starts:
-                    lo, hi = lo + shifts[bisect_right(starts, lo)], hi + shifts[bisect_right(starts, hi)]
-                found.append(Mention(row[0], row[3], side, (start + lo, start + hi + 1), row[4]))
-    return found
+                    lo, hi = lo + shifts[bisect_right(starts, lo)], hi + shifts[bisect_right(starts, hi - 1)]
+                rows.append((lo, hi, name, status, side, hedge))
+            found += [(start + lo, start + hi, *more) for lo, hi, *more in templates.fill_in(part, rows)]
+    found = [row for row in found if not any(lo <= row[0] < hi for lo, hi in foreign)]
+    if places:
+        found = [(places[lo][0], places[hi - 1][1], *more) for lo, hi, *more in found]
+    return [Mention(name, status, side, (lo, hi), hedge) for lo, hi, name, status, side, hedge in found]
 
 
 def _flatten(text: str) -> tuple[str, list[int], list[int]]:
@@ -296,9 +279,12 @@ class _Reader:
         if kind == "but":
             self._begin()
         elif kind == "no":
-            if self.clause < len(rows) and flat[rows[-1][2] : start] == ": ":
+            gap = flat[rows[-1][2] : start] if self.clause < len(rows) else ""
+            cell = gap.strip(' :|="') == "" and bool(gap and _CELL_END.match(flat, end))  # Pneumothorax - no, ...
+            if cell or gap == ": ":
                 rows[-1][3:] = ["absent", ""]
-            self.no, self.used = True, 0
+            if not cell:
+                self.no, self.used = True, 0
         elif kind in ("gone", "doubted"):
             wide = self.comma == len(rows) or (kind == "gone" and _PLURAL.search(flat, max(0, start - 12), start))
             named = rows[self.clause if wide else self.comma :]
