@@ -144,7 +144,8 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
             f"{next(iter(files))!r}: ids are file names or paths below root, with or without their suffix"
         )
     path = ids.map(found)
-    twice = path[path.duplicated(keep=False)].sort_values()
+    twice = path.dropna()
+    twice = twice[twice.duplicated(keep=False)].sort_values()
     if len(twice):
         same = twice[twice == twice.iloc[0]].index
         raise CardError(f"{rows.places(same)}: {ids[same[0]]!r} and {ids[same[1]]!r} name one file, {twice.iloc[0]}")

@@ -92,6 +92,13 @@ def test_the_ordinary_path_of_real_data_reads_it(folder, drawn, tmp_path) -> Non
     assert np.abs(prepared.images - eight).max() <= 1  # a value between two of 8 bits may fall either way
 
 
+def test_the_template_of_a_hospital_reads_this_very_shape(folder) -> None:
+    manifest = load_manifest("site", root=folder)
+    pd.testing.assert_frame_equal(manifest, load_manifest("synthetic_dicom", root=folder))
+    assert len(manifest) == N
+    assert manifest.attrs["left_out"] == manifest.attrs["not_understood"] == {}
+
+
 def test_fewer_bits_are_fewer_greys(tmp_path) -> None:
     drawn = synthetic.sample(range(3), size=64).image[:, 0].numpy()
     for bits in (8, 12):

@@ -83,6 +83,11 @@ def test_a_subset_that_cannot_be_had_is_refused_with_both_numbers(n):
         nested_subset(table("abca"), n)
 
 
+def test_the_error_of_a_subset_says_what_can_be_had():
+    with pytest.raises(ValueError, match=r"n_images is 3000, but there are 54 images.*1 to 54.*n_images: 0 .* for all"):
+        nested_subset(table([f"p{k}" for k in range(54)]), 3000)
+
+
 # ---- splits --------------------------------------------------------------------------------------------------------
 weights = st.lists(st.integers(0, 10), min_size=1, max_size=5).filter(sum)
 
@@ -139,6 +144,7 @@ def test_fractions_that_do_not_sum_to_one_are_refused(fractions):
     with pytest.raises(ValueError, match="fractions must be at least 0 and sum to 1") as caught:
         assign_splits(table("ab"), fractions=fractions)
     assert all(repr(name) in str(caught.value) for name in fractions)
+    assert f"which sum to {sum(fractions.values()):g}" in str(caught.value)
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------
@@ -191,6 +197,18 @@ def test_a_violation_is_refused_with_file_row_and_column(tmp_path, column, row, 
 def test_a_missing_column_is_refused_by_its_name(column):
     with pytest.raises(ManifestError, match=rf"here: column '{column}' is missing"):
         validate(sound().drop(columns=column), "here")
+
+
+def test_a_row_is_named_by_where_it_came_from_if_that_is_known():
+    manifest = sound()
+    manifest.loc[2, "view"] = "OBLIQUE"
+    with pytest.raises(ManifestError, match=r"^rows.csv, line 4, column 'view': 'OBLIQUE'"):
+        validate(manifest, place=lambda row: f"rows.csv, line {row + 2}")
+
+
+def test_a_data_set_without_labels_says_so():
+    with pytest.raises(ManifestError, match=r"no label 'edema'; this data set has none \(its card has no `labels`\)"):
+        label_array(table("ab"), ["edema"])
 
 
 def test_no_rows_are_refused():
