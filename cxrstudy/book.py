@@ -5,10 +5,12 @@ by Jupyter Book into ``_build/html``.
 """
 
 import csv
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,8 @@ import yaml
 from cxrstudy import grid, memo, pages, recorded, study
 from cxrstudy import pdf as printer
 from cxrstudy.files import write_changed, write_text
+from cxrstudy.plans import plans_by_path
+from cxrstudy.results import read_record
 from cxrstudy.run import headline_of, notebook_error, run_page, run_table, variant_name
 
 SPEED = (
@@ -41,18 +45,76 @@ CHAPTERS = ("explore", "findings", "tubes", "segmentation", "reports", "laws", "
 
 def presets_run() -> list[str]:
     """Presets with a plan on this machine: mini first, then by name; smoke, which means nothing, last."""
-    names = [path.parent.name for path in study.runs_root().glob("*/plan.json")]
+    names = {path.parent.name for path in study.runs_root().glob("*/plan.json")} - left_out().keys()
     return sorted((n for n in names if n in grid.preset_names()), key=lambda n: (n != "mini", n == "smoke", n))
 
 
 def sources() -> list[str]:
     """Where results come from: recorded presets (``recorded:NAME``), then those run on this machine; ablations, which
     have a chapter of their own, left out."""
-    return [name for name in _all_sources() if not _variants(name)] or ["mini"]
+    return [name for name in _all_sources() if not _variants(name)] or [_blank()]
+
+
+def _blank() -> str:
+    """A preset to tell of where nothing has been run: mini, or any other that loads."""
+    for name in ("mini", *grid.preset_names()):
+        if not _preset_fault(name):
+            return name
+    raise study.StudyError(f"no preset can be read: {_preset_fault('mini')}")
 
 
 def _all_sources() -> list[str]:
-    return [f"{recorded.RECORDED}{name}" for name in recorded.presets()] + presets_run()
+    kept = [f"{recorded.RECORDED}{name}" for name in recorded.presets()]
+    return [name for name in kept if name not in left_out()] + presets_run()
+
+
+def left_out() -> dict[str, str]:
+    """Return the sources whose files cannot be read, each with the file and the remedy: the book goes on without them.
+
+    A preset that does not load or is gone, a plan or a record that is cut short: of those on this machine and, by its
+    preset, of recorded ones.
+    """
+    found = {f"{recorded.RECORDED}{name}": _preset_fault(name, plans=True) for name in recorded.presets()}
+    for place in sorted({path.parent for path in study.runs_root().glob("*/plan*.json")}):
+        found[place.name] = _preset_fault(place.name) or _runs_fault(place)
+    return {name: fault for name, fault in found.items() if fault}
+
+
+def _preset_fault(name: str, plans: bool = False) -> str:
+    """Why a preset does not load or, where its pages ask what is still to run (``plans``), does not plan."""
+    if name not in grid.preset_names():
+        return f"its file notebooks/presets/{name}.yml is gone: put it back, or delete {study.runs_root() / name}"
+    try:
+        if not grid.load_preset(name).needs_root and plans:
+            grid.plan(name)
+    except (study.StudyError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _runs_fault(place: Path) -> str:
+    """What cannot be read of a preset's runs that the book would read."""
+    planned: set[str] = set()
+    for path, plan in plans_by_path(place.name).items():
+        if plan is None:
+            return f"{path} cannot be read: delete it; cxrstudy run --preset {place.name} writes it anew"
+        planned |= {run["name"] for run in plan["runs"]}
+    for path in sorted(place.glob("*/*/record.json")):
+        facts = path.stat()
+        wanted = path.parent.name in planned or path.with_name("notebook.ipynb").is_file()
+        if wanted and (fault := _record_fault(path, facts.st_mtime_ns, facts.st_size)):
+            return fault
+    return ""
+
+
+@functools.lru_cache(4096)
+def _record_fault(path: Path, *changed: int) -> str:
+    """Why a record, as it was ``changed`` last, is none."""
+    try:
+        read_record(path)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _variants(source: str) -> dict[str, dict[str, Any]]:
@@ -77,7 +139,10 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
         printer.browser()  # where there is none, that is said before minutes of building
     top = Path(out).expanduser().resolve() if str(out) else study.root() / "_build"
     source, html = top / "src", top / "_build" / "html"
-    key = _inputs()
+    lost = left_out()
+    for name, fault in lost.items():
+        print(f"left out of the book: {recorded.name_of(name)}: {fault}", file=sys.stderr)
+    key = study.digest([_inputs(), lost], 32)
     stamp = top / "inputs"
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
         print(f"the book is up to date: {html / 'index.html'}")
@@ -125,7 +190,7 @@ def assemble(source: Path) -> str:
     presets, results = presets_run(), sources()
     computed = [
         pages.Page(book / f"{template}.ipynb", source / f"{page}.ipynb", values, _digest(*files))
-        for template, page, values, files in _told(presets or ["mini"], results)
+        for template, page, values, files in _told(presets or [_blank()], results)
     ]
     with ThreadPoolExecutor(1) as beside:
         explored = beside.submit(_explored, source / "assets")
@@ -148,15 +213,20 @@ def assemble(source: Path) -> str:
     ]
     if not presets:
         lines += ["Nothing has been run on this machine yet: `make study` starts.", ""]
+    lost = [f"- **{recorded.name_of(name)}**: {_plain(fault)}" for name, fault in left_out().items()]
+    lines += ["## Left out of this book", "", *lost, ""] if lost else []
     for preset in presets:
         lines += [f"## {preset}", "", "| executed notebook | stage | result |", "|---|---|---|"]
         for row in run_table(preset):
             page = run_page(preset, row["stage"], row["name"])
-            keep.add(_copy(row["notebook"], source / f"{page}.ipynb"))
-            entry.setdefault("sections", []).append({"file": page, "title": f"{preset}: {row['stage']} {row['name']}"})
+            if whole := row["notebook"].read_bytes().rstrip().endswith(b"}"):
+                keep.add(_copy(row["notebook"], source / f"{page}.ipynb"))
+                title = f"{preset}: {row['stage']} {row['name']}"
+                entry.setdefault("sections", []).append({"file": page, "title": title})
             failed = f"**failed**: {notebook_error(row['notebook']) or 'stopped before its end'}".replace("|", "\\|")
             said = headline_of(row["record"]) if row["record"] else failed
-            lines.append(f"| [{row['name']}](<{page}.ipynb>) | {row['stage']} | {said} |")
+            name = f"[{row['name']}](<{page}.ipynb>)" if whole else f"{row['name']} (its notebook is cut short)"
+            lines.append(f"| {name} | {row['stage']} | {said} |")
         lines.append("")
     written = {"runs.md": "\n".join(lines), "recorded.md": measurements(book / "recorded")}
     for name, text in (*written.items(), ("_toc.yml", yaml.safe_dump(toc, sort_keys=False))):
@@ -166,6 +236,11 @@ def assemble(source: Path) -> str:
         if path.is_file() and path not in keep and "__pycache__" not in path.parts:
             path.unlink()
     return study.digest(frame, 32)
+
+
+def _plain(text: str) -> str:
+    """Text of an error as it stands in a page: in one line, and nothing in it is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|$#~@])", r"\\\1", " ".join(text.replace(f"{study.root()}/", "").split()))
 
 
 def _explored(assets: Path) -> list[Path]:

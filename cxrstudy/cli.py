@@ -23,6 +23,36 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
+def _folder(ctx: click.Context, described: grid.Preset, data_root: str) -> str:
+    """The folder of real data as an absolute path; one that no data set of the preset would read is refused, unless it
+    comes from the environment, where it may be meant for another preset."""
+    from cxrstudy import preflight
+
+    if data_root and not preflight.reads_files(described):
+        if ctx.get_parameter_source("data_root") == click.core.ParameterSource.ENVIRONMENT:
+            click.echo(f"note: DATA_ROOT={data_root} is not used: this preset draws its images")
+            return ""
+        raise study.StudyError(
+            f"--data-root {data_root}: this preset draws its images and reads no files; "
+            "leave --data-root out, or name a preset of your own card (cxrstudy new --card yours)"
+        )
+    return os.path.abspath(os.path.expanduser(data_root)) if data_root else ""
+
+
+def _check(preset: str, each: list[dict[str, Any]], data_root: str, *, quiet: bool) -> None:
+    """Print what is worth knowing before a preset runs; StudyError, which lists them all, where it cannot run."""
+    from cxrstudy import preflight
+
+    tables: preflight.Tables = {}
+    problems = dict.fromkeys(p for settings in each for p in preflight.check(preset, settings, data_root, tables))
+    for problem in problems:
+        if problem.level == "warning" or (problem.level == "note" and not quiet):
+            click.echo(str(problem))
+    errors = [str(problem) for problem in problems if problem.level == "error"]
+    if errors:
+        raise study.StudyError(f"preset {preset} cannot run; nothing was run\n" + "\n".join(errors))
+
+
 class Door(click.Group):
     """Turns our own errors into one line and exit code 2."""
 
@@ -52,28 +82,35 @@ def main() -> None:
     metavar="NAME=VALUE",
     help="Rerun the grid with a changed parameter, beside the first results (repeatable; VALUE is YAML).",
 )
-@click.option("--data-root", default=os.environ.get("DATA_ROOT", ""), help="Folder of real data [env: DATA_ROOT].")
+@click.option("--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT].")
+@click.option("--only", type=click.Choice(["data"]), help="Run this stage alone: data prepares the images.")
 @click.option("--unrecorded", is_flag=True, help="Leave out what book/recorded holds of this preset already.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.pass_context
 def run(
+    ctx: click.Context,
     preset: str,
     cores: int,
     gpu_runs: int | None,
     dry_run: bool,
     pairs: tuple[str, ...],
     data_root: str,
+    only: str | None,
     unrecorded: bool,
     quiet: bool,
 ) -> None:
     """Run a preset through Snakemake and Papermill; only what is missing or changed is executed.
 
+    First the card, the data and the grid are checked, in seconds; errors are all listed, and nothing is run.
+
     A preset's variants, where it has any, follow one after the other; with --set, that one variant alone is run.
     """
     from cxrstudy import run as runner
 
-    data_root = os.path.abspath(os.path.expanduser(data_root)) if data_root else ""
     described = grid.load_preset(preset)
+    data_root = _folder(ctx, described, data_root)
     each = [_settings(pairs)] if pairs else [{}, *(settings for settings in described.variants.values() if settings)]
+    _check(preset, each, data_root, quiet=quiet and not dry_run)
     stand: set[str] = set()
     if unrecorded:
         from cxrstudy import recorded
@@ -89,6 +126,7 @@ def run(
                 quiet=quiet,
                 stand=stand,
                 gpu_runs=gpu_runs,
+                only=only or "",
             )
             for settings in each
         ]
@@ -100,6 +138,7 @@ def run(
     )
     for settings in each:
         planned, waiting = runner.preview(preset, settings, data_root)
+        planned = [item for item in planned if only in (None, item.stage)]
         kept = {r.name for r in planned} - {r.name for r in grid.without(planned, stand)} if stand else set()
         todo = [item for item in planned if item.name in waiting and item.name not in kept]
         if settings and len(each) > 1:
@@ -157,8 +196,15 @@ def book(out: str, pdf: bool) -> None:
 def runs(preset: str) -> None:
     """List runs: state, duration, headline metric."""
     from cxrstudy import run as runner
+    from cxrstudy.plans import plans_by_path
 
-    rows = [row for row in runner.overview() if preset in ("", row.preset)]
+    for path in [path for path, plan in plans_by_path(preset or "*").items() if plan is None]:
+        said = f"delete it; cxrstudy run --preset {path.parent.name} writes it anew"
+        click.echo(f"warning: {path} cannot be read: {said}")
+    try:
+        rows = [row for row in runner.overview() if preset in ("", row.preset)]
+    except ValueError as error:  # a record that is none
+        raise study.StudyError(str(error)) from None
     if not rows:
         click.echo("no runs yet; start with: cxrstudy run --preset mini")
         return
@@ -197,7 +243,24 @@ def export_synthetic(out: str, n: int, institution: str, size: int, bits: str, s
 
 
 @main.command()
-@click.option("--data-root", default=os.environ.get("DATA_ROOT", ""), help="Folder of real data [env: DATA_ROOT].")
+@click.option("--card", required=True, help="A card of data_cards, or the path of one.")
+@click.option("--data-root", default="", envvar="DATA_ROOT", help="Folder of its files [env: DATA_ROOT].")
+@click.option("--name", default="", help="Name of the preset.  [default: the card's]")
+@click.option("--force", is_flag=True, help="Write over a preset of that name.")
+def new(card: str, data_root: str, name: str, force: bool) -> None:
+    """Write a preset for own x-rays, sized to what the card's table holds, with every line explained."""
+    from cxrstudy import new as writer
+
+    path, sized = writer.write(card, data_root, name, force=force)
+    click.echo(f"written: {path} (about {max(1, round(sized.minutes()))} minutes on this machine, an estimate)")
+    where = f" --data-root {data_root}"
+    _check(path.stem, [{}], os.path.abspath(os.path.expanduser(data_root)), quiet=False)
+    click.echo(f"what it would run: cxrstudy run --preset {path.stem} -n{where}")
+    click.echo(f"run it, then build the book: make study PRESET={path.stem} DATA_ROOT={data_root}")
+
+
+@main.command()
+@click.option("--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT].")
 def doctor(data_root: str) -> None:
     """Check versions, GPU, disk, memory and data, and say what is missing for each preset."""
     from cxrstudy import doctor as checks

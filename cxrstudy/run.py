@@ -17,7 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cxrstudy import grid, locks, study
-from cxrstudy.files import write_changed
+from cxrstudy.plans import plan_path, read_plans, write_plan
+from cxrstudy.plans import read_plan as read_plan
 from cxrstudy.results import read_record
 
 HEADLINES = {  # (task, label, metric) of a record to what a line says of it
@@ -47,28 +48,6 @@ def run_page(preset: str, stage: str, name: str) -> str:
     return f"runs/{preset}/{stage}-{name}"
 
 
-def plan_path(preset: str, variant: str = "") -> Path:
-    """Where the plan of a preset, or of a variant of it, is kept."""
-    return study.runs_root() / preset / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
-
-
-def read_plan(preset: str, variant: str = "") -> list[dict[str, Any]]:
-    """The planned runs (name, stage, parameters, needs); none where there is no plan."""
-    path = plan_path(preset, variant)
-    return json.loads(path.read_text())["runs"] if path.is_file() else []
-
-
-def write_plan(path: Path, preset: str, runs: list[grid.Run], variant: str = "") -> Path:
-    """Write a plan and return its path; untouched when it stands already."""
-    content = {
-        "preset": preset,
-        "variant": variant,
-        "runs": [{"name": r.name, "stage": r.stage, "parameters": r.parameters, "needs": r.needs} for r in runs],
-    }
-    write_changed(path, json.dumps(content, indent=1))
-    return path
-
-
 def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple[list[grid.Run], dict[str, str]]:
     """(runs of the plan, those that would be executed with why); nothing is left behind."""
     runs = grid.plan(preset, settings, data_root, must_read=True)
@@ -80,12 +59,6 @@ def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple
         return runs, stale(preset, plan)
     finally:
         plan.unlink()
-
-
-def read_plans() -> list[dict[str, Any]]:
-    """Every plan below the runs folder, presets as they are before their variants."""
-    paths = sorted(study.runs_root().glob("*/plan*.json"), key=lambda path: (path.parent, len(path.name), path.name))
-    return [json.loads(path.read_text()) for path in paths]
 
 
 def _snakemake(preset: str, plan: Path, *words: str) -> list[str]:

@@ -11,6 +11,8 @@ from cxrstudy.preflight import presence, steps
 from cxrstudy.preflight.asked import Asked, Problem, holds
 from cxrstudy.preflight.holdings import Tables, hold
 
+__all__ = ["Problem", "Tables", "check", "reads_files"]
+
 STEPS = (
     steps.parameters,
     steps.data,
@@ -56,3 +58,8 @@ def _entry(values: dict[str, Any], data_root: str) -> study.Data | None:
         return holds(study.Data, grid.data_entry(values, data_root))
     except study.StudyError:  # of its card, which ``hold`` tells with the line
         return holds(study.Data, values)
+
+
+def reads_files(preset: grid.Preset) -> bool:
+    """Whether some data set of a preset lies in a folder that must be named, as ``--data-root`` does."""
+    return preset.needs_root or any(values.get("card", "synthetic") != "synthetic" for values in preset.data.values())

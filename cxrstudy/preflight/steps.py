@@ -139,7 +139,7 @@ def labels(c: Asked) -> Iterator[Problem]:
             own = {part: found[name] for part, found in counts.items()}
             said = "; ".join(f"{part} {n.images[0]:,} with, {n.images[1]:,} without" for part, n in own.items())
             yield Problem("note", "", f"  {name}: {said}")
-            if _too_few(own):
+            if too_few(own):
                 few.append(f"{name} ({said})")
         if few:
             where = ("classify", "labels") if p.labels else at
@@ -151,7 +151,7 @@ def labels(c: Asked) -> Iterator[Problem]:
             yield c.error(said, *where) if hopeless else c.warning(said, *where)
 
 
-def _too_few(own: dict[str, Counts]) -> bool:
+def too_few(own: dict[str, Counts]) -> bool:
     """Whether a label cannot be evaluated, by its counts in each part."""
     test, train = own.get(TEST) or own[ALL], own.get(TRAIN) or own[ALL]
     return min(test.images) < LEAST or min(test.patients) < LEAST_PATIENTS or min(train.images) < 1
