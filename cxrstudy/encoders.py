@@ -17,13 +17,14 @@ import numpy as np
 import timm
 import torch
 from open_clip.transformer import TextTransformer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.layers import DropPath
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from cxrstudy.files import write_text
 from cxrstudy.patches import next_sizes, refuse_cut, stride_of
+from cxrstudy.stored import TornFile, read_facts, read_tensors, read_tokenizer
 
 # Small architectures that learn in minutes on a CPU: (timm name, arguments).
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -218,13 +219,24 @@ def encoder_folder(path: Path) -> Path | None:
 
 
 def listed_patients(folder: Path) -> set[str] | None:
-    """Patients whose images an encoder was pretrained on, its base's included; None where nothing says so."""
+    """Patients whose images an encoder was pretrained on, its base's included; None where nothing, or an empty file,
+    says so."""
     listed = folder / "patients.txt"
-    return set(listed.read_text(encoding="utf-8").split("\n")) if listed.is_file() else None
+    text = listed.read_text(encoding="utf-8") if listed.is_file() else ""
+    return set(text.split("\n")) if text.strip() else None
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What ``encoder.json`` says; TornFile where it is not whole."""
+    facts = read_facts(folder / "encoder.json")
+    lacking = {"architecture", "arguments", "input_size", "mean", "std", "text", "info"} - facts.keys()
+    if lacking:
+        raise TornFile(f"{folder / 'encoder.json'} lacks {', '.join(sorted(lacking))}: it is no encoder's, or damaged")
+    return facts
 
 
 def _load_folder(folder: Path) -> Encoder:
-    facts = json.loads((folder / "encoder.json").read_text())
+    facts = facts_of(folder)
     encoder = Encoder(
         facts["architecture"],
         facts["arguments"],
@@ -233,7 +245,7 @@ def _load_folder(folder: Path) -> Encoder:
         std=facts["std"],
         info=facts["info"],
     )
-    encoder.trunk.load_state_dict(load_file(folder / "model.safetensors"))  # strict: every tensor or an error
+    encoder.trunk.load_state_dict(read_tensors(folder / "model.safetensors"))  # strict: every tensor or an error
     return encoder
 
 
@@ -360,9 +372,9 @@ def build_text(corpus: list[str], channels: int, *, seed: int = 0, shape: TextSh
 def load_text(folder: str | Path, channels: int) -> Text | None:
     """The text tower of an encoder folder, or None where there is none."""
     folder = Path(folder)
-    shape = json.loads((folder / "encoder.json").read_text())["text"]
+    shape = facts_of(folder)["text"]
     if shape is None:
         return None
-    text = Text(Tokenizer.from_file(str(folder / "tokenizer.json")), channels, TextShape(**shape))
-    text.load_state_dict(load_file(folder / "text.safetensors"))
+    text = Text(read_tokenizer(folder / "tokenizer.json"), channels, TextShape(**shape))
+    text.load_state_dict(read_tensors(folder / "text.safetensors"))
     return text

@@ -3,15 +3,15 @@
 ``python -m cxrstudy.modelcard RUN OUT`` copies a run's encoder to OUT in half precision, as the bases that ship are.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from cxrstudy import encoders
 from cxrstudy.files import write_text
+from cxrstudy.stored import read_tensors
 
 CARD = """---
 library_name: timm
@@ -53,7 +53,7 @@ def model_card(folder: str | Path) -> str:
     ``use_pad_mask``), and its timm tower takes no arguments of the architecture (one channel, small widths).
     """
     folder = Path(folder)
-    facts = json.loads((folder / "encoder.json").read_text())
+    facts = encoders.facts_of(folder)
     info, patients = facts["info"], encoders.listed_patients(folder)
     base = info.get("source") or info.get("base")
 
@@ -84,7 +84,7 @@ def ship(run: str | Path, out: str | Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if file.suffix == ".safetensors":
-            tensors = load_file(file)
+            tensors = read_tensors(file)
             save_file({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, out / file.name)
             (out / file.name).chmod(0o644)
         elif file.name != "encoder.json":

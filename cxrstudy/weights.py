@@ -8,7 +8,6 @@ random checkpoints; what says ``unverified against the real file`` has never met
 
 import fnmatch
 import importlib.util
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -20,15 +19,14 @@ import huggingface_hub
 import open_clip
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cxrstudy import encoders, study
 from cxrstudy.cliptext import ClipText, clip_tokenizer
 from cxrstudy.encoders import Encoder, MissingWeights, Text, TextShape
 from cxrstudy.layouts import DINO_HEAD, DINOV2, MEDIMAGEINSIGHT, efficientnet_lite
+from cxrstudy.stored import read_tensors, read_tokenizer, read_torch
 
 UNVERIFIED = "unverified against the real file"
 HEADS = "dino.safetensors"  # in an encoder folder: what `dinov2` trains beside the encoder
@@ -119,10 +117,11 @@ def find(name: str) -> Path:
 
 def read(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file, whatever its ending; no code in it is run."""
-    with open(path, "rb") as file:
-        if file.read(9)[8:] == b"{":
-            return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    path = Path(path)
+    with path.open("rb") as file:
+        if file.read(9)[8:] == b"{" or path.suffix == ".safetensors":
+            return read_tensors(path)
+    state = read_torch(path)
     return next((state[key] for key in ("state_dict", "model") if key in state), state)
 
 
@@ -340,16 +339,16 @@ def open_base(name_or_path: str, *, size: int = 64) -> Loaded:
     if not isinstance(encoder, Encoder):
         raise ValueError(f"{name_or_path!r} can be judged but not continued: it is no encoder of timm's")
     heads = folder / HEADS if folder else Path()
-    kept = load_file(heads) if heads.is_file() else {}
+    kept = read_tensors(heads) if heads.is_file() else {}
     return Loaded(encoder, Report(), load_text(folder, encoder.channels) if folder else None, kept)
 
 
 def load_text(folder: str | Path, channels: int) -> Text | None:
     """As ``encoders.load_text``, and MedImageInsight's text side, which ``encoders.save_encoder`` has saved."""
     folder = Path(folder)
-    shape = json.loads((folder / "encoder.json").read_text())["text"]
+    shape = encoders.facts_of(folder)["text"]
     if not shape or not shape.pop("clip", False):
         return encoders.load_text(folder, channels)
-    text = ClipText(Tokenizer.from_file(str(folder / "tokenizer.json")), channels, TextShape(**shape))
-    text.load_state_dict(load_file(folder / "text.safetensors"))
+    text = ClipText(read_tokenizer(folder / "tokenizer.json"), channels, TextShape(**shape))
+    text.load_state_dict(read_tensors(folder / "text.safetensors"))
     return text

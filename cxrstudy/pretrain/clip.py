@@ -88,6 +88,18 @@ class Captions:
     labels: np.ndarray
 
 
+def report_texts(manifest: pd.DataFrame) -> list[str]:
+    """The report of each image, empty where there is none or nothing but blanks."""
+    texts = manifest["report"].fillna("").tolist() if "report" in manifest else [""] * len(manifest)
+    return [text if text.strip() else "" for text in texts]
+
+
+def has_prompt(labels: np.ndarray) -> np.ndarray:
+    """(N,) bool: of which of the label rows (N,L) in {0,1,NaN} something true can be said: that one is there, or, where
+    all are known, that there is none."""
+    return (labels == 1).any(1) | ((labels == 0).all(1) & (labels.shape[1] > 0))
+
+
 def captions(
     manifest: pd.DataFrame, *, part: str = "joined", prompts: str = "set", with_sides: bool = True
 ) -> Captions:
@@ -98,7 +110,7 @@ def captions(
     present; "name" one of several, a label each. Sides (columns ``side:NAME``) are said where they are recorded, if
     ``with_sides``.
     """
-    whole = manifest["report"].fillna("").tolist() if "report" in manifest else [""] * len(manifest)
+    whole = report_texts(manifest)
     kinds = {"joined": [""], "sampled": ["findings", "impression"]}.get(part, [part])
     reports = [[sections(text).get(kind) or text if kind else text for text in whole] for kind in kinds]
     names = label_names(manifest)
@@ -108,9 +120,9 @@ def captions(
     known: dict[str, int] = {}
     options: list[list[int]] = []
     says: list[np.ndarray] = []
-    for row, present in enumerate(labels == 1):
-        if not present.any() and (np.isnan(labels[row]).any() or not names):
-            options.append([])  # nothing is known to be there, and not all is known to be absent: no prompt is true
+    for row, (present, can) in enumerate(zip(labels == 1, has_prompt(labels), strict=True)):
+        if not can:
+            options.append([])
             continue
         said = [f"{sides[n][row]} {phrase(n)}".strip() if n in sides else phrase(n) for n in np.array(names)[present]]
         one_by_one = prompts == "name" and len(said) > 0
@@ -162,18 +174,7 @@ class ImageText(nn.Module):
         super().__init__()
         texts = captions(subset, part=p.report_part, prompts=p.prompts, with_sides=p.sides)
         has_report = np.array([bool(text) for text in texts.reports[0]])
-        if p.paradigm != "unicl" and not has_report.all():
-            lacking = int((~has_report).sum())
-            raise ValueError(f"paradigm {p.paradigm!r} needs a report for every image; {p.data} lacks {lacking}")
-        has_prompt = np.array([bool(options) for options in texts.options])
-        if p.paradigm != "clip" and not texts.labels.shape[1]:
-            raise ValueError(f"paradigm {p.paradigm!r} needs structured labels; {p.data} has none")
-        if not (has_report | has_prompt).all():
-            lacking = int((~(has_report | has_prompt)).sum())
-            raise ValueError(
-                f"{lacking} images of {p.data} have neither a report nor a label set that is known: leave them out"
-            )
-        self.has_prompt = has_prompt
+        self.has_prompt = np.array([bool(options) for options in texts.options])
         self.p, self.texts, self.has_report, self.encoder = p, texts, has_report, base.encoder
         text = base.text
         if text is None:
@@ -185,7 +186,8 @@ class ImageText(nn.Module):
             size = texts.labels.shape[1] if p.paradigm == "clip+labels" else 0
             self.label_head = nn.Linear(base.encoder.channels, size) if size else None
         self.report_tokens = torch.stack([text.tokens(variant) for variant in texts.reports])  # (V,N,context)
-        self.prompt_tokens = text.tokens(texts.prompts)
+        self.prompt_tokens = text.tokens(texts.prompts or [""])  # never shown where there are none
+        self.says = texts.says if texts.prompts else np.zeros((1, texts.labels.shape[1]), bool)
         self.facts = {"reports_cut": round(text.cut([r for variant in texts.reports for r in variant]), 4)}
 
     def kept(self) -> nn.ModuleDict:
@@ -228,7 +230,7 @@ class ImageText(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             image, text, scale = gathered(image), gathered(text), self.text.scale()
             if p.paradigm == "unicl" and p.positives == "overlap":
-                rows = overlap_rows(self.texts.says[prompts], as_prompt).to(x.device, non_blocking=True)
+                rows = overlap_rows(self.says[prompts], as_prompt).to(x.device, non_blocking=True)
                 loss = unicl_loss(image, text, rows, scale, "overlap")
             elif p.paradigm == "unicl":
                 ids = target_ids(prompts, as_prompt, take).to(x.device, non_blocking=True)

@@ -11,7 +11,6 @@ rank draws the whole batch's numbers and keeps its part, so that they do what on
 import contextlib
 import copy
 import functools
-import hashlib
 import importlib
 import itertools
 import json
@@ -33,13 +32,13 @@ from torch import distributed as dist
 
 from cxrstudy import encoders, study, weights
 from cxrstudy.data import images as stores
-from cxrstudy.data.manifest import nested_subset
 from cxrstudy.files import write_text
 from cxrstudy.pretrain import checkpoint, outcome, ranks
 from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.distil import SelfDistilled
 from cxrstudy.pretrain.monitor import CHECKS, Monitor, Score
+from cxrstudy.pretrain.subset import subset_rows, usable
 from cxrstudy.progress import Progress
 from cxrstudy.results import window
 
@@ -111,20 +110,6 @@ def hold_norms(objective: nn.Module) -> None:
             module.eval()
 
 
-def subset_rows(prepared: stores.Prepared, p: study.Pretrain) -> np.ndarray:
-    """Row numbers of the nested subset in the prepared data; ValueError when the splits cannot serve it."""
-    manifest = prepared.manifest.assign(row=np.arange(len(prepared.manifest)))
-    unknown = sorted(set(p.splits) - set(manifest["split"]))
-    if unknown:
-        raise ValueError(f"splits: no split {unknown[0]!r} in {p.data}; it has {sorted(set(manifest['split']))}")
-    pool = manifest[manifest["split"].isin(p.splits)]
-    if p.n_images > len(pool):
-        raise ValueError(f"n_images is {p.n_images}, but splits {p.splits} of {p.data} hold {len(pool)} images")
-    if p.n_images < p.batch_size:
-        raise ValueError(f"batch_size {p.batch_size} exceeds n_images {p.n_images}: a batch would hold images twice")
-    return nested_subset(pool, p.n_images, seed=p.seed)["row"].to_numpy()
-
-
 def pretrain(
     p: study.Pretrain, data: str | Path, *, progress: Progress = iter, score: Score | None = None
 ) -> dict[str, Any]:
@@ -134,8 +119,9 @@ def pretrain(
     ``monitor``). The last checkpoint stays, and the same call made again goes on from it, until who has recorded the
     result calls ``checkpoint.remove``. ``base_share`` mixes the base's weights into the kept ones, which keeps what
     narrow training would lose (WiSE-FT, Wortsman et al., CVPR 2022). Returns info (samples_seen, unique_images, epochs,
-    flops, images_per_second, seconds_training, loss, moved, resumed_from, of reports the share cut at the context),
-    ``subject``, ``curve`` and ``checks`` (DataFrames, also in ``<out>/curve.csv`` and ``checks.csv``).
+    flops, images_per_second, seconds_training, loss, moved, resumed_from, of reports the share cut at the context,
+    images ``without_report`` and ``left_out``; ``heldout_score`` and ``torn_checkpoint`` where there is something to
+    say), ``subject``, ``curve`` and ``checks`` (DataFrames, also in ``<out>/curve.csv`` and ``checks.csv``).
     FloatingPointError, naming step, images and the last good checkpoint, when the loss is no longer finite;
     ``monitor.Collapsed`` when the encoder is being destroyed.
     """
@@ -153,6 +139,7 @@ def pretrain(
     prepared = stores.open_prepared(data)
     rows = subset_rows(prepared, p)
     subset = prepared.manifest.iloc[rows]
+    patients = set(subset["patient_id"]) | set(seen_patients(p.base))
     base = _base(p, prepared)
     encoder = base.encoder
     began_as = [w.detach().clone() for w in encoder.parameters()]
@@ -178,7 +165,7 @@ def pretrain(
     _divisible(edges, p.accumulate * world)
     key = _key(p, prepared)
     fresh: dict[str, Any] = {"step": 0, "curve": [], "checks": [], "flops": 0.0, "seconds": 0.0}
-    state = checkpoint.load(out, key, whole, optimiser) or fresh
+    state = fresh | (checkpoint.load(out, key, whole, optimiser) or {})
     monitor = Monitor(p, prepared, rows, score, state["checks"])
     curve, flops, began = state["curve"], state["flops"], time.monotonic()
     saved, good = began, state["step"]
@@ -270,11 +257,14 @@ def pretrain(
             "moved": outcome.moved(began_as, objective.encoder),
             "resumed_from": state["step"],
             **objective.facts,
+            **usable(prepared, p)[1],
+            **monitor.unmeasured,
+            **({"torn_checkpoint": state["torn"]} if "torn" in state else {}),
         }
         subject = outcome.subject_of(p, prepared, encoder.info["encoder"])
         spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")
         objective.encoder.info |= subject | {name: info[name] for name in spent}
-        outcome.finish(objective, out, set(subset["patient_id"]) | set(seen_patients(p.base)))
+        outcome.finish(objective, out, patients)
         tables = {"curve": pd.DataFrame(curve), "checks": pd.DataFrame(monitor.checks)}
         for name, table in tables.items():
             table.to_csv(out / f"{name}.csv", index=False)
@@ -285,9 +275,15 @@ def pretrain(
 
 
 def seen_patients(encoder: str) -> list[str]:
-    """Patients whose images an encoder was pretrained on, its base's included; none are known of a mere name."""
+    """Patients whose images an encoder was pretrained on, its base's included; none are known of a mere name.
+
+    ValueError where the folder of a pretrained encoder lists none: who continues it could not tell whom it has seen.
+    """
     folder = encoders.encoder_folder(study.resolve(encoder)) if encoder else None
-    return sorted((encoders.listed_patients(folder) if folder else None) or ())
+    listed = encoders.listed_patients(folder) if folder else None
+    if folder and listed is None and encoders.facts_of(folder)["info"].get("n_images"):
+        raise ValueError(f"base {folder}: patients.txt is missing or empty, so nobody can tell whom it was trained on")
+    return sorted(listed or ())
 
 
 def _base(p: study.Pretrain, prepared: stores.Prepared) -> weights.Loaded:
@@ -313,8 +309,7 @@ def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:
     folder = encoders.encoder_folder(study.resolve(p.base)) if p.base else None
     base = ""
     if folder:
-        with (folder / "model.safetensors").open("rb") as file:
-            base = hashlib.file_digest(file, "blake2b").hexdigest()
+        base = checkpoint.digest_of(folder / "model.safetensors")
     return study.digest([p.model_dump(exclude=where), prepared.info, base], 16)
 
 

@@ -5,6 +5,7 @@ are cheap: how many directions its features spread over, how well they still tel
 whether the teacher still tells images apart.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,8 @@ def effective_rank(features: Tensor) -> float:
 
 class Monitor:
     """Checks of one run: ``checks`` is a list of dicts (samples_seen, effective_rank, score, and what the objective
-    tells of itself), kept with every checkpoint."""
+    tells of itself), kept with every checkpoint. ``unmeasured`` says why there is no score, where labels cannot give
+    one."""
 
     def __init__(
         self,
@@ -53,6 +55,13 @@ class Monitor:
         self.p, self.score, self.checks = p, score, checks
         self.images = prepared.images[held]
         self.labels = label_array(prepared.manifest.iloc[held], label_names(prepared.manifest), truth=True)
+        self.unmeasured: dict[str, str] = {}
+        both = ((self.labels == 1).sum(0) > 1) & ((self.labels == 0).sum(0) > 1)
+        if score is not None and not both.any():  # the rank is looked at all the same
+            why = f"no label has two of either kind among {len(held)} held-out images" if both.size else "no labels"
+            self.unmeasured = {"heldout_score": f"not measured: {why}"}
+            self.score = None
+            warnings.warn(f"the score of held-out images is not measured: {why}; their rank is", stacklevel=2)
 
     @torch.no_grad()
     def check(self, encoder: Any, samples_seen: int, curve: list[dict[str, float]]) -> None:

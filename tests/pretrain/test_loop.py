@@ -445,13 +445,17 @@ def test_a_subset_that_cannot_be_had_is_refused_by_name(data, tmp_path, changes,
     assert not (tmp_path / "run" / "encoder").exists()
 
 
-def test_clip_without_reports_is_refused_with_how_many_lack_one_and_unicl_is_not(silent, tmp_path):
-    own = {"n_images": 60, "samples_seen": 64}
-    with pytest.raises(ValueError, match="'clip' needs a report for every image") as caught:
-        go(silent, tmp_path / "run", **own)
-    assert "lacks 20" in str(caught.value)
-    result = go(silent, tmp_path / "run", paradigm="unicl", label_share=0.0, **own)
+def test_clip_leaves_out_images_without_a_report_and_more_than_are_left_are_refused_and_unicl_takes_all(
+    silent, tmp_path
+):
+    with pytest.raises(ValueError, match=r"n_images is 60, .* hold 40 images that clip can show \(20 of 60 lack"):
+        go(silent, tmp_path / "run", n_images=60, samples_seen=64)
+    with pytest.warns(UserWarning, match="hold 40 images that clip can show"):
+        result = go(silent, tmp_path / "run", n_images=40, samples_seen=64)
+    assert (result["without_report"], result["left_out"]) == (20, 20)
+    result = go(silent, tmp_path / "run", paradigm="unicl", label_share=0.0, n_images=60, samples_seen=64)
     assert math.isfinite(result["loss"])
+    assert (result["without_report"], result["left_out"]) == (20, 0)
 
 
 @pytest.mark.parametrize("seen", [96, 65])
