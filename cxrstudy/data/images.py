@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def prepare(
 
     Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason); odd ones stay and are
     listed in ``odd.csv`` (image_id, path, kind; one image may have several). ``prepared.json`` counts both by kind:
-    ``set_aside``, ``odd``. A warning says where many could not be read. Paths below ``root`` are kept without it (see
+    ``set_aside``, ``odd``. A warning says where many are not there. Paths below ``root`` are kept without it (see
     ``note_root``). A folder that stands whole with the same ``info`` and size is returned as it is. ManifestError when
     no image at all can be read.
     """
@@ -174,7 +175,8 @@ def prepare(
     facts |= {"quarantined": len(quarantine), "set_aside": odd.count(error.kind for error in quarantine)}
     facts |= {"odd": odd.count(kind for _, kind in odds)}
     write_text(done, json.dumps(info | facts, indent=1))
-    odd.warn_of_loss(len(manifest), facts["set_aside"], "images could not be read")
+    for sentence in odd.losses(info | facts, len(kept)):
+        warnings.warn(sentence, stacklevel=2)
     return open_prepared(out)
 
 

@@ -1,9 +1,9 @@
 """Images that can be read and are odd, and the words in which a data run says what is not in it."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,40 +49,41 @@ def count(kinds: Iterable[str]) -> dict[str, int]:
     return dict(Counter(kinds).most_common())
 
 
-def warn_of_loss(total: int, lost: dict[str, int], what: str) -> None:
-    """Warn where more than MANY of ``total`` are lost."""
-    if sentence := loss(total, lost, what):
-        warnings.warn(sentence, stacklevel=3)
+def losses(info: dict[str, Any], images: int) -> list[str]:
+    """Return a sentence on rows left out, and one on images not read, each where they are more than MANY of all.
+
+    ``info`` is that of a data run (``rows``, ``left_out``, ``set_aside``), ``images`` how many are in it.
+    """
+    left = {reason: n for reason, n in (info.get("left_out") or {}).items() if reason != ASKED}
+    aside = info.get("set_aside") or {}
+    asked_away = (info.get("left_out") or {}).get(ASKED, 0)
+    rows = (info.get("rows") or images + sum(aside.values()) + sum(left.values()) + asked_away) - asked_away
+    told = []
+    for lost, total, what in (
+        (left, rows, "rows of the table were left out"),
+        (aside, images + sum(aside.values()), "images could not be read"),
+    ):
+        gone = sum(lost.values())
+        if gone > MANY * total:
+            why = ", ".join(f"{reason} {n:,}" for reason, n in lost.items() if n)
+            told.append(f"{gone:,} of {total:,} {what} ({gone / total:.0%}): {why}.")
+    return told
 
 
-def loss(total: int, lost: dict[str, int], what: str) -> str:
-    """Return a sentence on what is lost where that is more than MANY of ``total``, else nothing."""
-    lost = {reason: n for reason, n in lost.items() if n and reason != ASKED}
-    gone = sum(lost.values())
-    if gone <= MANY * total:
-        return ""
-    return f"{gone:,} of {total:,} {what} ({gone / total:.0%}): {', '.join(f'{why} {n:,}' for why, n in lost.items())}."
-
-
-def counts(info: dict, images: int) -> pd.DataFrame:
-    """Return how many rows and images a data run has lost and found odd: what, reason or kind, images."""
-    left, aside = info.get("left_out") or {}, info.get("set_aside") or {}
-    rows = [("rows of the table", "", images + sum(left.values()) + sum(aside.values()))]
+def counts(info: dict[str, Any], images: int) -> pd.DataFrame:
+    """Return how many rows and images a data run has lost and found odd: (what, why) and their number."""
+    left, aside, kinds = (info.get(name) or {} for name in ("left_out", "set_aside", "odd"))
+    rows = [("rows of the table", "", info.get("rows") or images + sum(left.values()) + sum(aside.values()))]
     rows += [("left out", reason, n) for reason, n in left.items()]
     rows += [("could not be read", kind, n) for kind, n in aside.items()]
-    rows += [("images prepared", "", images)]
-    rows += [("odd, and kept", kind, n) for kind, n in (info.get("odd") or {}).items()]
-    not_understood = info.get("not_understood") or {}
-    rows += [
-        (f"{column} not understood", value, n)
-        for column, values in not_understood.items()
-        for value, n in values.items()
-    ]
+    rows += [("images prepared", "", images), *(("odd, and kept", kind, n) for kind, n in kinds.items())]
+    for column, values in (info.get("not_understood") or {}).items():
+        rows += [(f"{column} not understood", value, n) for value, n in values.items()]
     return pd.DataFrame(rows, columns=["what", "why", "number"]).set_index(["what", "why"])
 
 
 def oddest(folder: str | Path, images: pd.Series, most: int = 8) -> pd.DataFrame:
-    """Return the oddest of the images prepared in ``folder``: row, image_id, kind; first of each kind, then more.
+    """Return the oddest of the images prepared in ``folder``: row, image_id, kind; one of each kind, then more.
 
     ``images`` are the image ids of the data run, in its order.
     """

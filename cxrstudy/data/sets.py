@@ -68,7 +68,7 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
 
     card = cards.read_card(p.card)
     manifest = cards.load_manifest(p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed)
-    told = {name: manifest.attrs.get(name, {}) for name in ("left_out", "not_understood")}
+    told: dict[str, dict[str, Any]] = {name: manifest.attrs.get(name, {}) for name in ("left_out", "not_understood")}
     told = json.loads(json.dumps(told, default=int))  # as it will be read again: names are text, counts are numbers
     manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
     drawn = card.kind == "synthetic" and card.table is None  # an export of it is read as files are
@@ -82,6 +82,7 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
         "card": card.name,
         "kind": card.kind,
         "institution": f"{card.name}:{p.institution}" if drawn else card.name,
+        "rows": int(manifest.attrs.get("rows", len(manifest) + sum(told["left_out"].values()))),
         **told,
         "show_images": drawn or card.show_images,
         "generator": synthetic.FINGERPRINT if drawn else None,
