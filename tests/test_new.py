@@ -1,0 +1,202 @@
+"""A preset written for own x-rays fits what the card holds: it loads, passes preflight, and explains every line."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, Walk, clone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxrstudy import grid, new, preflight, study
+
+REAL = ROOT.parent / "shared" / "data"
+CARD = """---
+name: own
+title: "One hospital's x-rays: a # test"
+kind: real
+licence: own
+access: ask
+citation: none
+table:
+  path: t.csv
+  image_id: image
+  patient_id: patient
+  study_id:
+    - image
+{more}images:
+  - images/*
+{labels}---
+"""
+LABELS = """labels:
+  encoding: columns
+  missing: unknown
+  values:
+    "1": 1
+    "0": 0
+  names:
+    covid: covid
+    picc: line
+"""
+
+
+@pytest.fixture
+def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
+    place = clone(tmp_path)
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(place.root))
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(place.runs))
+    return place
+
+
+def hospital(walk: Walk, n: int, *, reports: bool = True, labels: bool = True, masks: bool = False) -> Path:
+    """A folder of ``n`` images, two a patient, with its card ``own``; the images are files and no pictures."""
+    root = walk.root / "files"
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    names = [f"a{k}.png" for k in range(n)]
+    for name in names:
+        (root / "images" / name).touch()
+    table = pd.DataFrame({"image": names, "patient": [f"p{k // 2}" for k in range(n)]})
+    table["text"] = "No pleural effusion."
+    table["covid"] = [(k // 2) % 2 for k in range(n)]
+    table["line"] = [int(k < 2) for k in range(n)]
+    table["mask"] = table["image"].map(lambda name: f"images/{name}")
+    table.to_csv(root / "t.csv", index=False)
+    more = "  report: text\n" * reports + "  masks:\n    picc: mask\n" * masks
+    (walk.root / "data_cards" / "own.md").write_text(CARD.format(more=more, labels=LABELS * labels))
+    return root
+
+
+def written(walk: Walk, root: Path, name: str = "own") -> dict:
+    path, _ = new.write("own", str(root), name, force=True)
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("n", "folds"), [(24, 5), (200, 5), (1499, 5), (1500, 0), (4000, 0)])
+@pytest.mark.parametrize("reports", [True, False])
+@pytest.mark.parametrize("labels", [True, False])
+def test_it_asks_for_what_the_card_holds_and_passes_preflight(
+    walk: Walk, n: int, folds: int, reports: bool, labels: bool
+) -> None:
+    root = hospital(walk, n, reports=reports, labels=labels, masks=n == 4000)
+    made = written(walk, root)
+    found = preflight.check("own", data_root=str(root))
+    assert [str(problem) for problem in found if problem.level == "error"] == []
+    enough = labels
+    paradigms = {ladder["paradigm"] for ladder in made["ladders"]}
+
+    assert ("clip" in paradigms, "unicl" in paradigms, "dinov2" in paradigms) == (reports, enough, True)
+    assert ({"shuffled", "supervised:hybrid_mini"} <= set(made["controls"])) == enough
+    assert ("segment" in made, "report" in made) == (n == 4000, reports and not folds)
+    assert made.get("folds", 0) == folds
+    assert "synthetic" not in made["title"]
+    assert made["title"] == "One hospital's x-rays: a # test"
+    assert made["needs_root"] is True
+    assert made["data"]["own"]["n_images"] == 0
+    if enough:
+        assert made["classify"]["labels"] == ["covid"]  # of `picc` there are two
+        assert not [problem for problem in found if problem.level == "warning"]
+    for ladder in made["ladders"]:
+        assert ladder["n_images"] == sorted(set(ladder["n_images"]))
+        assert len(ladder["n_images"]) == 3
+        assert ladder["batch_size"] <= ladder["n_images"][0]
+        assert ladder["samples_seen"] >= ladder["n_images"][-1]
+        assert ladder["samples_seen"] % ladder["batch_size"] == 0
+
+
+def test_every_line_is_block_yaml_and_explained(walk: Walk) -> None:
+    root = hospital(walk, 4000, masks=True)
+    path, _ = new.write("own", str(root), "explained")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert re.search(r"(^|  )# \S.{3,}", line), line
+        assert not re.match(r"\s*[\w-]+: *[{\[]", line), line
+    with path.open("a", encoding="utf-8") as file:
+        file.write("variants:\n  seed=1:\n    ladders.seed: 1\n")  # keys may be appended
+    assert grid.load_preset("explained").variants
+
+
+@settings(max_examples=30, deadline=None)
+@given(pool=st.integers(10, 10**6))
+def test_sizes_are_nested_and_leave_some_for_files_that_cannot_be_read(pool: int) -> None:
+    class Fixed(new.Sized):
+        def pool(self, paradigm: str) -> int:
+            return pool
+
+    sized = Fixed(None, None, 5)  # type: ignore[arg-type]
+    sizes = sized.sizes("clip")
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] >= 2 and 0.8 * pool < sizes[-1] * 1.1 and sizes[-1] <= pool
+    assert 2 <= sized.batch("clip") <= sizes[0]
+    assert sized.seen("clip") >= sizes[-1]
+
+
+def test_it_writes_over_nothing_without_force(walk: Walk) -> None:
+    root = hospital(walk, 200)
+    path, _ = new.write("own", str(root))
+    before = path.read_text() + "# mine\n"
+    path.write_text(before)
+    with pytest.raises(study.StudyError, match="--force"):
+        new.write("own", str(root))
+    assert path.read_text() == before
+    with pytest.raises(study.StudyError, match="--force"):
+        new.write("own", str(root), "mini")
+    new.write("own", str(root), force=True)
+    assert path.read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("card", "name", "said"),
+    [
+        ("nosuch", "x", "no data card 'nosuch'"),
+        ("synthetic", "x", "mini"),
+        ("own", "a/b", "--name"),
+        ("own", "..", "--name"),
+    ],
+)
+def test_it_refuses_what_it_cannot_size(walk: Walk, card: str, name: str, said: str) -> None:
+    root = hospital(walk, 200)
+    with pytest.raises(study.StudyError, match=re.escape(said)):
+        new.write(card, str(root), name)
+    assert not list((walk.root / "notebooks" / "presets").glob("x.yml"))
+
+
+def test_it_refuses_a_card_that_does_not_load_with_its_message_and_line(walk: Walk) -> None:
+    root = hospital(walk, 200)
+    card = walk.root / "data_cards" / "own.md"
+    card.write_text(card.read_text().replace("image_id: image", "image_id: picture"))
+    with pytest.raises(study.StudyError, match=r"own\.md:.*picture"):
+        new.write("own", str(root))
+    with pytest.raises(study.StudyError, match="--data-root"):
+        new.write("own", "")
+    hospital(walk, 8)
+    with pytest.raises(study.StudyError, match="too few"):
+        new.write("own", str(root))
+
+
+def test_the_command_line_says_what_to_type_next(walk: Walk) -> None:
+    root = hospital(walk, 60)
+    done = walk.call("new", "--card", "own", "--data-root", str(root), "--name", "first")
+    assert done.returncode == 0, done.stderr
+    assert "cxrstudy run --preset first -n --data-root" in done.stdout
+    shown = walk.call("run", "--preset", "first", "-n", "--data-root", str(root))
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"(\d+) of \1 runs to do", shown.stdout)
+    alone = walk.call("run", "--preset", "first", "-n", "--only", "data", "--data-root", str(root))
+    assert "1 of 1 runs to do" in alone.stdout
+    again = walk.call("new", "--card", "own", "--data-root", str(root), "--name", "first")
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+
+
+@pytest.mark.skipif(not (REAL / "covid_notes").is_dir(), reason="../shared/data is absent: the real sample is not here")
+@pytest.mark.parametrize(("card", "folder"), [("covid_notes", "covid_notes"), ("nih_chestxray14", "nih_subset")])
+def test_real_samples_get_a_preset_that_passes_preflight(walk: Walk, card: str, folder: str) -> None:
+    path, _ = new.write(card, str(REAL / folder), "real")
+    found = preflight.check("real", data_root=str(REAL / folder))
+    assert [str(problem) for problem in found if problem.level == "error"] == []
+    made = yaml.safe_load(path.read_text())
+    assert made["folds"] == 5
+    assert {ladder["paradigm"] for ladder in made["ladders"]} == {"unicl", "dinov2"} | (
+        {"clip"} if card == "covid_notes" else set()
+    )
