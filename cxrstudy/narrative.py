@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # these import torch, which most pages can do without
     from cxrstudy.data.cards import Card
     from cxrstudy.data.images import Prepared
 
+LOSS = 0.01  # of macro AUROC: the smallest loss of interest, as the chapter on the method says
+
 
 def title_of(preset: str, table: pd.DataFrame, variant: str = "") -> str:
     """The title of a figure of a source: its name, and the kinds of x-rays that its ``table`` is about."""
@@ -223,8 +225,9 @@ def above_random(table: pd.DataFrame) -> list[str]:
     return said
 
 
-def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:
-    """Which rungs continuing is shown to have cost macro AUROC, and for which a loss of ``-bound`` is not excluded."""
+def harm(gained: pd.DataFrame, bound: float = -LOSS) -> str:
+    """Which subset sizes continuing is shown to have cost macro AUROC, and for which a loss of ``-bound`` is not
+    excluded; that none was harmed is said only where every interval excludes such a loss."""
     if gained.empty:
         return ""
     short = gained[~(gained["low"] > bound)]  # where there is no interval, nothing is excluded
@@ -235,14 +238,29 @@ def harm(gained: pd.DataFrame, bound: float = -0.01) -> str:
 
     told = [f"{rung(row)} lost {-row.gain:.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in lost.itertuples()]
     said = [f"A loss is shown: {'; '.join(told)}."] if told else []
-    named = [rung(row) for row in short.itertuples()]
+    named, tests = [rung(row) for row in short.itertuples()], _test_images(gained)
     if named:
         said.append(
             f"A loss of {-bound:.2f} cannot be excluded for {len(short)} of {len(gained)} points: {'; '.join(named)}."
         )
+        said += [f"Whether they were harmed cannot be told from {tests}."] if tests else []
     elif not told:
-        said.append(f"No rung's interval reaches down to {bound:+.2f}: continuing harmed none of them by that much.")
+        of = f" on {tests}" if tests else ""
+        said.append(
+            f"No point's interval reaches down to {bound:+.2f}{of}: continuing harmed none of them by that much."
+        )
     return " ".join(said)
+
+
+def _test_images(gained: pd.DataFrame) -> str:
+    """The test images and patients of `ladders.gains`, in words."""
+    if "n" not in gained or gained["n"].isna().all():
+        return ""
+    images, patients = (
+        " to ".join(f"{n:,.0f}" for n in sorted({gained[name].min(), gained[name].max()}))
+        for name in ("n", "n_patients")
+    )
+    return f"{images} test images of {patients} patients"
 
 
 def caution(preset: str) -> str:
@@ -283,5 +301,7 @@ def describe_data(name: str, prepared: Prepared, card: Card) -> str:
 def prevalence_table(prepared: Prepared) -> pd.DataFrame:
     """Share of images with each label recorded as present, by split."""
     names = label_names(prepared.manifest)
+    if not names:
+        return pd.DataFrame(columns=sorted(prepared.manifest["split"].unique()))
     shares = prepared.manifest.groupby("split")[[f"label:{name}" for name in names]].mean().T
     return shares.set_axis([phrase(name) for name in names]).rename_axis(columns=None).map("{:.3f}".format)

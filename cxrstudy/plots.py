@@ -3,17 +3,12 @@
 Colours are colour-blind safe and never alone: each paradigm has its marker and line style too.
 """
 
-import base64
 import html
-import io
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from bs4 import BeautifulSoup
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cxrstudy.data.reports import extract_mentions
@@ -21,72 +16,11 @@ from cxrstudy.data.vocabulary import phrase
 from cxrstudy.memo import remembered
 from cxrstudy.results import window
 from cxrstudy.scaling.ladders import abroad, continued, points, reference
+from cxrstudy.shown import COLOURS, STYLE, Shown, human, nothing, show
+from cxrstudy.shown import words as words
 
-COLOURS = sns.color_palette("colorblind").as_hex()
-plt.rcParams["axes.titley"] = 1.0  # where it is anyhow; else it is sought anew, axis by axis, at every drawing
-STYLE = {  # colour, marker, line
-    "clip": (COLOURS[0], "o", "-"),
-    "unicl": (COLOURS[1], "s", "--"),
-    "clip+labels": (COLOURS[4], "^", "-."),
-    "dinov2": (COLOURS[2], "D", ":"),
-}
 MEASURES = {"auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice", "f1_micro": "micro F1"}
 TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
-
-
-class Shown:
-    """A figure as HTML with alternative text, in notebooks and in the book."""
-
-    def __init__(self, markup: str, alt: str, image: bytes = b""):
-        self.markup, self.alt, self.image = markup, alt, image
-
-    def _repr_html_(self) -> str:
-        return self.markup
-
-    def __repr__(self) -> str:
-        return f"[figure: {self.alt}]"
-
-
-def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
-    """``figure`` as an image with ``alt``: SVG, or PNG for pictures made of pixels. ValueError without a text."""
-    if not alt.strip():
-        raise ValueError("a figure needs alternative text")
-    buffer = io.BytesIO()
-    kind = "png" if raster else "svg"
-    with plt.rc_context({"svg.hashsalt": "cxrstudy"}):
-        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110, metadata=None if raster else {"Date": None})
-    plt.close(figure)
-    mime = "image/png" if raster else "image/svg+xml"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    style = "max-width:100%;height:auto;background:#fff"
-    return Shown(
-        f'<img alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt, buffer.getvalue()
-    )
-
-
-def words(shown: pd.DataFrame, what: str) -> Shown:
-    """A table of sentences for the book: nothing cut short, lines broken, each cell with its column's name, which shows
-    where a phone makes a card of a row; ``what`` it is, in words."""
-    with pd.option_context("display.max_colwidth", None):
-        soup = BeautifulSoup(
-            shown.reset_index().to_html(classes="dataframe words", index=False, border=0), "html.parser"
-        )
-    names = [cell.get_text() for cell in soup.select("thead tr:last-child th")]
-    for row in soup.select("tbody tr"):
-        for name, cell in zip(names, row.select("td"), strict=True):
-            cell["data-label"] = name
-    roles = dict(table="table", thead="rowgroup", tbody="rowgroup", tr="row", th="columnheader", td="cell")
-    for found in soup.find_all(list(roles)):  # some browsers drop them where a table is laid out as cards
-        found["role"] = roles[found.name]
-    return Shown(str(soup), what)
-
-
-def human(value: float) -> str:
-    """1500 -> 1.5k, 3500000 -> 3.5M."""
-    for step, unit in ((1e6, "M"), (1e3, "k")):
-        if value >= step:
-            return f"{value / step:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 def _log_ticks(axes: Any, values: np.ndarray) -> None:
@@ -197,8 +131,11 @@ def _ladder(
 
 
 def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
-    """One encoder's labels, each with its interval, by task."""
-    rows = metrics[(metrics["metric"] == metric) & metrics["value"].notna()].iloc[::-1].reset_index(drop=True)
+    """One encoder's labels, each with its interval and its positives among the test images, by task."""
+    rows = metrics.reindex(columns=["task", "label", "metric", "value", "low", "high", "n", "positives"])
+    rows = rows[(rows["metric"] == metric) & rows["value"].notna()].iloc[::-1].reset_index(drop=True)
+    if rows.empty:
+        return nothing(title, f"No label could be evaluated by {metric.upper()}.")
     figure, axes = plt.subplots(figsize=(6.2, 0.6 + 0.3 * len(rows)))
     colours = [STYLE["clip"][0] if task == "findings" else STYLE["unicl"][0] for task in rows["task"]]
     markers = ["o" if task == "findings" else "s" for task in rows["task"]]
@@ -209,9 +146,11 @@ def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> 
         f"{phrase(label)} ({TASKS.get(task, phrase(task)).lower()})" if label == "macro" else phrase(label)
         for label, task in zip(rows["label"], rows["task"], strict=True)
     ]
+    counts = zip(names, rows["positives"], rows["n"], strict=True)
+    names = [f"{name}, {k:,.0f} of {n:,.0f}" if k == k and n == n else name for name, k, n in counts]
     axes.set_yticks(range(len(rows)), names)
     axes.axvline(0.5, color="#666", lw=0.9, ls=(0, (2, 2)))
-    axes.set(xlabel=f"{metric.upper()} with 95% interval over patients", title=title)
+    axes.set(xlabel=f"{metric.upper()} with 95% interval over patients (positives of test images)", title=title)
     axes.grid(axis="x", alpha=0.25)
     worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
     alt = f"{title} {metric.upper()} of {len(rows)} labels with intervals, from {worst['label']} {worst['value']:.3f} "
@@ -255,6 +194,8 @@ def checks(table: pd.DataFrame, *, title: str = "") -> Shown:
 
 def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
     """Share of images with each label present, by split; ``shares`` is label x split."""
+    if shares.empty:
+        return nothing(title, "This data set records no labels.")
     figure, axes = plt.subplots(figsize=(6.2, 0.6 + 0.3 * len(shares)))
     for k, split in enumerate(shares.columns):
         axes.plot(shares[split], np.arange(len(shares)), "osD^vPX*"[k % 8], color=COLOURS[k % 10], label=split, ms=5)
@@ -313,6 +254,8 @@ def report_examples(reports: pd.DataFrame, *, count: int = 6, allowed: bool = Tr
 
 def roc_and_pr(scores: pd.DataFrame, labels: list[str], *, title: str = "") -> Shown:
     """ROC and precision-recall curves of some labels, from a table with ``score:LABEL`` and ``truth:LABEL``."""
+    if not labels:
+        return nothing(title, "No label was evaluated: there are no curves.")
     figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.3))
     said = []
     for k, label in enumerate(labels):
@@ -338,6 +281,9 @@ def roc_and_pr(scores: pd.DataFrame, labels: list[str], *, title: str = "") -> S
 
 def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
     """Said against seen: ``thresholds.reliability``'s tables by label; on the diagonal they are honest."""
+    tables = {label: bins for label, bins in tables.items() if len(bins)}
+    if not tables:
+        return nothing(title, "No label was evaluated: there are no probabilities.")
     figure, axes = plt.subplots(figsize=(5.2, 4.6))
     said = []
     for k, (label, bins) in enumerate(tables.items()):
@@ -355,6 +301,8 @@ def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
 
 def efficiency(table: pd.DataFrame, *, title: str = "") -> Shown:
     """Macro AUROC against the number of labelled patients by task; a point a draw of patients, a line their mean."""
+    if table.empty:
+        return nothing(title, "No label was evaluated: there is no label-efficiency curve.")
     figure, axes = plt.subplots(figsize=(6.2, 3.6))
     said = []
     for k, (task, rows) in enumerate(table.groupby("task", sort=False)):

@@ -153,10 +153,10 @@ def find_records(root: str | Path) -> list[dict[str, Any]]:
 def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """The tidy table: one row a (run, task, label, metric).
 
-    ``root`` is a folder searched for records, or a list of run folders. Columns: value, low, high, n, positives (of
-    the metric); n_images, samples_seen, paradigm, seed, institution, encoder, base, kind (synthetic or real), data,
-    generator (fingerprint of the synthetic institution), patients (hash of the labelled patients); preset, run, stage,
-    hardware, commit, seconds, folder.
+    ``root`` is a folder searched for records, or a list of run folders. Columns: value, low, high, n, positives,
+    n_patients, note (of the metric); n_images, samples_seen, paradigm, seed, institution, encoder, base, kind
+    (synthetic or real), data, generator (fingerprint of the synthetic institution), patients (hash of the labelled
+    patients); preset, run, stage, hardware, commit, seconds, folder.
     """
     if isinstance(root, str | Path):
         records = find_records(root)
@@ -170,9 +170,9 @@ def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         shared["seconds"] = record["info"]["seconds"]
         rows += [metric | shared for metric in record["metrics"]]
     columns = ["run", "task", "label", "metric", "value", "low", "high", "n", "positives", *SUBJECT]
-    columns += ["preset", "stage", "hardware", "commit", "seconds", "folder"]
+    columns += ["preset", "stage", "hardware", "commit", "seconds", "folder", "n_patients", "note"]
     table = pd.DataFrame(rows).reindex(columns=columns)
-    numeric = ["value", "low", "high", "n", "positives", "n_images", "samples_seen", "seed"]
+    numeric = ["value", "low", "high", "n", "positives", "n_patients", "n_images", "samples_seen", "seed"]
     table[numeric] = table[numeric].apply(pd.to_numeric)
     return table
 

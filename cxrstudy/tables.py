@@ -11,13 +11,69 @@ import pandas as pd
 from cxrstudy import results, study
 from cxrstudy.data.images import open_prepared
 from cxrstudy.data.vocabulary import phrase
+from cxrstudy.evaluate.small_samples import LEAST, TOO_FEW
 from cxrstudy.plots import TASKS, human
 from cxrstudy.scaling import ladders
 
 
 def number(value: float, low: float, high: float) -> str:
-    """A value with its 95% interval."""
-    return "not measured" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    """A value with its 95% interval, where one could be given."""
+    if np.isnan(value):
+        return "not measured"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else f"{value:.3f} (no interval)"
+
+
+def tested(table: pd.DataFrame, *tasks: str) -> str:
+    """On what the numbers of some tasks rest, in a sentence each: test images, their patients, the positives of each
+    label; and the labels that are too few to evaluate. Without ``tasks``: of all that there are."""
+    return " ".join(filter(None, (_tested(table, task) for task in tasks or table["task"].dropna().unique())))
+
+
+def _tested(table: pd.DataFrame, task: str) -> str:
+    own, place = task.partition("@")[::2]
+    rows = table[(table["task"] == task) & table["n"].notna()]
+    rows = rows[~rows["label"].astype(str).str.contains(": ")]  # baselines of reports: the same test cases
+    rows = rows[~rows["label"].isin(["findings", "lines_tubes", "all"])] if own == "reports" else rows
+    if rows.empty:
+        return ""
+    name = TASKS.get(own, phrase(own).capitalize()) + (f" ({place})" if place else "")
+    rare = rows["label"].ne("macro") & (rows["positives"] < LEAST) & (own in ("segmentation", "reports"))
+    rare |= rows["note"].astype(str).str.startswith(TOO_FEW) if "note" in rows else False
+    kept, said = rows[~rare & rows["value"].notna()], []
+    if len(kept):
+        what = {"reports": "reports", "continuity": "tubes"}.get(own, "images")
+        n = _range(kept["n"] if own != "segmentation" else kept.groupby("run")["n"].max())
+        said.append(f"{name}: {n} test {what}{_patients(kept)}{'' if own == 'continuity' else _positives(kept)}.")
+    few = rows[rare & (rows["label"] != "macro")].drop_duplicates("label")
+    if len(few):
+        each = (f"{_label(row.label)} ({row.positives:.0f} of {row.n:.0f})" for row in few.itertuples())
+        said.append(f"{name}, {TOO_FEW}: {', '.join(each)}.")
+    return " ".join(said)
+
+
+def _label(name: str) -> str:
+    return phrase(name.rpartition(":")[2])
+
+
+def _range(values: Any) -> str:
+    """Numbers in words: the one that there is, or from the least to the largest."""
+    known = sorted({int(value) for value in values.dropna()})
+    return "" if not known else f"{known[0]:,}" if known[0] == known[-1] else f"{known[0]:,} to {known[-1]:,}"
+
+
+def _patients(rows: pd.DataFrame) -> str:
+    """Of how many patients the test images are: from the records, or from the kept scores of older ones."""
+    told = _range(rows["n_patients"]) if "n_patients" in rows else ""
+    folder = Path(str(rows["folder"].iloc[0]))
+    if not told and rows["task"].iloc[0] != "continuity" and (folder / "scores.parquet").is_file():
+        told = f"{results.kept_scores(folder)['patient_id'].nunique():,}"
+    return f" of {told} patients" if told else ""
+
+
+def _positives(rows: pd.DataFrame) -> str:
+    """The positives of each label."""
+    each = rows[(rows["label"] != "macro") & rows["positives"].notna()].groupby("label", sort=False)["positives"].max()
+    return f"; positives: {', '.join(f'{_label(n)} {count:,.0f}' for n, count in each.items())}" if len(each) else ""
 
 
 def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
@@ -48,7 +104,8 @@ def _headed(wide: pd.DataFrame) -> pd.DataFrame:
 def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.DataFrame:
     """A task's labels to draw (`plots.beside`): each base as it came and each ladder's largest size, by its first seed.
 
-    Columns: label, series, value, low, high; labels in the order of their best value.
+    Columns: label (with its positives among the test images), series, value, low, high; labels in the order of their
+    best value.
     """
     each = table[(table["stage"] == "classify") & (table["task"] == task) & (table["metric"] == metric)]
     each = each[(each["label"] != "macro") & each["value"].notna()]
@@ -61,7 +118,13 @@ def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.Data
         tops.assign(series=tops["paradigm"] + ", " + tops["n_images"].map(human) + " images"),
     ]
     rows = pd.concat(named).drop_duplicates(["series", "label"]).sort_values("value", ascending=False, kind="stable")
-    rows = rows.assign(label=rows["label"].map(phrase))
+    counted = [
+        f"{phrase(row.label)} ({row.positives:,.0f} of {row.n:,.0f})"
+        if row.positives == row.positives
+        else phrase(row.label)
+        for row in rows.itertuples()
+    ]
+    rows = rows.assign(label=counted)
     return rows[["label", "series", "value", "low", "high"]].reset_index(drop=True)
 
 

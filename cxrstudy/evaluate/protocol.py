@@ -52,6 +52,8 @@ __all__ = [
     "score",
 ]
 
+COLUMNS = ["task", "label", "metric", "value", "low", "high", "n", "positives", "n_patients", "note"]  # of metrics
+
 
 # ---- one fold ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
