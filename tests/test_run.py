@@ -125,6 +125,7 @@ def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
     done = walk.call("run", "--preset", "smoke", "--quiet")
     assert done.returncode == 1
     assert "AssertionError: made to fail" in done.stdout
+    assert re.search(r"not run: classify unicl-n64-s0-\w+: needs unicl-n64-s0-\w+, which failed", done.stdout)
     table = load_records(walk.runs)
     assert set(table.loc[(table["stage"] == "classify") & (table["base"] != ""), "paradigm"]) == {"clip"}
     executed = next(walk.runs.glob("smoke/pretrain/unicl-*/notebook.ipynb"))
