@@ -174,11 +174,11 @@ def load_manifest(
     The synthetic card needs no root, but ``institution``, ``n_images`` and ``seed``; for a real data set ``n_images``
     keeps a nested subset (0 = all).
 
-    ``attrs["left_out"]`` counts rows of the table that are not in the manifest, by reason: ``not kept by query``,
-    ``no image id``, ``no patient id``, ``no study id``, ``no image file``. ``attrs["not_understood"]`` counts cells
-    that were read as missing because nobody knows what they mean: our column (``age``, ``sex``, ``view``,
-    ``pixel_spacing``, ``malposition:NAME``) -> their value -> how often, over all images found. CardError names the
-    file, line or column that is not as the card says.
+    ``attrs["rows"]`` counts the rows of the table and ``attrs["left_out"]`` those that are not in the manifest, by
+    reason: ``not kept by query``, ``no image id``, ``no patient id``, ``no study id``, ``no image file``.
+    ``attrs["not_understood"]`` counts cells that became missing because nobody knows what they mean, over all images
+    found: our column (``age``, ``sex``, ``view``, ``pixel_spacing``, ``malposition:NAME``) -> their value -> how often.
+    CardError names the file, line or column that is not as the card says.
     """
     described = read_card(card)
     if described.kind == "synthetic" and described.table is None:
@@ -274,9 +274,9 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
             columns |= read_columns(rows, kept, names, card.labels.values, absent)
     manifest = pd.DataFrame(columns).reset_index(drop=True)
     out = manifests.validate(manifest, place=lambda row: f"card {card.name}, {rows.place(kept[row])}")
+    out.attrs["rows"] = len(rows.frame)
     out.attrs["left_out"] = left_out
     out.attrs["not_understood"] = {ours: counts for ours, counts in unknown.items() if counts}
-    out.attrs["without_image"] = gone  # what data runs record today
     return out
 
 

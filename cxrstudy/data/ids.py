@@ -18,6 +18,7 @@ LOST = {  # what spreadsheets make of an id, and cannot be undone
     r"\d(\.\d+)?[eE]\+\d+": "a spreadsheet or a floating-point column has cut its digits",
     rf"\d{{1,2}}-{MONTH}(-\d+)?|{MONTH}-\d+": "a spreadsheet has made a date of it",
     r"#+": "a spreadsheet has written it into too narrow a column",
+    r"#(VALUE!|REF!|NAME\?|DIV/0!|NUM!|NULL!)": "a formula of a spreadsheet has failed",
 }
 
 
@@ -32,8 +33,10 @@ def normal_id(text: str) -> str:
     text = re.sub(r"^b(?=(['\"]).*\1$)", "", text).removeprefix("=").strip(QUOTES)
     if not text.isascii():
         text = "".join(str(unicodedata.decimal(sign, sign)) for sign in text)
-    if re.fullmatch(r"[+]?\d{1,3}([,'_\u2019]\d{3})+(\.0*)?", text):
+    if re.fullmatch(r"[+]?[1-9]\d{0,2}([,'_\u2019]\d{3})+(\.0*)?", text):
         text = re.sub(r"[,'_\u2019]", "", text)
+    elif re.fullmatch(r"[+]?[1-9]\d{0,2}(?!\.0+$)(\.\d{3})+", text):  # 1.234, as German spreadsheets write 1234
+        text = text.replace(".", "")
     if written := re.fullmatch(r"(\d)(?:\.(\d+))?e(\+?)(\d{1,2})", text):
         whole, part, plus, power = written[1], written[2] or "", written[3], int(written[4])
         if (plus or part) and len(part) <= power:  # 1e5 may be an id as it is

@@ -16,6 +16,7 @@ from cxrstudy.data.tables import CardError, Rows
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 OTHER_PICTURES = (".tif", ".tiff", ".bmp", ".jp2", ".jpe", ".ima", ".webp", ".gif")  # found, so that they are told
 Listing = tuple[tuple[str, ...], tuple[str, ...]]  # folders, files
+Index = Callable[[str], set[str]]  # a name as a table writes it -> the files that it may mean
 
 
 def matching_files(base: Path, pattern: str) -> list[str]:
@@ -127,9 +128,15 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
         )
     tiers = [_index(files, names, fold) for names, fold in ((_whole, False), (_stem, False), (_whole, True))]
     tiers += [_index(files, _stem, True), _index(files, _other_stem, True)]
+    _roots.cache_clear()  # the folder that root leads to may have changed
     found: dict[str, str] = {}
     for name in ids.unique():
-        hits = _lookup(name, base, tiers, rows, ids)
+        try:
+            path = below_root(name, base)
+        except CardError as error:
+            raise CardError(f"{rows.place(ids.index[ids == name][0])}: column {ids.name!r}: {error}") from None
+        spelled = (path, *(path.removeprefix(own) for own in _roots(base)[1] if path.startswith(own)))
+        hits = next((files_ for each in spelled for index in tiers if (files_ := index(each))), set())
         if len(hits) > 1:
             raise CardError(
                 f"{rows.place(ids.index[ids == name][0])}: image {name!r} fits {len(hits)} files "
@@ -143,18 +150,19 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
             f"pattern, but no id names one. The first id is {ids.iloc[0]!r} (column {ids.name!r}), the first file "
             f"{next(iter(files))!r}: ids are file names or paths below root, with or without their suffix"
         )
-    path = ids.map(found)
-    twice = path.dropna()
+    paths = ids.map(found)
+    twice = paths.dropna()
     twice = twice[twice.duplicated(keep=False)].sort_values()
     if len(twice):
         same = twice[twice == twice.iloc[0]].index
         raise CardError(f"{rows.places(same)}: {ids[same[0]]!r} and {ids[same[1]]!r} name one file, {twice.iloc[0]}")
-    return path
+    return paths
 
 
 def find_listed(base: Path, names: Iterable[str]) -> dict[str, str]:
     """Return, of paths below ``base``, those that name a file: name -> file. CardError where one leads out of base."""
     listing = cache(lambda folder: {unicodedata.normalize("NFC", file): file for file in _listing(base / folder)[1]})
+    _roots.cache_clear()
     found = {}
     for name in names:
         path = below_root(name, base)
@@ -180,39 +188,25 @@ def _other_stem(path: str) -> str | None:
     return stem if suffix.lower() in OTHER_PICTURES else None
 
 
-def _index(
-    files: dict[str, str], name: Callable[[str], str | None], fold: bool
-) -> Callable[[], tuple[bool, dict[str, set[str]]]]:
-    """A table of names, made when it is first asked for: path, path below the pattern's fixed part and file name."""
+def _index(files: dict[str, str], name: Callable[[str], str | None], fold: bool) -> Index:
+    """Names of files, made when first asked for: path, path below the pattern's fixed part and file name."""
 
     @cache
-    def table() -> tuple[bool, dict[str, set[str]]]:
-        index: dict[str, set[str]] = {}
+    def table() -> tuple[dict[str, str], dict[str, set[str]]]:
+        one: dict[str, str] = {}
+        several: dict[str, set[str]] = {}
         for file, fixed in files.items():
             path = name(file if file.isascii() else unicodedata.normalize("NFC", file))
             if path is not None:
-                path = path.casefold() if fold else path
-                for each in {path, path.removeprefix(fixed.casefold() if fold else fixed), posixpath.basename(path)}:
-                    index.setdefault(each, set()).add(file)
-        return fold, index
+                path, fixed = (path.casefold(), fixed.casefold()) if fold else (path, fixed)
+                for each in (path, path.removeprefix(fixed), posixpath.basename(path)):
+                    if one.setdefault(each, file) != file:
+                        several.setdefault(each, {one[each]}).add(file)
+        return one, several
 
-    return table
+    def files_of(path: str) -> set[str]:
+        one, several = table()
+        key = path.casefold() if fold else path
+        return several.get(key) or ({one[key]} if key in one else set())
 
-
-def _lookup(
-    name: str,
-    base: Path,
-    tiers: Sequence[Callable[[], tuple[bool, dict[str, set[str]]]]],
-    rows: Rows,
-    ids: pd.Series,
-) -> set[str]:
-    try:
-        path = below_root(name, base)
-    except CardError as error:
-        raise CardError(f"{rows.place(ids.index[ids == name][0])}: column {ids.name!r}: {error}") from None
-    for each in dict.fromkeys((path, *(path.removeprefix(own) for own in _roots(base)[1]))):
-        for tier in tiers:
-            fold, index = tier()
-            if hits := index.get(each.casefold() if fold else each):
-                return hits
-    return set()
+    return files_of

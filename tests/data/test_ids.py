@@ -37,8 +37,11 @@ SAME["123000"] = [
     "000123000",
     "123000.00",
     "123_000",
+    "123,000.00",
 ]
 SAME["p12-é"] = ["P12-é", "p12-e\u0301", "P12\u2013É", " P 12 - é", "P12-&eacute;", "\uff3012-é"]
+SAME["1234567"] = ["1234567", "1.234.567", "1,234,567.0"]
+SAME["1234"] = ["1.234", "1,234", "1234.000"]
 SAME["a1b"] = ["a1b", "A1B", "A1b "]
 
 
@@ -112,7 +115,9 @@ def test_ids_that_lost_their_zeros_or_grew_a_fraction_are_refused(tmp_path):
             ids(tmp_path, [["007", "012"], other])
 
 
-@pytest.mark.parametrize(("text", "why"), [("1.23457E+11", "cut its digits"), ("3-Jan", "date"), ("####", "narrow")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("1.23457E+11", "cut its digits"), ("3-Jan", "date"), ("####", "narrow"), ("#REF!", "formula")]
+)
 def test_an_id_that_a_spreadsheet_has_destroyed_is_refused_by_its_line(tmp_path, text, why):
     with pytest.raises(
         CardError, match=rf"part_0.csv, line 3: column 'id' holds the patient id '{re.escape(text)}'.*{why}"
