@@ -22,7 +22,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from cxrstudy import encoders, study
+from cxrstudy import encoders, openclip, study
 from cxrstudy.cliptext import ClipText, clip_tokenizer
 from cxrstudy.encoders import Encoder, MissingWeights, Text, TextShape
 from cxrstudy.layouts import DINO_HEAD, DINOV2, MEDIMAGEINSIGHT, efficientnet_lite
@@ -268,25 +268,23 @@ class OpenClip(nn.Module):
     """Any open_clip model by ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` (BiomedCLIP), frozen: images and text.
 
     ``forward_features`` and ``pool`` as an ``Encoder``'s; ``embed_image`` takes normalised images, not pooled features,
-    as models pool each their own way. open_clip loads every tensor or raises. A text tower of Hugging Face's
-    (BiomedCLIP's) needs transformers, and its language model's configuration.
+    as models pool each their own way. open_clip loads every tensor or raises; MissingWeights says what is missing and
+    how to get it (a text tower of Hugging Face's, as BiomedCLIP's, needs a configuration of its own: see ``openclip``).
     """
 
     def __init__(self, name: str):
         super().__init__()
+        kind, _, place = name.partition(":")
+        if kind == "local-dir" and not Path(place).is_dir():
+            name = f"local-dir:{study.resolve(place)}"  # as other paths in parameters
         try:
-            self.model: Any = open_clip.create_model_from_pretrained(name, return_transform=False)
-        except (OSError, RuntimeError) as error:
+            how: dict[str, Any] = {"return_transform": False, **openclip.tower_here(name)}
+            self.model: Any = open_clip.create_model_from_pretrained(name, **how)
+            self.tokens = open_clip.get_tokenizer(name)  # texts -> (N, context)
+        except Exception as error:  # open_clip's, transformers' and torch's own
             if "state_dict" in str(error):
                 raise UnmatchedTensors(f"{name}: {error}") from error
-            repository = name.partition(":")[2]
-            folder = folder_of(Path(repository).name)
-            raise MissingWeights(
-                f"{name!r} is not whole on this machine and could not be fetched ({error}). Size and licence: see its "
-                f"model card. Where there is a network, run: hf download {repository} --local-dir {folder}, then say "
-                f"local-dir:{folder}"
-            ) from error
-        self.tokens = open_clip.get_tokenizer(name)  # texts -> (N, context)
+            raise self._missing(name, error) from error
         self.trunk, self.in_chans = getattr(self.model.visual, "trunk", None), 3
         facts = self.model.visual.preprocess_cfg
         self.mean, self.std = (sum(facts[key]) / 3 for key in ("mean", "std"))
@@ -297,6 +295,19 @@ class OpenClip(nn.Module):
             self.channels = int(self.eval().forward_features(blank).shape[2])
 
     normalise, pool, forward = Encoder.normalise, Encoder.pool, Encoder.forward
+
+    @staticmethod
+    def _missing(name: str, error: Exception) -> Exception:
+        """What to say of a model that open_clip could not open: what is missing, or the error as it is."""
+        found = openclip.lacking(name, folder_of(Path(name.partition(":")[2]).name))
+        if found:
+            return MissingWeights(
+                f"{name!r} is not whole on this machine: {'; '.join(found)} (where there is a network; size and "
+                "licence: see its model card)"
+            )
+        if file := openclip.weights_file(name):
+            read(file)  # a file that is cut short is named
+        return MissingWeights(f"{name!r} could not be opened: {type(error).__name__}: {error}")
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N,1,H,W) -> patch features (N,T,C), row by row of the image."""
