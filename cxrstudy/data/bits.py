@@ -72,6 +72,19 @@ def stored_values(ds: pydicom.Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
             raise UnfitTags(f"its tags are damaged: HighBit {high} with {stored} bits stored of {have}")
         shift = 0  # right-justified, whatever HighBit says
     value = ((1 << stored) - 1) << shift
+    words, padding = _without_padding(words, ds, value) if shift == 0 else (words, None)
+    values, notes = _values(words, (have, stored, shift), overlays, signed)
+    if padding is not None:
+        values = np.where(padding[0], padding[1], values)
+    return values, notes
+
+
+def _values(
+    words: np.ndarray, place: tuple[int, int, int], overlays: int, signed: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Values cut out of words of ``have`` bits, ``stored`` of which lie ``shift`` above the lowest, and notes."""
+    have, stored, shift = place
+    high, value = stored + shift - 1, ((1 << stored) - 1) << shift
     if (words & (overlays & value)).any():
         raise UnfitTags(f"an overlay lies in bits that also hold the image (BitsStored {stored}, HighBit {high})")
     full = (words & ~np.uint32(overlays)) >> shift
@@ -153,6 +166,23 @@ def _overlay_bits(ds: pydicom.Dataset) -> int:
     return bits & 0xFFFF
 
 
+def _without_padding(
+    words: np.ndarray, ds: pydicom.Dataset, value: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """Words with those of padding that lies outside the bits stored (as -2000 in 16 bits does) made the smallest other;
+    where they were, and their values as PixelPaddingValue gives them."""
+    ends = [
+        int(v) & 0xFFFF for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") if (v := ds.get(name)) is not None
+    ]
+    if not ends:
+        return words, None
+    where = (words >= min(ends)) & (words <= max(ends)) & ((words & ~np.uint32(value)) != 0)
+    if not where.any() or where.all():
+        return words, None
+    padding = _extend(words, 16, int(ds.get("PixelRepresentation") or 0))
+    return np.where(where, words[~where].min(), words), (where, padding)
+
+
 def _extend(values: np.ndarray, bits: int, signed: int) -> np.ndarray:
     """Unsigned numbers of so many bits as int32: two's complement where signed."""
     values = values.astype(np.int32)
@@ -162,11 +192,18 @@ def _extend(values: np.ndarray, bits: int, signed: int) -> np.ndarray:
 def _smooth_sign(words: np.ndarray, bits: int, signed: int) -> np.ndarray:
     """Words as values; UnfitTags where they are said to be signed and run on smoothly across the sign bit instead."""
     values = _extend(words, bits, signed)
-    if signed and words.size >= 1024 and 2 * _roughness(_extend(words, bits, 0)) < _roughness(values):
-        raise UnfitTags("PixelRepresentation says signed, but its values run on beyond the largest signed one")
+    if signed and words.size >= 1024:
+        inside = values > values.min()
+        inside |= inside.mean() > 0.95  # the smallest value, where it is that of a frame around the image
+        if 2 * _roughness(_extend(words, bits, 0), inside) < _roughness(values, inside):
+            raise UnfitTags("PixelRepresentation says signed, but its values run on beyond the largest signed one")
     return values
 
 
-def _roughness(values: np.ndarray) -> int:
-    """How much neighbours differ, summed."""
-    return sum(int(np.abs(np.diff(values, axis=axis)).sum(dtype=np.int64)) for axis in (0, 1))
+def _roughness(values: np.ndarray, inside: np.ndarray | None = None) -> int:
+    """How much neighbours differ, summed; both must lie ``inside``."""
+    total = 0
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        steps = np.abs(values[one] - values[other])
+        total += int((steps if inside is None else steps[inside[one] & inside[other]]).sum(dtype=np.int64))
+    return total

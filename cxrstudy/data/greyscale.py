@@ -64,6 +64,7 @@ def _padding(stored: np.ndarray, ds: pydicom.Dataset) -> np.ndarray:
     ends = tag_values(ds, "PixelPaddingValue", int) + tag_values(ds, "PixelPaddingRangeLimit", int)
     signed = ds.get("PixelRepresentation") == 1
     ends = [v - 2**16 if v >= 2**15 and signed else v for v in ends]  # unsigned beside signed pixels
+    ends = [v + 2**16 if v < 0 and not signed else v for v in ends]  # and the other way round
     return (stored >= min(ends)) & (stored <= max(ends)) if ends else np.zeros_like(stored, bool)
 
 

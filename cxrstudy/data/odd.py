@@ -21,11 +21,19 @@ KINDS: tuple[str, ...] = (
     greyscale.NO_RESCALE,
     greyscale.NO_PADDING,
 )
-KINDS += (greyscale.OWN_RANGE, bits.WIDER, ASPECT, picturefiles.CLEAR, picturefiles.OWN, greyscale.OTHER_WINDOW)
+KINDS += (
+    picturefiles.TORN,
+    greyscale.OWN_RANGE,
+    bits.WIDER,
+    ASPECT,
+    picturefiles.CLEAR,
+    picturefiles.OWN,
+    greyscale.OTHER_WINDOW,
+)
 KINDS += (picturefiles.FEWER,)
 LEAST_SIDE = 32  # px
 MOST_ASPECT = 3.0  # a chest film is at most some 1.3 times as long as wide
-FEW_GREYS = 8  # of 256, between the 1st and the 99th percentile
+FEW_GREYS = 16  # of 256, between the 1st and the 99th percentile
 MANY = 0.05  # of the images: so many not there are told where the reader looks
 ASKED = "not kept by query"  # a reason for which rows are left out on purpose
 
@@ -50,7 +58,7 @@ def count(kinds: Iterable[str]) -> dict[str, int]:
 
 
 def losses(info: dict[str, Any], images: int) -> list[str]:
-    """Return a sentence on rows left out, and one on images not read, each where they are more than MANY of all.
+    """Return a sentence on rows left out, and one on images not read, where both are more than MANY of all.
 
     ``info`` is that of a data run (``rows``, ``left_out``, ``set_aside``), ``images`` how many are in it.
     """
@@ -58,16 +66,21 @@ def losses(info: dict[str, Any], images: int) -> list[str]:
     aside = info.get("set_aside") or {}
     asked_away = (info.get("left_out") or {}).get(ASKED, 0)
     rows = (info.get("rows") or images + sum(aside.values()) + sum(left.values()) + asked_away) - asked_away
-    told = []
-    for lost, total, what in (
+    parts = (
         (left, rows, "rows of the table were left out"),
         (aside, images + sum(aside.values()), "images could not be read"),
-    ):
-        gone = sum(lost.values())
-        if gone > MANY * total:
-            why = ", ".join(f"{reason} {n:,}" for reason, n in lost.items() if n)
-            told.append(f"{gone:,} of {total:,} {what} ({gone / total:.0%}): {why}.")
-    return told
+    )
+    kept = 1.0
+    for lost, total, _ in parts:
+        kept *= 1 - sum(lost.values()) / max(total, 1)
+    if 1 - kept <= MANY + 1e-9:
+        return []
+    return [
+        f"{sum(lost.values()):,} of {total:,} {what} ({sum(lost.values()) / total:.0%}): "
+        f"{', '.join(f'{reason} {n:,}' for reason, n in lost.items() if n)}."
+        for lost, total, what in parts
+        if sum(lost.values())
+    ]
 
 
 def counts(info: dict[str, Any], images: int) -> pd.DataFrame:

@@ -12,6 +12,7 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and exports use
 TINT = 8  # of 256: channels of a grey picture differ by no more, whatever a JPEG does to them
 TINTED = 5e-4  # of the pixels: a small mark in colour
 COLOUR, FEWER, CLEAR, OWN = "colour", "fewer bits used than the file has", "transparent", "scaled to its own range"
+TORN = "lower rows of one grey"  # as a JPEG that was cut short and closed again has them
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF
 
 
@@ -54,6 +55,9 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
     grey, notes = _grey(image)
     if depth == 16 and np.asarray(grey).max() < 64:  # Pillow keeps the upper 8 bits alone
         raise UnfitPicture("16-bit colour", "few of its 16 bits are used", "save it as a grey 16-bit PNG")
+    lowest = np.asarray(grey)[-max(8, grey.height // 20) :]
+    if file.format == "JPEG" and lowest.min() == lowest.max() and 8 < lowest.min() < 248:
+        notes = (*notes, TORN)
     return grey, notes
 
 

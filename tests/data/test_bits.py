@@ -214,3 +214,28 @@ def test_pixel_data_of_another_length_are_set_aside(tmp_path):
 def test_a_stream_of_another_size_is_set_aside(tmp_path, syntax, tags):
     with pytest.raises(UnreadableImage, match="40 rows, 48 columns"):
         read_dicom(write(tmp_path / "x.dcm", ramp(12), syntax=syntax, **tags))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("padding", [-2000, -2048, -1, 5000])
+def test_padding_outside_the_bits_stored_is_black_and_not_the_image(tmp_path, signed, padding):
+    values = ramp(12, signed)
+    values[:6], values[:, :9] = padding, padding
+    inner = values[6:, 9:]
+    tags = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": int(signed)}
+    path = write(tmp_path / "x.dcm", values & 0xFFFF, **tags)
+    ds = pydicom.dcmread(path)
+    ds.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
+    ds.save_as(path)
+    image = read_dicom(path)
+    used = inner[inner != padding]
+    expected = np.where(inner == padding, 0, (inner - used.min()) / (used.max() - used.min()))
+    np.testing.assert_allclose(image[6:, 9:], expected, atol=1e-6)
+    assert (image[:6] == 0).all() and (image[:, :9] == 0).all()
+
+
+def test_a_signed_frame_around_a_bright_image_is_no_fault(tmp_path):
+    values = np.full((60, 60), -2048)
+    values[20:40, 20:40] = 1500 + ramp(8)[:20, :20]
+    path = write(tmp_path / "x.dcm", values & 4095, BitsStored=12, HighBit=11, PixelRepresentation=1)
+    check(path, values)

@@ -14,7 +14,7 @@ from PIL import Image
 from cxrstudy.data import odd
 from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.images import read_image, read_with_notes
-from cxrstudy.data.picturefiles import CLEAR, COLOUR, FEWER, OWN
+from cxrstudy.data.picturefiles import CLEAR, COLOUR, FEWER, OWN, TORN
 
 RNG = np.random.default_rng(3)
 NOISE = RNG.integers(0, 256, (48, 48), dtype=np.uint8)
@@ -260,5 +260,14 @@ def test_odd_shapes_and_greys_are_told(tmp_path):
     assert notes(np.full((64, 64), 9, np.uint8)) == (odd.CONSTANT,)
     assert notes(NOISE[:20, :20]) == (odd.TINY,)
     assert notes(np.tile(NOISE, (4, 1))) == (odd.ASPECT,)
-    assert notes(NOISE // 64 + 100) == (odd.FLAT,)
+    assert notes(NOISE // 32 + 100) == (odd.FLAT,)
     assert notes(NOISE) == ()
+
+
+def test_a_jpeg_cut_short_and_closed_again_is_odd(tmp_path):
+    noise = RNG.integers(0, 256, (200, 200), dtype=np.uint8)
+    noise[:, :90] = 60
+    whole = save(noise, tmp_path / "x.jpg", quality=90).read_bytes()
+    assert read_with_notes(tmp_path / "x.jpg", 48)[1] == ()
+    (tmp_path / "x.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
+    assert TORN in read_with_notes(tmp_path / "x.jpg", 48)[1]

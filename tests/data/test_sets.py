@@ -189,9 +189,10 @@ def test_few_losses_are_counted_without_a_warning(data, tmp_path):
         prepared = prepare_data(asked(card, root, tmp_path / "out"))
     assert prepared.info["odd"] == prepared.info["set_aside"] == {}
     assert len(odd.oddest(tmp_path / "out", prepared.manifest["image_id"])) == 0
-    info = {"rows": 100, "left_out": {"no patient id": 5, odd.ASKED: 0}, "set_aside": {"cut": 4}}
-    assert odd.losses(info, 91) == []
-    info |= {"rows": 1000, "left_out": {"no patient id": 6, odd.ASKED: 900}}
+    assert odd.losses({"rows": 100, "left_out": {"no patient id": 5}, "set_aside": {}}, 95) == []
+    assert odd.losses({"rows": 100, "left_out": {"no patient id": 2}, "set_aside": {"cut": 2}}, 96) == []
+    assert len(odd.losses({"rows": 100, "left_out": {"no patient id": 3}, "set_aside": {"cut": 4}}, 93)) == 2
+    info = {"rows": 1000, "left_out": {"no patient id": 6, odd.ASKED: 900}}
     assert odd.losses(info, 90) == ["6 of 100 rows of the table were left out (6%): no patient id 6."]
 
 
