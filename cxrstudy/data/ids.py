@@ -14,7 +14,7 @@ from cxrstudy.data.tables import CardError, Rows
 Spelling = Literal["exact", "normalised"]
 QUOTES = "'\"`\u00b4\u2018\u2019\u201c\u201d[](){},;"
 MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
-LOST = {  # what spreadsheets make of an id, and cannot be undone
+LOST = {  # what spreadsheets make of an id, and cannot be undone (the first can where digits are few)
     r"\d(\.\d+)?[eE]\+\d+": "a spreadsheet or a floating-point column has cut its digits",
     rf"\d{{1,2}}-{MONTH}(-\d+)?|{MONTH}-\d+": "a spreadsheet has made a date of it",
     r"#+": "a spreadsheet has written it into too narrow a column",
@@ -43,7 +43,7 @@ def normal_id(text: str) -> str:
             text = whole + part.ljust(power, "0")
     if re.fullmatch(r"\+?\d+([.,]0*)?", text):
         text = re.split("[.,]", text.removeprefix("+"))[0].lstrip("0") or "0"
-    return text
+    return text or "?"  # nothing but signs
 
 
 def read_ids(rows: Rows, columns: Sequence[str], kept: pd.Index, what: str, spelling: Spelling | None) -> pd.Series:
@@ -57,14 +57,12 @@ def read_ids(rows: Rows, columns: Sequence[str], kept: pd.Index, what: str, spel
         return parts[0].str.cat(parts[1:], sep="-")
     normal = [part.map({text: normal_id(text) for text in part.unique()}) for part in parts]
     told, same = (series[0].str.cat(series[1:], sep="-") for series in (parts, normal))
-    if spelling == "normalised":
-        return same
     pairs = pd.DataFrame({"told": told, "same": same}).drop_duplicates()
     twice = pairs[pairs.duplicated("same", keep=False)]
-    if len(twice):
+    if len(twice) and spelling != "normalised":
         raise CardError(_pairs(rows, twice, what))
     for column, part in zip(columns, parts, strict=True):
-        for pattern, why in LOST.items():
+        for pattern, why in list(LOST.items())[1 if spelling == "normalised" else 0 :]:
             lost = part[part.str.strip().str.fullmatch(pattern)]
             if len(lost):
                 raise CardError(
@@ -72,7 +70,7 @@ def read_ids(rows: Rows, columns: Sequence[str], kept: pd.Index, what: str, spel
                     "several ids may have become one. Export the column as text; if it is right as it is, write "
                     "`ids: exact` under table in the card"
                 )
-    return told
+    return same if spelling == "normalised" else told
 
 
 def _pairs(rows: Rows, twice: pd.DataFrame, what: str) -> str:

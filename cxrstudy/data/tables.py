@@ -173,7 +173,7 @@ def _read_csv(path: Path, separator: str, encoding: str, used: Collection[str]) 
     try:
         for record in reader:
             line, begin = begin, reader.line_num + 1
-            if not record:  # an empty line
+            if not "".join(record).strip(" \t\x1a") and len(record) < 2:  # an empty line, or DOS's sign of the end
                 continue
             if not header:
                 header = _header(record, text, separator, path, used)

@@ -143,6 +143,12 @@ def test_a_row_of_another_length_or_an_open_quote_is_refused_by_file_and_line(tm
     refused(*said, path=tmp_path / "t.csv")
 
 
+def test_empty_lines_do_not_count(tmp_path):
+    (tmp_path / "t.csv").write_text("\n  \nid,name\n\n1,a\n \t\n2,b\n\x1a")
+    rows, found = read(tmp_path / "t.csv")
+    assert (found, list(rows.line)) == ([["1", "a"], ["2", "b"]], [5, 7])
+
+
 def test_separators_at_line_ends_do_not_count(tmp_path):
     (tmp_path / "t.csv").write_text("id,name\n1,a,,\n2,b\n")
     assert read(tmp_path / "t.csv")[1] == [["1", "a"], ["2", "b"]]
