@@ -239,3 +239,18 @@ def test_a_signed_frame_around_a_bright_image_is_no_fault(tmp_path):
     values[20:40, 20:40] = 1500 + ramp(8)[:20, :20]
     path = write(tmp_path / "x.dcm", values & 4095, BitsStored=12, HighBit=11, PixelRepresentation=1)
     check(path, values)
+
+
+def test_an_odd_number_of_bytes_reads_with_and_without_the_byte_that_makes_it_even(tmp_path):
+    values = np.arange(77).reshape(7, 11)
+    write(tmp_path / "x.dcm", ramp(8))
+    ds = pydicom.dcmread(tmp_path / "x.dcm")
+    ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 7, 11, 8, 8, 7
+    ds.PixelData = values.astype(np.uint8).tobytes() + b"\0"
+    ds["PixelData"].VR = "OB"
+    ds.save_as(tmp_path / "x.dcm")
+    check(tmp_path / "x.dcm", values)
+    whole = (tmp_path / "x.dcm").read_bytes()
+    at = whole.index(bytes(range(77)))
+    (tmp_path / "y.dcm").write_bytes(whole[: at - 4] + (77).to_bytes(4, "little") + whole[at : at + 77])
+    check(tmp_path / "y.dcm", values)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from hypothesis import given, settings
@@ -229,6 +230,23 @@ def test_a_folder_that_a_killed_run_left_is_not_taken_for_whole(tmp_path):
     assert str(out) in str(caught.value)
     (out / "images.npy").write_bytes(b"half")
     np.testing.assert_array_equal(prepare(manifest_of(paths), out, size=8, info={}).images, [film(k) for k in range(3)])
+
+
+def test_windows_that_leave_no_picture_and_bits_beyond_those_stored_are_counted_as_odd(tmp_path):
+    smooth = np.add.outer(np.arange(48), np.arange(48)) / 94
+    paths = []
+    for k, (top, tags) in enumerate([(4095, {}), (4095, {"WindowCenter": 0, "WindowWidth": 1}), (16383, {})]):
+        paths.append(write_dicom(np.rint(smooth * top), tmp_path / f"{k}.png"))
+        ds = pydicom.dcmread(paths[-1])
+        for name, value in tags.items():
+            setattr(ds, name, value)
+        ds.save_as(paths[-1])
+    prepared = prepare(manifest_of(paths), tmp_path / "out", size=48, info={})
+    assert prepared.info["odd"] == {"window replaced by the image's own range": 1, "values beyond BitsStored": 1}
+    for image in prepared.images:
+        np.testing.assert_allclose(image, smooth * 255, atol=0.6)
+    listed = pd.read_csv(tmp_path / "out" / "odd.csv")
+    assert list(listed["image_id"]) == ["1.png", "2.png"]
 
 
 # ---- the synthetic institution, and a data run ---------------------------------------------------------------------
