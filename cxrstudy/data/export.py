@@ -35,7 +35,8 @@ def export_synthetic(
     ``images/*.dcm`` (``bits`` 8, 12 or 16 stored a pixel; mobile machines write MONOCHROME1, fixed ones MONOCHROME2),
     ``masks/*.png`` (bit k of a pixel: device k of the vocabulary), ``reports/*.txt``, ``images.csv`` (a row an image;
     labels as the institution recorded them) and ``truth.csv`` (what is so: labels, severity, side, tips in pixels).
-    The cards ``synthetic_dicom`` and ``site`` read it back. ValueError when ``out`` holds something already or ``bits`` is odd.
+    The cards ``synthetic_dicom`` and ``site`` read it back. ValueError when ``out`` holds something already or ``bits``
+    is odd.
     """
     out = Path(out).expanduser()
     if bits not in (8, 12, 16):
