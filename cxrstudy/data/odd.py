@@ -33,7 +33,7 @@ KINDS += (
 KINDS += (picturefiles.FEWER,)
 LEAST_SIDE = 32  # px
 MOST_ASPECT = 3.0  # a chest film is at most some 1.3 times as long as wide
-FEW_GREYS = 16  # of 256, between the 1st and the 99th percentile
+FEW_GREYS = 32  # of 256, between the 1st and the 99th percentile
 MANY = 0.05  # of the images: so many not there are told where the reader looks
 ASKED = "not kept by query"  # a reason for which rows are left out on purpose
 

@@ -1,7 +1,6 @@
 """Picture files (PNG, JPEG, TIFF, BMP, JPEG 2000, WebP, GIF, PGM) to grey, upright and in their own range."""
 
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +31,10 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
     ones (32 bits, floats) are scaled to their own range. Transparent places are black. Colour becomes its luma, and
     a note. Raises UnfitPicture, and what Pillow raises on damaged files.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at before it is decoded
-        try:
-            file = Image.open(path, formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise UnfitPicture("absurd dimensions", str(error), "export the image again") from None
+    try:
+        file = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UnfitPicture("absurd dimensions", str(error), "export the image again") from None
     with file:
         if not 0 < file.width * file.height <= max_pixels:
             what = f"{file.height} rows, {file.width} columns"

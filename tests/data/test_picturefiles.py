@@ -1,5 +1,6 @@
 """Picture files come out grey, upright and in their own range, or are set aside as what they are."""
 
+import contextlib
 import gzip
 import struct
 import zipfile
@@ -205,6 +206,7 @@ def test_a_picture_cut_short_is_set_aside(tmp_path, suffix, share):
     assert len(reason(path).reason) > 5
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(60000, 60000), (10001, 10000), (1, 2**31 - 1)])
 def test_absurd_sizes_are_set_aside_before_they_are_decoded(tmp_path, size):
     path = png(tmp_path / "x.png", NOISE, depth=8)
@@ -271,3 +273,16 @@ def test_a_jpeg_cut_short_and_closed_again_is_odd(tmp_path):
     assert read_with_notes(tmp_path / "x.jpg", 48)[1] == ()
     (tmp_path / "x.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
     assert TORN in read_with_notes(tmp_path / "x.jpg", 48)[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None, database=None)
+@given(st.sampled_from([".png", ".jpg", ".tif", ".bmp", ".jp2", ".webp", ".gif", ".pgm"]), st.data())
+def test_a_damaged_picture_raises_nothing_but_unreadable(tmp_path_factory, suffix, data):
+    path = save(NOISE[:12, :12], tmp_path_factory.mktemp("damage") / f"x{suffix}")
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content)[: data.draw(st.integers(1, len(content)))])
+    with contextlib.suppress(UnreadableImage):
+        assert read_image(path, 32).shape == (32, 32)
