@@ -138,7 +138,8 @@ def evaluate(
         for j, name in enumerate(names):
             ends = {"value": float(value[j]), "low": float(low[j]), "high": float(high[j])}
             records.append({"label": name, "metric": metric} | ends | each[j])
-        whole, columns = _counts(truth, unit, both, note), [(metric, None)]
+        whole = _counts(truth, unit, both if len(both) else np.arange(len(names)), note)
+        columns: list[tuple[str, Floats | None]] = [(metric, None)]
         if calls is not None:
             columns.append((f"{metric}_weighted", positives[both]))
         for kind, weights in columns:

@@ -139,8 +139,11 @@ def not_evaluated(
     asked = [*cohort.names, *cohort.left]
     every: dict[str, list[str]] = {task: [name for name in asked if task_of(name) == task] for task in p.tasks}
     every["zero_shot"], reasons = cohort.base, dict[str, str]()
+    without = not cohort.names and (p.shuffle_labels or p.encoder.startswith("supervised:"))
     for task in [task for task in p.tasks if task not in done]:
-        if task == "retrieval" and not any(_reports(part[2]).any() for part in cohort.parts):
+        if without and not label_names(cohort.prepared.manifest):
+            reasons[task] = NO_LABELS
+        elif task == "retrieval" and not any(_reports(part[2]).any() for part in cohort.parts):
             reasons[task] = NO_REPORTS
         elif task in ("zero_shot", "retrieval") and not has_text:
             reasons[task] = NO_TEXT
@@ -295,4 +298,4 @@ def subgroups(
                 found = evaluate(*cells, notes=notes, resamples=resamples, seed=seed)
                 rows += [{"by": by, "group": group, "task": task, **row} for row in found if row["n"]]
     columns = ["by", "group", "task", "label", "metric", "value", "low", "high", "n", "positives", "n_patients", "note"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).astype({"note": object})

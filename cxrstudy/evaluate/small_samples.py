@@ -38,9 +38,10 @@ def exact_interval(value: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple
         raise ValueError(f"an exact interval is of values in [0, 1], got {share[(share < 0) | (share > 1)].flat[0]}")
     share = np.clip(share, 0.0, 1.0)
     hits, alpha = share * count, 1 - level
+    some, others = hits > FLAT, count - hits > FLAT  # beta's quantiles overflow where next to nothing is left
     with np.errstate(invalid="ignore", divide="ignore"):
-        low = np.where(share > 0, beta.ppf(alpha / 2, hits, count - hits + 1), 0.0)
-        high = np.where(share < 1, beta.ppf(1 - alpha / 2, hits + 1, count - hits), 1.0)
+        low = np.where(some, beta.ppf(alpha / 2, np.where(some, hits, 1.0), count - hits + 1), 0.0)
+        high = np.where(others, beta.ppf(1 - alpha / 2, hits + 1, np.where(others, count - hits, 1.0)), 1.0)
     known = ~np.isnan(share) & (count >= 1)
     ends = np.fmin(low, share), np.fmax(high, share)  # of a tiny share beta's quantile may underflow
     return np.where(known, ends[0], np.nan), np.where(known, ends[1], np.nan)
