@@ -3,43 +3,16 @@
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, Walk, clone
+from hospitals import hospital
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrstudy import grid, new, preflight, study
 
 REAL = ROOT.parent / "shared" / "data"
-CARD = """---
-name: own
-title: "One hospital's x-rays: a # test"
-kind: real
-licence: own
-access: ask
-citation: none
-table:
-  path: t.csv
-  image_id: image
-  patient_id: patient
-  study_id:
-    - image
-{more}images:
-  - images/*
-{labels}---
-"""
-LABELS = """labels:
-  encoding: columns
-  missing: unknown
-  values:
-    "1": 1
-    "0": 0
-  names:
-    covid: covid
-    picc: line
-"""
 
 
 @pytest.fixture
@@ -48,24 +21,6 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
     monkeypatch.setenv("CXRSTUDY_ROOT", str(place.root))
     monkeypatch.setenv("CXRSTUDY_RUNS", str(place.runs))
     return place
-
-
-def hospital(walk: Walk, n: int, *, reports: bool = True, labels: bool = True, masks: bool = False) -> Path:
-    """A folder of ``n`` images, two a patient, with its card ``own``; the images are files and no pictures."""
-    root = walk.root / "files"
-    (root / "images").mkdir(parents=True, exist_ok=True)
-    names = [f"a{k}.png" for k in range(n)]
-    for name in names:
-        (root / "images" / name).touch()
-    table = pd.DataFrame({"image": names, "patient": [f"p{k // 2}" for k in range(n)]})
-    table["text"] = "No pleural effusion."
-    table["covid"] = [(k // 2) % 2 for k in range(n)]
-    table["line"] = [int(k < 2) for k in range(n)]
-    table["mask"] = table["image"].map(lambda name: f"images/{name}")
-    table.to_csv(root / "t.csv", index=False)
-    more = "  report: text\n" * reports + "  masks:\n    picc: mask\n" * masks
-    (walk.root / "data_cards" / "own.md").write_text(CARD.format(more=more, labels=LABELS * labels))
-    return root
 
 
 def written(walk: Walk, root: Path, name: str = "own") -> dict:

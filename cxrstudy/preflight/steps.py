@@ -163,6 +163,13 @@ def ladders(c: Asked) -> Iterator[Problem]:
     for k, p in c.rungs:
         key = c.preset.ladders[k].data
         held = c.held.get(key)
+        if p.n_images < p.batch_size:
+            given = "batch_size" in (c.preset.ladders[k].model_extra or {})
+            yield c.error(
+                f"batch_size {p.batch_size} exceeds n_images {p.n_images}: a batch would hold images twice; lower "
+                "batch_size or raise n_images",
+                *(("ladders", k, "batch_size") if given else _listed(c, k, "n_images", p.n_images)),
+            )
         if held is None or held.fault:
             continue
         if why := _lacks(p.paradigm, held):
@@ -184,13 +191,6 @@ def ladders(c: Asked) -> Iterator[Problem]:
                 f"n_images {p.n_images:,} ({p.paradigm}): {named} of data {key} holds {about}{there:,} images{needs}; "
                 "take no more than that",
                 *_listed(c, k, "n_images", p.n_images),
-            )
-        if p.n_images < p.batch_size:
-            given = "batch_size" in (c.preset.ladders[k].model_extra or {})
-            yield c.error(
-                f"batch_size {p.batch_size} exceeds n_images {p.n_images}: a batch would hold images twice; lower "
-                "batch_size or raise n_images",
-                *(("ladders", k, "batch_size") if given else _listed(c, k, "n_images", p.n_images)),
             )
 
 
@@ -252,7 +252,7 @@ def machine(c: Asked) -> Iterator[Problem]:
     """Disk and memory: what the images take for certain, and what the preset expects."""
     images, free = sum(held.n * held.p.size**2 for held in c.held.values()) / 1e9, free_gb()
     if images > free:
-        yield c.error(f"the prepared images take {images:.1f} GB, {free:.1f} GB of disk are free", "data")
+        yield c.error(f"the prepared images take {images:,.1f} GB, {free:.1f} GB of disk are free", "data")
     elif c.preset.disk_gb > free:
         yield c.warning(f"expects {c.preset.disk_gb:g} GB of disk, {free:.1f} GB are free", "disk_gb")
     if c.preset.memory_gb > memory_gb():
