@@ -90,8 +90,9 @@ def stop(process: subprocess.Popen | None, lock: Path) -> dict[int, str]:
 
     Returns what could not be ended, as ``workers``.
     """
+    again: KeyboardInterrupt | None = None
     for number, seconds in ((signal.SIGTERM, 8.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 4.0)):
-        with contextlib.suppress(KeyboardInterrupt):  # asked again: no longer patient
+        try:
             if process and process.poll() is None and seconds == 8.0:
                 os.killpg(process.pid, number)  # papermill ends its kernel
             else:
@@ -99,11 +100,19 @@ def stop(process: subprocess.Popen | None, lock: Path) -> dict[int, str]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
             until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                if (not process or process.poll() is not None) and not workers(lock):
-                    return {}
+            while time.monotonic() < until and _goes_on(process, lock):
                 time.sleep(0.1)
+        except KeyboardInterrupt as error:  # asked again: no longer patient
+            again = error
+        if not _goes_on(process, lock):
+            break
+    if again:
+        raise again
     return workers(lock)
+
+
+def _goes_on(process: subprocess.Popen | None, lock: Path) -> bool:
+    return bool(process and process.poll() is None) or bool(workers(lock))
 
 
 @contextlib.contextmanager

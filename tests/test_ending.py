@@ -102,8 +102,15 @@ def kill_all(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1"])
+slow = pytest.mark.slow
+SIGNALS = ["SIGTERM", "SIGHUP", "SIGINT", pytest.param("SIGQUIT", marks=slow), pytest.param("SIGUSR1", marks=slow)]
+
+
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_that_ends_it_ends_all_that_it_started_and_the_same_call_resumes(walk: Walk, name: str) -> None:
+    if name == "SIGINT":
+        text = yaml.safe_dump(PRESET | {"variants": {"more": {"size": 48}}})  # which must not be begun afterwards
+        (walk.root / "notebooks" / "presets" / "waits.yml").write_text(text)
     process = started(walk)
     assert len(at_work(walk)) >= 5  # snakemake, and a papermill and a kernel for each run
     process.send_signal(getattr(signal, name))
@@ -112,11 +119,13 @@ def test_a_signal_that_ends_it_ends_all_that_it_started_and_the_same_call_resume
     assert "the same call resumes" in said.splitlines()[-1]
     assert not at_work(walk)
     assert not any(alive(pid) for pid in begun(walk))
+    assert len(begun(walk)) == 2
     if name == "SIGTERM":
         (walk.runs / "go").touch()
         assert "waits: done, 2 runs" in walk.call("run", "--preset", "waits").stdout
 
 
+@slow
 def test_what_does_not_end_when_asked_is_killed(walk: Walk) -> None:
     (walk.runs / "stubborn").touch()
     (walk.runs / "child").touch()
@@ -150,6 +159,7 @@ def test_killed_outright_its_runs_are_shown_as_running_and_not_executed_again(wa
     assert "2 done" in walk.call("runs").stdout
 
 
+@slow
 def test_killed_outright_it_may_also_be_left_to_end(walk: Walk) -> None:
     process = started(walk)
     process.kill()
@@ -206,6 +216,7 @@ def test_under_nohup_it_outlives_its_terminal(walk: Walk) -> None:
     assert process.wait(timeout=60) == 0
 
 
+@slow
 def test_when_nobody_reads_what_it_says_it_ends_and_so_does_all_that_it_started(walk: Walk) -> None:
     (walk.runs / "fail").touch()
     process = started(walk)

@@ -137,6 +137,9 @@ def test_moved_data_leave_nothing_to_do_and_changed_data_are_prepared_again(walk
     shutil.move(tmp_path / "data", tmp_path / "disk" / "moved")
     moved = walk.call("run", "--preset", "own", "--data-root", str(tmp_path / "disk" / "moved"))
     assert "nothing to do" in moved.stdout, moved.stdout + moved.stderr
+    (walk.root / "data_cards" / "mine.md").touch()  # as a fresh checkout does; what it says is the same
+    touched = walk.call("run", "--preset", "own", "-n", "--data-root", str(tmp_path / "disk" / "moved"))
+    assert "0 of 1 runs to do" in touched.stdout, touched.stdout + touched.stderr
     noted = next(walk.runs.glob("own/data/*/root.txt")).read_text()
     assert noted.strip() == str(tmp_path / "disk" / "moved")
     a_row(tmp_path / "disk" / "moved")
