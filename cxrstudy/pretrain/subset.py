@@ -36,7 +36,7 @@ def usable(prepared: Prepared, p: study.Pretrain) -> tuple[pd.DataFrame, dict[st
     ``dinov2`` takes all, ``clip`` and ``clip+labels`` those with a report, ``unicl`` those with a report or with labels
     of which something true can be said. The pool is the same at every ``n_images``, so that subsets stay nested. Counts
     (none for ``dinov2``): ``without_report``, and ``left_out``. ValueError for a split that there is not, and where the
-    paradigm needs labels and there are none.
+    paradigm needs labels, or reports, and there are none.
     """
     manifest = prepared.manifest.assign(row=np.arange(len(prepared.manifest)))
     unknown = sorted(set(p.splits) - set(manifest["split"]))
@@ -45,15 +45,20 @@ def usable(prepared: Prepared, p: study.Pretrain) -> tuple[pd.DataFrame, dict[st
     pool = manifest[manifest["split"].isin(p.splits)]
     if p.paradigm == "dinov2":
         return pool, {}
+    whose = f"card {prepared.info['card']!r}" if "card" in prepared.info else "data"
     labels = label_array(pool, label_names(pool))
     told = np.array([bool(text) for text in report_texts(pool)], dtype=bool)
     known = has_prompt(labels) if p.paradigm == "unicl" else ~np.isnan(labels).all(1)
     if p.paradigm != "clip" and not known.any():
-        whose = f"card {prepared.info['card']!r}" if "card" in prepared.info else "data"
         raise ValueError(
             f"paradigm {p.paradigm!r} needs structured labels; the {whose} of {p.data} has none that is known in "
             f"splits {p.splits}: name them under `labels` of the card, or say paradigm='clip', which needs reports "
             "alone, or 'dinov2', which needs neither"
         )
     shown = told | known if p.paradigm == "unicl" else told
+    if not shown.any():
+        raise ValueError(
+            f"paradigm {p.paradigm!r} needs reports; the {whose} of {p.data} has none in splits {p.splits}: name their "
+            "column under `table` of the card (report: COLUMN), or say paradigm='dinov2', which needs none"
+        )
     return pool[shown], {"without_report": int((~told).sum()), "left_out": int((~shown).sum())}

@@ -1,6 +1,7 @@
 """Who is shown: images that a paradigm cannot use are left out and counted, the same at every size of the subset."""
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -58,6 +59,10 @@ def test_each_paradigm_takes_what_it_can_show_and_every_subset_is_the_start_of_t
             with pytest.raises(ValueError, match="needs structured labels"):
                 usable(held(manifest), asked(paradigm))
             continue
+        if not (shown & own).any():
+            with pytest.raises(ValueError, match=f"'{re.escape(paradigm)}' needs reports"):
+                usable(held(manifest), asked(paradigm))
+            continue
         pool, counts = usable(held(manifest), asked(paradigm))
         assert sorted(pool["row"]) == list(np.flatnonzero(shown & own))
         left = {"without_report": int((own & ~told).sum()), "left_out": int((own & ~shown).sum())}
@@ -84,11 +89,11 @@ def test_where_every_image_has_a_report_the_subset_is_what_it_was(tmp_path):
 
 def test_both_counts_are_told_and_the_warning_and_the_batch_are_plain():
     manifest = table(["a", None, " "] * 10)
-    with pytest.raises(
-        ValueError, match=r"n_images is 15, but splits \['a'\] of yours hold 0 images .*20 of 20 lack a"
-    ):
-        subset_rows(held(manifest), asked("clip", 15))
+    with pytest.raises(ValueError, match=r"'clip' needs reports; the card 'ward' .*report: COLUMN.*'dinov2'"):
+        subset_rows(held(manifest, card="ward"), asked("clip", 15))
     manifest["split"] = "a"
+    with pytest.raises(ValueError, match=r"n_images is 15, but .* hold 10 images that clip can show \(20 of 30 lack a"):
+        subset_rows(held(manifest), asked("clip", 15))
     with pytest.warns(
         UserWarning, match=r"hold 10 images that clip can show \(20 of 30 lack a report\); the others are"
     ):
