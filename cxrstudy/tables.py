@@ -52,7 +52,7 @@ def _tested(table: pd.DataFrame, task: str) -> str:
 
 
 def _label(name: str) -> str:
-    return phrase(name.rpartition(":")[2])
+    return phrase(re.sub("^(malposition|right|zero_shot):", "", name))
 
 
 def _range(values: Any) -> str:
@@ -176,12 +176,7 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
     """(title, table) of every task family beside classification that has been judged, or of ``tasks`` alone: a row an
     encoder."""
     found = []
-    families = {}
-    for task in sorted(table["task"].dropna().unique()):
-        own, _, place = task.partition("@")
-        if place and own in TASKS:
-            families[task] = (f"{TASKS[own]} at another institution ({place})", {("macro", "auroc"): "macro AUROC"})
-    for task, (title, columns) in (families | FAMILIES).items():
+    for task, (title, columns) in _families(table).items():
         if tasks and task not in tasks:
             continue
         rows = table[(table["task"] == task) & table["value"].notna()].copy()
@@ -196,6 +191,21 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
         shown = [name for name in columns.values() if name in wide]
         found.append((title, _headed(wide.droplevel(0)[shown].fillna(""))))
     return found
+
+
+def tasks_of(title: str, table: pd.DataFrame) -> list[str]:
+    """The tasks whose numbers stand in the table of that ``title`` of `family_tables`."""
+    return [task for task in table["task"].dropna().unique() if title in _families(table).get(task, ("",))[:1]]
+
+
+def _families(table: pd.DataFrame) -> dict[str, tuple[str, dict[tuple[str, str], str]]]:
+    """``FAMILIES``, after the classification tasks at other institutions that ``table`` holds."""
+    found = {}
+    for task in sorted(table["task"].dropna().unique()):
+        own, _, place = task.partition("@")
+        if place and own in TASKS:
+            found[task] = (f"{TASKS[own]} at another institution ({place})", {("macro", "auroc"): "macro AUROC"})
+    return found | FAMILIES
 
 
 def seeing(table: pd.DataFrame) -> str:
