@@ -275,7 +275,15 @@ def write(card: str, data_root: str = "", name: str = "", *, force: bool = False
         sized = size_up(card, data_root)
     except (cards.CardError, OSError) as error:
         raise study.StudyError(str(error)) from None
-    head = f"# Written by `cxrstudy new --card {card}` for {sized.held.n:,} images; change what you like, then look:\n"
-    head += f"# cxrstudy run --preset {name} -n --data-root PATH\n"
+    shown = f"--preset {name}"
+    folds = [f"fold{k}" for k in range(sized.folds)]
+    also = f' -y "folds: [{", ".join(folds)}]"' if folds else ""
+    head = f"""\
+# Written by `cxrstudy new --card {card}` for {sized.held.n:,} images. Change what you like, then look:
+#   cxrstudy run {shown} -n --data-root PATH
+# To evaluate embeddings of another encoder alone (a table of vectors), prepare the data, then probe:
+#   cxrstudy run {shown} --only data --data-root PATH
+#   papermill notebooks/classify.ipynb out.ipynb -p data runs/{name}/data/own-* -p encoder FILE.parquet{also}
+"""
     path.write_text(head + "".join(f"{text}  # {note}\n" for text, note in lines(sized)), encoding="utf-8")
     return path, sized
