@@ -54,7 +54,9 @@ _WORDS = {  # none of them English, nor an abbreviation that English reports use
     "derecho derecha izquierdo izquierda signos silueta cardiaca cardíaca tamaño placa tórax torax tubo consolidacion "
     "consolidación consolidaciones atelectasia atelectasias infiltrado infiltrados neumonia neumonía nodulo nódulo "
     "nodulos nódulos fractura fracturas normales senos costofrenicos costofrénicos hallazgos estudio informe cambios "
-    "cronicos crónicos patron patrón laminar laminares marcapasos aumento leve bilaterales alteraciones",
+    "cronicos crónicos patron patrón laminar laminares marcapasos derram cardiomegali derech izquierd hallazg patolog "
+    "pinzamient cronic cambi aument intersticial marcapas endotraqueal yugular torac neumon atelectasi fractur "
+    "escoliosis costofren aumento leve bilaterales alteraciones",
     "Italian": "senza con il lo gli dei degli della delle nel nella alla una è sono né ed di si versamento versamenti "
     "pneumotorace cuore polmone polmoni polmonare polmonari cardiomegalia pleurico pleurica pleurici destro destra "
     "sinistro sinistra sinistri addensamento addensamenti addensativi ombra cardiaca nei limiti reperti lesioni "
@@ -107,6 +109,7 @@ _NEUTRAL = _FOREIGN | {
     "röntgen",
 }  # accents that do not count
 _WORD = re.compile(r"[^\W\d_]+")
+_ASCII_WORD = re.compile(r"[a-z]{2,}")
 _SENTENCE = re.compile(r"[^.;!?\n]+")
 
 
@@ -122,8 +125,9 @@ def language(text: str) -> str:
 
 def foreign_parts(text: str) -> list[tuple[int, int]]:
     """Return (start, end) of what is not English of a plain text: all of it, or those of its sentences that are not."""
-    words = _WORD.findall(text.lower())
-    if text.isascii() and _FOREIGN.isdisjoint(words) and (len(words) < 6 or not _FAMILIAR.isdisjoint(words)):
+    ascii_only = text.isascii()
+    words = (_ASCII_WORD if ascii_only else _WORD).findall(text.lower())
+    if ascii_only and _FOREIGN.isdisjoint(words) and (len(words) < 6 or not _FAMILIAR.isdisjoint(words)):
         return []
     if _language(text) != "English":
         return [(0, len(text))]

@@ -16,18 +16,23 @@ READ = {"findings", "impression"}
 Place = tuple[int, int]  # (start, end) of one plain character in the original text
 
 # ---- plain text ----------------------------------------------------------------------------------------------------
-_SPECIAL = re.compile(r"(?:^|\n)[ \t]*[(|>]|[\r\v\f\x1c-\x1e\x85\u2028\u2029<&\\*_#\[{\uff1a~^=]")
+_SPECIAL = re.compile(
+    r"[\r\xad\xb6\ufeff\u200b-\u200f\u2060\u240a\u240d\u2424%\v\f\x1c-\x1e\x85\u2028\u2029<&\\*_#\[{\uff1a~^=]"
+)
+_LINE_MARK = re.compile(r"\n[ \t]*[(|>]")
 _LT, _GT = r"(?:<|&lt;)", r"(?:>|&gt;)"
 _REST = r"(?:\s[^<>\n]{0,200}?)?\s*/?"
 _BREAK = re.compile(  # a line's end; what else a browser, HL7 or a spreadsheet puts in a character's place
-    r"(?P<line>\r+\n|\r|[\v\f\x1c-\x1e\x85\u2028\u2029]|(?:_x000[da]_)+(?:\r?\n)?"
-    r"|\\+r\\+n|\\+[rn]|\\\.(?:br|sp\d*|ce)\\|\\x0[ad](?:0a)?\\|\\(?:par|line)\b ?|\^m(?:\r?\n)?"
-    rf"|{_LT}br{_REST}{_GT}(?:[ \t]*\r?\n)?"
+    r"(?P<line>\r+\n|\r|[\v\f\x1c-\x1e\x85\u2028\u2029\xb6\u240a\u240d\u2424]|(?:%0d)?%0a|%0d|(?:_x000[da]_)+(?:\r?\n)?"
+    r"|\\+r\\+n|\\+[rn]|\\+(?:u(?:000|x0)[a-d]|u202[89]|x0[a-d](?![\\\da-f]))"
+    r"|\\\.(?:br|sp\d*|ce)\\|\\x0[ad](?:0a)?\\|\\(?:par|line)\b ?|\^m(?:\r?\n)?"
+    rf"|{_LT}(?:br|cr|lf|crlf|nl|newline){_REST}{_GT}(?:[ \t]*\r?\n)?"
     rf"|(?:{_LT}/?(?:p|div|li|ul|ol|tr|table|tbody|h[1-6]|hr|section|pre|dl|dt|dd){_REST}{_GT}\s*)+"
     r"|~(?![ \t]?\d))"
     rf"|(?P<cell>{_LT}/?t[dh]{_REST}{_GT}|\\+(?-i:t)(?![a-z\\]))"
     rf"|(?P<bold>{_LT}/?(?:b|strong|u|i|em|span|font|mark){_REST}{_GT})"
-    rf"|(?P<gone>{_LT}/?(?:html|body|head|a|sup|sub|small|code){_REST}{_GT}|\\[hn]\\)"
+    rf"|(?P<gone>{_LT}/?(?:html|body|head|a|sup|sub|small|code){_REST}{_GT}|\\[hn]\\"
+    r"|[\xad\ufeff\u200b-\u200f\u2060])"
     r"|(?P<char>&(?:amp;)*(?:#\d{1,6};|#x[\da-f]{1,5};|[a-z]+\d?;|nbsp)|\\[tfsr]\\)"
     r"|(?P<colon>\uff1a)",
     re.I,
@@ -35,8 +40,8 @@ _BREAK = re.compile(  # a line's end; what else a browser, HL7 or a spreadsheet 
 _HL7 = {"t": "&", "f": "|", "s": "^", "r": "~"}
 _NAME = r"[A-Za-z][A-Za-z0-9 \t/&,;.()'-]{1,60}?"
 _MARKED = re.compile(  # a header in markup: **X**, __X__, [X], <X>, and at a line's beginning ## X ##, == X ==, | X |
-    rf"(?:\*+|_+|[\[{{]+|</?)+[ \t]*({_NAME})[ \t]*:?[ \t]*(?:\*+|_+|[\]}}]+|/?>)+[ \t]*:?"
-    rf"|^[ \t]*[#=~|>(+-]+[ \t]*({_NAME})[ \t]*:?[ \t]*(?:[#=~|)+-]+[ \t]*:?|$)",
+    rf"[*_\[{{<][*_\[{{</]*+[ \t]*+({_NAME})[ \t]*:?[ \t]*/?[*_\]}}>]++[ \t]*:?"
+    rf"|^[ \t]*+[#=~|>(+-]++[ \t]*+({_NAME})[ \t]*:?[ \t]*(?:[#=~|)+-]++[ \t]*:?|$)",
     re.M,
 )
 _EMPHASIS = re.compile(r"\*\*+|(?<![_\w])__(?=[^\W_])|(?<=[^\W_])__(?![_\w])")
@@ -48,7 +53,7 @@ def plain(text: str) -> tuple[str, list[Place] | None]:
     Line ends are those of Windows, Unicode, HTML, HL7 (``\.br\``), Excel (``_x000D_``) and escaped ones (a literal
     ``\n``). The places are None where nothing changed.
     """
-    if not _SPECIAL.search(text):
+    if not (_SPECIAL.search(text) or text[:1] in ("(", "|", ">") or _LINE_MARK.search(text)):
         return text, None
     places: list[Place] = [(at, at + 1) for at in range(len(text))]
     out, places = _replace(_BREAK, _plain_characters, text, places)
@@ -108,8 +113,8 @@ _NAMING = {  # words that name a section, wherever in a header they stand
     "allergies medication medications circumstances justification",
     "comparison": "comparison comparisons comparative compare compared comparing comp prior priors previous previously "
     "old last correlation",
-    "technique": "technique techniques technic technical tech procedure procedures protocol method methods acquisition "
-    "projection projections contrast dose radiation exposure view views",
+    "technique": "technique techniques technic technical factors tech procedure procedures protocol method methods "
+    "acquisition projection projections contrast dose radiation exposure view views",
     "examination": "date time accession mrn name dob age sex gender physician radiologist modality hospital department "
     "location technologist institution",
     "recommendation": "recommendation recommendations recommend recommended rec recs advice plan suggestion "
@@ -131,9 +136,10 @@ _FILL = word_set(
     "single two three one number type kind digital imaging image images scan scans test provided given available made "
     "done performed wet body text visit consult consultation chief is admission encounter new recent most follow up "
     "section illness referrer service electronically "
-    "report reports working known primary quality factors"
+    "report reports working known primary"
 )
 _FILMS = {"chest", "thorax", "cxr"}
+_PROJECTIONS = word_set("pa ap lateral lat frontal portable single two three one")
 _MODIFIES = word_set(  # clinical findings, previous impression: not this film's
     "clinical clin admitting provisional working preoperative referring order technical prior previous old last"
 )
@@ -198,7 +204,7 @@ def section_of(phrase: str, slips: int = 2) -> str | None:
     for first, second in pairwise(words):
         if first in _MODIFIES and _WORDS.get(second or "") in READ:
             named.remove(_WORDS[second or ""])
-    if _FILMS & set(words) and {"view", "views"} & set(words) and set(named) == {"technique"}:
+    if set(named) == {"technique"} and {"view", "views"} & set(words) and (_FILMS | _PROJECTIONS) & set(words):
         return "findings"  # CHEST, TWO VIEWS: what they show
     alone = [_ALONE[word] for word in words if word in _ALONE]
     read = [name for name in named if name in READ]
@@ -211,18 +217,19 @@ _CORE = word_set(
 )
 _EVENT = re.compile(r"[.:;?!\n)\]]")
 _LINE_HEAD = re.compile(  # at a line's beginning, with something else than a colon behind it
-    r"^[ \t]*(?:\(?\d{1,2}[.)][ \t]*)?([A-Za-z][A-Za-z/&,' ]{1,50}?)"
-    r"(?:[ \t]*(?:[-\u2010-\u2014]+(?=\s)|[-=\u2012-\u2014]+>|>+|[=|\t])|(?<=[A-Z]{3})(?:\.|[ \t])(?=[ \t]))",
+    r"^[ \t]*+(?:\(?\d{1,2}[.)][ \t]*+)?([A-Za-z](?:[A-Za-z/&,' ]|-(?=[A-Za-z])){1,50}+)"
+    r"[ \t]*(?:[-\u2010-\u2014]+(?=\s)|[-=\u2012-\u2014]+>|>+|[=|\t])",
     re.M,
 )
 _CAPS_HEAD = re.compile(  # FINDINGS Lungs are clear
-    r"^[ \t]*(FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|OPINION|INDICATIONS?|HISTORY|CLINICAL [A-Z]+|COMPARISONS?|TECHNIQUE)"
-    r"(?=[ \t]+[A-Za-z\d_][^A-Z])",
+    r"^[ \t]*+(FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|OPINION|INDICATIONS?|HISTORY|CLINICAL [A-Z]+|COMPARISONS?|TECHNIQUE)"
+    r"(?=[ \t]+[A-Za-z\d_][^A-Z]|\.?[ \t]{2}|\.[ \t])",
     re.M,
 )
-_SUFFIX = re.compile(r"(?:^|[\s,])((?:(?:[A-Z][A-Za-z]*|of|for|and|to|with|[&/])[ \t]*[/&,]?[ \t]*){1,6})$")
+_SUFFIX = re.compile(r"(?:^|[\s,])((?:\b(?:[A-Z][A-Za-z]*+|of|for|and|to|with|[&/])[ \t]*[/&,]?[ \t]*){1,6})$")
 _DOTTED = re.compile(r"(?:\b[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z][A-Za-z /&]{0,40}\([A-Za-z /]{1,20}\))$")  # H.P.I. (old):
 _NUMBER = re.compile(r"[ \t]*(?:[-*\u2022>#]+|\(?\d{1,2}[.)]|[A-Z][.)](?=[ \t]))?[ \t]*")
+_LINE_END = re.compile(r"\S[ \t]*\n")
 _BLANK_LINE, _SENTENCE_END = re.compile(r"\S\s*?\n\s*?\n"), re.compile(r"[^\s.][.\n]")
 
 
@@ -233,8 +240,10 @@ def split(text: str) -> list[tuple[str, int, int]]:
     findings have a header further down, and where a line begins with an organ ("Heart:").
     """
     heads = _headers(text)
-    named = [name for _, _, name in heads if name != "organ"]
-    last = max((start for start, _, name in heads if name == "findings"), default=-1)
+    stops = [start for start, _, _ in [*heads, (len(text), 0, "")]][1:]
+    filled = [(start, name) for (start, end, name), stop in zip(heads, stops, strict=True) if text[end:stop].strip()]
+    named = {name for _, name in filled}
+    last = max((start for start, name in filled if name == "findings"), default=-1)
     pieces, name, begin = [], "findings", 0
     for start, end, new in [*heads, (len(text), len(text), "")]:
         if new == "organ":
@@ -244,7 +253,9 @@ def split(text: str) -> list[tuple[str, int, int]]:
         middle = start
         if name not in READ:
             cut = None if begin <= last else _BLANK_LINE.search(text, begin, start)
-            if not cut and start == len(text) and not READ & set(named):  # findings without a header of their own
+            if name in ("examination", "technique") and pieces and pieces[-2][0] in READ:
+                cut = _LINE_END.search(text, begin, start)  # a line among the findings
+            if not cut and start == len(text) and not READ & named:  # findings without a header of their own
                 cut = _SENTENCE_END.search(text, begin, start)
             middle = cut.end() if cut else start
         pieces += [(name, begin, middle), ("findings", middle, start)]
@@ -328,7 +339,9 @@ def _own_line(text: str, before: int, at: int, line: int, lower: bool) -> tuple[
     wraps = follows.islower() and not phrase.isupper() and len(text[:line].rstrip().rpartition("\n")[2]) > 40
     if len(words) > 1 and not lower and (not _is_title(phrase) or wraps):
         return None  # a sentence goes on
-    if not own and (len(words) > 1 or not (phrase[0].isupper() or lower)):
+    if len(words) == 1 and not (phrase[0].isupper() or lower or (own and phrase in _CORE)):
+        return None
+    if not own and len(words) > 1:
         return None
     if len(words) > 1 and not any(_spelled(w, 1) in _WORDS for w in re.findall(r"[a-z]+", phrase.lower())):
         return (start, at, name) if "report" in phrase.lower() else None  # a study's title: Chest PA and lateral

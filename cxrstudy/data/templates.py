@@ -10,7 +10,10 @@ import re
 from cxrstudy.data.vocabulary import FINDINGS
 
 _SIDE = r"(?:[ \t]*\([^()\n]{1,30}\)|,?[ \t]*\b(?:right|left|bilateral|rt|lt|[rl])\b(?:[ \t]sided?)?)?"
-_LINK = r"(?:[ \t]*(?:[:=|?\t\u2026\"'-]|[\u2010-\u2015\u2212]|\.{2,}|_{2,}|->)+[ \t|\"']*)"
+_LINK = (  # between name and value: a sign, with dots and blanks
+    r"(?:(?=[ ]{0,20}[:=|?\t\u2026\"'\u2010-\u2015\u2212-]|[ \t]{0,20}(?:\.\.|__))"
+    r"[ \t:=|?\u2026\"'\u2010-\u2015\u2212.>_-]{1,80})"
+)
 _END = r"(?=[ \t\"']*(?:$|[\n.;,|)]|\())"
 _SEEN = (
     r"(?:seen|present|identified|visuali[sz]ed|visible|demonstrated|detected|evident|noted|apparent|found|observed"
