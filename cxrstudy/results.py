@@ -171,7 +171,7 @@ def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         rows += [metric | shared for metric in record["metrics"]]
     columns = ["run", "task", "label", "metric", "value", "low", "high", "n", "positives", *SUBJECT]
     columns += ["preset", "stage", "hardware", "commit", "seconds", "folder", "n_patients", "note"]
-    table = pd.DataFrame(rows).reindex(columns=columns)
+    table = pd.DataFrame(rows).reindex(columns=columns) if rows else pd.DataFrame(columns=columns, dtype=object)
     numeric = ["value", "low", "high", "n", "positives", "n_patients", "n_images", "samples_seen", "seed"]
     table[numeric] = table[numeric].apply(pd.to_numeric)
     return table

@@ -115,7 +115,7 @@ def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.Data
     bases = each[each["run"].str.startswith("base-") & (each["paradigm"] != "control")]
     named = [
         bases.assign(series="base, " + bases["paradigm"]),
-        tops.assign(series=tops["paradigm"] + ", " + tops["n_images"].map(human) + " images"),
+        tops.assign(series=tops["paradigm"] + ", " + tops["n_images"].map(human).astype(str) + " images"),
     ]
     rows = pd.concat(named).drop_duplicates(["series", "label"]).sort_values("value", ascending=False, kind="stable")
     counted = [
@@ -251,8 +251,8 @@ def _told(rows: pd.DataFrame) -> pd.DataFrame:
     told = rows.assign(
         order=[_order(row) for row in rows.itertuples()],
         encoder=[_who(row) for row in rows.itertuples()],
-        text=[number(row.value, row.low, row.high) for row in rows.itertuples()],
-    )
+        text=[_text(row) for row in rows.itertuples()],
+    ).astype({"encoder": object})
     for name, word in (("base", "from"), ("samples_seen", "seen:"), ("data", "on")):
         several = told.groupby("encoder")[name].transform(lambda values: values.nunique(dropna=False)) > 1
         more = [
@@ -262,6 +262,13 @@ def _told(rows: pd.DataFrame) -> pd.DataFrame:
         ]  # fmt: skip
         told["encoder"] = told["encoder"] + np.where(several, more, "")
     return told
+
+
+def _text(row: Any) -> str:
+    """A row's number with its interval, or why there is none."""
+    if np.isnan(row.value) and isinstance(getattr(row, "note", None), str):
+        return TOO_FEW
+    return number(row.value, row.low, row.high)
 
 
 def _who(row: Any) -> str:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from cxrstudy import encoders, narrative, plots, results, study, tables
+from cxrstudy import encoders, narrative, plots, recorded, results, study, tables
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import protocol
-from cxrstudy.scaling import ladders
+from cxrstudy.scaling import claims, decide, ladders, planner, resample, trial
 
 torch.set_num_threads(1)
 SHARES = {"pretrain": 0.1, "train": 0.4, "validation": 0.2, "test": 0.3}
@@ -259,3 +259,58 @@ def test_no_harm_is_said_only_where_the_test_images_can_tell(tmp_path, monkeypat
     assert "cannot be told from 36 test images of 36 patients" in said and "harmed none" not in said
     sure = narrative.harm(gained.assign(low=-0.001, high=0.002))
     assert "on 36 test images of 36 patients: continuing harmed none" in sure
+
+
+def readers():
+    """What the pages and the notebook of scaling laws do with a table of results."""
+    return {
+        "points": ladders.points,
+        "fits": lambda t: ladders.fit_ladders(t)[0],
+        "gains": ladders.gains,
+        "growth": ladders.growth,
+        "harm": lambda t: narrative.harm(ladders.gains(t)),
+        "answers": lambda t: narrative.answers(t, ladders.fit_ladders(t)[0]),
+        "main table": tables.main_table,
+        "label table": tables.label_table,
+        "label rows": lambda t: plots.beside(tables.label_rows(t, "findings"), xlabel="AUROC"),
+        "gain table": lambda t: tables.gain_table(ladders.gains(t), t),
+        "families": tables.family_tables,
+        "reports": tables.seeing,
+        "rungs": decide.rungs,
+        "planner": planner.planner_grid,
+        "claims": claims.ledger,
+        "resample": resample.resample_ladders,
+        "choices": trial.choices,
+        "trials": trial.extrapolations,
+    }
+
+
+@pytest.mark.parametrize("metrics", ["none", "too few", "a base alone"])
+@pytest.mark.parametrize("reader", readers())
+def test_pages_cope_with_runs_without_a_number(tmp_path, monkeypatch, metrics, reader):
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
+    nothing = row("findings", "covid", np.nan, n=9, positives=6, note="too few to evaluate: 6 test images")
+    rows = {"none": [], "too few": [nothing, nothing | {"label": "macro"}], "a base alone": []}[metrics]
+    for name, base, n in (("base-clip-cnn-aaaaaa", "", 0), ("clip-n200-s0-bbbbbb", "clip-cnn", 200)):
+        p = study.validated("classify", {"out": str(tmp_path / "runs" / "mini" / "classify" / name)})
+        subject = {"paradigm": "clip", "encoder": "cnn_mini", "base": base, "n_images": n, "data": "d", "seed": 0}
+        own = (
+            [row("findings", label, 0.8) for label in ("covid", "macro")]
+            if metrics == "a base alone" and not n
+            else rows
+        )
+        results.write_record("classify", p, metrics=own, subject=subject | {"patients": "p"}, started=time.time())
+    table = results.load_records(tmp_path / "runs")
+    assert len(table) == {"none": 0, "too few": 4, "a base alone": 2}[metrics]
+    readers()[reader](table)
+    if metrics == "too few":
+        assert tables.main_table(table).iloc[:, 0].tolist() == ["too few to evaluate"] * 2
+
+
+def test_scores_of_a_run_without_labels_can_be_recorded(tmp_path):
+    kept = pd.DataFrame({"image_id": ["a", "b"], "patient_id": ["p", "q"]})
+    kept.to_parquet(tmp_path / "scores.parquet")
+    recorded._keep_scores(tmp_path / "scores.parquet", tmp_path / "kept" / "scores" / "run" / "scores.parquet")
+    pd.testing.assert_frame_equal(
+        results.kept_scores(tmp_path / "kept" / "scores" / "run").astype(object), kept.astype(object)
+    )
