@@ -19,20 +19,18 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import nested_subset, patients_hash
-from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate import protocol, textscores
 from cxrstudy.evaluate.features import covariates, encode_batches, pool_tokens
 from cxrstudy.evaluate.features import device as the_device
+from cxrstudy.evaluate.language_model import open_model, small_model, train_tokenizer
 from cxrstudy.evaluate.small_samples import set_aside
 from cxrstudy.progress import Progress
-from cxrstudy.weights import UnmatchedTensors, folder_of
 
 IN_MEMORY = 2**31  # bytes of patch features; more go to a file of the run's folder
 Pairs = tuple[np.ndarray, list[str]]  # patch features (N,T,C) and their N reports
@@ -74,75 +72,7 @@ def _mapped(shape: tuple[int, ...], folder: Path) -> np.ndarray:
     return np.memmap(unnamed, np.float16, "w+", shape=shape)
 
 
-# ---- the language model --------------------------------------------------------------------------------------------
-def train_tokenizer(reports: list[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
-    """Byte pairs learned from ``reports``, digits one by one; any text is written back as it was."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(special.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(reports, trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def small_model(p: study.Report, tokenizer: Any) -> Any:
-    """A Llama of ``p.layers`` blocks and ``p.width`` channels with fresh weights, for the tokenizer's vocabulary."""
-    shape: Any = {"hidden_size": p.width, "intermediate_size": 2 * p.width, "num_attention_heads": p.width // 32}
-    shape |= {"num_hidden_layers": p.layers, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
-    shape |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    shape["attn_implementation"] = "eager"  # on CPU faster than the fused kernel at these sizes
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
-
-
-def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
-    """(language model, tokenizer) of a folder, frozen; ``lora_rank`` > 0 puts adapters on its linear layers.
-
-    ``name`` is a folder, or one below ``weights.folder_of``. MissingWeights says what to fetch and where it goes;
-    UnmatchedTensors names tensors that the model lacks or that do not fit: nothing is ever initialised at random.
-    """
-    places = (study.resolve(name), folder_of(Path(name).name))
-    folder = next((place for place in places if (place / "config.json").is_file()), None)
-    where = folder or places[1]
-    fetch = (
-        f"{where} takes config.json, *.safetensors and the tokenizer's files of a causal language model of Hugging "
-        f"Face's. Where there is a network, run: hf download OWNER/{where.name} --local-dir {where} (size and licence: "
-        "see its model card); or say language_model='' for a small one that is trained here"
-    )
-    if folder is None:
-        raise MissingWeights(f"no language model {name!r}: no config.json in {places[0]} nor in {places[1]}. {fetch}")
-    kinds: Any = {"dtype": torch.bfloat16 if the_device().type == "cuda" else torch.float32, "local_files_only": True}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        opened: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **kinds)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MissingWeights(f"the language model in {folder} is not whole ({error}). {fetch}") from error
-    model, loaded = opened
-    wrong = {kind: sorted(map(str, loaded[kind])) for kind in ("missing_keys", "mismatched_keys") if loaded[kind]}
-    if wrong:
-        raise UnmatchedTensors(f"{folder} does not hold all that {type(model).__name__} needs: {wrong}. {fetch}")
-    words = model.get_input_embeddings().num_embeddings
-    if tokenizer.eos_token_id is None or len(tokenizer) > words:
-        raise UnmatchedTensors(
-            f"{folder}: its tokenizer needs an end token (has {tokenizer.eos_token!r}) and at most the {words} words "
-            f"that its model knows (has {len(tokenizer)}). {fetch}"
-        )
-    model.requires_grad_(False)
-    if lora_rank:
-        from peft import LoraConfig, get_peft_model  # slow to import
-
-        asked = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, asked)
-    return model, tokenizer
-
-
+# ---- the decoder ---------------------------------------------------------------------------------------------------
 class Writer(nn.Module):
     """Patch features (N,T,C) to reports: a projector into the word space of a causal language model.
 
@@ -368,19 +298,7 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     seconds = dict(zip(names, np.diff(clock).round(2).tolist(), strict=True))
     # decoding draws nothing by lot: what the decoder writes for another's image is what it has written for it
     swapped = [generated[i] for i in other]
-    drawn = np.random.default_rng(p.seed).integers(len(learned), size=len(test))
-    controls = {
-        "": generated,
-        "other patient: ": swapped,
-        "most frequent report: ": [Counter(learned).most_common(1)[0][0]] * len(test),
-        "random report: ": [learned[i] for i in drawn],
-    }
-    judge: dict[str, Any] = {"uncertain": p.uncertain, "resamples": p.resamples, "seed": p.seed}
-    metrics = [
-        row | {"label": name + row["label"]}
-        for name, said in controls.items()
-        for row in set_aside(textscores.evaluate(said, truth, test["patient_id"].to_numpy(), **judge))
-    ]
+    metrics = _scored(p, generated, swapped, learned, test["patient_id"].to_numpy(), truth)
     reports = pd.DataFrame({"image_id": test["image_id"], "patient_id": test["patient_id"], "truth": truth})
     reports = reports.assign(generated=generated, other_patient=swapped)
     reports = reports.join(textscores.per_report(generated, truth, uncertain=p.uncertain))
@@ -407,3 +325,27 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     subject |= {"data": Path(p.data).name, "patients": patients_hash(pd.concat(parts))}
     found = {"reports": reports, "metrics": metrics, "history": history, "subject": subject, "info": info}
     return found | {"writer": writer, "tokens": seen[2], "test": test}
+
+
+def _scored(
+    p: study.Report,
+    generated: list[str],
+    swapped: list[str],
+    learned: list[str],
+    patients: np.ndarray,
+    truth: list[str],
+) -> list[dict[str, Any]]:
+    """Metric rows of the ``generated`` reports and, under labels that begin with their names, of the baselines."""
+    drawn = np.random.default_rng(p.seed).integers(len(learned), size=len(truth))
+    controls = {
+        "": generated,
+        "other patient: ": swapped,
+        "most frequent report: ": [Counter(learned).most_common(1)[0][0]] * len(truth),
+        "random report: ": [learned[i] for i in drawn],
+    }
+    judge: dict[str, Any] = {"uncertain": p.uncertain, "resamples": p.resamples, "seed": p.seed}
+    return [
+        row | {"label": name + row["label"]}
+        for name, said in controls.items()
+        for row in set_aside(textscores.evaluate(said, truth, patients, **judge))
+    ]
