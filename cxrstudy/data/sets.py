@@ -42,8 +42,8 @@ def _changes(card: cards.Card, base: Path) -> list[tuple[int, int]]:
     """When the tables were last written, and a file last added to or taken from the folders of the images."""
     tables = sorted(base.glob(card.table.path)) if card.table else []
     parts = {part.as_posix() for pattern in card.images for part in Path(pattern).parents}
-    few = sorted(part for part in parts if sum("*" in name for name in part.split("/")) <= 1)
-    folders = [base, *(folder for part in few if part != "." for folder in sorted(base.glob(part)) if folder.is_dir())]
+    few = sorted(part for part in parts - {".", "/"} if part.count("*") <= 1 and not part.startswith("/"))
+    folders = [base, *(folder for part in few for folder in sorted(base.glob(part)) if folder.is_dir())]
     return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, [*tables, *folders])]
 
 
