@@ -215,6 +215,7 @@ _CORE = word_set(
     "findings impression impressions indication indications history comparison technique conclusion "
     "recommendation recommendations"
 )
+_ADVERBS = word_set("previously previous old last prior compared recommend recommended requested referred read")
 _EVENT = re.compile(r"[.:;?!\n)\]]")
 _LINE_HEAD = re.compile(  # at a line's beginning, with something else than a colon behind it
     r"^[ \t]*+(?:\(?\d{1,2}[.)][ \t]*+)?([A-Za-z](?:[A-Za-z/&,' ]|-(?=[A-Za-z])){1,50}+)"
@@ -244,7 +245,8 @@ def split(text: str) -> list[tuple[str, int, int]]:
     filled = [(start, name) for (start, end, name), stop in zip(heads, stops, strict=True) if text[end:stop].strip()]
     named = {name for _, name in filled}
     last = max((start for start, name in filled if name == "findings"), default=-1)
-    pieces, name, begin = [], "findings", 0
+    pieces: list[tuple[str, int, int]] = []
+    name, begin = "findings", 0
     for start, end, new in [*heads, (len(text), len(text), "")]:
         if new == "organ":
             if name in READ or start < last:
@@ -284,7 +286,7 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
         if mark == "\n":
             line = before
     for m in [*_LINE_HEAD.finditer(text), *_CAPS_HEAD.finditer(text)]:
-        name = section_of(m[1])
+        name = section_of(m[1]) if m[1].strip().lower() not in _ADVERBS else None
         if name and _is_title(m[1]) and not any(start <= m.start(1) < end for start, end, _ in found):
             found.append((m.start(1), m.end(), name))
     return sorted(found)
@@ -296,8 +298,8 @@ def _colon(text: str, before: int, at: int, line: int) -> tuple[int, int, str] |
     phrase = text[start:at].strip()
     own = not text[line:before].strip(" \t.)0123456789")
     name = section_of(phrase)
-    if name == "comparison" and not own and phrase.split()[-1].lower() in _CORE - {"comparison"}:
-        return None  # COMPARISON: PRIOR FINDINGS: ...
+    if name and not own and _is_two(phrase, name):
+        return None
     if name == "comparison" and not own and phrase[:7].lower() == "compare" and " " in phrase and not phrase.isupper():
         return None  # ... . Compared to the prior: it has grown
     if name:
@@ -318,7 +320,11 @@ def _suffix(text: str, before: int, at: int) -> tuple[int, int, str] | None:
         phrase = m[1][offset:].strip()
         if word[0].isupper() and (phrase.isupper() or (words[-1][1] != "Chest" and len(words) - k <= 3)):
             name = section_of(phrase)
-            if name and (phrase.isupper() or _CORE & {_spelled(w.lower(), 1) for _, w in words[k:]}):
+            if (
+                name
+                and not _is_two(phrase, name)
+                and (phrase.isupper() or _CORE & {_spelled(w.lower(), 1) for _, w in words[k:]})
+            ):
                 return m.start(1) + offset, at + 1, name
     return None
 
@@ -346,6 +352,11 @@ def _own_line(text: str, before: int, at: int, line: int, lower: bool) -> tuple[
     if len(words) > 1 and not any(_spelled(w, 1) in _WORDS for w in re.findall(r"[a-z]+", phrase.lower())):
         return (start, at, name) if "report" in phrase.lower() else None  # a study's title: Chest PA and lateral
     return start, at, name
+
+
+def _is_two(phrase: str, name: str) -> bool:
+    """Whether it is a comparison's text and the next header: COMPARISON: PRIOR FINDINGS: ..."""
+    return name == "comparison" and phrase.split()[-1].lower() in _CORE - {"comparison"}
 
 
 def _is_title(phrase: str) -> bool:
