@@ -137,6 +137,6 @@ def set_aside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def mark_rare(row: dict[str, Any], shown: int, what: str) -> dict[str, Any]:
     """``row`` with a note where fewer than ``LEAST`` test images or reports bear ``what`` it counts: its value is kept,
     and pages show the note in its place."""
-    if shown >= LEAST or row["value"] != row["value"]:
+    if shown >= LEAST:
         return row
     return row | {"note": f"{TOO_FEW}: {shown} {what}; needed: {LEAST}"}
