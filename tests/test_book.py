@@ -7,8 +7,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
-from conftest import Walk
+from conftest import Walk, clone
 from pages import DESKTOP, PHONE, beyond, chromium, needs_browser, visits
+
+from cxrstudy import book as builder
 
 PAGES = ("index.html", "data.html", "method.html", "results-smoke.html", "runs.html", "rerun.html")
 
@@ -102,10 +104,57 @@ def test_a_number_in_prose_comes_from_its_record(walked: Walk, book: Path, tmp_p
     old, metric["value"] = f"{metric['value']:.3f}", 0.7777
     assert f"{old} with 256" in prose(book / "index.html")
     path.write_text(json.dumps(record))
-    assert walk.call("book").returncode == 0
+    broken(walk)
+    done = walk.call("book")
+    assert done.returncode == 0, done.stderr
+    listed = prose(walk.root / "_build" / "_build" / "html" / "runs.html")
+    assert "Left out of this book" in listed
+    for name in ("gone", "mistyped", "torn", "cut"):
+        assert f"{name}, run on this machine" in listed
+        assert f"left out of the book: {name}, run on this machine" in done.stderr
     said = prose(walk.root / "_build" / "_build" / "html" / "index.html")
     assert "0.778 with 256" in said
     assert f"{old} with 256" not in said
+
+
+def broken(walk: Walk) -> None:
+    """Presets that were run and cannot be shown: deleted, mistyped, with a plan or a record that is cut short."""
+    presets = walk.root / "notebooks" / "presets"
+    run = {"name": "data-000000", "stage": "data", "parameters": {}, "needs": []}
+    for name in ("gone", "mistyped", "torn", "cut"):
+        (walk.runs / name / "data" / "data-000000").mkdir(parents=True)
+        plan = json.dumps({"preset": name, "variant": "", "runs": [run]})
+        (walk.runs / name / "plan.json").write_text(plan[:40] if name == "torn" else plan)
+        if name != "gone":
+            shutil.copy(presets / "smoke.yml", presets / f"{name}.yml")
+    (presets / "mistyped.yml").write_text("title: [one\n")
+    (walk.runs / "cut" / "data" / "data-000000" / "record.json").write_text('{"schema": 1')
+
+
+def test_what_cannot_be_read_is_left_out_with_the_file_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = clone(tmp_path)
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(walk.root))
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(walk.runs))
+    assert builder.left_out() == {}
+    assert builder.sources() == ["mini"]
+    broken(walk)
+    (walk.runs / "smoke").mkdir()
+    (walk.runs / "smoke" / "plan.json").write_text(json.dumps({"preset": "smoke", "variant": "", "runs": []}))
+    found = builder.left_out()
+    assert set(found) == {"gone", "mistyped", "torn", "cut"}
+    assert "presets/gone.yml is gone" in found["gone"]
+    assert "mistyped.yml: not YAML" in found["mistyped"]
+    assert found["torn"].startswith(f"{walk.runs / 'torn' / 'plan.json'} cannot be read: delete it")
+    assert str(walk.runs / "cut" / "data" / "data-000000" / "record.json") in found["cut"]
+    assert builder.presets_run() == builder.sources() == ["smoke"]
+    before = builder._inputs()
+    (walk.runs / "torn" / "plan.json").write_text(json.dumps({"preset": "torn", "variant": "", "runs": []}))
+    assert builder.presets_run() == ["torn", "smoke"]  # mended, it is there again
+    assert builder._inputs() != before
+    (walk.root / "notebooks" / "presets" / "mini.yml").write_text("title: [broken")
+    assert builder.sources() == ["torn", "smoke"]
 
 
 def prose(page: Path) -> str:

@@ -207,7 +207,8 @@ def _lacks(paradigm: str, held: Holding) -> str:
     said = "{0} needs {1}, card {2} has none: take {0} out of `paradigm`, or name `{3}` in the card"
     if paradigm in ("clip", "clip+labels") and not held.reported.any():
         return said.format(paradigm, "reports", held.p.card, "report")
-    if paradigm in ("unicl", "clip+labels") and not held.labels:
+    known = held.prompted.any() if paradigm == "unicl" else bool(held.labels)
+    if paradigm in ("unicl", "clip+labels") and not known:
         return said.format(paradigm, "labels", held.p.card, "labels")
     return ""
 
