@@ -288,13 +288,26 @@ def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:
 
 
 def describe_data(name: str, prepared: Prepared, card: Card) -> str:
-    """A heading and a paragraph on one prepared data set."""
+    """A heading and a paragraph on one prepared data set: how many images, what was left out and why, its terms."""
+    from cxrstudy.data import odd
+
     manifest, info = prepared.manifest, prepared.info
     what = "Synthetic" if info["kind"] == "synthetic" else "Real"
+    lost = [
+        f"{sum(parts.values()):,} {said}" + (f" ({', '.join(f'{why} {n:,}' for why, n in parts.items())})")
+        for said, parts in (
+            ("rows of the table are left out", info.get("left_out") or {}),
+            ("images could not be read and are left out", info.get("set_aside") or {}),
+            ("are odd and kept", info.get("odd") or {}),
+        )
+        if sum(parts.values())
+    ]
+    warned = [f"**Warning: {sentence}**" for sentence in odd.losses(info, len(manifest))]
     return (
         f"## {card.title}: {name}\n\n**{what} x-rays.** {len(manifest):,} images of "
-        f"{manifest['patient_id'].nunique():,} patients at {info['size']} px; {info['quarantined']} could not be read "
-        f"and are left out. Licence: {card.licence}. Cite: {card.citation}."
+        f"{manifest['patient_id'].nunique():,} patients at {info['size']} px"
+        f"{'; ' if lost else ''}{'; '.join(lost)}. {' '.join(warned)}{' ' if warned else ''}"
+        f"Licence: {card.licence}. Cite: {card.citation}."
     )
 
 

@@ -29,7 +29,6 @@ HEADLINES = {  # (task, label, metric) of a record to what a line says of it
     ("reports", "findings", "f1_micro"): "findings F1",
     ("reports", "lines_tubes", "f1_micro"): "lines_tubes F1",
 }
-UNSEEN = 0.05  # of a data set's rows: where more were left out, that is a warning
 
 
 def folder(run: grid.Run) -> Path:
@@ -294,6 +293,8 @@ def headline_of(record: dict[str, Any]) -> str:
 
 def _holdings(info: dict[str, Any]) -> list[str]:
     """What a data run holds, and what was left out of it and why."""
+    from cxrstudy.data import odd  # reads pictures: `cxrstudy runs` of other stages does without
+
     words = [f"{info['images']} images"]
     if "left_out" not in info:  # a record from before that was counted, or images that were drawn
         return words
@@ -304,8 +305,8 @@ def _holdings(info: dict[str, Any]) -> list[str]:
     words.append(f"{unread} could not be read")
     if sum(info.get("odd", {}).values()):
         words.append(_counted(info["odd"], "odd"))
-    if gone + unread > UNSEEN * (info["images"] + gone + unread):
-        words.append(f"WARNING more than {UNSEEN:.0%} left out")
+    if odd.losses(info, info["images"]):
+        words.append(f"WARNING more than {odd.MANY:.0%} left out")
     return words
 
 

@@ -274,9 +274,12 @@ def test_a_run_that_waits_for_a_failed_one_is_told_with_its_name(
             {"images": 96, "left_out": {"no patient id": 1, "no image file": 2}, "quarantined": 1, "kind": "real"},
             "96 images, 3 left out (no image file 2, no patient id 1), 1 could not be read",
         ),
-        ({"images": 95, "left_out": {}, "quarantined": 5}, "95 images, 0 left out, 5 could not be read"),
         (
-            {"images": 94, "left_out": {}, "quarantined": 6},
+            {"images": 95, "left_out": {}, "quarantined": 5, "set_aside": {"no image": 5}},
+            "95 images, 0 left out, 5 could not be read",
+        ),
+        (
+            {"images": 94, "left_out": {}, "quarantined": 6, "set_aside": {"no image": 6}},
             "94 images, 0 left out, 6 could not be read, WARNING more than 5% left out",
         ),
     ],
