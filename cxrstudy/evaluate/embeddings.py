@@ -108,6 +108,9 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
         warnings.warn(f"{path}: the vector is {what}; not used: {_listed(unused)}", stacklevel=4)
     if len(chosen) > 1:
         vectors = np.stack([_numbers(columns[name]) for name in chosen], axis=1)
+        if np.isin(vectors, [-1, 0, 1]).all():  # label_0, label_1, ... are numbered as well
+            many = f"columns {chosen[0]} to {chosen[-1]} hold 0, 1 and -1 alone, as labels do"
+            raise _Ambiguous(f"{many}; if they are a vector, write it as one list column")
     else:
         vectors = _lists(chosen[0], columns[chosen[0]])
     return ids.to_numpy(), vectors

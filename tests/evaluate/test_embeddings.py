@@ -209,3 +209,12 @@ def test_vectors_that_tell_nothing_are_warned_of(tmp_path):
     some[[2, 4]] = 0
     with pytest.warns(UserWarning, match=r"2 vectors are all zeros \(first: im2\)"):
         read_embeddings(write(tmp_path, {"v": list(some)}))
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [-1, 0, 1]])
+def test_numbered_labels_are_no_vector(tmp_path, values):
+    drawn = np.random.default_rng(0).choice(values, size=(40, 3))
+    table = pd.DataFrame(drawn, columns=[f"label_{k}" for k in range(3)]).assign(image_id=[f"i{k}" for k in range(40)])
+    table.to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match="label_0 to label_2 hold 0, 1 and -1 alone"):
+        read_embeddings(tmp_path / "e.parquet")
