@@ -58,7 +58,9 @@ class Ladder:
 
     def intervals(self) -> tuple[Floats, Floats]:
         """(low, high) of its values, (K,) each."""
-        return widened(self.values, self.draws, self.spread, self.hidden)
+        low, high = widened(self.values, self.draws, self.spread, self.hidden)
+        exact = self.hidden > 0  # a value lies between 0 and 1
+        return np.where(exact, np.maximum(low, 0), low), np.where(exact, np.minimum(high, 1), high)
 
     def gains(self) -> tuple[Floats, Floats, Floats]:
         """(gain, low, high) over the base at every size, (K,) each; NaN where the base was not evaluated."""
