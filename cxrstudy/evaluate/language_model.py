@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cxrstudy import study
@@ -60,7 +61,7 @@ def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         opened: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **kinds)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingWeights(f"the language model in {folder} is not whole ({error}). {fetch}") from error
     model, loaded = opened
     wrong = {kind: sorted(map(str, loaded[kind])) for kind in ("missing_keys", "mismatched_keys") if loaded[kind]}

@@ -475,6 +475,15 @@ def test_a_model_that_is_not_whole_says_what_to_fetch(folder, tmp_path, lost):
         reporting.open_model(str(tmp_path), 4)
 
 
+@pytest.mark.parametrize("kept", [0, 100, 5000])
+def test_a_model_file_that_was_cut_says_what_to_fetch(folder, tmp_path, kept):
+    for file in folder.iterdir():
+        whole = file.read_bytes()
+        (tmp_path / file.name).write_bytes(whole[:kept] if file.suffix == ".safetensors" else whole)
+    with pytest.raises(encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"):
+        reporting.open_model(str(tmp_path), 4)
+
+
 @pytest.mark.parametrize("damage", ["lost", "misshapen"])
 def test_a_tensor_that_is_not_there_is_never_drawn_at_random(folder, tmp_path, damage):
     for file in folder.iterdir():
