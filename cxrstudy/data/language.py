@@ -26,7 +26,7 @@ _ENGLISH = word_set(  # none of them a word of the languages below
     "apex apices side sided small mild moderate severe enlarged enlargement size contours vascular vasculature "
     "airspace space focal free air fluid view views ray radiograph radiographs cough fever year female woman man "
     "patient showing shows showed removed removal placed placement remains terminates projects overlying elevated "
-    "low degenerative changes change ett picc cvc ngt swan ganz intact tortuous well expanded absent yes nad my we "
+    "low degenerative changes change intact tortuous well expanded absent yes nad my we "
     "carina stomach diaphragm bibasilar perihilar basilar apical streaky patchy blunting hyperinflated "
     "hyperinflation emphysema spondylosis sternotomy postoperative tracheostomy extubated intubated costophrenic "
     "angle angles vessels hilar interstitial markings subsegmental linear cannot exclude pulmonary opacification"
@@ -34,7 +34,7 @@ _ENGLISH = word_set(  # none of them a word of the languages below
 _FAMILIAR = _ENGLISH | word_set(  # with those that other languages have too: one of these, and a text is not unknown
     "no in is an was as normal bases tube tubes lobe lobes image images film films pain fractures nodules collapse "
     "large stable finding findings impression indication history exam study clinical comparison compared technique "
-    "male none process volumes infiltrate infiltrates silhouette midline consolidation pneumonia atelectasis"
+    "male none process ett picc cvc ngt swan ganz volumes infiltrate infiltrates silhouette midline consolidation pneumonia atelectasis"
 )
 _WORDS = {  # none of them English, nor an abbreviation that English reports use
     "German": "kein keine keinen keiner keinem nicht und der das dem den des ein eine einer eines einem einen mit "
@@ -43,7 +43,7 @@ _WORDS = {  # none of them English, nor an abbreviation that English reports use
     "ergüsse herz herzgröße herzgrösse herzschatten lunge lungen lungenödem lungenoedem stauung infiltrat infiltraten "
     "atelektase atelektasen pneumonie kardiomegalie rundherd fraktur verschattung unauffällig unauffaellig regelrecht "
     "befund beurteilung indikation fragestellung ödem oedem magensonde zvk aktuell vergleich voraufnahme hinweis "
-    "keinerlei ausschluss geringer geringe deutliche vorhanden konsolidierung",
+    "keinerlei nein stauungszeichen ausschluss geringer geringe deutliche vorhanden konsolidierung",
     "French": "pas aucun aucune sans avec le les des du une est sont ou dans sur par au aux il elle cette poumon "
     "poumons coeur cœur épanchement épanchements epanchement epanchements pneumopathie cardiomégalie cardiomegalie "
     "droit droite gauche bilatéral bilatérale foyer foyers oedème œdème opacité opacités opacite condensation taille "
@@ -54,9 +54,9 @@ _WORDS = {  # none of them English, nor an abbreviation that English reports use
     "derecho derecha izquierdo izquierda signos silueta cardiaca cardíaca tamaño placa tórax torax tubo consolidacion "
     "consolidación consolidaciones atelectasia atelectasias infiltrado infiltrados neumonia neumonía nodulo nódulo "
     "nodulos nódulos fractura fracturas normales senos costofrenicos costofrénicos hallazgos estudio informe cambios "
-    "cronicos crónicos patron patrón laminar laminares marcapasos derram cardiomegali derech izquierd hallazg patolog "
-    "pinzamient cronic cambi aument intersticial marcapas endotraqueal yugular torac neumon atelectasi fractur "
-    "escoliosis costofren aumento leve bilaterales alteraciones",
+    "cronicos crónicos patron patrón laminar laminares marcapasos moderada moderado derram cardiomegali derech "
+    "izquierd hallazg patolog pinzamient cronic cambi aument intersticial marcapas endotraqueal yugular torac neumon "
+    "atelectasi fractur escoliosis costofren aumento leve bilaterales alteraciones",
     "Italian": "senza con il lo gli dei degli della delle nel nella alla una è sono né ed di si versamento versamenti "
     "pneumotorace cuore polmone polmoni polmonare polmonari cardiomegalia pleurico pleurica pleurici destro destra "
     "sinistro sinistra sinistri addensamento addensamenti addensativi ombra cardiaca nei limiti reperti lesioni "

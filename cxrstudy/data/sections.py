@@ -107,7 +107,7 @@ _NAMING = {  # words that name a section, wherever in a header they stand
     "appearances remark remarks",
     "impression": "impression impressions imp conclusion conclusions concl opinion summary assessment addendum comment "
     "comments diagnosis diagnoses",
-    "indication": "indication indications ind history histories hx hpi pmh reason reasons rfe background request "
+    "indication": "indication indications ind ref history histories hx hpi pmh reason reasons rfe background request "
     "requested requesting referral referred referring question complaint complaints symptom symptoms presentation "
     "presenting context clinical clinic clin purpose concern signs admitting provisional preoperative order ordering "
     "allergies medication medications circumstances justification",
@@ -115,14 +115,15 @@ _NAMING = {  # words that name a section, wherever in a header they stand
     "old last correlation",
     "technique": "technique techniques technic technical factors tech procedure procedures protocol method methods "
     "acquisition projection projections contrast dose radiation exposure view views",
-    "examination": "date time accession mrn name dob age sex gender physician radiologist modality hospital department "
+    "examination": "date time accession mrn name dob age sex gender physician modality hospital department "
     "location technologist institution",
     "recommendation": "recommendation recommendations recommend recommended rec recs advice plan suggestion "
     "suggestions management notification notifications communication communicated notified signed signature "
     "dictated transcribed attestation attending disclaimer",
 }
 _ALONE = {  # words that name one where no word above does
-    "chest": "findings", "thorax": "findings", "cxr": "findings", "report": "findings", "read": "findings",
+    "chest": "findings", "thorax": "findings", "cxr": "findings",
+    "report": "findings", "read": "findings", "reading": "findings",
     "exam": "examination", "examination": "examination", "exams": "examination", "examinations": "examination",
     "study": "examination", "studies": "examination", "information": "indication", "details": "indication",
     "data": "indication", "condition": "indication", "problem": "indication", "followup": "recommendation",
@@ -135,13 +136,14 @@ _FILL = word_set(
     "radiologic radiology film films plain portable mobile bedside erect supine upright ap pa lateral lat frontal "
     "single two three one number type kind digital imaging image images scan scans test provided given available made "
     "done performed wet body text visit consult consultation chief is admission encounter new recent most follow up "
-    "section illness referrer service electronically "
+    "section illness referrer service electronically ct mri ultrasound physical action smoking radiologist "
     "report reports working known primary"
 )
 _FILMS = {"chest", "thorax", "cxr"}
 _PROJECTIONS = word_set("pa ap lateral lat frontal portable single two three one")
 _MODIFIES = word_set(  # clinical findings, previous impression: not this film's
-    "clinical clin admitting provisional working preoperative referring order technical prior previous old last"
+    "clinical clin admitting provisional working preoperative referring referral ref order technical prior "
+    "previous old last"
 )
 _ORGANS = word_set(
     "heart lung lungs pleura pleural mediastinum mediastinal cardiac cardiomediastinal cardiovascular silhouette bones "
@@ -196,7 +198,7 @@ def section_of(phrase: str, slips: int = 2) -> str | None:
     said = html.unescape(phrase).lower().replace("x-ray", "xray").replace("x ray", "xray")
     said = re.sub(r"\bfollow[ -]ups?\b", "followup", said)
     said = re.sub(r"\b([a-z])/([a-z])\b|\b([a-z])\.([a-z])\.([a-z])?\.?", r"\1\2\3\4\5", said)
-    said = said.replace("(s)", "")
+    said = re.sub(r"\(s\)|\(ies\)|['\u2019]s\b", "", said)
     words = [word if word.isdigit() else _spelled(word, slips) for word in _TOKEN.findall(said)]
     if not words or None in words or len(words) > 9:
         return None
@@ -229,6 +231,7 @@ _CAPS_HEAD = re.compile(  # FINDINGS Lungs are clear
 )
 _SUFFIX = re.compile(r"(?:^|[\s,])((?:\b(?:[A-Z][A-Za-z]*+|of|for|and|to|with|[&/])[ \t]*[/&,]?[ \t]*){1,6})$")
 _DOTTED = re.compile(r"(?:\b[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z][A-Za-z /&]{0,40}\([A-Za-z /]{1,20}\))$")  # H.P.I. (old):
+_LAST_WORD = re.compile(r"[a-z]+$")
 _NUMBER = re.compile(r"[ \t]*(?:[-*\u2022>#]+|\(?\d{1,2}[.)]|[A-Z][.)](?=[ \t]))?[ \t]*")
 _LINE_END = re.compile(r"\S[ \t]*\n")
 _BLANK_LINE, _SENTENCE_END = re.compile(r"\S\s*?\n\s*?\n"), re.compile(r"[^\s.][.\n]")
@@ -275,7 +278,7 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
         if mark == ":":
             begin = before if at > before or not (dotted := _DOTTED.search(text, line, at)) else dotted.start()
             head = _colon(text, begin, at, line) if at - begin < 90 else None
-            head = head or _suffix(text, before, at)
+            head = head or _suffix(text, before, at, lower)
             if head:
                 found.append(head)
         elif mark == "\n" and 0 < at - before < 60:
@@ -302,6 +305,9 @@ def _colon(text: str, before: int, at: int, line: int) -> tuple[int, int, str] |
         return None
     if name == "comparison" and not own and phrase[:7].lower() == "compare" and " " in phrase and not phrase.isupper():
         return None  # ... . Compared to the prior: it has grown
+    if not name and own and len(phrase.split()) <= 4 and re.fullmatch(r"[A-Za-z' ]+", phrase):
+        last = phrase.lower().split()[-1]  # Lung findings, Smoking history: whatever their first words
+        name = section_of(last) if last in _CORE else None
     if name:
         return start, at + 1, name
     words = phrase.lower().replace("/", " ").replace(",", " ").replace("&", " ").split()
@@ -310,8 +316,10 @@ def _colon(text: str, before: int, at: int, line: int) -> tuple[int, int, str] |
     return None
 
 
-def _suffix(text: str, before: int, at: int) -> tuple[int, int, str] | None:
+def _suffix(text: str, before: int, at: int, lower: bool) -> tuple[int, int, str] | None:
     """A header in capitals, or with one, that follows other words without a stop: a lost line end."""
+    if lower and (word := _LAST_WORD.search(text, before, at)) and word[0] in _CORE:
+        return word.start(), at + 1, section_of(word[0]) or ""
     m = _SUFFIX.search(text, max(before, at - 60), at)
     if not m or not m[1].strip():
         return None
@@ -343,7 +351,9 @@ def _own_line(text: str, before: int, at: int, line: int, lower: bool) -> tuple[
     own = not text[line:before].strip(" \t.)0123456789")
     follows = text[at:].lstrip()[:1] if len(words) > 1 else ""
     wraps = follows.islower() and not phrase.isupper() and len(text[:line].rstrip().rpartition("\n")[2]) > 40
-    if len(words) > 1 and not lower and (not _is_title(phrase) or wraps):
+    ended = text[:line].rstrip(" \t")[-2:]
+    begins = not follows.islower() and (not ended or ended == "\n\n" or ended[:-1] in (".", ":"))
+    if len(words) > 1 and not lower and ((not _is_title(phrase) and not begins) or wraps):
         return None  # a sentence goes on
     if len(words) == 1 and not (phrase[0].isupper() or lower or (own and phrase in _CORE)):
         return None

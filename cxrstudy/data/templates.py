@@ -22,7 +22,7 @@ _SEEN = (
 _SMALL = r"\((?:-|\u2212|\u2013|0|no|neg|n)\)|\[(?:-|no|neg|n|[ _]?)\]|\([ _]\)|[\u2610\u25a1\u2717\u2718]"
 _NO = rf"(?:no(?:ne)?(?: (?:{_SEEN}|evidence|signs?))?|nil|neg(?:ative|\.)?|absent|not {_SEEN}|nad|not applicable|n/a)"
 _ABSENT = re.compile(  # what stands behind a name
-    rf"{_SIDE}(?:{_LINK}(?:{_SMALL}|{_NO}|n|false|0|-|\u2212|\u2013|\u2014|-ve)"
+    rf"{_SIDE}(?:{_LINK}(?:{_SMALL}|{_NO}|n|non|false|0|-|\u2212|\u2013|\u2014|-ve)"
     rf"|[ \t]*(?:{_SMALL})|[ \t]+(?:{_NO}|-ve|N))(?-i:){_END}",
     re.I,
 )

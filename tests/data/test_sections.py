@@ -57,38 +57,42 @@ def test_places_pass_over_markup_and_entities():
 
 
 NOT_READ = """
-INDICATION: | INDICATON: | INDICATIN: | INDCIATION: | NDICATION: | CLINICAL DETAILS: | Clnical details:
-CLINCAL HISTORY: | HSITORY: | History/Indication | History/Indication: | Indication / Clinical History:
-CLINICAL HISTORY & INDICATION: | HISTORY AND INDICATION: | Reason for referral | Reason for referral:
-Reason for Exam: | REASON FOR THIS EXAMINATION: | Reason for request: | Reason for visit: | Clinical background:
-Request: | REQUEST DETAILS: | Clinical information: | HX: | Clin Hx: | Clinical Indication
-Presenting complaint: | Chief complaint: | Clinical question: | Patient history: | PMH: | Past medical history:
-H.P.I.: | Clinical notes: | Signs and symptoms: | Clinical summary: | Clinical findings: | CLINICAL
-ADMITTING DIAGNOSIS: | Order comments: | Medical condition: | INDICATION FOR EXAM: | Brief history:
-Clinical impression: | **INDICATION** | **Indication:** | **Indication** : | *Indication:* | ***INDICATION***
-__INDICATION__ | _Indication_: | <b>Indication</b> | <b>Indication:</b> | <strong>Clinical history</strong>:
-<u>INDICATION:</u> | <h3>Indication</h3> | &lt;b&gt;Indication&lt;/b&gt;:
-<span style="font-weight:bold">Indication</span>: | ## Indication | # INDICATION # | === INDICATION ===
-[INDICATION] | {INDICATION} | <INDICATION> | (INDICATION) | > Indication: | - Indication: | 1. INDICATION:
-a) Indication: | A. INDICATION: | INDICATION - | INDICATION \u2013 | INDICATION \u2014 | Indication \uff1a
-Indication\uff1a | Indication = | indication: | INDICATION  : | \u2022 Indication: | Compared to | Compared to:
-Compared with: | COMPARISION: | COMPARSION: | COMPARISON | Comparison studies: | PRIOR STUDY: | Prior exams:
-Previous imaging: | Old films: | Last exam: | Comparison - | Comparison is made with: | Relevant prior imaging:
-Most recent prior: | **Comparison** | COMPARISON AND TECHNIQUE: | PRIORS: | TECHNIQUE: | TECHINQUE: | Technic:
-PROCEDURE: | Views: | Number of views: | Technical factors: | Exam: | STUDY DATE: | DATE OF EXAM:
-TYPE OF EXAM: | RECOMMENDATION: | RECOMENDATION: | Recommendation(s): | Plan: | Advice: | Suggestion:
-Follow-up recommendations: | NOTIFICATION:
+Indication(s): | Comparison Study(ies): | Reason For Exam -> | Clinical history (from referrer):
+Smoking history: | Prior CT: | Comparison CT: | Referral diagnosis: | HISTORY & PHYSICAL:
+Reason for Exam (Clinical): | Recommended action: | Study indication: | clinical details | reason for referral
+Compared to | Hx | Clin. details: | Cl. history: | Prior CXR: | Priors available: | INDICATION: | INDICATON:
+INDICATIN: | INDCIATION: | NDICATION: | CLINICAL DETAILS: | Clnical details: | CLINCAL HISTORY: | HSITORY:
+History/Indication | History/Indication: | Indication / Clinical History: | CLINICAL HISTORY & INDICATION:
+HISTORY AND INDICATION: | Reason for referral | Reason for referral: | Reason for Exam:
+REASON FOR THIS EXAMINATION: | Reason for request: | Reason for visit: | Clinical background: | Request:
+REQUEST DETAILS: | Clinical information: | HX: | Clin Hx: | Clinical Indication | Presenting complaint:
+Chief complaint: | Clinical question: | Patient history: | PMH: | Past medical history: | H.P.I.:
+Clinical notes: | Signs and symptoms: | Clinical summary: | Clinical findings: | CLINICAL | ADMITTING DIAGNOSIS:
+Order comments: | Medical condition: | INDICATION FOR EXAM: | Brief history: | Clinical impression:
+**INDICATION** | **Indication:** | **Indication** : | *Indication:* | ***INDICATION*** | __INDICATION__
+_Indication_: | <b>Indication</b> | <b>Indication:</b> | <strong>Clinical history</strong>: | <u>INDICATION:</u>
+<h3>Indication</h3> | &lt;b&gt;Indication&lt;/b&gt;: | <span style="font-weight:bold">Indication</span>:
+## Indication | # INDICATION # | === INDICATION === | [INDICATION] | {INDICATION} | <INDICATION> | (INDICATION)
+> Indication: | - Indication: | 1. INDICATION: | a) Indication: | A. INDICATION: | INDICATION -
+INDICATION \u2013 | INDICATION \u2014 | Indication \uff1a | Indication\uff1a | Indication = | indication:
+INDICATION  : | \u2022 Indication: | Compared to: | Compared with: | COMPARISION: | COMPARSION: | COMPARISON
+Comparison studies: | PRIOR STUDY: | Prior exams: | Previous imaging: | Old films: | Last exam: | Comparison -
+Comparison is made with: | Relevant prior imaging: | Most recent prior: | **Comparison**
+COMPARISON AND TECHNIQUE: | PRIORS: | TECHNIQUE: | TECHINQUE: | Technic: | PROCEDURE: | Views:
+Number of views: | Technical factors: | Exam: | STUDY DATE: | DATE OF EXAM: | TYPE OF EXAM: | RECOMMENDATION:
+RECOMENDATION: | Recommendation(s): | Plan: | Advice: | Suggestion: | Follow-up recommendations: | NOTIFICATION:
 """
 IS_READ = """
-FINDINGS: | FINDNGS: | FIDNINGS: | FINDIGS: | Findings | 1. FINDINGS: | FINDINGS - | [FINDINGS] | **FINDINGS**
-<b>Findings</b> | CHEST X-RAY FINDINGS: | XRAY FINDINGS: | Chest findings: | Radiological findings:
-FINDINGS AND IMPRESSION: | Result: | RESULTS: | Findings/Impression: | Report: | Observations: | Description:
-Interpretation: | CHEST: | CHEST X-RAY: | CXR: | Findings\uff1a | CHEST, TWO VIEWS: | PA view: | Body of report:
-IMPRESSION: | IMPRESION: | IMPRSSION: | MIPRESSION: | Impressions | IMPRESSION -
-IMPRESSIONS AND RECOMMENDATIONS: | IMPRESSION AND RECOMMENDATION: | Impression/Plan:
-Impression & Recommendations: | Conclusion: | CONCLUTION: | Conclusions and recommendations: | Opinion:
-Summary: | Summary of findings: | Comment: | Assessment and plan: | FINAL IMPRESSION: | IMPRESSION (FINAL):
-Radiological diagnosis: | Diagnosis: | ADDENDUM: | Key findings:
+Lung findings: | Incidental findings: | Radiologist's impression: | Reading: | FINDINGS (PRELIMINARY):
+In conclusion: | IMPRESION | FINDINGS: | FINDNGS: | FIDNINGS: | FINDIGS: | Findings | 1. FINDINGS: | FINDINGS -
+[FINDINGS] | **FINDINGS** | <b>Findings</b> | CHEST X-RAY FINDINGS: | XRAY FINDINGS: | Chest findings:
+Radiological findings: | FINDINGS AND IMPRESSION: | Result: | RESULTS: | Findings/Impression: | Report:
+Observations: | Description: | Interpretation: | CHEST: | CHEST X-RAY: | CXR: | Findings\uff1a
+CHEST, TWO VIEWS: | PA view: | Body of report: | IMPRESSION: | IMPRESION: | IMPRSSION: | MIPRESSION:
+Impressions | IMPRESSION - | IMPRESSIONS AND RECOMMENDATIONS: | IMPRESSION AND RECOMMENDATION:
+Impression/Plan: | Impression & Recommendations: | Conclusion: | CONCLUTION: | Conclusions and recommendations:
+Opinion: | Summary: | Summary of findings: | Comment: | Assessment and plan: | FINAL IMPRESSION:
+IMPRESSION (FINAL): | Radiological diagnosis: | Diagnosis: | ADDENDUM: | Key findings:
 """
 
 
