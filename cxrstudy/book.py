@@ -141,7 +141,7 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
     source, html = top / "src", top / "_build" / "html"
     lost = left_out()
     for name, fault in lost.items():
-        print(f"left out of the book: {recorded.name_of(name)}: {fault}", file=sys.stderr)
+        print(f"left out of the book: {recorded.name_of(name)}: {' '.join(fault.split())}", file=sys.stderr)
     key = study.digest([_inputs(), lost], 32)
     stamp = top / "inputs"
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
