@@ -293,7 +293,9 @@ def test_evaluate_weighs_labels_by_their_positives_and_judges_decisions():
         assert whole["low"] <= whole["value"] <= whole["high"]
     assert value["macro", "f1"]["value"] == pytest.approx(np.mean([value[n, "f1"]["value"] for n in names[:2]]))
     assert all(np.isnan(value["fracture", metric]["value"]) for metric in ("sensitivity", "specificity"))
-    assert value["fracture", "auroc"]["note"].startswith("too few to evaluate: 0 test images of 0 patients with it, 300")
+    assert value["fracture", "auroc"]["note"].startswith(
+        "too few to evaluate: 0 test images of 0 patients with it, 300"
+    )
     assert value["macro", "auroc"]["note"].startswith("over 2 of 3 labels")
     assert by_task(["edema", "picc", "right:edema", "malposition:picc", "zero_shot:picc"]) == {
         "findings": [0], "lines_tubes": [1], "malposition": [3], "laterality": [2], "zero_shot": [4]

@@ -31,7 +31,9 @@ NEXT = dict(zip(FOLDS, FOLDS[1:] + FOLDS[:1], strict=True))  # the held fold: th
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     shares = {"pretrain": 0.1, "train": 0.4, "validation": 0.2, "test": 0.3}
-    return prepare_data(study.Data(n_images=IMAGES, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data"))))
+    return prepare_data(
+        study.Data(n_images=IMAGES, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data")))
+    )
 
 
 @pytest.fixture(scope="module")
