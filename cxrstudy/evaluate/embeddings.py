@@ -51,11 +51,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
     vectors of unequal length or not finite. Vectors that are all zeros, or equal, are warned of.
     """
     path = Path(path)
-    if path.suffix.lower() not in TABLES[:3]:
-        raise ValueError(
-            f"{path}: no table of embeddings: only Parquet and npz are read. A CSV becomes one by "
-            f"pd.read_csv(path, dtype={{'image_id': str}}).to_parquet('{path.with_suffix('.parquet').name}'). {REMEDY}"
-        )
+    if why := unreadable(path):
+        raise ValueError(why)
     try:
         raw, vectors = _read_npz(path) if path.suffix.lower() == ".npz" else _read_parquet(path)
     except _Ambiguous as error:
@@ -76,6 +73,16 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise ValueError(f"{path}: the vector in row {row} ({ids[row]}) is not finite ({(~finite).sum()} such rows)")
     _warn_of_blanks(path, ids, vectors)
     return Embeddings(path, vectors, pd.Series(np.arange(len(ids)), index=ids))
+
+
+def unreadable(path: Path) -> str:
+    """Return why a table cannot be read, by its suffix, and the remedy; empty where it can."""
+    if path.suffix.lower() in TABLES[:3]:
+        return ""
+    return (
+        f"{path}: no table of embeddings: only Parquet and npz are read. A CSV becomes one by "
+        f"pd.read_csv(path, dtype={{'image_id': str}}).to_parquet('{path.with_suffix('.parquet').name}'). {REMEDY}"
+    )
 
 
 class _Ambiguous(ValueError):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cxrstudy import study
+from cxrstudy.evaluate import embeddings
 from cxrstudy.preflight.asked import Asked, Keys, Problem
 
 OURS = ("cnn_mini", "hybrid_mini", "davit_mini")  # as `encoders.SMALL`, whose import takes seconds
@@ -25,8 +26,8 @@ def absent(name: str) -> str:
         lacking = [file for file in ("model.safetensors", "config.json") if not (folder / file).is_file()]
         return f"{folder} lacks {lacking[0]}: copy the whole folder, or make it again" if lacking else ""
     path = study.resolve(name)
-    if path.suffix in (".parquet", ".npz"):
-        return "" if path.is_file() else f"no table of embeddings at {path}"
+    if path.suffix.lower() in embeddings.TABLES:
+        return embeddings.unreadable(path) or ("" if path.is_file() else f"no table of embeddings at {path}")
     if name in ("pixels", "covariates") or name.partition(":")[0] in ("random", "supervised", "local-dir"):
         return ""
     if name in OURS:

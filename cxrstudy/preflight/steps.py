@@ -8,11 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from cxrstudy import study
+from cxrstudy.data import odd
+from cxrstudy.evaluate.small_samples import LEAST, LEAST_PATIENTS
 from cxrstudy.preflight.asked import ALL, PARTS, TEST, TRAIN, Asked, Keys, Problem, unfolded
 from cxrstudy.preflight.holdings import Counts, Holding, count_labels, sums_to_one
-
-LEAST, LEAST_PATIENTS = 10, 5  # test images of either class that a label needs, and patients, as `evaluate` has it
-UNSEEN = 0.05  # of a table's rows: where more are left out, that is a warning
 
 
 def parameters(c: Asked) -> Iterator[Problem]:
@@ -67,12 +66,12 @@ def data(c: Asked) -> Iterator[Problem]:
         if held.manifest is None or (p.card, held.p.root) in told:
             continue
         told.add((p.card, held.p.root))
-        out = sum(count for reason, count in held.left_out.items() if "query" not in reason)  # which the card asks for
+        out = sum(count for reason, count in held.left_out.items() if reason != odd.ASKED)
         why = ", ".join(f"{count:,} {reason}" for reason, count in held.left_out.items() if count)
         patients = held.manifest["patient_id"].nunique()
         said = f"data {key}: {held.n:,} images of {patients:,} patients"
         yield Problem("note", "", f"{said}; left out of the table: {why}" if why else said)
-        if out > UNSEEN * (out + held.whole):
+        if out > odd.MANY * (out + held.whole):
             yield c.warning(f"{out:,} of {out + held.whole:,} rows of the table are left out: {why}", *at)
         for column, values in held.not_understood.items():
             many = isinstance(values, dict)
@@ -184,7 +183,7 @@ def ladders(c: Asked) -> Iterator[Problem]:
         if there < in_all:
             needs = " that have a report" + " or known labels" * (p.paradigm == "unicl")
             said = f"{p.paradigm} takes only images{needs}: {in_all - there:,} of {in_all:,} in {named} are left out"
-            level: Any = "warning" if in_all - there > UNSEEN * in_all else "note"
+            level: Any = "warning" if in_all - there > odd.MANY * in_all else "note"
             yield Problem(level, c.at(*_listed(c, k, "paradigm", p.paradigm)), f"{said}; the same at every n_images")
         if p.n_images > max(there, held.most(choices[0])):
             yield c.error(
