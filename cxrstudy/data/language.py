@@ -34,7 +34,8 @@ _ENGLISH = word_set(  # none of them a word of the languages below
 _FAMILIAR = _ENGLISH | word_set(  # with those that other languages have too: one of these, and a text is not unknown
     "no in is an was as normal bases tube tubes lobe lobes image images film films pain fractures nodules collapse "
     "large stable finding findings impression indication history exam study clinical comparison compared technique "
-    "male none process ett picc cvc ngt swan ganz volumes infiltrate infiltrates silhouette midline consolidation pneumonia atelectasis"
+    "male none process ett picc cvc ngt swan ganz volumes infiltrate infiltrates silhouette midline "
+    "consolidation pneumonia atelectasis"
 )
 _WORDS = {  # none of them English, nor an abbreviation that English reports use
     "German": "kein keine keinen keiner keinem nicht und der das dem den des ein eine einer eines einem einen mit "

@@ -318,8 +318,8 @@ def _colon(text: str, before: int, at: int, line: int) -> tuple[int, int, str] |
 
 def _suffix(text: str, before: int, at: int, lower: bool) -> tuple[int, int, str] | None:
     """A header in capitals, or with one, that follows other words without a stop: a lost line end."""
-    if lower and (word := _LAST_WORD.search(text, before, at)) and word[0] in _CORE:
-        return word.start(), at + 1, section_of(word[0]) or ""
+    if lower and (ending := _LAST_WORD.search(text, before, at)) and ending[0] in _CORE:
+        return ending.start(), at + 1, section_of(ending[0]) or ""
     m = _SUFFIX.search(text, max(before, at - 60), at)
     if not m or not m[1].strip():
         return None
@@ -352,7 +352,7 @@ def _own_line(text: str, before: int, at: int, line: int, lower: bool) -> tuple[
     follows = text[at:].lstrip()[:1] if len(words) > 1 else ""
     wraps = follows.islower() and not phrase.isupper() and len(text[:line].rstrip().rpartition("\n")[2]) > 40
     ended = text[:line].rstrip(" \t")[-2:]
-    begins = not follows.islower() and (not ended or ended == "\n\n" or ended[:-1] in (".", ":"))
+    begins = not ended or (not follows.islower() and (ended == "\n\n" or ended[:-1] in (".", ":")))
     if len(words) > 1 and not lower and ((not _is_title(phrase) and not begins) or wraps):
         return None  # a sentence goes on
     if len(words) == 1 and not (phrase[0].isupper() or lower or (own and phrase in _CORE)):
