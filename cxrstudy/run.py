@@ -288,6 +288,9 @@ def headline_of(record: dict[str, Any]) -> str:
                 words.append(f"{metric['task']} {metric['label']} {metric['metric']} {metric['value']:.3f}")
     if record["stage"] == "data":
         words += _holdings(record["info"])
+    elif record["stage"] == "classify" and not any(metric["value"] is not None for metric in record["metrics"]):
+        why = dict.fromkeys((record["info"].get("not_evaluated") or {}).values())
+        words.append(": ".join(["nothing evaluated", *(["; ".join(why)] if why else [])]))
     return ", ".join(words)
 
 

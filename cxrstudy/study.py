@@ -150,7 +150,7 @@ class Classify(Parameters):
         ["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"],
         description="what is judged, where the data and the encoder allow it",
     )
-    labels: list[str] = Field([], description="labels to probe; empty = every label of the data, under its own name too")
+    labels: list[str] = Field([], description="labels to probe; empty = every label of the data, own names too")
     within: str = Field("", description="only rows of the manifest that meet this pandas query")
     fit_within: str = Field("", description="the same for training and validation rows alone, as exam == 0")
     test_within: str = Field("", description="the same for test rows alone, as exam > 0: a split in time")

@@ -147,3 +147,14 @@ def test_runs_lists_state_duration_and_headline(walked: Walk) -> None:
     listed = walked.call("runs").stdout
     assert re.search(r"classify +clip-n256-s0-\w+ +done +\d+ s +findings AUROC 0\.\d+", listed)
     assert re.search(r"\d+ done$", listed.strip())
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [({}, "nothing evaluated"), ({"not_evaluated": {"findings": "no labels", "picc": "no labels"}}, "no labels")],
+)
+def test_a_run_that_evaluated_nothing_says_so(info, said):
+    empty = {"task": "findings", "label": "macro", "metric": "auroc", "value": None}
+    line = run.headline_of({"stage": "classify", "metrics": [empty], "info": info | {"seconds": 2.0}})
+    assert line.startswith("2 s, nothing evaluated")
+    assert line.endswith(said)
