@@ -376,3 +376,12 @@ def test_lines_of_lists_and_of_what_is_merged() -> None:
     assert line_of(text, "x", 1, "k") == 6
     assert line_of("a: [", "a") == 1
     assert issubclass(study.StudyError, ValueError)
+
+
+def test_reports_in_another_language_are_warned_of(walk: Walk) -> None:
+    root = hospital(walk, 400)
+    table = pd.read_csv(root / "t.csv", dtype=str)
+    table.loc[table.index[:200], "text"] = "Kein Pneumothorax. Kein Erguss."
+    table.to_csv(root / "t.csv", index=False)
+    warned = "\n".join(said(check(walk, root), "warning"))
+    assert "of 400 reports read, 200 are not in English (German 200)" in warned

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import Walk, clone
 
+from cxrstudy import run as runner
 from cxrstudy import study
 from cxrstudy.results import load_records
 from cxrstudy.scaling import ladders
@@ -155,6 +156,6 @@ def test_runs_lists_state_duration_and_headline(walked: Walk) -> None:
 )
 def test_a_run_that_evaluated_nothing_says_so(info, said):
     empty = {"task": "findings", "label": "macro", "metric": "auroc", "value": None}
-    line = run.headline_of({"stage": "classify", "metrics": [empty], "info": info | {"seconds": 2.0}})
+    line = runner.headline_of({"stage": "classify", "metrics": [empty], "info": info | {"seconds": 2.0}})
     assert line.startswith("2 s, nothing evaluated")
     assert line.endswith(said)

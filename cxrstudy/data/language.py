@@ -135,21 +135,27 @@ def foreign_parts(text: str) -> list[tuple[int, int]]:
     return [m.span() for m in _SENTENCE.finditer(text) if _language(m[0]) not in ("English", "unknown")]
 
 
+def not_english(reports: Iterable[object]) -> dict[str, int]:
+    """Return how many reports are in each other language, most first. Missing reports are skipped."""
+    texts = (text for text in reports if isinstance(text, str) and text.strip())
+    return dict(Counter(said for said in map(language, texts) if said != "English").most_common())
+
+
 def count_not_english(reports: Iterable[object]) -> int:
     """Return how many reports are not English, and warn once with the number and the languages.
 
-    Missing reports are skipped. Call it where reports enter a run: reports in other languages give no labels.
+    Call it where reports enter a run: reports in other languages give no labels.
     """
     texts = [text for text in reports if isinstance(text, str) and text.strip()]
-    found = Counter(said for said in map(language, texts) if said != "English")
+    found = not_english(texts)
     if found:
-        names = ", ".join(f"{name} {n:,}" for name, n in found.most_common(4))
+        names = ", ".join(f"{name} {n:,}" for name, n in list(found.items())[:4])
         warnings.warn(
-            f"{found.total():,} of {len(texts):,} reports are not in English ({names}): English alone is read, so they "
-            "give no labels. Leave them out, or translate them first.",
+            f"{sum(found.values()):,} of {len(texts):,} reports are not in English ({names}): English alone is read, so they give no "
+            "labels. Leave them out, or translate them first.",
             stacklevel=2,
         )
-    return found.total()
+    return sum(found.values())
 
 
 def _language(text: str) -> str:

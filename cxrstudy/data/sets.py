@@ -14,6 +14,7 @@ import pandas as pd
 from cxrstudy import study
 from cxrstudy.data import cards
 from cxrstudy.data.images import Prepared, note_root, open_prepared, prepare, relative_to_root
+from cxrstudy.data.language import not_english
 from cxrstudy.data.manifest import assign_splits
 from cxrstudy.progress import Progress
 
@@ -69,9 +70,11 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     card = cards.read_card(p.card)
     manifest = cards.load_manifest(p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed)
     told: dict[str, dict[str, Any]] = {name: manifest.attrs.get(name, {}) for name in ("left_out", "not_understood")}
+    drawn = card.kind == "synthetic" and card.table is None  # an export of it is read as files are
+    if not drawn and "report" in manifest and (other := not_english(manifest["report"])):
+        told["not_understood"] = told["not_understood"] | {"report": other}
     told = json.loads(json.dumps(told, default=int))  # as it will be read again: names are text, counts are numbers
     manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
-    drawn = card.kind == "synthetic" and card.table is None  # an export of it is read as files are
     asked: list[Any] = [
         p.model_copy(update={"root": "", "card": card.name}).model_dump(exclude={"out"}),
         card.model_dump(),

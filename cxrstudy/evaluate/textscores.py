@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
+from cxrstudy.data.language import count_not_english, is_english
 from cxrstudy.data.reports import NAMES, extract_labels, extract_mentions, sections
 from cxrstudy.data.vocabulary import FINDINGS
 from cxrstudy.encoders import MissingWeights
@@ -194,15 +195,20 @@ def texts(manifest: pd.DataFrame, part: str = "joined") -> list[str]:
     """The reports of a manifest as they are to be written, one a row; "" where there is none, or not that ``part``.
 
     ``part``: "findings" or "impression" (that section's text), or "joined" (both under their headers). Indication,
-    comparison and the like are left out: no image tells them. ValueError when the manifest has no column ``report``.
+    comparison and the like are left out: no image tells them. A report that is not in English is set aside as if there
+    were none, with a warning: its names cannot be scored. ValueError when the manifest has no column ``report``.
     """
     if "report" not in manifest:
         raise ValueError(
             "the manifest has no column 'report': reports cannot be written without reports to learn from. In a data "
             "card `report` names their column; without reports leave `report` out of the preset"
         )
+    count_not_english(manifest["report"])
     out = []
     for text in manifest["report"].fillna(""):
+        if not is_english(text):
+            out.append("")
+            continue
         found = {name: " ".join(said.split()) for name, said in sections(text).items()}
         if part == "joined":
             both = [f"{name.upper()}: {found[name]}" for name in ("findings", "impression") if found.get(name)]

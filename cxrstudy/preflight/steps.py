@@ -9,9 +9,12 @@ from pydantic import ValidationError
 
 from cxrstudy import study
 from cxrstudy.data import odd
+from cxrstudy.data.language import not_english
 from cxrstudy.evaluate.small_samples import LEAST, LEAST_PATIENTS
 from cxrstudy.preflight.asked import ALL, PARTS, TEST, TRAIN, Asked, Keys, Problem, unfolded
 from cxrstudy.preflight.holdings import Counts, Holding, count_labels, sums_to_one
+
+SAMPLE = 1000  # reports whose language is looked at
 
 
 def parameters(c: Asked) -> Iterator[Problem]:
@@ -77,6 +80,13 @@ def data(c: Asked) -> Iterator[Problem]:
             many = isinstance(values, dict)
             values = ", ".join(f"{v!r} ({n:,})" for v, n in values.items()) if many else values
             yield c.warning(f"not understood in {column}, taken as missing: {values}", *at)
+        if "report" in held.manifest:
+            some = held.manifest["report"].dropna()
+            some = some.sample(min(len(some), SAMPLE), random_state=0)
+            if other := not_english(some):
+                names = ", ".join(f"{name} {n:,}" for name, n in other.items())
+                said = f"of {len(some):,} reports read, {sum(other.values()):,} are not in English ({names})"
+                yield c.warning(f"{said}: they give no labels, and are neither written nor scored", *at)
 
 
 def splits(c: Asked) -> Iterator[Problem]:

@@ -310,3 +310,10 @@ def test_radfact_scores_are_averaged_and_failed_answers_are_no_score(monkeypatch
     monkeypatch.setitem(sys.modules, "radfact_lite", fake_radfact(2))
     with pytest.raises(ConnectionError, match="2 answers of 'm' at http://here"):
         textscores.radfact(["a", "b"], ["a", "x"], ["1", "2"], model="m", url="http://here")
+
+
+def test_reports_in_other_languages_are_set_aside_and_counted():
+    manifest = pd.DataFrame({"report": ["FINDINGS: No effusion.", "Kein Pneumothorax. Kein Erguss.", None]})
+    with pytest.warns(UserWarning, match="1 of 2 reports are not in English"):
+        found = textscores.texts(manifest)
+    assert [bool(text) for text in found] == [True, False, False]
