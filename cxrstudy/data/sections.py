@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 READ = {"findings", "impression"}
+UNKNOWN = "other"  # a title that names no known section
 Place = tuple[int, int]  # (start, end) of one plain character in the original text
 
 # ---- plain text ----------------------------------------------------------------------------------------------------
@@ -240,17 +241,22 @@ _BLANK_LINE, _SENTENCE_END = re.compile(r"\S\s*?\n\s*?\n"), re.compile(r"[^\s.][
 def split(text: str) -> list[tuple[str, int, int]]:
     """Return (name, start, end) of each section of a plain text that holds a word.
 
-    What stands under no header belongs to the findings. A section that is not read ends at a blank line, unless the
+    What stands under no header belongs to the findings. A line that begins with an unknown title ("Clin info:") is not
+    read where the findings have a header further down. A section that is not read ends at a blank line, unless the
     findings have a header further down, and where a line begins with an organ ("Heart:").
     """
     heads = _headers(text)
-    stops = [start for start, _, _ in [*heads, (len(text), 0, "")]][1:]
-    filled = [(start, name) for (start, end, name), stop in zip(heads, stops, strict=True) if text[end:stop].strip()]
+    known = [head for head in heads if head[2] != UNKNOWN]
+    stops = [start for start, _, _ in [*known, (len(text), 0, "")]][1:]
+    filled = [(start, name) for (start, end, name), stop in zip(known, stops, strict=True) if text[end:stop].strip()]
     named = {name for _, name in filled}
-    last = max((start for start, name in filled if name == "findings"), default=-1)
+    own = [start for start, name in filled if name == "findings"]
+    first, last = min(own, default=-1), max(own, default=-1)
     pieces: list[tuple[str, int, int]] = []
     name, begin = "findings", 0
     for start, end, new in [*heads, (len(text), len(text), "")]:
+        if new == UNKNOWN and start > first:
+            continue
         if new == "organ":
             if name in READ or start < last:
                 continue
@@ -313,7 +319,7 @@ def _colon(text: str, before: int, at: int, line: int) -> tuple[int, int, str] |
     words = phrase.lower().replace("/", " ").replace(",", " ").replace("&", " ").split()
     if words and (own or phrase.isupper()) and all(word in _ORGANS for word in words):
         return start, at + 1, "organ"
-    return None
+    return (start, at + 1, UNKNOWN) if own and 0 < len(words) <= 4 else None
 
 
 def _suffix(text: str, before: int, at: int, lower: bool) -> tuple[int, int, str] | None:
