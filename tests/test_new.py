@@ -64,7 +64,7 @@ def test_every_line_is_block_yaml_and_explained(walk: Walk) -> None:
     root = hospital(walk, 4000, masks=True)
     path, _ = new.write("own", str(root), "explained")
     for line in path.read_text(encoding="utf-8").splitlines():
-        assert re.search(r"(^|  )# \S.{3,}", line), line
+        assert re.search(r"(^|  )# +\S.{3,}", line), line
         assert not re.match(r"\s*[\w-]+: *[{\[]", line), line
     with path.open("a", encoding="utf-8") as file:
         file.write("variants:\n  seed=1:\n    ladders.seed: 1\n")  # keys may be appended

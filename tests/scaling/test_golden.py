@@ -57,7 +57,7 @@ def test_recorded_studies_say_what_they_said(study):
     for name, wanted in expected.items():
         assert len(found[name]) == len(wanted), name
         for k, (one, other) in enumerate(zip(found[name], wanted, strict=True)):
-            assert one.keys() == other.keys(), name
+            assert other.keys() <= one.keys(), name  # columns may be added
             for column, value in other.items():
                 if isinstance(value, float):  # laws are solved by iteration: alike to a thousandth of a thousandth
                     assert one[column] == pytest.approx(value, rel=1e-6, abs=1e-8), (name, k, column)
