@@ -286,6 +286,8 @@ def headline_of(record: dict[str, Any]) -> str:
                 words.append(f"{said} {metric['value']:.3f}")
             elif metric["metric"] in ("loss", "exponent"):
                 words.append(f"{metric['task']} {metric['label']} {metric['metric']} {metric['value']:.3f}")
+    if why := record["info"].get("hardly_trained"):
+        words.append(f"WARNING hardly trained: {why}")
     if record["stage"] == "data":
         words += _holdings(record["info"])
     elif record["stage"] == "classify" and not any(metric["value"] is not None for metric in record["metrics"]):

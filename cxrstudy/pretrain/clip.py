@@ -15,7 +15,7 @@ from torch.nn import functional
 from cxrstudy import encoders, study, weights
 from cxrstudy.data.manifest import label_array, label_names
 from cxrstudy.data.reports import sections
-from cxrstudy.data.vocabulary import phrase
+from cxrstudy.data.vocabulary import LABELS, phrase
 from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.ranks import gathered
 
@@ -108,7 +108,8 @@ def captions(
     ``part``: of a report, "joined" (as it is), "findings" or "impression" (that section, or all where it lacks it), or
     "sampled" (either, drawn anew each time). ``prompts``: "set" gives an image the one prompt of all labels recorded as
     present; "name" one of several, a label each. Sides (columns ``side:NAME``) are said where they are recorded, if
-    ``with_sides``.
+    ``with_sides``. Where none is present the prompt says so: no finding at all, or, where all labels are of the card's
+    own and none of the vocabulary, each by its name ("no bacterial pneumonia": a viral one may be there).
     """
     whole = report_texts(manifest)
     kinds = {"joined": [""], "sampled": ["findings", "impression"]}.get(part, [part])
@@ -117,6 +118,7 @@ def captions(
     labels = label_array(manifest, names)
     sided = [n for n in names if with_sides and f"side:{n}" in manifest]
     sides = {n: manifest[f"side:{n}"].fillna("").tolist() for n in sided}
+    none = [] if set(names) & set(LABELS) else [f"no {phrase(n)}" for n in names]
     known: dict[str, int] = {}
     options: list[list[int]] = []
     says: list[np.ndarray] = []
@@ -127,7 +129,7 @@ def captions(
         said = [f"{sides[n][row]} {phrase(n)}".strip() if n in sides else phrase(n) for n in np.array(names)[present]]
         one_by_one = prompts == "name" and len(said) > 0
         meant = list(np.eye(len(names), dtype=bool)[present]) if one_by_one else [present]
-        texts = [prompt([one]) for one in said] if one_by_one else [prompt(said)]
+        texts = [prompt([one]) for one in said] if one_by_one else [prompt(said or none)]
         for text, which in zip(texts, meant, strict=True):
             if text not in known:
                 known[text] = len(known)

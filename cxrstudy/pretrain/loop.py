@@ -244,6 +244,8 @@ def pretrain(
                 if tensor.is_floating_point():
                     tensor.lerp_(began_with[name].to(tensor.device), p.base_share)
         monitor.check(objective.encoder, p.samples_seen, curve)
+        loss = float(np.mean([point["loss"] for point in curve[-window(len(curve)) :]]))
+        far = outcome.moved(began_as, objective.encoder)
         info = {
             "samples_seen": p.samples_seen,
             "unique_images": int(min(p.n_images, p.samples_seen)),
@@ -253,8 +255,9 @@ def pretrain(
             "images_per_second": p.samples_seen / seconds,
             "precision": str(dtype).removeprefix("torch."),
             "processes": world,
-            "loss": float(np.mean([point["loss"] for point in curve[-window(len(curve)) :]])),
-            "moved": outcome.moved(began_as, objective.encoder),
+            "loss": loss,
+            "moved": far,
+            **outcome.how_far(p, loss, far),
             "resumed_from": state["step"],
             **objective.facts,
             **usable(prepared, p)[1],

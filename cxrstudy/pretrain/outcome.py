@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from cxrstudy import modelcard, study
 from cxrstudy.data import images as stores
 from cxrstudy.files import write_text
+
+CHANCE, LEAST_MOVED = 0.98, 0.01  # of the loss of guessing; of the base's weights
 
 
 def finish(objective: Any, out: Path, patients: set[str]) -> None:
@@ -43,3 +46,35 @@ def moved(before: list[Tensor], encoder: nn.Module) -> float:
     pairs = list(zip(before, after, strict=True))
     far, long = (sum(float(v.square().sum()) for v in vs) for vs in ([a - b for b, a in pairs], before))
     return math.sqrt(far / max(long, 1e-12))
+
+
+def how_far(p: study.Pretrain, loss: float, far: float) -> dict[str, Any]:
+    """Return what a record says of how far a run has come, and warn where that is hardly at all."""
+    facts: dict[str, Any] = {}
+    if p.paradigm in ("clip", "unicl"):
+        facts["loss_over_chance"] = loss_over_chance(p, loss)
+    if why := hardly_trained(p, loss, far):
+        warnings.warn(f"hardly trained: {why}", stacklevel=3)
+        facts["hardly_trained"] = why
+    return facts
+
+
+def loss_over_chance(p: study.Pretrain, loss: float) -> float:
+    """Return a contrastive loss as a share of that of guessing, log(batch size): 1 means that nothing was learned."""
+    return loss / math.log(p.batch_size)
+
+
+def hardly_trained(p: study.Pretrain, loss: float, far: float) -> str:
+    """Return why a run has hardly trained, in words for whoever reads its scores; empty where it has.
+
+    ``clip`` and ``unicl`` end near the loss of guessing; ``dinov2``, whose loss has no such mark, hardly leaves its
+    base (``far``: see ``moved``).
+    """
+    if p.paradigm in ("clip", "unicl") and loss_over_chance(p, loss) > CHANCE:
+        return (
+            f"its loss, {loss:.2f}, is that of guessing, log(batch_size) = {math.log(p.batch_size):.2f}: images and "
+            "texts are not matched. Raise samples_seen or lr"
+        )
+    if p.paradigm == "dinov2" and p.base and far < LEAST_MOVED:
+        return f"its weights moved by {far:.1%} of the base's. Raise samples_seen or lr"
+    return ""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from cxrstudy.data.vocabulary import FINDINGS
+from cxrstudy.pretrain import clip
 from cxrstudy.pretrain.clip import (
     captions,
     clip_loss,
@@ -283,3 +284,19 @@ def test_a_report_shown_twice_matches_itself():
     take, as_prompt = np.array([4, 7, 4]), np.zeros(3, bool)
     ids = target_ids(np.zeros(3, int), as_prompt, take)
     assert ids[0] == ids[2] != ids[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["bacterial pneumonia"], "x-ray chest no bacterial pneumonia"),
+        (["bacterial", "viral"], "x-ray chest no bacterial, no viral"),
+        (["edema", "hernia"], f"x-ray chest {clip.NORMAL}"),
+    ],
+)
+def test_labels_of_the_cards_own_do_not_say_that_nothing_is_there(names, expected):
+    manifest = pd.DataFrame({f"label:{name}": [0.0, 1.0] for name in names})
+    found = clip.captions(manifest)
+    assert found.prompts[0] == expected
+    assert found.options[0] == [0]
+    assert not found.says[0].any()
