@@ -151,8 +151,8 @@ def count_not_english(reports: Iterable[object]) -> int:
     if found:
         names = ", ".join(f"{name} {n:,}" for name, n in list(found.items())[:4])
         warnings.warn(
-            f"{sum(found.values()):,} of {len(texts):,} reports are not in English ({names}): English alone is read, so "
-            "they give no labels. Leave them out, or translate them first.",
+            f"{sum(found.values()):,} of {len(texts):,} reports are not in English ({names}): English alone is read, "
+            "so they give no labels. Leave them out, or translate them first.",
             stacklevel=2,
         )
     return sum(found.values())
