@@ -16,12 +16,14 @@ from cxrstudy.recorded import RECORDED, name_of
 from cxrstudy.run import read_plan, read_plans, run_table
 from cxrstudy.scaling import ladders
 from cxrstudy.scaling.forms import at_the_least
+from cxrstudy.shown import Shown, nothing, words
 
 if TYPE_CHECKING:  # these import torch, which most pages can do without
     from cxrstudy.data.cards import Card
     from cxrstudy.data.images import Prepared
 
 LOSS = 0.01  # of macro AUROC: the smallest loss of interest, as the chapter on the method says
+MOVED = 0.01  # of the base's weights: an encoder that moved by less was hardly trained
 
 
 def title_of(preset: str, table: pd.DataFrame, variant: str = "") -> str:
@@ -108,7 +110,9 @@ def answers(table: pd.DataFrame, fits: pd.DataFrame, tasks: Sequence[str] = tupl
             ends = {n: f"{mean[n]:.3f} with {human(n)}" for n in (mean.index[0], mean.index[-1])}
             row = {"ladder": f"{TASKS[task]}, {paradigm}", "macro AUROC": "; ".join(ends.values())}
             own = growth[(growth["task"] == task) & (growth["paradigm"] == paradigm)]
-            row["most minus fewest"] = "; ".join(f"{_gain(each)}: {_sign(each)}" for each in own.itertuples())
+            row["most minus fewest"] = "; ".join(
+                f"{_gain(each)}: {_sign(each)}{recovery(each, gained)}" for each in own.itertuples()
+            )
             for column, compared in differences.items():
                 own = compared[(compared["task"] == task) & (compared["paradigm"] == paradigm)]
                 own = own[own["n_images"].isin(list(ends))].sort_values("n_images")
@@ -141,6 +145,31 @@ def _gain(row: Any) -> str:
 
 def _sign(row: Any) -> str:
     return "better" if row.low > 0 else "worse" if row.high < 0 else "no clear difference"
+
+
+def recovery(grown: Any, gained: pd.DataFrame) -> str:
+    """What to say beside a row of `ladders.growth`, where the smallest subset is below its base with certainty."""
+    own = gained[(gained["task"] == grown.task) & (gained["paradigm"] == grown.paradigm)]
+    own = own[(own["n_images"] == grown.fewest) & (own["high"] < 0)]
+    if own.empty:
+        return ""
+    lost = -float(own["gain"].iloc[0])
+    how = f"{'mostly' if lost >= grown.gain / 2 else 'in part'} recovery: " if grown.gain > 0 else ""
+    return f" ({how}the smallest subset is {lost:.3f} below the base)"
+
+
+def hardly_trained(table: pd.DataFrame) -> str:
+    """How many continued encoders moved by less than ``MOVED`` of their base's weights; empty where none did."""
+    rows = table[(table["stage"] == "pretrain") & (table["metric"] == "moved") & table["value"].notna()]
+    moved = rows.loc[rows["base"].fillna("") != "", "value"]
+    few = int((moved < MOVED).sum())
+    if not few:
+        return ""
+    were = "encoder" if len(moved) == 1 else "encoders"
+    return (
+        f"**{few} of {len(moved)} continued {were} moved by less than {MOVED:.0%} of their base's weights**: an "
+        "interval around 0 may then say only that they were hardly trained, not that the images bring nothing."
+    )
 
 
 def scale_artefacts(preset: str, variant: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -226,29 +255,34 @@ def above_random(table: pd.DataFrame) -> list[str]:
 
 
 def harm(gained: pd.DataFrame, bound: float = -LOSS) -> str:
-    """Which subset sizes continuing is shown to have cost macro AUROC, and for which a loss of ``-bound`` is not
-    excluded; that none was harmed is said only where every interval excludes such a loss."""
+    """For which subset sizes a loss of macro AUROC is shown, for which one of ``-bound`` is neither shown nor excluded,
+    and for how many it is excluded; that none was harmed is said only where every interval excludes such a loss."""
     if gained.empty:
         return ""
-    short = gained[~(gained["low"] > bound)]  # where there is no interval, nothing is excluded
     lost = gained[gained["high"] < 0]
+    left = gained[~(gained["high"] < 0)]
+    short = left[~(left["low"] > bound)]  # where there is no interval, nothing is excluded
 
     def rung(row: Any) -> str:
         return f"`{row.paradigm}` with {human(row.n_images)} on {TASKS[row.task].lower()}"
 
     told = [f"{rung(row)} lost {-row.gain:.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in lost.itertuples()]
     said = [f"A loss is shown: {'; '.join(told)}."] if told else []
-    named, tests = [rung(row) for row in short.itertuples()], _test_images(gained)
-    if named:
+    tests, rest = _test_images(gained), len(left) - len(short)
+    if len(short):
+        named = "; ".join(rung(row) for row in short.itertuples())
         said.append(
-            f"A loss of {-bound:.2f} cannot be excluded for {len(short)} of {len(gained)} points: {'; '.join(named)}."
+            f"{'No loss is shown, but one' if not told else 'None is shown, but one'} of {-bound:.2f} is not excluded, "
+            f"for {len(short)} of {len(gained)} points: {named}."
         )
-        said += [f"Whether they were harmed cannot be told from {tests}."] if tests else []
+        said += [f"Whether these were harmed cannot be told from {tests}."] if tests else []
     elif not told:
         of = f" on {tests}" if tests else ""
         said.append(
             f"No point's interval reaches down to {bound:+.2f}{of}: continuing harmed none of them by that much."
         )
+    if rest and (told or len(short)):
+        said.append(f"For the other {'one' if rest == 1 else rest} a loss of {-bound:.2f} is excluded.")
     return " ".join(said)
 
 
@@ -311,10 +345,21 @@ def describe_data(name: str, prepared: Prepared, card: Card) -> str:
     )
 
 
-def prevalence_table(prepared: Prepared) -> pd.DataFrame:
-    """Share of images with each label recorded as present, by split."""
-    names = label_names(prepared.manifest)
+def prevalence_table(prepared: Prepared) -> Shown:
+    """Share of images with each label recorded as present, of those where it is known, by split; and where not."""
+    manifest, names = prepared.manifest, label_names(prepared.manifest)
     if not names:
-        return pd.DataFrame(columns=sorted(prepared.manifest["split"].unique()))
-    shares = prepared.manifest.groupby("split")[[f"label:{name}" for name in names]].mean().T
-    return shares.set_axis([phrase(name) for name in names]).rename_axis(columns=None).map("{:.3f}".format)
+        return nothing("", "This data set records no labels.")
+    labels = manifest[[f"label:{name}" for name in names]].set_axis([phrase(name) for name in names], axis=1)
+    parts = labels.groupby(manifest["split"])
+    shares = parts.mean().T.map(lambda share: "unknown in all" if pd.isna(share) else f"{share:.3f}")
+    sizes = parts.size()
+    shares.columns = pd.Index([f"{split} (n = {sizes[split]:,})" for split in shares.columns])
+    unknown = labels.isna()
+    shares["unknown"] = [f"{share:.1%} ({count:,})" for share, count in zip(unknown.mean(), unknown.sum(), strict=True)]
+    caption = (
+        f"Share of images on which each label is present, of those where it is known, in each part of the "
+        f"{len(manifest):,} images: 0 means known to be absent in all. Blank or unknown is not absent: the last column "
+        "counts it."
+    )
+    return words(shares.rename_axis("label"), "The prevalence of each label.", caption)

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
@@ -23,11 +23,25 @@ MEASURES = {"auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice", "f1_micro": "
 TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
 
 
-def _log_ticks(axes: Any, values: np.ndarray) -> None:
+def _log_ticks(axes: Any, values: np.ndarray, apart: float = 0.09) -> None:
+    """Label the ``values`` on a log axis: both ends, and between them those ``apart`` (a share of its length); a small
+    tick without a number marks the rest."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
+    low, high = np.log(axes.get_xlim())
+    labelled = spaced(np.log(np.unique(values)), apart * (high - low))
+    axes.xaxis.set_major_locator(FixedLocator(np.unique(values)[labelled]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_locator(FixedLocator(np.unique(values)[~labelled]))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def spaced(places: np.ndarray, apart: float) -> np.ndarray:
+    """Which of ascending ``places`` to keep so that any two are ``apart`` at least: the last, then from the first."""
+    kept = np.zeros(len(places), dtype=bool)
+    kept[-1:] = True
+    for k in range(len(places) - 1):
+        kept[k] = np.abs(places[kept] - places[k]).min() >= apart
+    return kept
 
 
 @remembered

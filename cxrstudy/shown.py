@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,6 +12,7 @@ from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
 COLOURS = sns.color_palette("colorblind").as_hex()
+LEGIBLE = 430  # pt: a wider drawing, as narrow as a phone, has letters that are too small; there it scrolls instead
 plt.rcParams["axes.titley"] = 1.0  # where it is anyhow; else it is sought anew, axis by axis, at every drawing
 STYLE = {  # colour, marker, line
     "clip": (COLOURS[0], "o", "-"),
@@ -45,18 +47,25 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()
     style = "max-width:100%;height:auto;background:#fff"
+    width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', buffer.getvalue())
+    kind = ' class="wide"' if not raster and width and float(width[1]) > LEGIBLE else ""
     return Shown(
-        f'<img alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt, buffer.getvalue()
+        f'<img{kind} alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt, buffer.getvalue()
     )
 
 
-def words(shown: pd.DataFrame, what: str) -> Shown:
+def words(shown: pd.DataFrame, what: str, caption: str = "") -> Shown:
     """A table of sentences for the book: nothing cut short, lines broken, each cell with its column's name, which shows
-    where a phone makes a card of a row; ``what`` it is, in words."""
+    where a phone makes a card of a row; ``what`` it is, in words, and what its ``caption`` says above it."""
+    named = shown.rename_axis(index=shown.index.name or shown.columns.name, columns=None)  # `tables` name the corner
     with pd.option_context("display.max_colwidth", None):
         soup = BeautifulSoup(
-            shown.reset_index().to_html(classes="dataframe words", index=False, border=0), "html.parser"
+            named.reset_index().to_html(classes="dataframe words", index=False, border=0), "html.parser"
         )
+    if caption:
+        head = soup.new_tag("caption")
+        head.string = caption
+        soup.find_all("table")[0].insert(0, head)
     names = [cell.get_text() for cell in soup.select("thead tr:last-child th")]
     for row in soup.select("tbody tr"):
         for name, cell in zip(names, row.select("td"), strict=True):

@@ -80,10 +80,17 @@ def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Macro metric with interval: a row an encoder (controls, base, then the ladders), a column a task."""
     rows = _told(table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == metric)])
     wide = rows.pivot_table(index=["order", "encoder"], columns="task", values="text", aggfunc="first").droplevel(0)
-    wide = wide[[task for task in TASKS if task in wide]].rename(
-        columns={k: f"{v}, macro {metric.upper()}" for k, v in TASKS.items()}
-    )
-    return _headed(wide)
+    heads = {}
+    for task, name in TASKS.items():
+        one = ladders.judged_labels(table, task)
+        what = f"{metric.upper()} of {phrase(one[0])}" if len(one) == 1 else f"macro {metric.upper()}"
+        heads[task] = f"{name}, {what}"
+    return _headed(wide[[task for task in TASKS if task in wide]].rename(columns=heads))
+
+
+def several_labels(table: pd.DataFrame) -> bool:
+    """Whether any task was judged by more than one label: else `label_table` would repeat `main_table`."""
+    return any(len(ladders.judged_labels(table, task)) > 1 for task in TASKS)
 
 
 def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:

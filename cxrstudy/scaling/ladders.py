@@ -193,7 +193,7 @@ def gains(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000, 
     return pd.DataFrame(rows, columns=columns)
 
 
-def _difference(
+def difference(
     one: list[tuple[float, np.ndarray]], other: list[tuple[float, np.ndarray]], hidden: float
 ) -> dict[str, float]:
     """Mean of runs (of `resampled`) minus the mean of others: gain, low, high on the same resampled patients;
@@ -228,7 +228,7 @@ def growth(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000,
                 for at in (ladder["n_images"] == end for end in ends)
             )
             rung = {"task": task, "paradigm": paradigm, "fewest": ends["min"], "most": ends["max"]}
-            rows.append(rung | _difference(many, few, tested(str(ladder["folder"].iloc[0]), names)["hidden"]))
+            rows.append(rung | difference(many, few, tested(str(ladder["folder"].iloc[0]), names)["hidden"]))
     return pd.DataFrame(rows, columns=["task", "paradigm", "fewest", "most", "gain", "low", "high"])
 
 
@@ -253,7 +253,7 @@ def beyond_control(table: pd.DataFrame, *, metric: str = "auroc", resamples: int
             top = ladder.loc[ladder["n_images"] == most, "folder"]
             each = [resampled(folder, names, metric, resamples, seed) for folder in top]
             hidden = tested(str(top.iloc[0]), names)["hidden"]
-            rung = {"task": task, "paradigm": paradigm, "n_images": most} | _difference(each, [best], hidden)
+            rung = {"task": task, "paradigm": paradigm, "n_images": most} | difference(each, [best], hidden)
             rows.append(rung | {"control": f", over {str(others['encoder'].iloc[-1]).replace(':', ' ')}"})
     return pd.DataFrame(rows, columns=["task", "paradigm", "n_images", "gain", "low", "high", "control"])
 
@@ -279,6 +279,6 @@ def at_home(table: pd.DataFrame, *, metric: str = "auroc", resamples: int = 1000
             each = [resampled(folder, names, metric, resamples, seed) for folder in own.loc[alike, "folder"]]
             rung = {"task": task, "paradigm": other.paradigm, "n_images": other.n_images, "seeds": len(each)}
             hidden = tested(str(other.folder), names)["hidden"]
-            rows.append(rung | _difference(each, [away], hidden) | {"elsewhere": other.trained_on})
+            rows.append(rung | difference(each, [away], hidden) | {"elsewhere": other.trained_on})
     columns = ["task", "paradigm", "n_images", "seeds", "gain", "low", "high", "elsewhere"]
     return pd.DataFrame(rows, columns=columns)
