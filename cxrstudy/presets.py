@@ -1,10 +1,12 @@
 """Presets: each a YAML file that describes data sets, base models, scaling curves and their evaluation."""
 
+import re
 from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cxrstudy import marks
 from cxrstudy.study import (
     Classify,
     Data,
@@ -14,7 +16,6 @@ from cxrstudy.study import (
     Scale,
     Segment,
     StudyError,
-    explain,
     read_numbers,
     root,
 )
@@ -72,18 +73,26 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> Preset:
-    """Read ``notebooks/presets/NAME.yml``; StudyError naming the file and field when it does not hold."""
+    """Read ``notebooks/presets/NAME.yml``; StudyError naming the file, line and field when it does not hold."""
     path = root() / "notebooks" / "presets" / f"{name}.yml"
     if not path.is_file():
         raise StudyError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
+    text = ""
     try:
-        preset = Preset(**yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))  # C: ten times as fast
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=yaml.CSafeLoader)  # C: ten times as fast
+    except UnicodeDecodeError as error:
         raise StudyError(f"{path}: not YAML: {error}") from None
-    except (ValidationError, TypeError) as error:
-        message = explain(error, str(path), Preset) if isinstance(error, ValidationError) else f"{path}: {error}"
-        raise StudyError(message) from None
-    return preset
+    except (yaml.YAMLError, ValueError) as error:
+        raise StudyError(marks.not_yaml(error, text, path)) from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}:1: expected lines `name: value`")
+    try:
+        return Preset(**values)
+    except ValidationError as error:
+        raise StudyError(marks.faults(error, Preset, text, path)) from None
+    except TypeError as error:  # a name that is a number
+        raise StudyError(f"{path}: {error}") from None
 
 
 PLANNED = {"data", "base", "out", "splits", "encoder", "fold_encoders", "folds", "records", "runs", "root"}
@@ -118,6 +127,25 @@ def read_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return read
 
 
+def _alike(key: str) -> str:
+    """The parameters that a wrong ``--set`` key may mean, by spelling and by their description; then all names."""
+    place, _, name = key.rpartition(".")
+    block = place.partition(".")[0]
+    fields: dict[str, dict[str, str]] = {}  # of each block: the names that no block before it has
+    for each, model in BLOCKS.items():
+        there = set(PLANNED).union(*fields.values())
+        fields[each] = {n: f.description or "" for n, f in model.model_fields.items() if n not in there}
+    words = set(re.findall(r"[a-z]+", name.casefold()))
+    every = {n: told for own in fields.values() for n, told in own.items()}
+    meant = [n for n, told in every.items() if words and words <= set(re.findall(r"[a-z]+", told.casefold()))]
+    wrong = block if block and block not in BLOCKS else ""
+    said = f"{wrong!r} is no block{marks.near(wrong, BLOCKS)}" if wrong else "no such parameter"
+    said += "" if name in every else marks.near(name, every)
+    described = f"; described so: {', '.join(meant[:5])}" if meant else ""
+    known = "; ".join(f"{each}: {', '.join(own)}" for each, own in fields.items() if own)
+    return f"{said}{described}. Known are {known} (also as BLOCK.NAME)"
+
+
 def takes_list(model: type[Parameters], name: str) -> bool:
     """Whether a parameter is a list itself, so that a list given for it is one value, not several to unfold."""
     return name in model.model_fields and get_origin(model.model_fields[name].annotation) is list
@@ -133,8 +161,7 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
     for key, value in read_settings(settings).items():
         entry, name, known = _known(key)
         if not known:
-            names = sorted({n for model in BLOCKS.values() for n in model.model_fields} - PLANNED)
-            raise StudyError(f"--set {key}: no such parameter; known: {', '.join(names)} (or ladders.NAME, base.NAME)")
+            raise StudyError(f"--set {key}: {_alike(key)}")
         block = next((b for b in known if raw[b] is not None), known[0])
         if raw[block] is None:
             raise StudyError(f"--set {key}: this preset has no {block}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cxrstudy.marks import near
 from cxrstudy.numbers import typed
 
 
@@ -296,11 +297,11 @@ def validated(stage: str, values: dict[str, Any], where: str = "") -> Any:
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     """What pydantic found wrong, a part an item, with the names that are known."""
-    lines = []
+    lines, known = [], model.model_fields
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]) or "parameters"
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter {name!r}; known: {', '.join(model.model_fields)}")
+            lines.append(f"unknown parameter {name!r}{near(name, known)}; known: {', '.join(known)}")
         else:
             lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')} (got {str(item['input'])[:80]})")
     return f"{where}: " + "; ".join(lines)

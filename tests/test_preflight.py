@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrstudy import grid, preflight, study
-from cxrstudy.preflight.marks import line_of
+from cxrstudy.marks import line_of
 
 REAL = ROOT.parent / "shared" / "data"
 PRESET = """title: Own

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cxrstudy import study
+from cxrstudy import marks, study
 from cxrstudy.data import columns as cells
 from cxrstudy.data import manifest as manifests
 from cxrstudy.data.ids import Spelling, read_ids
@@ -144,7 +144,32 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_card(card: str | Path) -> Card:
-    """The front matter of ``data_cards/<card>.md`` or of a card given by path; CardError naming what does not hold."""
+    """The front matter of ``data_cards/<card>.md`` or of a card given by path; CardError naming line and field of what
+    does not hold."""
+    path, text, first = _front(card)
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise CardError("front matter of " + marks.not_yaml(error, text, path, first)) from None
+    except ValueError as error:  # a date that is none
+        raise CardError(f"front matter of {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise CardError(f"front matter of {path}:{first}: expected lines `name: value`")
+    try:
+        return Card(**values)
+    except ValidationError as error:
+        raise CardError("front matter of " + marks.faults(error, Card, text, path, first)) from None
+
+
+def place(card: str | Path, *keys: str | int) -> str:
+    """Return a card's file and the line of an entry of its front matter, for messages."""
+    path, text, first = _front(card)
+    shown = path.relative_to(study.root()) if path.is_relative_to(study.root()) else path
+    return f"{shown}:{marks.line_of(text, *keys, first=first)}"
+
+
+def _front(card: str | Path) -> tuple[Path, str, int]:
+    """A card's file, its front matter, and the line on which that begins."""
     path = Path(card) if str(card).endswith(".md") else study.root() / "data_cards" / f"{card}.md"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in (study.root() / "data_cards").glob("*.md")))
@@ -156,14 +181,7 @@ def read_card(card: str | Path) -> Card:
     front = re.match(r"\s*---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
     if not front:
         raise CardError(f"{path}: does not start with YAML front matter between two lines '---'")
-    try:
-        return Card(**yaml.load(front[1], _Loader))
-    except ValidationError as error:
-        text_wanted = any(e["type"] == "string_type" for e in error.errors())
-        quote = ". Put names that YAML takes for numbers, dates or yes and no in quotes" if text_wanted else ""
-        raise CardError(f"{path}: front matter: {error}{quote}") from None
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise CardError(f"{path}: front matter: {error}") from None
+    return path, front[1], 1 + text[: front.start(1)].count("\n")
 
 
 def load_manifest(

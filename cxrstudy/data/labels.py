@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy.data.columns import number, plain
-from cxrstudy.data.tables import CardError, Rows, near
+from cxrstudy.data.tables import CardError, Rows
+from cxrstudy.marks import near
 
 QUOTED = r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\""
 LIST = r"(?:\w+\()?\s*(\[.*\]|\(\s*['\"].*\)|\{.*\})\s*(?:,\s*dtype=[^)]*)?\)?"  # also numpy's array([...])

@@ -3,7 +3,6 @@
 import bz2
 import codecs
 import csv
-import difflib
 import gzip
 import io
 import json
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxrstudy.data.columns import plain
+from cxrstudy.marks import near
 
 SEPARATORS = (",", ";", "\t", "|")
 PARQUET = (".parquet", ".pq", ".parq")
@@ -119,13 +119,6 @@ def read_tables(
     which = np.repeat(np.arange(len(paths)), [len(frame) for frame in frames])
     units = ["row" if _is_parquet(path) else "line" for path in paths]
     return Rows(whole, list(paths), which, units, np.concatenate(lines))
-
-
-def near(name: str, names: Iterable[str], n: int = 3) -> str:
-    """Return up to ``n`` of ``names`` that are spelled like ``name``, as a clause of a sentence; else nothing."""
-    folded = {plain(other).casefold().replace("_", " "): other for other in names}
-    found = difflib.get_close_matches(plain(name).casefold().replace("_", " "), folded, n, cutoff=0.6)
-    return f"; near it: {', '.join(repr(folded[other]) for other in found)}" if found else ""
 
 
 def _is_parquet(path: Path) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cxrstudy import grid, study
+from cxrstudy.marks import line_of
 from cxrstudy.preflight.holdings import Holding
-from cxrstudy.preflight.marks import line_of
 
 PARTS = TRAIN, _, TEST = ("train", "validation", "test")
 ALL = "all folds"

@@ -12,7 +12,7 @@ import pandas as pd
 from cxrstudy import study
 from cxrstudy.data import cards
 from cxrstudy.data.manifest import assign_splits, label_array, label_names, nested_subset
-from cxrstudy.preflight.marks import line_of_value
+from cxrstudy.marks import line_of_value
 
 Tables = dict[tuple[str, str], pd.DataFrame | str]  # a data set read once: its manifest, or why there is none
 FACTS = ("exam", "scanner", "right:", "malposition:")  # that a query may name beside the manifest's columns

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,87 @@ def test_a_file_that_is_no_card_is_refused_by_its_name(tmp_path, text, said):
 )
 def test_a_card_with_a_wrong_key_or_value_is_refused_by_its_name(tmp_path, changes, said):
     refused(write_card(tmp_path, **changes), tmp_path, "hospital.md", said)
+
+
+SITE = (ROOT / "data_cards" / "site.md").read_text(encoding="utf-8")
+TYPOS = [  # what is written, what instead, the sign by which its line is found, what is said
+    (
+        "  path: images.csv",
+        '  path: images.csv\n  seperator: ";"',
+        "seperator",
+        "table.seperator: unknown name 'seperator'; near it: 'separator'",
+    ),
+    ("show_images: false", "show_images: ja", "show_images", "show_images: expected true or false (got 'ja')"),
+    (
+        "encoding: columns",
+        "encodin: columns",
+        "encodin:",
+        "labels.encodin: unknown name 'encodin'; near it: 'encoding'",
+    ),
+    ("missing: unknown", "missing: unkown", "unkown", "labels.missing: expected 'absent' or 'unknown' (got 'unkown')"),
+    ("chest_tube: chest_tube", "chest_tube: 7", "chest_tube: 7", "labels.names.chest_tube: expected text"),
+    ("    - study_id", "    study", "  study_id:", "table.study_id: expected a list"),
+    ('"-1": null', '"-1": 7', "  values:", "labels.values: '-1' must become 1"),
+    (
+        "title: Your",
+        "title: Children's hospital: Your",
+        "title:",
+        "put the value in double quotes, `title: \"Children's",
+    ),
+    (
+        "title: Your own hospital (a template)",
+        "title: 'Children's'",
+        "title:",
+        'put the value in double quotes, `title: "C',
+    ),
+    ("citation: none", "citation: @none", "citation:", 'put the value in double quotes, `citation: "@none"`'),
+    ("name: site", "name: site\nname: again", "name: again", "'name' is given twice"),
+    ("  view: view", "\tview: view", "\tview", "by blanks, not by tabs"),
+    ("  view: view", "   view: view", "   view", "indent it as its neighbours"),
+]
+
+
+@pytest.mark.parametrize("head", ["", "\n\n"])
+@pytest.mark.parametrize(("old", "new", "sign", "said"), TYPOS)
+def test_a_typo_is_told_with_its_line_in_the_file_and_the_remedy(tmp_path, old, new, sign, said, head):
+    path = tmp_path / "own.md"
+    text = head + SITE.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+    number = next(k for k, line in enumerate(text.splitlines(), 1) if sign in line)
+    with pytest.raises(CardError) as caught:
+        read_card(path)
+    assert re.search(rf"(own\.md:|line ){number}: ", str(caught.value))
+    assert said in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_all_typos_of_a_card_are_told_in_the_order_of_their_lines(tmp_path):
+    path = tmp_path / "own.md"
+    path.write_text(
+        SITE.replace("show_images: false", "show_images: ja").replace("  report: report", "  reprot: report")
+    )
+    with pytest.raises(CardError, match=r"own\.md:9: show_images: .*; line 19: table\.reprot: .*near it: 'report'"):
+        read_card(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_name_with_one_letter_wrong_is_told_beside_the_right_one(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "typo.md"
+    lines = SITE.splitlines()
+    known = [
+        k for k, line in enumerate(lines) if line.startswith(("  image_id:", "  patient_id:", "licence:", "access:"))
+    ]
+    k = data.draw(st.sampled_from(known))
+    name = lines[k].split(":")[0].strip()
+    at = data.draw(st.integers(0, len(name) - 1))
+    wrong = name[:at] + name[at + 1 :]
+    path.write_text("\n".join([*lines[:k], lines[k].replace(name, wrong, 1), *lines[k + 1 :]]), encoding="utf-8")
+    with pytest.raises(CardError) as caught:
+        read_card(path)
+    assert re.search(
+        rf"(:|line ){k + 1}: [a-z_.]*{wrong}: unknown name '{wrong}'; near it: [^;]*'{name}'", str(caught.value)
+    )
 
 
 def test_a_real_card_without_a_table_is_refused(tmp_path):
