@@ -111,13 +111,14 @@ def size_up(card: str, data_root: str) -> Sized:
     held = hold(study.Data(card=card, root=root, n_images=0, size=SIZE, fractions=FRACTIONS), tables)
     if held.fault:
         raise study.StudyError(f"{held.where}: {held.fault}" if held.where else held.fault)
-    for folds in (5, 4, 3) if held.n < FEW else (0,):
+    for folds in (*((5, 4, 3) if held.n < FEW else ()), 0):
         shares = {f"fold{k}": round(1 / folds, 3) for k in range(folds)} if folds else FRACTIONS
         if folds == 3:
             shares["fold2"] = 0.334
         split = hold(held.p.model_copy(update={"fractions": shares}), tables)
         sized = Sized(described, split, folds)
-        if held.n >= LEAST_IMAGES and all(split.count([part]) for part in shares):
+        unprobed = folds and not sized.labels and held.reported.any()  # then reports are what can be evaluated
+        if held.n >= LEAST_IMAGES and all(split.count([part]) for part in shares) and not unprobed:
             return sized
     patients = held.within("")["patient_id"].nunique()
     raise study.StudyError(

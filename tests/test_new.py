@@ -39,6 +39,7 @@ def test_it_asks_for_what_the_card_holds_and_passes_preflight(
     found = preflight.check("own", data_root=str(root))
     assert [str(problem) for problem in found if problem.level == "error"] == []
     enough = labels
+    folds = 0 if reports and not labels else folds  # nothing to probe: reports are written, which needs fixed splits
     paradigms = {ladder["paradigm"] for ladder in made["ladders"]}
 
     assert ("clip" in paradigms, "unicl" in paradigms, "dinov2" in paradigms) == (reports, enough, True)
