@@ -11,8 +11,7 @@ STAMP := $(VENV)/.installed
 .PHONY: study pdf test test-slow check lab lock clean
 
 study: $(STAMP)
-	@DATA_ROOT="$(DATA_ROOT)" $(BIN)/cxrstudy run --preset $(PRESET); ran=$$?; \
-	  if [ $$ran -eq 2 ]; then exit 2; fi; $(BIN)/cxrstudy book && exit $$ran
+	@exec env DATA_ROOT="$(DATA_ROOT)" $(BIN)/cxrstudy run --preset "$(PRESET)" --book
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ The source is gathered in ``_build/src`` (only what changed is rewritten, so tha
 by Jupyter Book into ``_build/html``.
 """
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,14 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
         print(f"the book is up to date: {html / 'index.html'}")
         return _printed(top) if pdf else 0
+    n = len(_all_sources())
+    print(f"building the book from {n} preset{'s' * (n != 1)}; some minutes", flush=True)
     command = [sys.executable, "-m", "cxrstudy.builder"]
     environment, pipe = os.environ | {"PYTHONWARNINGS": "ignore"}, subprocess.PIPE
-    with subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as builder:
+    with (
+        subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as builder,
+        _ending(builder),
+    ):
         try:
             frame = assemble(source)
         except pages.PageError as error:
@@ -169,6 +175,16 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
     write_text(stamp, key)
     print(f"the book: {html / 'index.html'}")
     return _printed(top) if pdf else 0
+
+
+@contextlib.contextmanager
+def _ending(process: subprocess.Popen[str]) -> Iterator[None]:
+    """End a process when the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
 
 
 def _printed(top: Path) -> int:

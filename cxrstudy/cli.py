@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,6 +54,30 @@ def _check(preset: str, each: list[dict[str, Any]], data_root: str, *, quiet: bo
         raise study.StudyError(f"preset {preset} cannot run; nothing was run\n" + "\n".join(errors))
 
 
+def _book_after(code: int) -> int:
+    """Build the book after runs that ended with ``code``; returns that, or 1 where there is no book."""
+    from cxrstudy import locks
+
+    _lighten()
+    from cxrstudy import book as builder
+
+    try:
+        with locks.ending_signals():  # what builds it is then ended too
+            built = builder.build()
+    except KeyboardInterrupt:
+        click.echo("stopped; the runs stand, and cxrstudy book builds the book", err=True)
+        return 1
+    except study.StudyError as error:
+        click.echo(f"cxrstudy: {error}", err=True)
+        return 1
+    return 1 if built else code
+
+
+def _lighten() -> None:
+    # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+
 class Door(click.Group):
     """Turns our own errors into one line and exit code 2."""
 
@@ -86,6 +111,7 @@ def main() -> None:
 @click.option("--only", type=click.Choice(["data"]), help="Run this stage alone: data prepares the images.")
 @click.option("--unrecorded", is_flag=True, help="Leave out what book/recorded holds of this preset already.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--book", "then_book", is_flag=True, help="Build the book afterwards, also where some runs failed.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -98,6 +124,7 @@ def run(
     only: str | None,
     unrecorded: bool,
     quiet: bool,
+    then_book: bool,
 ) -> None:
     """Run a preset through Snakemake and Papermill; only what is missing or changed is executed.
 
@@ -130,7 +157,7 @@ def run(
             )
             for settings in each
         ]
-        sys.exit(max(codes))
+        sys.exit(_book_after(max(codes)) if then_book else max(codes))
     click.echo(
         f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
         f"{f'{described.gpu_hours:g} GPU-hours' if described.gpu_hours else 'no GPU'}, "
@@ -184,8 +211,7 @@ def record(preset: str, figure: bool) -> None:
 @click.option("--pdf", is_flag=True, help="Print its chapters to one PDF too: book.pdf beside it. Needs Chromium.")
 def book(out: str, pdf: bool) -> None:
     """Build the book from the records that stand, and say where it lies."""
-    # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    _lighten()
     from cxrstudy import book as builder
 
     sys.exit(builder.build(out, pdf=pdf))
@@ -251,10 +277,19 @@ def new(card: str, data_root: str, name: str, force: bool) -> None:
     """Write a preset for own x-rays, sized to what the card's table holds, with every line explained."""
     from cxrstudy import new as writer
 
+    former = study.root() / "notebooks" / "presets" / f"{name or Path(card).stem}.yml"
+    before = former.read_bytes() if former.is_file() else None
     path, sized = writer.write(card, data_root, name, force=force)
-    click.echo(f"written: {path} (about {max(1, round(sized.minutes()))} minutes on this machine, an estimate)")
     where = f" --data-root {data_root}"
-    _check(path.stem, [{}], os.path.abspath(os.path.expanduser(data_root)), quiet=False)
+    try:
+        _check(path.stem, [{}], os.path.abspath(os.path.expanduser(data_root)), quiet=False)
+    except study.StudyError as error:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
+        raise study.StudyError(f"no preset was written, as it could not be run: {error}") from None
+    click.echo(f"written: {path} (about {max(1, round(sized.minutes()))} minutes on this machine, an estimate)")
     click.echo(f"what it would run: cxrstudy run --preset {path.stem} -n{where}")
     click.echo(f"run it, then build the book: make study PRESET={path.stem} DATA_ROOT={data_root}")
 
