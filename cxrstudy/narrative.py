@@ -338,8 +338,8 @@ def describe_data(name: str, prepared: Prepared, card: Card) -> str:
     ]
     warned = [f"**Warning: {sentence}**" for sentence in odd.losses(info, len(manifest))]
     return (
-        f"## {card.title}: {name}\n\n**{what} x-rays.** {len(manifest):,} images of "
-        f"{manifest['patient_id'].nunique():,} patients at {info['size']} px"
+        f"## {card.title}{'' if card.title.endswith('?') else ':'} {name}\n\n**{what} x-rays.** {len(manifest):,} "
+        f"images of {manifest['patient_id'].nunique():,} patients at {info['size']} px"
         f"{'; ' if lost else ''}{'; '.join(lost)}. {' '.join(warned)}{' ' if warned else ''}"
         f"Licence: {card.licence}. Cite: {card.citation}."
     )

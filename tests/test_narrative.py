@@ -1,13 +1,17 @@
 """What the book's pages say is computed from records: encoders told apart, sources named, other institutions shown."""
 
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from hypothesis import given
+from hypothesis import strategies as st
 from made_ladders import base, judge
 
-from cxrstudy import narrative, plots, recorded, study, tables
+from cxrstudy import answer, narrative, plots, recorded, study, tables
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling import ladders
 
@@ -178,3 +182,141 @@ def test_what_ten_times_the_images_cut_is_told_with_its_interval_and_its_floor()
     assert narrative._tenfold(pd.Series(fit)) == "90.0% [0.1% or less, 99.0%], through 6 points"
     assert "of what is above a floor of 0.100" in narrative._tenfold(pd.Series(fit | {"floor": 0.1}))
     assert "was not kept" in narrative._tenfold(pd.Series(fit).drop(["exponent_low", "exponent_high"]))
+
+
+def test_a_results_page_answers_in_short_against_the_base_and_the_best_baseline(runs):
+    base(1.0)
+    judge("pixels-aaaaaa", 1.5, paradigm="control", encoder="pixels", base="")
+    for n, skill in ((200, 0.5), (2000, 2.5)):
+        judge(f"clip-n{n}-s0-aaaaaa", skill, n_images=n, trained_on="synthetic:study")
+    table = load_records(runs)
+    gained = ladders.gains(table).query("task == 'findings' and n_images == 2000").iloc[0]
+    said = answer.in_short(table)
+    assert "600 test images of 300 patients" in said
+    assert "better than the base in 2 of 2 ladders and measurably worse in 0" in said
+    own = f"{gained.gain:+.3f} [{gained.low:+.3f},\u00a0{gained.high:+.3f}] (better) against the unmodified base"
+    assert f"- Findings, `clip` with 2k in-house images: {own}" in said
+    assert "against the best baseline that learned from no label (raw pixels)" in said
+    assert "no encoder" not in said
+    assert said.endswith(
+        "trained with one seed: intervals hold test patients only, not what another seed would change."
+    )
+
+
+def test_what_is_not_better_is_not_called_harmless_and_pixels_that_are_as_good_are_named(runs):
+    base(1.0)
+    judge("pixels-aaaaaa", 3.0, paradigm="control", encoder="pixels", base="")
+    for seed in (0, 1):
+        judge(f"clip-n200-s{seed}-aaaaaa", 1.0, seed=seed, noise=0.6, n_images=200, trained_on="synthetic:study")
+    said = answer.in_short(load_records(runs))
+    assert "On findings **no encoder, continued or not, is above raw pixels with certainty**" in said
+    assert "(worse) against the best baseline" in said
+    assert "one seed" not in said
+    assert not any(word in said for word in ("harm", "equal", "as good"))
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "word"),
+    [
+        (0.02, 0.01, 0.03, "(better)"),
+        (-0.02, -0.03, -0.01, "(worse)"),
+        (0.0, -0.009, 0.01, "(no measurable difference)"),
+        (0.0, -0.05, 0.05, "(no measurable difference: 0.050 lower is not excluded)"),
+        (0.0, np.nan, np.nan, "(no interval: better or worse cannot be told)"),
+    ],
+)
+def test_a_difference_gets_the_word_that_its_interval_allows(gain, low, high, word):
+    assert answer._compared(SimpleNamespace(gain=gain, low=low, high=high)).endswith(word)
+
+
+def test_in_short_copes_with_parts_that_are_missing(runs):
+    assert answer.in_short(load_records(runs)) == answer.NOTHING
+    record("clip-n200-s0-000001", [("retrieval", "image_to_text", "recall@5", 0.2)])
+    assert answer.in_short(load_records(runs)) == answer.NOTHING
+    judge("clip-n200-s0-aaaaaa", 1.0, n_images=200, trained_on="synthetic:study")
+    said = answer.in_short(load_records(runs))
+    assert "No base was evaluated as it came" in said
+    assert "its base was not evaluated; no baseline that learned from no label was evaluated." in said
+
+
+def test_encoders_that_hardly_moved_are_counted_and_bases_are_not(runs):
+    assert narrative.hardly_trained(load_records(runs)) == ""
+    for k, (far, root) in enumerate([(0.009, "b"), (0.01, "b"), (0.3, "b"), (0.001, "")]):
+        record(f"clip-n200-s{k}-00000{k}", [("pretrain", "clip", "moved", far)], stage="pretrain", base=root)
+    assert narrative.hardly_trained(load_records(runs)).startswith("**1 of 3 continued encoders moved by less than 1%")
+
+
+def test_growth_from_a_loss_is_told_as_recovery() -> None:
+    gained = pd.DataFrame(
+        [("findings", "unicl", 32, -0.034, -0.066, -0.002)],
+        columns=["task", "paradigm", "n_images", "gain", "low", "high"],
+    )
+    grown = SimpleNamespace(task="findings", paradigm="unicl", fewest=32, gain=0.023)
+    assert narrative.recovery(grown, gained) == " (mostly recovery: the smallest subset is 0.034 below the base)"
+    grown.gain = 0.2
+    assert narrative.recovery(grown, gained).startswith(" (in part recovery: ")
+    grown.gain = -0.01
+    assert narrative.recovery(grown, gained) == " (the smallest subset is 0.034 below the base)"
+    assert narrative.recovery(grown, gained.assign(high=0.001)) == ""
+
+
+def test_points_that_lost_are_not_also_said_to_be_untold() -> None:
+    columns = ["task", "paradigm", "n_images", "gain", "low", "high", "n", "n_patients"]
+    lost, untold, safe = (
+        ("findings", "unicl", n, 0.0, low, high, 517, 379)
+        for n, low, high in ((32, -0.06, -0.002), (100, -0.03, 0.02), (370, -0.005, 0.01))
+    )
+    said = narrative.harm(pd.DataFrame([lost, untold, safe], columns=columns))
+    shown, open_ = said.split("None is shown, but one of 0.01 is not excluded, for 1 of 3 points: ")
+    assert "with 32" in shown and "with 32" not in open_
+    assert "`unicl` with 100 on findings. Whether these were harmed cannot be told from 517" in open_
+    assert said.endswith("For the other one a loss of 0.01 is excluded.")
+    assert "cannot be told" not in narrative.harm(pd.DataFrame([lost, safe], columns=columns))
+
+
+def test_one_label_is_named_in_the_table_that_is_not_repeated(runs):
+    record("clip-n200-s0-000001", [(*FINDINGS, 0.7), ("findings", "bacterial", "auroc", 0.7)])
+    table = load_records(runs)
+    assert list(tables.main_table(table).columns) == ["Findings, AUROC of bacterial"]
+    assert not tables.several_labels(table)
+    record("clip-n900-s0-000002", [(*FINDINGS, 0.7), ("findings", "viral", "auroc", 0.7)], n_images=900)
+    table = load_records(runs)
+    assert list(tables.main_table(table).columns) == ["Findings, macro AUROC"]
+    assert tables.several_labels(table)
+
+
+def test_prevalence_is_of_known_labels_and_counts_the_unknown() -> None:
+    manifest = pd.DataFrame({"split": ["a", "a", "a", "b"], "label:edema": [1.0, 0.0, np.nan, np.nan]})
+    soup = BeautifulSoup(narrative.prevalence_table(SimpleNamespace(manifest=manifest)).markup, "html.parser")
+    assert {cell["data-label"]: cell.get_text() for cell in soup.find_all("td")} == {
+        "label": "pulmonary edema",
+        "a (n = 3)": "0.500",
+        "b (n = 1)": "unknown in all",
+        "unknown": "50.0% (2)",
+    }
+    assert "4 images: 0 means known to be absent" in soup.caption.get_text()
+    assert "records no labels" in narrative.prevalence_table(SimpleNamespace(manifest=manifest[["split"]])).alt
+
+
+def test_the_description_is_followed_by_what_the_data_run_holds() -> None:
+    said = answer.described("recorded:nih")
+    assert said.startswith("*The same way on real x-rays.* ")
+    assert said.endswith("As prepared, `nih` holds **1,000 images** of 682 patients.")
+    assert "As prepared" not in answer.described("recorded:bases")
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=12, unique=True), st.floats(0.01, 3))
+def test_labelled_ticks_are_apart_and_the_rest_is_near_one(places, apart):
+    places = np.array(sorted(places))
+    kept = plots.spaced(places, apart)
+    assert kept[-1]
+    assert (np.diff(places[kept]) >= apart).all()
+    assert all(np.abs(places[kept] - place).min() < apart for place in places[~kept])
+
+
+def test_wide_drawings_alone_scroll_on_a_phone() -> None:
+    shares = pd.DataFrame({"all": [0.5]}, index=["edema"])
+    rows = pd.DataFrame({"label": ["edema"], "series": ["a" * 60], "value": 0.5, "low": 0.4, "high": 0.6})
+    assert 'class="wide"' in plots.beside(rows, xlabel="AUROC").markup
+    assert 'class="wide"' not in plots.reliability({"edema": pd.DataFrame({"said": [0.5], "seen": 0.5, "n": 9})}).markup
+    assert plots.prevalence(shares).alt
