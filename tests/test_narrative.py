@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_ladders import base, judge
 
-from cxrstudy import answer, narrative, plots, recorded, study, tables
+from cxrstudy import answer, grid, narrative, plots, recorded, study, tables
+from cxrstudy.plans import write_plan
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling import ladders
 
@@ -303,6 +304,16 @@ def test_the_description_is_followed_by_what_the_data_run_holds() -> None:
     assert said.startswith("*The same way on real x-rays.* ")
     assert said.endswith("As prepared, `nih` holds **1,000 images** of 682 patients.")
     assert "As prepared" not in answer.described("recorded:bases")
+
+
+def test_images_that_a_data_run_lost_are_told_beside_the_description(runs):
+    p = study.validated("data", {"card": "synthetic", "out": str(runs / "mini" / "data" / "own-aaaaaa")})
+    info = {"images": 693, "patients": 531, "quarantined": 2, "left_out": {"no patient id": 1, "no image file": 4}}
+    write_record("data", p, metrics=[], subject={}, started=time.time(), info=info)
+    assert "As prepared" not in answer.described("mini")  # of another plan
+    write_plan(runs / "mini" / "plan.json", "mini", [grid.Run("own-aaaaaa", "data", "mini", {})])
+    lost = "(2 could not be read; rows of the table left out: 5)"
+    assert answer.described("mini").endswith(f"As prepared, `own` holds **693 images** of 531 patients {lost}.")
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12, unique=True), st.floats(0.01, 3))
