@@ -23,6 +23,7 @@ PACKAGES = (
     "jupyterlab",
     "nbval",
 )
+LONGEST = 160  # characters of a reason
 
 
 def report(data_root: str = "") -> int:
@@ -59,21 +60,31 @@ def report(data_root: str = "") -> int:
     print(f"Data root: {found}")
     unfit, tables = set(), preflight.Tables()
     for name in grid.preset_names():
-        lacking, said = list(missing), []
+        lacking, said, root = list(missing), [], ""
         try:
             preset = grid.load_preset(name)
             if preset.gpu_hours and not has_gpu:
                 lacking.append(f"a GPU (about {preset.gpu_hours:g} hours of one)")
             root = data_root if preflight.reads_files(preset) else ""
         except study.StudyError:
-            root = ""  # ``check`` says why
+            pass  # ``check`` says why
         for problem in preflight.check(name, data_root=root, tables=tables):
             if problem.level == "error":
                 lacking.append(str(problem).removeprefix("error: "))
             elif problem.level == "warning":
                 said.append(str(problem))
         print(f"preset {name}: {'missing' if lacking else 'ready'}")
-        for line in (*lacking, *said):
+        for line in _in_lines([*lacking, *said], name, root):
             print(f"    {line}")
         unfit |= {name} if lacking else set()
     return 1 if "mini" in unfit else 0
+
+
+def _in_lines(reasons: list[str], preset: str, root: str) -> list[str]:
+    """A short line for each reason; of a preset whose weights are not here, which says much, one line in all."""
+    where = f"cxrstudy run --preset {preset} -n{f' --data-root {root}' if root else ''}"
+    each = [" ".join(reason.split()) for reason in reasons]
+    short = [r if len(r) <= LONGEST else f"{r[: LONGEST - 4].rsplit(' ', 1)[0]} ..." for r in each]
+    if len(each) > 1 and any("not on this machine" in reason for reason in each):
+        return [f"{short[0]} (+{len(each) - 1} more: {where})"]
+    return [line if line == reason else f"{line} (whole: {where})" for line, reason in zip(short, each, strict=True)]

@@ -208,7 +208,10 @@ def lines(s: Sized) -> list[Line]:
     out: list[Line] = [
         (f"title: {_text(s.card.title)}", "the heading of its page in the book"),
         (f"description: {_text(told + '.')}", "what the page says below it"),
-        (f"minutes: {max(1, round(s.minutes()))}", "an estimate for this machine, not measured"),
+        (
+            f"minutes: {max(1, round(s.minutes()))}",
+            "an estimate for this machine; later changes do not update it",
+        ),
         (f"hardware: {_text(f'{os.cpu_count()} CPU cores (estimated)')}", "what the estimate is for"),
         (f"disk_gb: {max(0.1, round(gb, 1)):g}", "an estimate: prepared images, encoders, notebooks"),
         ("memory_gb: 4", "an estimate"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from conftest import ROOT, Walk, clone
 from hospitals import hospital
 from hypothesis import given, settings
@@ -156,3 +157,34 @@ def test_real_samples_get_a_preset_that_passes_preflight(walk: Walk, card: str, 
     assert {ladder["paradigm"] for ladder in made["ladders"]} == {"unicl", "dinov2"} | (
         {"clip"} if card == "covid_notes" else set()
     )
+
+
+def test_what_could_not_be_run_is_not_written(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = hospital(walk, 200)
+    from cxrstudy import cli
+    from cxrstudy.preflight import steps
+
+    path = walk.root / "notebooks" / "presets" / "own.yml"
+    monkeypatch.setattr(steps, "free_gb", lambda: 0.0)
+    done = CliRunner().invoke(cli.main, ["new", "--card", "own", "--data-root", str(root)])
+    assert done.exit_code == 2
+    assert "no preset was written" in done.output and "disk are free" in done.output
+    assert not path.exists()
+    path.write_text("title: mine\n")
+    done = CliRunner().invoke(cli.main, ["new", "--card", "own", "--data-root", str(root), "--force"])
+    assert done.exit_code == 2
+    assert path.read_text() == "title: mine\n"
+
+
+@pytest.mark.parametrize("what", [["labels"], ["reports"], ["reports", "labels"]])
+def test_what_the_card_has_come_to_have_is_told(walk: Walk, what: list[str]) -> None:
+    root = hospital(walk, 200, reports="reports" not in what, labels="labels" not in what)
+    path, _ = new.write("own", str(root))
+    assert not [p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message]
+    hospital(walk, 200)
+    (told,) = [p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message]
+    assert told.level == "warning"
+    assert f"card own has {' and '.join(what)} that this preset does not use" in told.message
+    assert "cxrstudy new --card own --name own --force" in told.message
+    path.write_text(path.read_text().partition("\n")[2])
+    assert not [p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrstudy import grid, preflight, study
+from cxrstudy.data import cards
 from cxrstudy.marks import line_of
 
 REAL = ROOT.parent / "shared" / "data"
@@ -385,3 +386,86 @@ def test_reports_in_another_language_are_warned_of(walk: Walk) -> None:
     table.to_csv(root / "t.csv", index=False)
     warned = "\n".join(said(check(walk, root), "warning"))
     assert "of 400 reports read, 200 are not in English (German 200)" in warned
+
+
+def diagnoses(walk: Walk, labels: str) -> Path:
+    """The made hospital with one column ``Diagnosis`` instead of a column a label; every fourth cell is empty."""
+    root = hospital(walk, 400)
+    rows = pd.read_csv(root / "t.csv").drop(columns=["covid", "line"])
+    kinds = ["bacterial", "viral; effusion", "normal", ""]
+    rows["Diagnosis"] = [kinds[(k // 2) % 4] for k in range(len(rows))]
+    rows.to_csv(root / "t.csv", index=False)
+    path = walk.root / "data_cards" / "own.md"
+    path.write_text(re.sub(r"labels:\n.*?---\n", labels + "---\n", path.read_text(), flags=re.DOTALL))
+    return root
+
+
+LISTED = """labels:
+  encoding: list
+  column: Diagnosis
+  separator: ";"
+  names:
+    viral: viral
+    effusion: Effusion
+  missing: absent
+"""
+AGAINST = """labels:
+  encoding: columns
+  names:
+    bacterial: Diagnosis
+  values:
+    bacterial: 1
+    viral; effusion: 0
+    normal: null
+  missing: unknown
+"""
+
+
+def test_one_column_of_diagnoses_gives_a_label_a_name(walk: Walk) -> None:
+    found = check(walk, diagnoses(walk, LISTED), PRESET.replace("    - covid\n", "    - viral\n    - effusion\n"))
+    assert said(found, "error") == said(found, "warning") == []
+    (manifest,) = [cards.load_manifest("own", root=walk.root / "files")]
+    assert manifest["label:viral"].value_counts().to_dict() == {0.0: 300, 1.0: 100}
+    assert manifest["label:viral"].equals(manifest["label:effusion"])
+
+
+def test_one_value_against_another_leaves_the_rest_unknown(walk: Walk) -> None:
+    found = check(walk, diagnoses(walk, AGAINST), PRESET.replace("    - covid\n", "    - bacterial\n"))
+    assert said(found, "error") == []
+    label = cards.load_manifest("own", root=walk.root / "files")["label:bacterial"]
+    assert (label == 1).sum() == (label == 0).sum() == 100 and label.isna().sum() == 200
+
+
+@pytest.mark.parametrize(("encoding", "empty"), [("list", "a name that is not listed"), ("columns", "an empty cell")])
+def test_a_label_without_negatives_names_the_mend(walk: Walk, encoding: str, empty: str) -> None:
+    text = (
+        LISTED
+        if encoding == "list"
+        else AGAINST.replace("    viral; effusion: 0\n    normal", "    /.*/: 0\n    normal")
+    )
+    text = text.replace("missing: absent", "missing: unknown")
+    text = text.replace("    /.*/: 0\n", "    viral; effusion: null\n")
+    name = "viral" if encoding == "list" else "bacterial"
+    found = check(walk, diagnoses(walk, text), PRESET.replace("    - covid\n", f"    - {name}\n"))
+    (told,) = [p for p in said(found, "warning") + said(found, "error") if "too few" in p]
+    number = (walk.root / "data_cards" / "own.md").read_text().splitlines().index("  missing: unknown") + 1
+    assert f"if {empty} means absent, write `missing: absent`, data_cards/own.md:{number}" in told
+
+
+def test_a_label_without_positives_points_at_the_map(walk: Walk) -> None:
+    text = AGAINST.replace("bacterial: 1", "bacterial: 0")
+    found = check(walk, diagnoses(walk, text), PRESET.replace("    - covid\n", "    - bacterial\n"))
+    (told,) = [p for p in said(found, "warning") + said(found, "error") if "too few" in p]
+    assert "nothing says that it is present: see `values` and `names`, data_cards/own.md:" in told
+
+
+def test_a_card_of_another_name_than_its_file_is_warned_of(walk: Walk) -> None:
+    root = hospital(walk, 400)
+    path = walk.root / "data_cards" / "own.md"
+    path.write_text(path.read_text().replace("name: own", "name: site"))
+    (warning,) = said(check(walk, root), "warning")
+    assert "data_cards/own.md:2: the card calls itself 'site'" in warning and "`name: own`" in warning
+    elsewhere = walk.root / "mine.md"
+    elsewhere.write_text(path.read_text())
+    found = check(walk, root, PRESET.replace("card: own", f"card: {elsewhere}"))
+    assert any("mine.md:2: " in w and "`name: mine`" in w for w in said(found, "warning"))

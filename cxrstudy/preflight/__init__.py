@@ -18,6 +18,7 @@ STEPS = (
     steps.data,
     steps.splits,
     steps.labels,
+    steps.unused,
     steps.ladders,
     steps.families,
     presence.bases,

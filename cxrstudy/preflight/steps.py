@@ -3,17 +3,19 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from cxrstudy import study
-from cxrstudy.data import odd
+from cxrstudy.data import cards, odd
 from cxrstudy.data.language import not_english
 from cxrstudy.evaluate.small_samples import LEAST, LEAST_PATIENTS
 from cxrstudy.preflight.asked import ALL, PARTS, TEST, TRAIN, Asked, Keys, Problem, unfolded
 from cxrstudy.preflight.holdings import Counts, Holding, count_labels, sums_to_one
 
+WRITTEN = "# Written by `cxrstudy new"  # how such a preset begins
 SAMPLE = 1000  # reports whose language is looked at
 
 
@@ -61,6 +63,14 @@ def data(c: Asked) -> Iterator[Problem]:
             yield Problem("error", "--data-root", held.fault)
         elif held.fault:
             yield Problem("error", held.where or c.at(*at), held.fault)
+        if not held.fault and p.card != "synthetic":
+            name, file = cards.read_card(p.card).name, Path(p.card).stem if p.card.endswith(".md") else p.card
+            if name != file:
+                yield Problem(
+                    "warning",
+                    cards.place(p.card, "name"),
+                    f"the card calls itself {name!r}, which reports and pages then show; write `name: {file}`",
+                )
         if held.whole and p.n_images > held.whole:
             yield c.error(
                 f"n_images is {p.n_images:,}, but card {p.card} has {held.whole:,} images under {p.root}; 0 is all",
@@ -149,7 +159,7 @@ def labels(c: Asked) -> Iterator[Problem]:
             said = "; ".join(f"{part} {n.images[0]:,} with, {n.images[1]:,} without" for part, n in own.items())
             yield Problem("note", "", f"  {name}: {said}")
             if too_few(own):
-                few.append(f"{name} ({said})")
+                few.append(f"{name} ({said}{_one_sided(held, name)})")
         if few:
             where = ("classify", "labels") if p.labels else at
             needed = f"{LEAST} test images with and {LEAST} without, of {LEAST_PATIENTS} patients each"
@@ -164,6 +174,44 @@ def too_few(own: dict[str, Counts]) -> bool:
     """Whether a label cannot be evaluated, by its counts in each part."""
     test, train = own.get(TEST) or own[ALL], own.get(TRAIN) or own[ALL]
     return min(test.images) < LEAST or min(test.patients) < LEAST_PATIENTS or min(train.images) < 1
+
+
+def _one_sided(held: Holding, name: str) -> str:
+    """The remedy for a label that has positives alone, or negatives alone, as the card reads its column."""
+    card = cards.read_card(held.p.card).labels
+    with_it, without = count_labels(held.within(""), [name])[name].images
+    if card is None or bool(with_it) == bool(without):
+        return ""
+    if not with_it:
+        return f"; nothing says that it is present: see `values` and `names`, {cards.place(held.p.card, 'labels')}"
+    if card.missing == "absent":
+        return "; every image has it, so nothing can be told apart"
+    empty = "a name that is not listed" if card.encoding == "list" else "an empty cell"
+    at = cards.place(held.p.card, "labels", "missing")
+    return f"; if {empty} means absent, write `missing: absent`, {at}"
+
+
+def unused(c: Asked) -> Iterator[Problem]:
+    """Reports and labels that a card has come to have since `cxrstudy new` wrote the preset."""
+    if not c.text.startswith(WRITTEN) or c.settings:
+        return
+    given = {p.paradigm for _, p in c.rungs}
+    controls = {name.partition(":")[0] for name in c.preset.controls}
+    for key, held in c.judged():
+        choices = [[fold for fold in c.folds if fold != left] for left in c.folds] or [["pretrain"]]
+        lacks = []
+        if not given & {"clip", "clip+labels"} and c.preset.report is None:
+            enough = held.is_split and min(held.count(s, "clip") for s in choices) >= LEAST
+            lacks += ["reports"] * enough
+        uses = given & {"unicl", "clip+labels"} or controls & {"shuffled", "supervised"}
+        if not uses and not c.preset.classify.get("labels") and "classify" in c.stages and held.is_split:
+            counts = {part: count_labels(rows, held.labels) for part, rows in c.parts(held, "classify").items()}
+            enough = any(not too_few({part: n[name] for part, n in counts.items()}) for name in held.labels)
+            lacks += ["labels"] * enough
+        if lacks:
+            said = f"card {held.p.card} has {' and '.join(lacks)} that this preset does not use"
+            again = f"cxrstudy new --card {held.p.card} --name {c.file.rsplit('/', 1)[-1].removesuffix('.yml')} --force"
+            yield c.warning(f"{said}: write it again with {again}, or delete its first line", "data", key, "card")
 
 
 # ---- the grid against it -------------------------------------------------------------------------------------------
