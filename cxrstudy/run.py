@@ -286,6 +286,9 @@ def headline_of(record: dict[str, Any]) -> str:
                 words.append(f"{said} {metric['value']:.3f}")
             elif metric["metric"] in ("loss", "exponent"):
                 words.append(f"{metric['task']} {metric['label']} {metric['metric']} {metric['value']:.3f}")
+    if len(words) == 1:  # data without labels: reports are retrieved by their images
+        found = [m["value"] for m in record["metrics"] if (m["label"], m["metric"]) == ("image_to_text", "recall@5")]
+        words += [f"reports retrieved R@5 {value:.3f}" for value in found if value is not None]
     if why := record["info"].get("hardly_trained"):
         words.append(f"WARNING hardly trained: {why}")
     if record["stage"] == "data":

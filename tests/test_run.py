@@ -159,3 +159,9 @@ def test_a_run_that_evaluated_nothing_says_so(info, said):
     line = runner.headline_of({"stage": "classify", "metrics": [empty], "info": info | {"seconds": 2.0}})
     assert line.startswith("2 s, nothing evaluated")
     assert line.endswith(said)
+
+
+def test_a_run_on_data_without_labels_is_told_by_its_retrieval():
+    found = {"task": "retrieval", "label": "image_to_text", "metric": "recall@5", "value": 0.25}
+    line = runner.headline_of({"stage": "classify", "metrics": [found], "info": {"seconds": 2.0}})
+    assert line == "2 s, reports retrieved R@5 0.250"
