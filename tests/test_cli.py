@@ -97,6 +97,9 @@ def test_doctor_says_what_each_preset_misses(walk: Walk) -> None:
     assert "torch" in done.stdout
     assert "preset mini: ready" in done.stdout
     assert "preset nih: missing" in done.stdout
+    of_site = done.stdout.split("preset site: missing\n")[1].split("\npreset ")[0]
+    assert "\n" not in of_site and "more: cxrstudy run --preset site -n)" in of_site
+    assert max(map(len, done.stdout.splitlines())) < 240
     there = walk.call("doctor", "--data-root", str(walk.root))
     assert "no table Data_Entry_2017*.csv" in there.stdout
     assert there.returncode == 0
