@@ -27,6 +27,8 @@ from cxrstudy import study
 from cxrstudy.files import write_text
 
 SCHEMA = 1
+CHANCE = 0.98  # of a contrastive loss in units of guessing's, log(batch size): above it nothing was learned
+LEAST_MOVED = 0.01  # of the base's weights: a dinov2 that moved by less has hardly been trained
 SUBJECT = (
     "paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind", "data",
     "generator",  # fingerprint of the synthetic institution that drew the images

@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_left_out_with_the_file_and_the_remedy(
     found = builder.left_out()
     assert set(found) == {"gone", "mistyped", "torn", "cut"}
     assert "presets/gone.yml is gone" in found["gone"]
-    assert "mistyped.yml: not YAML" in found["mistyped"]
+    assert "mistyped.yml:1: not YAML" in found["mistyped"]
     assert found["torn"].startswith(f"{walk.runs / 'torn' / 'plan.json'} cannot be read: delete it")
     assert str(walk.runs / "cut" / "data" / "data-000000" / "record.json") in found["cut"]
     assert builder.presets_run() == builder.sources() == ["smoke"]

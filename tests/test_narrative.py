@@ -240,11 +240,14 @@ def test_in_short_copes_with_parts_that_are_missing(runs):
     assert "its base was not evaluated; no baseline that learned from no label was evaluated." in said
 
 
-def test_encoders_that_hardly_moved_are_counted_and_bases_are_not(runs):
+def test_encoders_that_hardly_trained_are_counted_and_bases_are_not(runs):
     assert narrative.hardly_trained(load_records(runs)) == ""
     for k, (far, root) in enumerate([(0.009, "b"), (0.01, "b"), (0.3, "b"), (0.001, "")]):
-        record(f"clip-n200-s{k}-00000{k}", [("pretrain", "clip", "moved", far)], stage="pretrain", base=root)
-    assert narrative.hardly_trained(load_records(runs)).startswith("**1 of 3 continued encoders moved by less than 1%")
+        record(f"dinov2-n200-s{k}-00000{k}", [("pretrain", "dinov2", "moved", far)], stage="pretrain", base=root)
+    for k, loss in enumerate([0.999, 0.9]):  # however far the weights moved
+        rows = [("pretrain", "clip", "moved", 0.001), ("pretrain", "clip", "loss_over_chance", loss)]
+        record(f"clip-n200-s{k}-00000{k}", rows, stage="pretrain", base="b")
+    assert narrative.hardly_trained(load_records(runs)).startswith("**2 of 5 continued encoders hardly trained**")
 
 
 def test_growth_from_a_loss_is_told_as_recovery() -> None:

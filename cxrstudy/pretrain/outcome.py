@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from cxrstudy import modelcard, study
 from cxrstudy.data import images as stores
 from cxrstudy.files import write_text
-
-CHANCE, LEAST_MOVED = 0.98, 0.01  # of the loss of guessing; of the base's weights
+from cxrstudy.results import CHANCE, LEAST_MOVED
 
 
 def finish(objective: Any, out: Path, patients: set[str]) -> None:
