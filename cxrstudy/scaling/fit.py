@@ -216,10 +216,13 @@ def _growth(fit: ScalingFit) -> tuple[float, float]:
     plane, rest = np.stack(slopes, axis=1), runs.error - curve
     weight = fit.weights * curve ** (-2 * power[:, None])
     gram = np.einsum("ki,tk,kj->tij", plane, weight, plane)
-    gram += 1e-9 * np.einsum("tii->ti", gram).max(axis=1)[:, None, None] * np.eye(len(slopes))
-    pull = np.einsum("ki,tk->ti", plane, weight * rest)
+    scale = np.sqrt(
+        np.maximum(np.einsum("tii->ti", gram), 1e-300)
+    )  # columns of one length: else the ridge would hang on the unit of n
+    gram = gram / (scale[:, :, None] * scale[:, None, :]) + 1e-9 * np.eye(len(slopes))
+    pull = np.einsum("ki,tk->ti", plane, weight * rest) / scale
     left = (weight * rest**2).sum(axis=1) - (pull * np.linalg.solve(gram, pull[..., None])[..., 0]).sum(axis=1)
-    log_odds = -2 * power * np.log(curve).sum() - np.linalg.slogdet(gram)[1]
+    log_odds = -2 * power * np.log(curve).sum() - np.linalg.slogdet(gram)[1] - 2 * np.log(scale).sum(axis=1)
     log_odds -= (len(rest) - len(slopes)) * np.log(np.maximum(left, 1e-300))
     odds = scipy.special.softmax(log_odds / 2)
     return float(odds @ power), float(np.sqrt(odds @ (power - odds @ power) ** 2))
