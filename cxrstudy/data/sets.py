@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import unicodedata
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     from cxrstudy.data import synthetic  # imports torch, which naming a run does without
 
     card = cards.read_card(p.card)
+    if card.table is not None and p.n_images == study.Data().n_images:
+        there = len(cards.load_manifest(p.card, root=p.root))
+        if there < p.n_images:  # as a notebook has it by default, not as a number that somebody chose
+            warnings.warn(f"n_images is {p.n_images} by default; all {there} images are taken", stacklevel=2)
+            p = p.model_copy(update={"n_images": 0})
     manifest = cards.load_manifest(p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed)
     told: dict[str, dict[str, Any]] = {name: manifest.attrs.get(name, {}) for name in ("left_out", "not_understood")}
     drawn = card.kind == "synthetic" and card.table is None  # an export of it is read as files are

@@ -203,3 +203,13 @@ def test_the_synthetic_institution_is_drawn_as_before(tmp_path):
     assert hashlib.blake2b(prepared.images.tobytes(), digest_size=8).hexdigest() == "b4cac1be7ee52af8"
     assert prepared.info["odd"] == prepared.info["left_out"] == prepared.info["set_aside"] == {}
     assert not (tmp_path / "root.txt").exists()
+
+
+def test_the_notebooks_default_number_takes_all_of_a_smaller_set_and_says_so(data, tmp_path):
+    card, root = data
+    p = study.Data(card=card, root=str(root), size=32, out=str(tmp_path / "out"), fractions={"test": 1.0})
+    assert p.n_images > 6
+    with pytest.warns(UserWarning, match="3000 by default; all 6 images are taken"):
+        assert len(prepare_data(p).manifest) == 6
+    with pytest.raises(ValueError, match="n_images"):  # a number that somebody chose
+        prepare_data(p.model_copy(update={"n_images": 7, "out": str(tmp_path / "other")}))
