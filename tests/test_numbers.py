@@ -223,7 +223,6 @@ def test_runs_that_were_recorded_are_still_called_the_same(name):
     assert recorded.run_names(name) <= {r.name for own in chosen for r in grid.plan(name, own)}
 
 
-@pytest.mark.slow
 def test_a_run_at_a_tiny_rate_ends(tmp_path):
     walk = clone(tmp_path)
     preset = yaml.safe_load((walk.root / "notebooks" / "presets" / "smoke.yml").read_text())
