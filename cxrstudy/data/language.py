@@ -147,15 +147,22 @@ def count_not_english(reports: Iterable[object]) -> int:
     Call it where reports enter a run: reports in other languages give no labels.
     """
     texts = [text for text in reports if isinstance(text, str) and text.strip()]
-    found = not_english(texts)
+    return sum(english != text for english, text in zip(keep_english(texts), texts, strict=True))
+
+
+def keep_english(reports: Iterable[str]) -> list[str]:
+    """Return the reports with those in other languages made empty; one warning has their number and the languages."""
+    texts = list(reports)
+    said = [language(text) if text.strip() else "English" for text in texts]
+    found = Counter(name for name in said if name != "English")
     if found:
-        names = ", ".join(f"{name} {n:,}" for name, n in list(found.items())[:4])
+        names = ", ".join(f"{name} {n:,}" for name, n in found.most_common(4))
         warnings.warn(
-            f"{sum(found.values()):,} of {len(texts):,} reports are not in English ({names}): English alone is read, "
-            "so they give no labels. Leave them out, or translate them first.",
+            f"{found.total():,} of {sum(map(bool, map(str.strip, texts))):,} reports are not in English ({names}): "
+            "English alone is read, so they give no labels. Leave them out, or translate them first.",
             stacklevel=2,
         )
-    return sum(found.values())
+    return [text if name == "English" else "" for text, name in zip(texts, said, strict=True)]
 
 
 def _language(text: str) -> str:

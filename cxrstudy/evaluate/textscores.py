@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from cxrstudy.data.language import count_not_english, is_english
+from cxrstudy.data.language import keep_english
 from cxrstudy.data.reports import NAMES, extract_labels, extract_mentions, sections
 from cxrstudy.data.vocabulary import FINDINGS
 from cxrstudy.encoders import MissingWeights
@@ -203,12 +203,8 @@ def texts(manifest: pd.DataFrame, part: str = "joined") -> list[str]:
             "the manifest has no column 'report': reports cannot be written without reports to learn from. In a data "
             "card `report` names their column; without reports leave `report` out of the preset"
         )
-    count_not_english(manifest["report"])
     out = []
-    for text in manifest["report"].fillna(""):
-        if not is_english(text):
-            out.append("")
-            continue
+    for text in keep_english(manifest["report"].fillna("")):
         found = {name: " ".join(said.split()) for name, said in sections(text).items()}
         if part == "joined":
             both = [f"{name.upper()}: {found[name]}" for name in ("findings", "impression") if found.get(name)]
