@@ -21,7 +21,7 @@ LEARNABLE = 0.75  # AUROC above which a device counts as learnable at a size
 
 def calibration() -> pd.DataFrame:
     """``data_cards/synthetic_calibration.csv``, as ``tests/benchmarks/calibrate_synthetic.py`` wrote it."""
-    return pd.read_csv(study.root() / "data_cards" / "synthetic_calibration.csv", dtype={"fingerprint": str})
+    return pd.read_csv(study.root() / "data_cards" / "synthetic_calibration.csv", dtype={"generator": str})
 
 
 def present(batch: synthetic.Batch, row: int) -> str:
@@ -125,7 +125,7 @@ def speed() -> str:
     return (
         f"One thread draws {rates_} images a second; a training step of `{trained['label']}` takes "
         f"{trained['value']:,.0f} at {trained['px']:g} px: {share:.1f} times as slow. A data run therefore draws each "
-        "image once, into a memory-mapped array that bears the generator's fingerprint."
+        "image once, into a memory-mapped array that bears the generator's version."
     )
 
 

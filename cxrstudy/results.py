@@ -31,7 +31,7 @@ CHANCE = 0.98  # of a contrastive loss in units of guessing's, log(batch size): 
 LEAST_MOVED = 0.01  # of the base's weights: a dinov2 that moved by less has hardly been trained
 SUBJECT = (
     "paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind", "data",
-    "generator",  # fingerprint of the synthetic institution that drew the images
+    "generator",  # version of the synthetic institution that drew the images
     "patients",
     "trained_on",  # institution that the encoder's pretraining was continued on; the controls have none
 )  # fmt: skip
@@ -157,7 +157,7 @@ def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     ``root`` is a folder searched for records, or a list of run folders. Columns: value, low, high, n, positives,
     n_patients, note (of the metric); n_images, samples_seen, paradigm, seed, institution, encoder, base, kind
-    (synthetic or real), data, generator (fingerprint of the synthetic institution), patients (hash of the labelled
+    (synthetic or real), data, generator (version of the synthetic institution), patients (hash of the labelled
     patients); preset, run, stage, hardware, commit, seconds, folder.
     """
     if isinstance(root, str | Path):

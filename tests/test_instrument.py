@@ -21,7 +21,7 @@ def test_the_card_is_filled_from_what_is_computed() -> None:
 
 
 def test_the_calibration_is_of_this_generator(table) -> None:
-    assert set(table["fingerprint"]) == {synthetic.FINGERPRINT}, "tests/benchmarks/calibrate_synthetic.py measures anew"
+    assert set(table["generator"]) == {synthetic.VERSION}, "tests/benchmarks/calibrate_synthetic.py measures anew"
 
 
 def test_it_is_neither_trivial_nor_invisible(table) -> None:

@@ -60,7 +60,7 @@ def export_synthetic(
         tables.append(_tables(batch, names))
     for k, file in enumerate(("images.csv", "truth.csv")):
         pd.concat([pair[k] for pair in tables]).to_csv(scratch / file, index=False)
-    facts = {"institution": institution, "seed": seed, "start": start, "n": n, "generator": synthetic.FINGERPRINT}
+    facts = {"institution": institution, "seed": seed, "start": start, "n": n, "generator": synthetic.VERSION}
     (scratch / "export.json").write_text(json.dumps(facts | {"size": size, "bits": bits, "synthetic": True}, indent=1))
     if out.is_dir():
         out.rmdir()

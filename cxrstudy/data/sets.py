@@ -94,7 +94,7 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
         "rows": int(manifest.attrs.get("rows", len(manifest) + sum(told["left_out"].values()))),
         **told,
         "show_images": drawn or card.show_images,
-        "generator": synthetic.FINGERPRINT if drawn else None,
+        "generator": synthetic.VERSION if drawn else None,
         "asked": study.digest(asked, 12),
     }
     root = "" if drawn else p.root
@@ -109,6 +109,6 @@ def open_data(folder: str, *, progress: Progress = iter) -> tuple[Prepared, Path
     from cxrstudy.data import synthetic
 
     default = study.Data()
-    name = f"data-{study.digest([default.model_dump(), synthetic.FINGERPRINT])}"
+    name = f"data-{study.digest([default.model_dump(), synthetic.VERSION])}"
     default = default.model_copy(update={"out": f"runs/scratch/data/{name}"})
     return prepare_data(default, progress=progress), study.resolve(default.out)

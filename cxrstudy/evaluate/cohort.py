@@ -185,8 +185,8 @@ def facts(prepared: Prepared, splits: list[str]) -> pd.DataFrame:
     for name in [n for n in FINDINGS if f"side:{n}" in table]:
         told[f"right:{name}"] = table[f"side:{name}"].map({"right": 1.0, "left": 0.0}).to_numpy(float)
     drawn = table["path"].str.startswith("synthetic:").to_numpy()
-    if drawn.any() and prepared.info.get("generator") != synthetic.FINGERPRINT:
-        warnings.warn("drawn by another generator than today's: malposition and scanner are not known", stacklevel=2)
+    if drawn.any() and prepared.info.get("generator") != synthetic.VERSION:
+        warnings.warn("drawn by another version of the generator: malposition and scanner are not known", stacklevel=2)
     elif drawn.any():
         drawn = drawn & (table["split"].isin(splits).to_numpy() if "split" in table else True)
         told |= _drawn_facts(table[drawn], np.flatnonzero(drawn), len(table)) if drawn.any() else {}

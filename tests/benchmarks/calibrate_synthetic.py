@@ -5,7 +5,7 @@
     python tests/benchmarks/calibrate_synthetic.py --only speed pixels  # parts of it; other rows stay
 
 Writes ``data_cards/synthetic_calibration.csv``: measure, label, value (AUROC, or images a second), 95% interval over
-test patients, the images trained and tested on, px, and the generator's fingerprint. `pixels` is logistic regression on
+test patients, the images trained and tested on, px, and the generator's version. `pixels` is logistic regression on
 32 x 32 pixels; `supervised` a small CNN trained on the truth; `supervised by size` the same on fewer images at several
 sizes; `turing` a small CNN that tells real x-rays from synthetic ones of the same size and grey levels, cross-fitted.
 """
@@ -229,9 +229,9 @@ def main() -> None:
         if asked.only and name not in asked.only:
             continue
         start = time.monotonic()
-        rows = pd.DataFrame(part()).assign(part=name, fingerprint=synthetic.FINGERPRINT)
-        kept = pd.read_csv(OUT, dtype={"fingerprint": str}) if OUT.is_file() else pd.DataFrame(columns=rows.columns)
-        kept = kept[(kept["part"] != name) & (kept["fingerprint"] == synthetic.FINGERPRINT)]
+        rows = pd.DataFrame(part()).assign(part=name, generator=synthetic.VERSION)
+        kept = pd.read_csv(OUT, dtype={"generator": str}) if OUT.is_file() else pd.DataFrame(columns=rows.columns)
+        kept = kept[(kept["part"] != name) & (kept["generator"] == synthetic.VERSION)]
         pd.concat([kept, rows]).round(4).to_csv(OUT, index=False)
         print(
             f"{name}: {time.monotonic() - start:.0f} s\n{rows[shown].to_string(index=False)}",

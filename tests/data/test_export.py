@@ -72,7 +72,7 @@ def test_tables_reports_and_masks_hold_what_is_known(folder, drawn) -> None:
         assert np.array_equal((bits >> np.arange(7)[:, None, None]) & 1, drawn.masks[k])
         assert (folder / "reports" / f"{drawn.study_id[k]}.txt").read_text().strip() == drawn.report[k]
     facts = json.loads((folder / "export.json").read_text())
-    assert facts["generator"] == synthetic.FINGERPRINT
+    assert facts["generator"] == synthetic.VERSION
     assert facts["synthetic"]
 
 

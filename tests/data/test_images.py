@@ -282,7 +282,7 @@ def test_a_data_run_splits_patients_and_says_what_it_holds(tmp_path, monkeypatch
     assert prepared.manifest.groupby("patient_id")["split"].nunique().max() == 1
     assert prepared.info["kind"] == "synthetic"
     assert prepared.info["institution"] == "synthetic:study"
-    assert prepared.info["generator"] == synthetic.FINGERPRINT
+    assert prepared.info["generator"] == synthetic.VERSION
     opened, folder = open_data(p.out)
     assert folder == tmp_path / "one" / "data" / "study"
     pd.testing.assert_frame_equal(opened.manifest, prepared.manifest)

@@ -408,7 +408,7 @@ def test_facts_of_other_data_are_their_own_columns():
 
 def test_another_generator_tells_no_malposition(prepared):
     other = Prepared(prepared.manifest, prepared.images, prepared.info | {"generator": "0"})
-    with pytest.warns(UserWarning, match="another generator"):
+    with pytest.warns(UserWarning, match="another version of the generator"):
         told = cohort.facts(other, ["test"])
     assert not any(column.startswith("malposition:") for column in told)
 

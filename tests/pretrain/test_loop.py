@@ -14,7 +14,7 @@ from cxrstudy import encoders, study
 from cxrstudy.data import cards, images
 from cxrstudy.data.manifest import assign_splits, nested_subset
 from cxrstudy.data.sets import prepare_data
-from cxrstudy.data.synthetic import FINGERPRINT
+from cxrstudy.data.synthetic import VERSION
 from cxrstudy.data.vocabulary import LABELS
 from cxrstudy.pretrain import checkpoint
 from cxrstudy.pretrain.augment import augment
@@ -196,7 +196,7 @@ def test_a_run_gives_back_and_leaves_what_it_says(data, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "curve.csv"), curve)
     told = {"paradigm": "clip", "n_images": 64, "samples_seen": 96, "seed": 0, "data": "study-abc", "base": ""}
     told |= {"encoder": "cnn_mini", "kind": "synthetic", "institution": "synthetic:study"}
-    told |= {"generator": FINGERPRINT}
+    told |= {"generator": VERSION}
     assert result["subject"] == told
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"checks.csv", "curve.csv", "encoder", "checkpoint.pt", "checkpoint-6.safetensors"}
