@@ -35,7 +35,9 @@ def in_short(table: pd.DataFrame) -> str:
         based, plain = (
             [
                 *found[
-                    (found["task"] == task) & (found["paradigm"] == paradigm) & (found["n_images"] == most)
+                    (found["task"] == task)
+                    & (found["paradigm"] == paradigm)
+                    & (found["n_images"] == most)
                 ].itertuples()
             ]
             for found in (gained, beyond)
@@ -44,13 +46,17 @@ def in_short(table: pd.DataFrame) -> str:
         parts += [] if parts else ["its base was not evaluated"]
         parts += [f"{_compared(row)} against {_best(row.control)}" for row in plain]
         parts += [] if plain else ["no baseline that learned from no label was evaluated"]
-        lines.append(f"- {TASKS[task]}, `{paradigm}` with {human(most)} in-house images: {'; '.join(parts)}.")
+        lines.append(
+            f"- {TASKS[task]}, `{paradigm}` with {human(most)} in-house images: {'; '.join(parts)}."
+        )
     rest = [*_pixels(table), narrative.hardly_trained(table), _seeds(ladder)]
     return "\n\n".join(filter(None, [*told, "\n".join(lines), " ".join(filter(None, rest))]))
 
 
 def _largest(gained: pd.DataFrame) -> pd.DataFrame:
-    return gained[gained["n_images"] == gained.groupby(["task", "paradigm"])["n_images"].transform("max")]
+    return gained[
+        gained["n_images"] == gained.groupby(["task", "paradigm"])["n_images"].transform("max")
+    ]
 
 
 def _count(gained: pd.DataFrame) -> str:
@@ -86,8 +92,14 @@ def _best(control: str) -> str:
 def _pixels(table: pd.DataFrame) -> Iterator[str]:
     """A sentence a task on which no encoder is above raw pixels with certainty."""
     for task in TASKS:
-        rows = table[(table["stage"] == "classify") & (table["task"] == task) & (table["label"] == "macro")]
-        rows = rows[(rows["metric"] == "auroc") & rows["value"].notna() & ~rows["run"].str.startswith("shuffled-")]
+        rows = table[
+            (table["stage"] == "classify") & (table["task"] == task) & (table["label"] == "macro")
+        ]
+        rows = rows[
+            (rows["metric"] == "auroc")
+            & rows["value"].notna()
+            & ~rows["run"].str.startswith("shuffled-")
+        ]
         plain, encoders = rows[rows["encoder"] == "pixels"], rows[rows["paradigm"] != "control"]
         names = ladders.judged_labels(table, task)
         if plain.empty or encoders.empty or not names:
@@ -107,7 +119,9 @@ def _pixels(table: pd.DataFrame) -> Iterator[str]:
 
 def _seeds(ladder: pd.DataFrame) -> str:
     """What intervals do not hold, where a ladder's largest subset was trained once."""
-    largest = ladder[ladder["n_images"] == ladder.groupby(["task", "paradigm"])["n_images"].transform("max")]
+    largest = ladder[
+        ladder["n_images"] == ladder.groupby(["task", "paradigm"])["n_images"].transform("max")
+    ]
     seeds = largest.groupby("paradigm", sort=False)["seed"].nunique()
     once = [f"`{name}`" for name, count in seeds.items() if count <= 1]
     if not once:
@@ -129,7 +143,10 @@ def _prepared(preset: str) -> Iterator[str]:
             continue
         patients = f" of {info['patients']:,} patients" if "patients" in info else ""
         unread, rows = info.get("quarantined", 0), sum((info.get("left_out") or {}).values())
-        parts = {f"{unread:,} could not be read": unread, f"rows of the table left out: {rows:,}": rows}
+        parts = {
+            f"{unread:,} could not be read": unread,
+            f"rows of the table left out: {rows:,}": rows,
+        }
         lost = "; ".join(text for text, count in parts.items() if count)
         yield f"As prepared, `{name}` holds **{info['images']:,} images**{patients}{f' ({lost})' if lost else ''}."
 
@@ -142,7 +159,10 @@ def _data_runs(preset: str) -> Iterator[tuple[str, dict[str, Any]]]:
             return
         runs = pd.read_csv(recorded.place(name) / "runs.csv", keep_default_na=False)
         runs = runs[(runs["stage"] == "data") & (runs["variant"] == "")]
-        yield from ((_set(run), json.loads(info)) for run, info in zip(runs["run"], runs["info"], strict=True))
+        yield from (
+            (_set(run), json.loads(info))
+            for run, info in zip(runs["run"], runs["info"], strict=True)
+        )
         return
     for run in read_plan(preset):
         folder = study.runs_root() / preset / run["stage"] / run["name"]

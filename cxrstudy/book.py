@@ -41,13 +41,24 @@ HARM = (
     "with its selection: a difference on the same patients says harm or none, not how good an encoder is."
 )
 RATES = ("images_per_second", "peer_images_per_second")
-CHAPTERS = ("explore", "findings", "tubes", "segmentation", "reports", "laws", "claims", "discussion")
+CHAPTERS = (
+    "explore",
+    "findings",
+    "tubes",
+    "segmentation",
+    "reports",
+    "laws",
+    "claims",
+    "discussion",
+)
 
 
 def presets_run() -> list[str]:
     """Presets with a plan on this machine: mini first, then by name; smoke, which means nothing, last."""
     names = {path.parent.name for path in study.runs_root().glob("*/plan.json")} - left_out().keys()
-    return sorted((n for n in names if n in grid.preset_names()), key=lambda n: (n != "mini", n == "smoke", n))
+    return sorted(
+        (n for n in names if n in grid.preset_names()), key=lambda n: (n != "mini", n == "smoke", n)
+    )
 
 
 def sources() -> list[str]:
@@ -75,7 +86,9 @@ def left_out() -> dict[str, str]:
     A preset that does not load or is gone, a plan or a record that is cut short: of those on this machine and, by its
     preset, of recorded ones.
     """
-    found = {f"{recorded.RECORDED}{name}": _preset_fault(name, plans=True) for name in recorded.presets()}
+    found = {
+        f"{recorded.RECORDED}{name}": _preset_fault(name, plans=True) for name in recorded.presets()
+    }
     for place in sorted({path.parent for path in study.runs_root().glob("*/plan*.json")}):
         found[place.name] = _preset_fault(place.name) or _runs_fault(place)
     return {name: fault for name, fault in found.items() if fault}
@@ -142,7 +155,10 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
     source, html = top / "src", top / "_build" / "html"
     lost = left_out()
     for name, fault in lost.items():
-        print(f"left out of the book: {recorded.name_of(name)}: {' '.join(fault.split())}", file=sys.stderr)
+        print(
+            f"left out of the book: {recorded.name_of(name)}: {' '.join(fault.split())}",
+            file=sys.stderr,
+        )
     key = study.digest([_inputs(), lost], 32)
     stamp = top / "inputs"
     if stamp.is_file() and stamp.read_text() == key and (html / "index.html").is_file():
@@ -153,7 +169,9 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
     command = [sys.executable, "-m", "cxrstudy.builder"]
     environment, pipe = os.environ | {"PYTHONWARNINGS": "ignore"}, subprocess.PIPE
     with (
-        subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as builder,
+        subprocess.Popen(
+            command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=pipe
+        ) as builder,
         _ending(builder),
     ):
         try:
@@ -163,7 +181,9 @@ def build(out: str | Path = "", *, pdf: bool = False) -> int:
             return 1
         same = (top / "frame").is_file() and (top / "frame").read_text() == frame
         words = ["build", str(source), "--path-output", str(top), "-W", "-n", "--keep-going"]
-        words += ["--all"] * (not same)  # Sphinx by itself leaves pages as they are, and styles that alone changed
+        words += ["--all"] * (
+            not same
+        )  # Sphinx by itself leaves pages as they are, and styles that alone changed
         said = "".join(builder.communicate(json.dumps(words)))
     write_text(top / "build.log", said)
     if builder.returncode or not (html / "index.html").is_file():
@@ -199,7 +219,9 @@ def assemble(source: Path) -> str:
     Returns a hash of what stands on or about every page: the list of chapters, styles, scripts, configuration.
     """
     book, keep = study.root() / "book", set()
-    for path in sorted(p for p in book.rglob("*") if p.is_file() and not {"__pycache__", "recorded"} & set(p.parts)):
+    for path in sorted(
+        p for p in book.rglob("*") if p.is_file() and not {"__pycache__", "recorded"} & set(p.parts)
+    ):
         if path.suffix != ".ipynb" and path.name != "_toc.yml":
             keep.add(_copy(path, source / path.relative_to(book)))
     keep.add(_copy(_mathjax(), source / "assets" / "mathjax" / "tex-svg.js"))
@@ -219,8 +241,13 @@ def assemble(source: Path) -> str:
         part = "The results" if name.startswith(recorded.RECORDED) else "This machine"
         chapters[part].insert(0, {"file": _page(name)})
     about = [book / "_config.yml", *(book / "assets").rglob("*"), *(book / "_ext").glob("*.py")]
-    frame = [yaml.safe_dump(toc), *(p.read_text(encoding="utf-8") for p in sorted(about) if p.is_file())]
-    entry: dict[str, Any] = next(chapter for chapter in chapters["This machine"] if chapter["file"] == "runs")
+    frame = [
+        yaml.safe_dump(toc),
+        *(p.read_text(encoding="utf-8") for p in sorted(about) if p.is_file()),
+    ]
+    entry: dict[str, Any] = next(
+        chapter for chapter in chapters["This machine"] if chapter["file"] == "runs"
+    )
     lines = [
         "# Every run",
         "",
@@ -229,7 +256,9 @@ def assemble(source: Path) -> str:
     ]
     if not presets:
         lines += ["Nothing has been run on this machine yet: `make study` starts.", ""]
-    lost = [f"- **{recorded.name_of(name)}**: {_plain(fault)}" for name, fault in left_out().items()]
+    lost = [
+        f"- **{recorded.name_of(name)}**: {_plain(fault)}" for name, fault in left_out().items()
+    ]
     lines += ["## Left out of this book", "", *lost, ""] if lost else []
     for preset in presets:
         lines += [f"## {preset}", "", "| executed notebook | stage | result |", "|---|---|---|"]
@@ -239,9 +268,15 @@ def assemble(source: Path) -> str:
                 keep.add(_copy(row["notebook"], source / f"{page}.ipynb"))
                 title = f"{preset}: {row['stage']} {row['name']}"
                 entry.setdefault("sections", []).append({"file": page, "title": title})
-            failed = f"**failed**: {notebook_error(row['notebook']) or 'stopped before its end'}".replace("|", "\\|")
+            failed = f"**failed**: {notebook_error(row['notebook']) or 'stopped before its end'}".replace(
+                "|", "\\|"
+            )
             said = headline_of(row["record"]) if row["record"] else failed
-            name = f"[{row['name']}](<{page}.ipynb>)" if whole else f"{row['name']} (its notebook is cut short)"
+            name = (
+                f"[{row['name']}](<{page}.ipynb>)"
+                if whole
+                else f"{row['name']} (its notebook is cut short)"
+            )
             lines.append(f"| {name} | {row['stage']} | {said} |")
         lines.append("")
     written = {"runs.md": "\n".join(lines), "recorded.md": measurements(book / "recorded")}
@@ -256,19 +291,28 @@ def assemble(source: Path) -> str:
 
 def _plain(text: str) -> str:
     """Text of an error as it stands in a page: in one line, and nothing in it is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>|$#~@])", r"\\\1", " ".join(text.replace(f"{study.root()}/", "").split()))
+    return re.sub(
+        r"([\\`*_{}\[\]<>|$#~@])", r"\\\1", " ".join(text.replace(f"{study.root()}/", "").split())
+    )
 
 
 def _explored(assets: Path) -> list[Path]:
-    from cxrstudy import explorer  # draws figures, whose libraries take seconds to import: beside the kernels
+    from cxrstudy import (
+        explorer,
+    )  # draws figures, whose libraries take seconds to import: beside the kernels
 
     return explorer.write(assets, _all_sources())
 
 
-def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, dict[str, Any], tuple[list[Path], ...]]]:
+def _told(
+    presets: list[str], results: list[str]
+) -> Iterable[tuple[str, str, dict[str, Any], tuple[list[Path], ...]]]:
     """(template, page, its parameters, (files of ours, files of runs) that it tells of) of every computed page."""
     settings = ablations()
-    of = {name: _files_of(name) for name in {*results, *(value.partition(" ")[0] for value in settings.values())}}
+    of = {
+        name: _files_of(name)
+        for name in {*results, *(value.partition(" ")[0] for value in settings.values())}
+    }
 
     def both(names: Iterable[str]) -> tuple[list[Path], ...]:
         kept = [of[name] for name in names]
@@ -277,7 +321,12 @@ def _told(presets: list[str], results: list[str]) -> Iterable[tuple[str, str, di
     data = [path for name in presets for path in _files_of(name)[1] if path.parts[-3] == "data"]
     yield "index", "index", {"presets": results}, both(results[:1])
     yield from ((page, page, {"presets": presets}, ([], data)) for page in ("data", "gallery"))
-    yield "flips", "flips", {"settings": settings, "repeats": results}, both(sorted(of))  # the longest: early
+    yield (
+        "flips",
+        "flips",
+        {"settings": settings, "repeats": results},
+        both(sorted(of)),
+    )  # the longest: early
     yield "objectives", "objectives", {}, ([], [])
     yield "planner", "planner", {"preset": results[0]}, both(results[:1])
     yield from ((page, page, {"presets": results}, both(results)) for page in CHAPTERS)
@@ -290,7 +339,11 @@ def _files_of(source: str) -> tuple[list[Path], list[Path]]:
     if name != source:
         return [*recorded.place(name).rglob("*")], []
     place = study.runs_root() / name
-    return [], [*place.glob("plan*.json"), *place.glob("*/*/record.json"), *place.glob("*/*/notebook.ipynb")]
+    return [], [
+        *place.glob("plan*.json"),
+        *place.glob("*/*/record.json"),
+        *place.glob("*/*/notebook.ipynb"),
+    ]
 
 
 def _page(source: str) -> str:
@@ -300,30 +353,53 @@ def _page(source: str) -> str:
 
 def measurements(folder: Path) -> str:
     """The page of what was measured once and kept in ``folder``: speed beside others, and what continuing costs."""
-    lines = ["# Recorded measurements", "", "Made once, on the machine named, and kept; not measured on yours."]
+    lines = [
+        "# Recorded measurements",
+        "",
+        "Made once, on the machine named, and kept; not measured on yours.",
+    ]
     fast, harm = (_rows(folder / f"{name}.csv") for name in ("benchmarks", "no_harm"))
     if fast:
         lines += ["", "## How fast is it?", "", SPEED, ""]
-        lines += ["| what | images/s | beside | images/s | ratio [95%] | rounds |", "|---|---|---|---|---|---|"]
+        lines += [
+            "| what | images/s | beside | images/s | ratio [95%] | rounds |",
+            "|---|---|---|---|---|---|",
+        ]
     for row in fast:
         what = f"**{row['benchmark']}** {row['setting']}"
         if row.get("mfu"):
             what += f" ({float(row['mfu']):.0%} of the card's matrix rate, {float(row['memory_gb']):.0f} GB)"
         own, theirs = (f"{float(row[n]):.1f}" if row[n] else "" for n in RATES)
-        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[k]) for k in ("ratio", "low", "high"))) if theirs else ""
+        ratio = (
+            "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[k]) for k in ("ratio", "low", "high")))
+            if theirs
+            else ""
+        )
         lines.append(f"| {what} | {own} | {row['peer']} | {theirs} | {ratio} | {row['rounds']} |")
     if harm:
         lines += ["", "## Does continuing harm?", "", HARM, ""]
-        lines += ["| x-rays | task | paradigm | images | continued minus base [95%] | over seeds | least moved |"]
+        lines += [
+            "| x-rays | task | paradigm | images | continued minus base [95%] | over seeds | least moved |"
+        ]
         lines += ["|---|---|---|---|---|---|---|"]
     for row in harm:
-        gain, low, high, least, most = (f"{float(row[n]):+.3f}" for n in ("gain", "low", "high", "least", "most"))
+        gain, low, high, least, most = (
+            f"{float(row[n]):+.3f}" for n in ("gain", "low", "high", "least", "most")
+        )
         told = [row["images"], row["task"], row["paradigm"], f"{float(row['n_images']):,.0f}"]
-        told += [f"{gain} [{low}, {high}]", f"{row['seeds']}: {least} to {most}", f"{float(row['moved']):.1%}"]
+        told += [
+            f"{gain} [{low}, {high}]",
+            f"{row['seeds']}: {least} to {most}",
+            f"{float(row['moved']):.1%}",
+        ]
         lines.append(f"| {' | '.join(told)} |")
     where = "; ".join(sorted({row["hardware"] for row in [*fast, *harm]}))
-    commands = sorted({row["command"] for row in fast}) + ["python tests/benchmarks/no_harm.py --help"] * bool(harm)
-    return "\n".join([*lines, "", f"Measured on: {where}. Again with:", "", "```sh", *commands, "```", ""])
+    commands = sorted({row["command"] for row in fast}) + [
+        "python tests/benchmarks/no_harm.py --help"
+    ] * bool(harm)
+    return "\n".join(
+        [*lines, "", f"Measured on: {where}. Again with:", "", "```sh", *commands, "```", ""]
+    )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -354,7 +430,11 @@ def _inputs() -> str:
 def _digest(ours: Iterable[Path], runs: Iterable[Path]) -> str:
     """A hash of files of ours by content, our code, cards and presets always among them, and of run files by time."""
     top, state = study.root(), hashlib.blake2b(digest_size=16)
-    always = [path for folder in ("cxrstudy", "data_cards", "notebooks/presets") for path in (top / folder).rglob("*")]
+    always = [
+        path
+        for folder in ("cxrstudy", "data_cards", "notebooks/presets")
+        for path in (top / folder).rglob("*")
+    ]
     always += (top / "book" / "recorded").glob("*.csv")
     for path in sorted({*ours, *always}):
         if path.is_file() and "__pycache__" not in path.parts:
@@ -370,4 +450,6 @@ def _mathjax() -> Path:
     for file in importlib.metadata.files("sphinx-mathjax-offline") or []:
         if file.name == "tex-svg.js":
             return Path(str(file.locate()))
-    raise FileNotFoundError("sphinx-mathjax-offline holds no tex-svg.js; install the locked version")
+    raise FileNotFoundError(
+        "sphinx-mathjax-offline holds no tex-svg.js; install the locked version"
+    )

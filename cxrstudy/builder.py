@@ -15,5 +15,7 @@ from jupyter_book.cli.main import main
 
 if __name__ == "__main__" and (line := sys.stdin.readline()):
     # several processes, which the command cannot be asked for; one of them feeds the others
-    sphinx.build_sphinx = functools.partial(sphinx.build_sphinx, jobs=min(2, os.cpu_count() or 1) + 1)
+    sphinx.build_sphinx = functools.partial(
+        sphinx.build_sphinx, jobs=min(2, os.cpu_count() or 1) + 1
+    )
     main(json.loads(line))

@@ -16,7 +16,9 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise study.StudyError(f"--set {pair!r}: write it as NAME=VALUE, e.g. --set samples_seen=48000")
+            raise study.StudyError(
+                f"--set {pair!r}: write it as NAME=VALUE, e.g. --set samples_seen=48000"
+            )
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -45,7 +47,9 @@ def _check(preset: str, each: list[dict[str, Any]], data_root: str, *, quiet: bo
     from cxrstudy import preflight
 
     tables: preflight.Tables = {}
-    problems = dict.fromkeys(p for settings in each for p in preflight.check(preset, settings, data_root, tables))
+    problems = dict.fromkeys(
+        p for settings in each for p in preflight.check(preset, settings, data_root, tables)
+    )
     for problem in problems:
         if problem.level == "warning" or (problem.level == "note" and not quiet):
             click.echo(str(problem))
@@ -90,15 +94,23 @@ class Door(click.Group):
             ctx.exit(2)
 
 
-@click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 def main() -> None:
     """How chest-x-ray encoders improve with in-house data: run the study, read the book. Research only."""
 
 
 @main.command()
-@click.option("--preset", "-p", default="mini", show_default=True, help="A preset of notebooks/presets.")
-@click.option("--cores", "-c", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all")
-@click.option("--gpu-runs", type=click.IntRange(1), help="Runs that share the first GPU.  [default: 1]")
+@click.option(
+    "--preset", "-p", default="mini", show_default=True, help="A preset of notebooks/presets."
+)
+@click.option(
+    "--cores", "-c", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all"
+)
+@click.option(
+    "--gpu-runs", type=click.IntRange(1), help="Runs that share the first GPU.  [default: 1]"
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would run and why; run nothing.")
 @click.option(
     "--set",
@@ -107,11 +119,22 @@ def main() -> None:
     metavar="NAME=VALUE",
     help="Rerun the grid with a changed parameter, beside the first results (repeatable; VALUE is YAML).",
 )
-@click.option("--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT].")
-@click.option("--only", type=click.Choice(["data"]), help="Run this stage alone: data prepares the images.")
-@click.option("--unrecorded", is_flag=True, help="Leave out what book/recorded holds of this preset already.")
+@click.option(
+    "--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT]."
+)
+@click.option(
+    "--only", type=click.Choice(["data"]), help="Run this stage alone: data prepares the images."
+)
+@click.option(
+    "--unrecorded", is_flag=True, help="Leave out what book/recorded holds of this preset already."
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-@click.option("--book", "then_book", is_flag=True, help="Build the book afterwards, also where some runs failed.")
+@click.option(
+    "--book",
+    "then_book",
+    is_flag=True,
+    help="Build the book afterwards, also where some runs failed.",
+)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -136,7 +159,11 @@ def run(
 
     described = grid.load_preset(preset)
     data_root = _folder(ctx, described, data_root)
-    each = [_settings(pairs)] if pairs else [{}, *(settings for settings in described.variants.values() if settings)]
+    each = (
+        [_settings(pairs)]
+        if pairs
+        else [{}, *(settings for settings in described.variants.values() if settings)]
+    )
     _check(preset, each, data_root, quiet=quiet and not dry_run)
     stand: set[str] = set()
     if unrecorded:
@@ -166,20 +193,36 @@ def run(
     for settings in each:
         planned, waiting = runner.preview(preset, settings, data_root)
         planned = [item for item in planned if only in (None, item.stage)]
-        kept = {r.name for r in planned} - {r.name for r in grid.without(planned, stand)} if stand else set()
+        kept = (
+            {r.name for r in planned} - {r.name for r in grid.without(planned, stand)}
+            if stand
+            else set()
+        )
         todo = [item for item in planned if item.name in waiting and item.name not in kept]
         if settings and len(each) > 1:
             click.echo(f"variant {runner.variant_name(settings)}:")
         for item in planned:
-            word = "recorded" if item.name in kept else "would run" if item.name in waiting else "stands"
+            word = (
+                "recorded"
+                if item.name in kept
+                else "would run"
+                if item.name in waiting
+                else "stands"
+            )
             why = waiting.get(item.name, "") if word == "would run" else ""
             click.echo(f"  {word:<10}{item.stage:<10}{item.name:<36}{why}")
         click.echo(f"{len(todo)} of {len(planned)} runs to do")
 
 
 @main.command()
-@click.option("--preset", "-p", required=True, help="A preset that has been run here, whole or in part.")
-@click.option("--figure", is_flag=True, help="Draw its main figure anew from what is recorded, and record nothing.")
+@click.option(
+    "--preset", "-p", required=True, help="A preset that has been run here, whole or in part."
+)
+@click.option(
+    "--figure",
+    is_flag=True,
+    help="Draw its main figure anew from what is recorded, and record nothing.",
+)
 def record(preset: str, figure: bool) -> None:
     """Keep the results of a preset's finished runs in book/recorded: tables and per-image scores, no weights."""
     if figure:
@@ -192,7 +235,9 @@ def record(preset: str, figure: bool) -> None:
 
     plans = [plan for plan in runner.read_plans() if plan["preset"] == preset]
     if not plans:
-        raise study.StudyError(f"nothing of preset {preset!r} has been run here: cxrstudy run --preset {preset}")
+        raise study.StudyError(
+            f"nothing of preset {preset!r} has been run here: cxrstudy run --preset {preset}"
+        )
     for plan in plans:
         new, kept = recorded.keep(preset, plan["variant"])
         click.echo(f"{preset} {plan['variant']}: {new} runs recorded, {kept} kept in all")
@@ -202,13 +247,20 @@ def record(preset: str, figure: bool) -> None:
         f"{sum(map(recorded.size, recorded.presets())) / 1e6:.1f} MB"
     )
     if taken > recorded.LIMIT:
-        click.echo(f"cxrstudy: that is more than {recorded.LIMIT / 1e6:g} MB, too much for a clone", err=True)
+        click.echo(
+            f"cxrstudy: that is more than {recorded.LIMIT / 1e6:g} MB, too much for a clone",
+            err=True,
+        )
         sys.exit(1)
 
 
 @main.command()
 @click.option("--out", default="", help="Folder of the built book [default: _build in the clone].")
-@click.option("--pdf", is_flag=True, help="Print its chapters to one PDF too: book.pdf beside it. Needs Chromium.")
+@click.option(
+    "--pdf",
+    is_flag=True,
+    help="Print its chapters to one PDF too: book.pdf beside it. Needs Chromium.",
+)
 def book(out: str, pdf: bool) -> None:
     """Build the book from the records that stand, and say where it lies."""
     _lighten()
@@ -237,21 +289,49 @@ def runs(preset: str) -> None:
     for row in rows:
         where = f"{row.preset}{' ' + row.variant if row.variant else ''}"
         seconds = f"{row.seconds:.0f} s" if row.state == "done" else ""
-        click.echo(f"{where:<12} {row.run.stage:<9} {row.run.name:<30} {row.state:<8} {seconds:>7}  {row.note}")
-    states = list({(row.preset, row.run.name): row.state for row in rows}.values())  # variants share runs
+        click.echo(
+            f"{where:<12} {row.run.stage:<9} {row.run.name:<30} {row.state:<8} {seconds:>7}  {row.note}"
+        )
+    states = list(
+        {(row.preset, row.run.name): row.state for row in rows}.values()
+    )  # variants share runs
     counts = {kind: states.count(kind) for kind in ("done", "failed", "running", "waiting")}
     click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
 
 
 @main.command()
 @click.option("--out", required=True, help="A new folder.")
-@click.option("--n", default=200, show_default=True, type=click.IntRange(1), help="How many x-rays.")
-@click.option("--institution", default="study", show_default=True, help='"study", "public", "public-0", ...')
-@click.option("--size", default=512, show_default=True, type=click.IntRange(32, 1024), help="Height and width in px.")
-@click.option("--bits", default="16", show_default=True, type=click.Choice(["8", "12", "16"]), help="Stored a pixel.")
-@click.option("--start", default=0, show_default=True, type=click.IntRange(0), help="Index of the first x-ray.")
+@click.option(
+    "--n", default=200, show_default=True, type=click.IntRange(1), help="How many x-rays."
+)
+@click.option(
+    "--institution", default="study", show_default=True, help='"study", "public", "public-0", ...'
+)
+@click.option(
+    "--size",
+    default=512,
+    show_default=True,
+    type=click.IntRange(32, 1024),
+    help="Height and width in px.",
+)
+@click.option(
+    "--bits",
+    default="16",
+    show_default=True,
+    type=click.Choice(["8", "12", "16"]),
+    help="Stored a pixel.",
+)
+@click.option(
+    "--start",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Index of the first x-ray.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the institution.")
-def export_synthetic(out: str, n: int, institution: str, size: int, bits: str, start: int, seed: int) -> None:
+def export_synthetic(
+    out: str, n: int, institution: str, size: int, bits: str, start: int, seed: int
+) -> None:
     """Write synthetic x-rays as DICOM, with reports, tables and masks, as a hospital would hand them over."""
     from functools import partial
 
@@ -261,7 +341,14 @@ def export_synthetic(out: str, n: int, institution: str, size: int, bits: str, s
     bar = partial(track, what=f"{export.CHUNK} x-rays")
     try:
         folder = export.export_synthetic(
-            out, n=n, institution=institution, size=size, bits=int(bits), start=start, seed=seed, progress=bar
+            out,
+            n=n,
+            institution=institution,
+            size=size,
+            bits=int(bits),
+            start=start,
+            seed=seed,
+            progress=bar,
         )
     except ValueError as error:
         raise study.StudyError(str(error)) from None
@@ -270,7 +357,9 @@ def export_synthetic(out: str, n: int, institution: str, size: int, bits: str, s
 
 @main.command()
 @click.option("--card", required=True, help="A card of data_cards, or the path of one.")
-@click.option("--data-root", default="", envvar="DATA_ROOT", help="Folder of its files [env: DATA_ROOT].")
+@click.option(
+    "--data-root", default="", envvar="DATA_ROOT", help="Folder of its files [env: DATA_ROOT]."
+)
 @click.option("--name", default="", help="Name of the preset.  [default: the card's]")
 @click.option("--force", is_flag=True, help="Write over a preset of that name.")
 def new(card: str, data_root: str, name: str, force: bool) -> None:
@@ -289,13 +378,17 @@ def new(card: str, data_root: str, name: str, force: bool) -> None:
         else:
             path.write_bytes(before)
         raise study.StudyError(f"no preset was written, as it could not be run: {error}") from None
-    click.echo(f"written: {path} (about {max(1, round(sized.minutes()))} minutes on this machine, an estimate)")
+    click.echo(
+        f"written: {path} (about {max(1, round(sized.minutes()))} minutes on this machine, an estimate)"
+    )
     click.echo(f"what it would run: cxrstudy run --preset {path.stem} -n{where}")
     click.echo(f"run it, then build the book: make study PRESET={path.stem} DATA_ROOT={data_root}")
 
 
 @main.command()
-@click.option("--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT].")
+@click.option(
+    "--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT]."
+)
 def doctor(data_root: str) -> None:
     """Check versions, GPU, disk, memory and data, and say what is missing for each preset."""
     from cxrstudy import doctor as checks

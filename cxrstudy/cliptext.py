@@ -17,7 +17,9 @@ class _Tower(TextTransformer):
 
     def _build_additive_mask(self, text: Tensor, seq_len: int, dtype: torch.dtype) -> Tensor:
         after = torch.arange(seq_len, device=text.device) > text.argmax(1, keepdim=True)
-        mask = torch.zeros(after.shape, dtype=dtype, device=text.device).masked_fill(after, -torch.inf)
+        mask = torch.zeros(after.shape, dtype=dtype, device=text.device).masked_fill(
+            after, -torch.inf
+        )
         return mask[:, None].expand(-1, seq_len, -1).repeat_interleave(self.heads, 0)
 
 
@@ -30,7 +32,11 @@ class ClipText(Text):
     def __init__(self, tokenizer: Tokenizer, channels: int, shape: TextShape):
         nn.Module.__init__(self)
         self.tokenizer, self.shape = tokenizer, {**shape.__dict__, "clip": True}
-        sizes = {"context_length": shape.context, "vocab_size": shape.vocabulary, "output_dim": shape.dim}
+        sizes = {
+            "context_length": shape.context,
+            "vocab_size": shape.vocabulary,
+            "output_dim": shape.dim,
+        }
         sizes |= {"width": shape.width, "heads": shape.heads, "layers": shape.layers}
         kinds: Any = {"act_layer": QuickGELU, "norm_layer": partial(LayerNorm, eps=1e-12)}
         self.tower = _Tower(no_causal_mask=True, use_pad_mask=True, **sizes, **kinds)
@@ -55,12 +61,20 @@ class ClipText(Text):
 def clip_tokenizer() -> Tokenizer:
     """CLIP's byte-pair tokenizer, as transformers' CLIPTokenizer, from the vocabulary that open_clip carries."""
     plain, end = SimpleTokenizer(), "<|endoftext|>"
-    vocabulary = {word: i for i, word in enumerate([*list(plain.encoder)[:-2], "<|startoftext|>", end])}
-    pairs = models.BPE(vocab=vocabulary, merges=list(plain.bpe_ranks), end_of_word_suffix="</w>", unk_token=end)
+    vocabulary = {
+        word: i for i, word in enumerate([*list(plain.encoder)[:-2], "<|startoftext|>", end])
+    }
+    pairs = models.BPE(
+        vocab=vocabulary, merges=list(plain.bpe_ranks), end_of_word_suffix="</w>", unk_token=end
+    )
     tokenizer = Tokenizer(pairs)
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), spaces, normalizers.Lowercase()]
+    )
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     split = pre_tokenizers.Split(words, "removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     return tokenizer

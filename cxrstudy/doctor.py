@@ -54,9 +54,15 @@ def report(data_root: str = "") -> int:
         missing.append("torch")
         print(f"torch cannot be imported: {error}")
     print(f"Hardware: {hardware()}; memory {memory_gb():.0f} GB; free disk {free_gb():.0f} GB")
-    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+    browser = next(
+        (b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None
+    )
     print(f"Browser for the book's own tests: {browser or 'none (those tests are skipped)'}")
-    found = f"{data_root} {'found' if Path(data_root).is_dir() else 'NOT FOUND'}" if data_root else "none given"
+    found = (
+        f"{data_root} {'found' if Path(data_root).is_dir() else 'NOT FOUND'}"
+        if data_root
+        else "none given"
+    )
     print(f"Data root: {found}")
     unfit, tables = set(), preflight.Tables()
     for name in grid.preset_names():
@@ -87,4 +93,7 @@ def _in_lines(reasons: list[str], preset: str, root: str) -> list[str]:
     short = [r if len(r) <= LONGEST else f"{r[: LONGEST - 4].rsplit(' ', 1)[0]} ..." for r in each]
     if len(each) > 1 and any("not on this machine" in reason for reason in each):
         return [f"{short[0]} (+{len(each) - 1} more: {where})"]
-    return [line if line == reason else f"{line} (whole: {where})" for line, reason in zip(short, each, strict=True)]
+    return [
+        line if line == reason else f"{line} (whole: {where})"
+        for line, reason in zip(short, each, strict=True)
+    ]

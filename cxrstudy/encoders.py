@@ -28,17 +28,36 @@ from cxrstudy.stored import TornFile, read_facts, read_tensors, read_tokenizer
 
 # Small architectures that learn in minutes on a CPU: (timm name, arguments).
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
-    "cnn_mini": ("resnet10t", {"channels": (16, 32, 64, 128), "stem_width": 8, "output_stride": 16, "in_chans": 1}),
+    "cnn_mini": (
+        "resnet10t",
+        {"channels": (16, 32, 64, 128), "stem_width": 8, "output_stride": 16, "in_chans": 1},
+    ),
     "hybrid_mini": (  # convolutions to an eighth of the size, then two transformer blocks
         "vit_tiny_r_s16_p8_224",
-        {"patch_size": 2, "embed_dim": 128, "depth": 2, "num_heads": 4, "in_chans": 1, "dynamic_img_size": True},
+        {
+            "patch_size": 2,
+            "embed_dim": 128,
+            "depth": 2,
+            "num_heads": 4,
+            "in_chans": 1,
+            "dynamic_img_size": True,
+        },
     ),
     "davit_mini": (
         "davit_tiny",
-        {"embed_dims": (32, 64, 128), "depths": (1, 1, 2), "num_heads": (2, 4, 8), "window_size": 4, "in_chans": 1},
+        {
+            "embed_dims": (32, 64, 128),
+            "depths": (1, 1, 2),
+            "num_heads": (2, 4, 8),
+            "window_size": 4,
+            "in_chans": 1,
+        },
     ),
 }
-DEFAULT_STATS = (0.5, 0.25)  # grey level and spread of a chest x-ray in [0, 1]; RAD-DINO's are 0.5307 and 0.2583
+DEFAULT_STATS = (
+    0.5,
+    0.25,
+)  # grey level and spread of a chest x-ray in [0, 1]; RAD-DINO's are 0.5307 and 0.2583
 
 
 class MissingWeights(FileNotFoundError):
@@ -66,22 +85,35 @@ class Encoder(nn.Module):
         pretrained: bool = False,
     ):
         super().__init__()
-        self.architecture, self.arguments, self.input_size = architecture, dict(arguments), input_size
+        self.architecture, self.arguments, self.input_size = (
+            architecture,
+            dict(arguments),
+            input_size,
+        )
         self.mean, self.std, self.info = mean, std, dict(info or {})
         try:
-            trunk: Any = timm.create_model(architecture, num_classes=0, pretrained=pretrained, **arguments)
+            trunk: Any = timm.create_model(
+                architecture, num_classes=0, pretrained=pretrained, **arguments
+            )
         except AssertionError as error:  # timm's way to say that windows or blocks do not fit
             plain = {name: value for name, value in arguments.items() if name != "img_size"}
             stride = stride_of(timm.create_model(architecture, num_classes=0, **plain)) or 32
-            why, remedy = str(error) or "its patches do not fit", next_sizes("size", input_size, stride)
-            raise ValueError(f"size={input_size}: {architecture} takes no such images ({why}); {remedy}") from error
+            why, remedy = (
+                str(error) or "its patches do not fit",
+                next_sizes("size", input_size, stride),
+            )
+            raise ValueError(
+                f"size={input_size}: {architecture} takes no such images ({why}); {remedy}"
+            ) from error
         self.trunk, self.channels = trunk, int(trunk.num_features)
         self.in_chans = int(arguments.get("in_chans", 3))
         refuse_cut(trunk, input_size, "size", self.in_chans, name=architecture)
 
     def normalise(self, images: Any) -> Tensor:
         """uint8 (N,H,W) or float in [0,1] (N,1,H,W) to normalised float32 (N,1,H,W)."""
-        x = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
+        x = torch.as_tensor(
+            np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images
+        )
         x = x.float().div(255) if x.dtype == torch.uint8 else x.float()
         x = x.unsqueeze(1) if x.ndim == 3 else x
         return (x - self.mean) / self.std
@@ -127,7 +159,9 @@ def drop_paths(trunk: nn.Module, rate: float) -> None:
     names = ("drop_path", "drop_path1", "drop_path2")
     blocks = [m for m in trunk.modules() if any(n in vars(m) or n in m._modules for n in names)]
     if not blocks:
-        raise ValueError(f"drop_path: {type(trunk).__name__} has no residual branches that samples could skip")
+        raise ValueError(
+            f"drop_path: {type(trunk).__name__} has no residual branches that samples could skip"
+        )
     for block, share in zip(blocks, np.linspace(0, rate, len(blocks)).tolist(), strict=True):
         for name in names:
             if hasattr(block, name):
@@ -162,12 +196,20 @@ def build_encoder(name: str, size: int, *, seed: int = 0, pretrained: bool = Fal
     """
     architecture, arguments = SMALL.get(name, (name, {}))
     if not timm.is_model(architecture):
-        raise ValueError(f"no encoder {name!r}: neither ours ({', '.join(SMALL)}) nor one of timm's")
+        raise ValueError(
+            f"no encoder {name!r}: neither ours ({', '.join(SMALL)}) nor one of timm's"
+        )
     arguments = _sized(architecture, size) | arguments
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            encoder = Encoder(architecture, arguments, input_size=size, pretrained=pretrained, info={"encoder": name})
+            encoder = Encoder(
+                architecture,
+                arguments,
+                input_size=size,
+                pretrained=pretrained,
+                info={"encoder": name},
+            )
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
@@ -176,7 +218,9 @@ def build_encoder(name: str, size: int, *, seed: int = 0, pretrained: bool = Fal
                 f"Where there is a network, run once: python -c \"import timm; timm.create_model('{name}', "
                 'pretrained=True)", then copy ~/.cache/huggingface here; or say random:NAME for random weights'
             ) from error
-    if pretrained:  # timm keeps the RGB statistics of its training images; a grey image has one level
+    if (
+        pretrained
+    ):  # timm keeps the RGB statistics of its training images; a grey image has one level
         cfg = encoder.trunk.pretrained_cfg
         encoder.mean, encoder.std = float(np.mean(cfg["mean"])), float(np.mean(cfg["std"]))
     return encoder
@@ -202,7 +246,9 @@ def load_encoder(name_or_path: str | Path, *, size: int = 64, seed: int = 0) -> 
     elif (Path(text) / "encoder.json").is_file():
         encoder = _load_folder(Path(text))
     elif text in SMALL:
-        raise MissingWeights(f"{text!r} is one of our small architectures and ships no weights; say random:{text}")
+        raise MissingWeights(
+            f"{text!r} is one of our small architectures and ships no weights; say random:{text}"
+        )
     elif timm.is_model(text):
         encoder = build_encoder(text, size, pretrained=True)
     else:
@@ -215,7 +261,9 @@ def load_encoder(name_or_path: str | Path, *, size: int = 64, seed: int = 0) -> 
 
 def encoder_folder(path: Path) -> Path | None:
     """The encoder folder that ``path`` is, or holds as a run's folder does; None where there is none."""
-    return next((folder for folder in (path / "encoder", path) if (folder / "encoder.json").is_file()), None)
+    return next(
+        (folder for folder in (path / "encoder", path) if (folder / "encoder.json").is_file()), None
+    )
 
 
 def listed_patients(folder: Path) -> set[str] | None:
@@ -229,9 +277,19 @@ def listed_patients(folder: Path) -> set[str] | None:
 def facts_of(folder: Path) -> dict[str, Any]:
     """What ``encoder.json`` says; TornFile where it is not whole."""
     facts = read_facts(folder / "encoder.json")
-    lacking = {"architecture", "arguments", "input_size", "mean", "std", "text", "info"} - facts.keys()
+    lacking = {
+        "architecture",
+        "arguments",
+        "input_size",
+        "mean",
+        "std",
+        "text",
+        "info",
+    } - facts.keys()
     if lacking:
-        raise TornFile(f"{folder / 'encoder.json'} lacks {', '.join(sorted(lacking))}: it is no encoder's, or damaged")
+        raise TornFile(
+            f"{folder / 'encoder.json'} lacks {', '.join(sorted(lacking))}: it is no encoder's, or damaged"
+        )
     return facts
 
 
@@ -245,7 +303,9 @@ def _load_folder(folder: Path) -> Encoder:
         std=facts["std"],
         info=facts["info"],
     )
-    encoder.trunk.load_state_dict(read_tensors(folder / "model.safetensors"))  # strict: every tensor or an error
+    encoder.trunk.load_state_dict(
+        read_tensors(folder / "model.safetensors")
+    )  # strict: every tensor or an error
     return encoder
 
 
@@ -253,7 +313,10 @@ def save_encoder(encoder: Encoder, folder: str | Path, text: "Text | None" = Non
     """Write an encoder folder; ``encoder.json`` comes last, so that a folder which has it is whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in encoder.trunk.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in encoder.trunk.state_dict().items()},
+        folder / "model.safetensors",
+    )
     side, grey = encoder.input_size, encoder.in_chans
     config = {
         "architecture": encoder.architecture,
@@ -268,7 +331,9 @@ def save_encoder(encoder: Encoder, folder: str | Path, text: "Text | None" = Non
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     if text is not None:
-        save_file({k: v.contiguous() for k, v in text.state_dict().items()}, folder / "text.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in text.state_dict().items()}, folder / "text.safetensors"
+        )
         text.tokenizer.save(str(folder / "tokenizer.json"))
     facts = {
         "architecture": encoder.architecture,
@@ -330,7 +395,10 @@ class Text(nn.Module):
 
     def cut(self, texts: list[str]) -> float:
         """The share of texts, of those that say anything, whose end the context does not hold."""
-        long = [len(e.ids) >= self.shape["context"] for e in self.tokenizer.encode_batch([t for t in texts if t])]
+        long = [
+            len(e.ids) >= self.shape["context"]
+            for e in self.tokenizer.encode_batch([t for t in texts if t])
+        ]
         return float(np.mean(long or [0.0]))
 
     def scale(self) -> Tensor:
@@ -350,23 +418,32 @@ def train_tokenizer(corpus: list[str], vocabulary: int = 512) -> Tokenizer:
     """A byte-pair tokenizer trained on ``corpus``; ``<end>`` bears the highest id, so that argmax finds it."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unknown>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)]
+    )
     tokenizer.decoder = decoders.BPEDecoder()
     special = ["<pad>", "<unknown>"]
     tokenizer.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=vocabulary - 1, special_tokens=special, show_progress=False)
+        corpus,
+        trainers.BpeTrainer(vocab_size=vocabulary - 1, special_tokens=special, show_progress=False),
     )
     tokenizer.add_special_tokens(["<end>"])
     return tokenizer
 
 
-def build_text(corpus: list[str], channels: int, *, seed: int = 0, shape: TextShape | None = None) -> Text:
+def build_text(
+    corpus: list[str], channels: int, *, seed: int = 0, shape: TextShape | None = None
+) -> Text:
     """A new text tower with a tokenizer trained on ``corpus`` and weights drawn from ``seed``."""
     shape = shape or TextShape()
     tokenizer = train_tokenizer(corpus, shape.vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Text(tokenizer, channels, TextShape(**{**shape.__dict__, "vocabulary": tokenizer.get_vocab_size()}))
+        return Text(
+            tokenizer,
+            channels,
+            TextShape(**{**shape.__dict__, "vocabulary": tokenizer.get_vocab_size()}),
+        )
 
 
 def load_text(folder: str | Path, channels: int) -> Text | None:

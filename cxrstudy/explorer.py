@@ -22,7 +22,12 @@ FILES = {"CSV": "results.csv", "Parquet": "results.parquet"}
 FIGURE = "scaling.svg"
 SCRIPT = "explore-data.js"
 DIGITS = 4  # significant ones of a number in the page; the files hold them all
-HELD = {"base": "from", "samples_seen": "seen:", "data": "on", "encoder": "of"}  # what one curve has in common
+HELD = {
+    "base": "from",
+    "samples_seen": "seen:",
+    "data": "on",
+    "encoder": "of",
+}  # what one curve has in common
 
 
 def gather(sources: list[str]) -> pd.DataFrame:
@@ -33,7 +38,9 @@ def gather(sources: list[str]) -> pd.DataFrame:
         for source in sources
         for variant in ("", *narrative.variants(source))
     ]
-    told = [table for table in tables if len(table)] or [results.load_records([]).assign(source="", variant="")]
+    told = [table for table in tables if len(table)] or [
+        results.load_records([]).assign(source="", variant="")
+    ]
     table = pd.concat(told, ignore_index=True).drop(columns="folder")
     first = ["source", "variant"]
     return table[[*first, *(name for name in table if name not in first)]]
@@ -58,24 +65,40 @@ def payload(table: pd.DataFrame) -> dict[str, Any]:
     """What the page reads: ``sources``, ``runs`` (columns; ``rows`` is how many rows each has), ``keys`` (task, label,
     metric), and ``rows`` as columns in the order of the runs, with an index into ``keys``."""
     of = ["source", "variant", "run"]
-    table = table.sort_values(of, kind="stable", key=lambda c: c if c.name == "run" else pd.factorize(c)[0])
+    table = table.sort_values(
+        of, kind="stable", key=lambda c: c if c.name == "run" else pd.factorize(c)[0]
+    )
     runs = _runs(table, of)
     keys = table[["task", "label", "metric"]].drop_duplicates()
     index = table.groupby(["task", "label", "metric"], sort=False).ngroup()
     places = runs[of[:2]].drop_duplicates()
     at = runs.groupby(of[:2], sort=False).ngroup()
-    numbers = {name: [_short(value) for value in table[name]] for name in ("value", "low", "high", "n")}
-    columns = ("stage", "paradigm", "n_images", "samples_seen", "seed", "role", "ladder", "page", "command")
+    numbers = {
+        name: [_short(value) for value in table[name]] for name in ("value", "low", "high", "n")
+    }
+    columns = (
+        "stage",
+        "paradigm",
+        "n_images",
+        "samples_seen",
+        "seed",
+        "role",
+        "ladder",
+        "page",
+        "command",
+    )
     return {
         "sources": [
-            _source(runs[at == k], source, variant) for k, (source, variant) in enumerate(places.to_numpy().tolist())
+            _source(runs[at == k], source, variant)
+            for k, (source, variant) in enumerate(places.to_numpy().tolist())
         ],
         "runs": {"source": at.tolist(), "name": runs["run"].tolist(), "rows": runs["rows"].tolist()}
         | {name: [_plain(value) for value in runs[name]] for name in columns},
         "keys": keys.to_numpy().tolist(),
         "rows": {"key": index.tolist(), **numbers},
         "styles": STYLE,
-        "phrases": PHRASES | {"lines_tubes": TASKS["lines_tubes"].lower(), "auroc": "AUROC", "auprc": "AUPRC"},
+        "phrases": PHRASES
+        | {"lines_tubes": TASKS["lines_tubes"].lower(), "auroc": "AUROC", "auprc": "AUPRC"},
     }
 
 
@@ -84,7 +107,9 @@ def main_figure(source: str) -> plots.Shown | None:
     table = narrative.plan_table(source)[0]
     if ladders.points(table).empty:
         return None
-    return plots.scaling(table, narrative.scale_artefacts(source)[1], title=narrative.title_of(source, table))
+    return plots.scaling(
+        table, narrative.scale_artefacts(source)[1], title=narrative.title_of(source, table)
+    )
 
 
 def draw(preset: str) -> Path:
@@ -94,7 +119,9 @@ def draw(preset: str) -> Path:
     """
     figure = main_figure(f"{recorded.RECORDED}{preset}")
     if figure is None:
-        raise study.StudyError(f"no ladder of preset {preset!r} is recorded: cxrstudy record --preset {preset}")
+        raise study.StudyError(
+            f"no ladder of preset {preset!r} is recorded: cxrstudy record --preset {preset}"
+        )
     path = recorded.place(preset) / FIGURE
     write_text(path, f"{figure.image.decode()}<!-- {drawn_from(preset)} -->\n")
     return path
@@ -102,7 +129,9 @@ def draw(preset: str) -> Path:
 
 def drawn_from(preset: str) -> str:
     """What a recorded figure says of the table it was drawn from: another table, and it is to be drawn anew."""
-    digest = hashlib.blake2b((recorded.place(preset) / "metrics.parquet").read_bytes(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(
+        (recorded.place(preset) / "metrics.parquet").read_bytes(), digest_size=16
+    ).hexdigest()
     return f"drawn from metrics.parquet {digest}"
 
 
@@ -117,7 +146,9 @@ def embedded(figure: str) -> str:
 
 def embedded_table() -> str:
     """The place of the table in the same page, links to its files, and the scripts that fill both places."""
-    links = " or ".join(f'<a href="_static/{name}" download>as {kind}</a>' for kind, name in FILES.items())
+    links = " or ".join(
+        f'<a href="_static/{name}" download>as {kind}</a>' for kind, name in FILES.items()
+    )
     return (
         '<div id="explore-table" class="explore"><noscript><p>Sorting and filtering need JavaScript; the files below '
         'do not.</p></noscript></div><p class="explore-files">The whole table, with all digits, and hardware and code '
@@ -134,22 +165,35 @@ def _runs(table: pd.DataFrame, of: list[str]) -> pd.DataFrame:
     runs = table.drop_duplicates(of).reset_index(drop=True)
     runs["rows"] = table.groupby(of, sort=False).size().to_numpy()
     judged = runs["stage"].isin(recorded.SCORES)
-    came = judged & (runs["paradigm"].fillna("control") != "control") & (runs["base"].fillna("") == "")
+    came = (
+        judged & (runs["paradigm"].fillna("control") != "control") & (runs["base"].fillna("") == "")
+    )
     runs["role"] = ""
     runs.loc[came, "role"] = "base"
     runs.loc[judged & ladders.continued(runs), "role"] = "rung"
     ladder = runs["paradigm"].where(runs["role"] == "rung", "").astype(str)
-    for name, word in HELD.items():  # runs that differ in more than n_images and seed are no one ladder
+    for (
+        name,
+        word,
+    ) in HELD.items():  # runs that differ in more than n_images and seed are no one ladder
         several = runs.groupby([*of[:2], "stage", ladder])[name].transform("nunique") > 1
         more = runs[name].map(human if name == "samples_seen" else str).astype(str)
         ladder = ladder.where(~several | (ladder == ""), ladder + f", {word} " + more)
     kept = {source: source.startswith(recorded.RECORDED) for source in runs["source"].unique()}
     here = {(name, row["name"]) for name in kept if not kept[name] for row in run.run_table(name)}
     pages, commands = [], []
-    told = {name: recorded.commands(name.removeprefix(recorded.RECORDED)) for name in kept if kept[name]}
+    told = {
+        name: recorded.commands(name.removeprefix(recorded.RECORDED)) for name in kept if kept[name]
+    }
     for row in runs.itertuples():
-        pages.append(run.run_page(row.source, row.stage, row.run) + ".html" if (row.source, row.run) in here else "")
-        commands.append(told.get(row.source, {}).get(row.run) or f"cxrstudy run --preset {row.preset}")
+        pages.append(
+            run.run_page(row.source, row.stage, row.run) + ".html"
+            if (row.source, row.run) in here
+            else ""
+        )
+        commands.append(
+            told.get(row.source, {}).get(row.run) or f"cxrstudy run --preset {row.preset}"
+        )
     return runs.assign(ladder=ladder, page=pages, command=commands)
 
 
@@ -165,8 +209,16 @@ def _source(runs: pd.DataFrame, source: str, variant: str) -> dict[str, Any]:
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds)) or 'none'}. "
         f"{' and '.join(kinds).capitalize() or 'Unknown'} x-rays"
     )
-    words += ": these numbers say nothing about patients." if kinds == ["synthetic"] else "; not for clinical use."
-    return {"name": f"{recorded.name_of(source)}{f', {variant}' if variant else ''}", "kept": kept, "caption": words}
+    words += (
+        ": these numbers say nothing about patients."
+        if kinds == ["synthetic"]
+        else "; not for clinical use."
+    )
+    return {
+        "name": f"{recorded.name_of(source)}{f', {variant}' if variant else ''}",
+        "kept": kept,
+        "caption": words,
+    }
 
 
 def _short(value: float) -> float | int | None:

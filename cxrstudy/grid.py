@@ -12,8 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from cxrstudy import presets
-from cxrstudy.presets import Family, Ladder, Preset, override, preset_names, read_settings, takes_list
-from cxrstudy.study import Data, Parameters, Pretrain, StudyError, digest, read_numbers, root, validated
+from cxrstudy.presets import (
+    Family,
+    Ladder,
+    Preset,
+    override,
+    preset_names,
+    read_settings,
+    takes_list,
+)
+from cxrstudy.study import (
+    Data,
+    Parameters,
+    Pretrain,
+    StudyError,
+    digest,
+    read_numbers,
+    root,
+    validated,
+)
 
 __all__ = [
     "Family",
@@ -34,7 +51,10 @@ __all__ = [
 
 PLACES = ("first", "between", "last")  # of a rung in its ladder
 PLACED = {"data", "base", "piece"}  # of a ladder: where it is, not what its runs do
-NO_PART = {"segment": {"keep_features"}, "report": {"keep_features"}}  # of a run's name: changes no result
+NO_PART = {
+    "segment": {"keep_features"},
+    "report": {"keep_features"},
+}  # of a run's name: changes no result
 
 
 def slug(run: str) -> str:
@@ -62,7 +82,11 @@ class Run:
 def without(runs: list[Run], stand: set[str]) -> list[Run]:
     """The runs that are still wanted when those named in ``stand`` are there already: evaluations that are not, and
     what they need. A fit over all points is left out when any of these is."""
-    wanted = {run.name for run in runs if run.stage in ("classify", "segment", "report") and run.name not in stand}
+    wanted = {
+        run.name
+        for run in runs
+        if run.stage in ("classify", "segment", "report") and run.name not in stand
+    }
     for run in reversed(runs):  # each comes after those it needs
         if run.name in wanted:
             wanted.update(run.needs)
@@ -86,7 +110,9 @@ def reads_files(card: str) -> bool:
 def load_preset(name: str) -> Preset:
     """Read ``notebooks/presets/NAME.yml``, as ``presets.load_preset``; a preset that reads files needs a root."""
     preset = presets.load_preset(name)
-    return preset.model_copy(update={"needs_root": preset.needs_root or any(map(_needs_root, preset.data.values()))})
+    return preset.model_copy(
+        update={"needs_root": preset.needs_root or any(map(_needs_root, preset.data.values()))}
+    )
 
 
 def _needs_root(values: dict[str, Any]) -> bool:
@@ -140,16 +166,24 @@ class _Planned:
     def folds(self) -> list[str]:
         return [f"fold{k}" for k in range(self.preset.folds)]
 
-    def add(self, stage: str, label: str, values: dict[str, Any], needs: tuple[str, ...] = ()) -> str:
+    def add(
+        self, stage: str, label: str, values: dict[str, Any], needs: tuple[str, ...] = ()
+    ) -> str:
         """Add a run unless it is there, and return its name."""
         where = f"preset {self.name}, {stage} {label}"
         p = validated(stage, {key: value for key, value in values.items() if key != "out"}, where)
         checked = p.model_dump(exclude={"out"})
         own = _content(p, where, self.must_read) if stage == "data" else {}
-        named = {key: value for key, value in (checked | own).items() if key not in NO_PART.get(stage, ())}
+        named = {
+            key: value
+            for key, value in (checked | own).items()
+            if key not in NO_PART.get(stage, ())
+        }
         run = f"{label}-{digest([stage, named])}"
         out = f"runs/{self.name}/{stage}/{run}"
-        self.runs.setdefault(run, Run(run, stage, self.name, checked | {"out": out}, needs, self.piece))
+        self.runs.setdefault(
+            run, Run(run, stage, self.name, checked | {"out": out}, needs, self.piece)
+        )
         return run
 
     def folder(self, run: str) -> str:
@@ -164,7 +198,11 @@ class _Planned:
 
 
 def plan(
-    name: str, settings: dict[str, Any] | None = None, data_root: str = "", *, must_read: bool = False
+    name: str,
+    settings: dict[str, Any] | None = None,
+    data_root: str = "",
+    *,
+    must_read: bool = False,
 ) -> list[Run]:
     """Unfold a preset into runs, in an order in which each comes after those it needs; StudyError if it cannot.
 
@@ -188,10 +226,18 @@ def plan(
     last, g.piece = g.piece, 0
     for on, from_ in evaluated:
         points += _add_baselines(g, on, from_)
-    check_ladders([g.runs[r] for r in rungs], {run.folder: run.parameters.get("size") for run in g.runs.values()})
+    check_ladders(
+        [g.runs[r] for r in rungs],
+        {run.folder: run.parameters.get("size") for run in g.runs.values()},
+    )
     points, g.piece = list(dict.fromkeys(points)), last
     if points:
-        g.add("scale", "scale", preset.scale | {"records": [g.folder(p) for p in points], "runs": ""}, tuple(points))
+        g.add(
+            "scale",
+            "scale",
+            preset.scale | {"records": [g.folder(p) for p in points], "runs": ""},
+            tuple(points),
+        )
     return list(g.runs.values())
 
 
@@ -214,7 +260,9 @@ def _add_data(g: _Planned, data_root: str) -> None:
 
 def _add_bases(g: _Planned) -> None:
     for key, values in g.preset.base.items():
-        if list(values) == ["shipped"]:  # an encoder folder of the repository, or a name of published weights
+        if list(values) == [
+            "shipped"
+        ]:  # an encoder folder of the repository, or a name of published weights
             g.base[key] = values["shipped"]
             continue
         on = _named(values.get("data"), g.data, f"preset {g.name}: base {key}", "data")
@@ -230,12 +278,18 @@ def _ends(preset: Preset) -> dict[tuple[Any, ...], set[int]]:
     sizes: dict[tuple[Any, ...], set[int]] = {}
     for ladder in preset.ladders:
         for values in _unfold(ladder.model_dump(exclude=PLACED), Pretrain):
-            sizes.setdefault((ladder.data, ladder.base, values.get("paradigm")), set()).add(values.get("n_images", 0))
+            sizes.setdefault((ladder.data, ladder.base, values.get("paradigm")), set()).add(
+                values.get("n_images", 0)
+            )
     return sizes
 
 
 def _add_ladder(
-    g: _Planned, ladder: Ladder, ends: dict[tuple[Any, ...], set[int]], rungs: list[str], points: list[str]
+    g: _Planned,
+    ladder: Ladder,
+    ends: dict[tuple[Any, ...], set[int]],
+    rungs: list[str],
+    points: list[str],
 ) -> tuple[str, str]:
     """Add a ladder's pretraining runs to ``rungs`` and their evaluations to ``points``; return its data and base."""
     g.piece = ladder.piece
@@ -248,7 +302,9 @@ def _add_ladder(
         )
     for values in _unfold(ladder.model_dump(exclude=PLACED), Pretrain):
         values |= {"data": g.folder(on), "base": g.folder(from_) if from_ else ""}
-        label = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
+        label = (
+            f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
+        )
         needs = g.waits(on, from_)
         if not g.folds:
             trained = [g.add("pretrain", label, values, needs)]
@@ -260,7 +316,10 @@ def _add_ladder(
             ]
         rungs += trained
         points.append(_classify(g, label, on, [g.folder(run) for run in trained], tuple(trained)))
-        n, sizes = values.get("n_images", 0), ends[(ladder.data, ladder.base, values.get("paradigm"))]
+        n, sizes = (
+            values.get("n_images", 0),
+            ends[(ladder.data, ladder.base, values.get("paradigm"))],
+        )
         place = "last" if n == max(sizes) else "first" if n == min(sizes) else "between"
         _judge(g, label, on, g.folder(trained[0]), (on, *trained), place, values.get("seed", 0))
     return on, from_
@@ -277,10 +336,14 @@ def _add_baselines(g: _Planned, on: str, from_: str) -> list[str]:
         if control == "shuffled":  # the base's features, and labels dealt out anew
             if from_:
                 own = {"shuffle_labels": True}
-                points.append(_classify(g, f"shuffled-{label}", on, [g.folder(from_)], g.waits(from_), **own))
+                points.append(
+                    _classify(g, f"shuffled-{label}", on, [g.folder(from_)], g.waits(from_), **own)
+                )
             continue
         if control.startswith("base:"):  # one that no ladder starts from: judged as it is
-            other = _named(control.removeprefix("base:"), g.base, f"preset {g.name}: controls", "base")
+            other = _named(
+                control.removeprefix("base:"), g.base, f"preset {g.name}: controls", "base"
+            )
             points.append(_classify(g, g.label(other), on, [g.folder(other)], g.waits(other)))
             _judge(g, g.label(other), on, g.folder(other), g.waits(on, other))
             continue
@@ -290,48 +353,87 @@ def _add_baselines(g: _Planned, on: str, from_: str) -> list[str]:
     return points
 
 
-def _classify(g: _Planned, label: str, on: str, encoders: list[str], needs: tuple[str, ...], **more: Any) -> str:
+def _classify(
+    g: _Planned, label: str, on: str, encoders: list[str], needs: tuple[str, ...], **more: Any
+) -> str:
     which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
     also = [g.data.get(name, name) for name in g.preset.classify.get("also", [])]
-    shared = g.preset.classify | {"data": g.folder(on), "folds": g.folds, "also": [g.folder(a) for a in also]}
+    shared = g.preset.classify | {
+        "data": g.folder(on),
+        "folds": g.folds,
+        "also": [g.folder(a) for a in also],
+    }
     return g.add("classify", label, shared | which | more, (on, *needs, *g.waits(*also)))
 
 
 def _judge(
-    g: _Planned, label: str, on: str, encoder: str, needs: tuple[str, ...], place: str = "", seed: int = 0
+    g: _Planned,
+    label: str,
+    on: str,
+    encoder: str,
+    needs: tuple[str, ...],
+    place: str = "",
+    seed: int = 0,
 ) -> None:
     """Runs of the other task families on an encoder; ``place`` of a rung in its ladder: first, between or last."""
-    blind = {"segment": ("covariates", "pixels"), "report": ("covariates",)}  # a decoder sees 3 of its pixels
+    blind = {
+        "segment": ("covariates", "pixels"),
+        "report": ("covariates",),
+    }  # a decoder sees 3 of its pixels
     for stage, family in (("segment", g.preset.segment), ("report", g.preset.report)):
         wanted = {"all": PLACES, "ends": ("first", "last"), "largest": ("last",), "none": ()}
         if family is None or encoder in blind[stage]:
             continue
-        if place and (place not in wanted[family.rungs] or (family.seeds and seed not in family.seeds)):
+        if place and (
+            place not in wanted[family.rungs] or (family.seeds and seed not in family.seeds)
+        ):
             continue
         if encoder.startswith("supervised:") or encoder.endswith((".npz", ".parquet")):
             continue  # taught by labels for labels; vectors without patches
         if g.folds:
-            raise StudyError(f"preset {g.name}: {stage} needs fixed splits, but folds is {g.preset.folds}")
-        own = family.model_dump(exclude={"rungs", "seeds"}) | {"data": g.folder(on), "encoder": encoder}
+            raise StudyError(
+                f"preset {g.name}: {stage} needs fixed splits, but folds is {g.preset.folds}"
+            )
+        own = family.model_dump(exclude={"rungs", "seeds"}) | {
+            "data": g.folder(on),
+            "encoder": encoder,
+        }
         g.add(stage, label, own, needs)
 
 
 def _named(key: Any, known: dict[str, str], where: str, block: str) -> str:
     if key not in known:
-        raise StudyError(f"{where}: {block} {key!r} is not among this preset's {block}: {', '.join(known) or 'none'}")
+        raise StudyError(
+            f"{where}: {block} {key!r} is not among this preset's {block}: {', '.join(known) or 'none'}"
+        )
     return known[key]
 
 
 def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, Any]]:
     """Every combination of the values that are lists, but for parameters that are lists themselves."""
-    axes = {k: v if isinstance(v, list) and not takes_list(model, k) else [v] for k, v in values.items()}
+    axes = {
+        k: v if isinstance(v, list) and not takes_list(model, k) else [v] for k, v in values.items()
+    }
     empty = [name for name, choices in axes.items() if not choices]
     if empty:
         raise StudyError(f"{empty[0]} is an empty list: the grid would hold no run")
-    return [read_numbers(model, dict(zip(axes, c, strict=True))) for c in itertools.product(*axes.values())]
+    return [
+        read_numbers(model, dict(zip(axes, c, strict=True)))
+        for c in itertools.product(*axes.values())
+    ]
 
 
-EQUAL = ("samples_seen", "batch_size", "lr", "warmup", "weight_decay", "clip", "ema", "dino", "precision")
+EQUAL = (
+    "samples_seen",
+    "batch_size",
+    "lr",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "ema",
+    "dino",
+    "precision",
+)
 
 
 def check_ladders(rungs: list[Run], sizes: dict[str, Any]) -> None:

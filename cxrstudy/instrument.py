@@ -21,13 +21,19 @@ LEARNABLE = 0.75  # AUROC above which a device counts as learnable at a size
 
 def calibration() -> pd.DataFrame:
     """``data_cards/synthetic_calibration.csv``, as ``tests/benchmarks/calibrate_synthetic.py`` wrote it."""
-    return pd.read_csv(study.root() / "data_cards" / "synthetic_calibration.csv", dtype={"generator": str})
+    return pd.read_csv(
+        study.root() / "data_cards" / "synthetic_calibration.csv", dtype={"generator": str}
+    )
 
 
 def present(batch: synthetic.Batch, row: int) -> str:
     """The labels of one image in words, misplaced devices said to be so."""
     wrong = [name for k, name in enumerate(DEVICES) if batch.malpositioned[row, k]]
-    names = [phrase(n) + " (misplaced)" * (n in wrong) for k, n in enumerate(LABELS) if batch.labels[row, k]]
+    names = [
+        phrase(n) + " (misplaced)" * (n in wrong)
+        for k, n in enumerate(LABELS)
+        if batch.labels[row, k]
+    ]
     return ", ".join(names) or "nothing"
 
 
@@ -48,7 +54,9 @@ def described(count: int = 10) -> pd.DataFrame:
     told = synthetic.describe(range(0, 61 * count, 61))
     rows = []
     for k in range(count):
-        recorded = ", ".join(phrase(n) for n, v in zip(LABELS, told.reported[k], strict=True) if v == 1)
+        recorded = ", ".join(
+            phrase(n) for n, v in zip(LABELS, told.reported[k], strict=True) if v == 1
+        )
         who = f"{told.view[k]}, {told.sex[k]}, {told.age[k]:.0f} y"
         rows.append((f"{61 * k}: {who}", present(told, k), recorded or "none", told.report[k]))
     return table(rows, "image", "what is so", "labels recorded as present", "report")
@@ -60,8 +68,12 @@ def tip_rules() -> pd.DataFrame:
     for name, (whence, low, high, (mean, sd), wrong) in zip(DEVICES, devices.RULES, strict=True):
         out = " or ".join(dict.fromkeys(f"{a:g} to {b:g}" for a, b in wrong))
         source = institution.SOURCES.get(f"{name} tip", "assumed")
-        rows.append((phrase(name), f"{low:g} to {high:g} {whence}", f"{mean:g} ({sd:g})", out, source))
-    return table(rows, "device", "well placed, mm", "drawn: mean (sd)", "drawn where misplaced", "source")
+        rows.append(
+            (phrase(name), f"{low:g} to {high:g} {whence}", f"{mean:g} ({sd:g})", out, source)
+        )
+    return table(
+        rows, "device", "well placed, mm", "drawn: mean (sd)", "drawn where misplaced", "source"
+    )
 
 
 def rates() -> pd.DataFrame:
@@ -91,7 +103,9 @@ def labels_table() -> pd.DataFrame:
     share = dict(zip(LABELS, synthetic.describe(range(20_000)).labels.mean(0), strict=True))
     rows = []
     for name in (*FINDINGS, "findings", *DEVICES, "devices"):
-        cells = [_cell(measured.loc[(m, name)]) if (m, name) in measured.index else "" for m in columns]
+        cells = [
+            _cell(measured.loc[(m, name)]) if (m, name) in measured.index else "" for m in columns
+        ]
         title = f"all {name}" if name in ("findings", "devices") else phrase(name)
         rows.append((title, f"{share[name]:.3f}" if name in share else "", *cells))
     return table(rows, "label", "prevalence", *columns.values())
@@ -107,7 +121,14 @@ def sizes_table() -> pd.DataFrame:
         rows = by_size[by_size["label"] == name].set_index("px").loc[sizes]
         first = rows.index[rows["low"] > LEARNABLE]
         start = f"{first[0]:g} px" if len(first) else f"more than {sizes[-1]:g} px"
-        shown.append((phrase(name), *(_cell(row) for _, row in rows.iterrows()), start, _cell(faint.loc[name])))
+        shown.append(
+            (
+                phrase(name),
+                *(_cell(row) for _, row in rows.iterrows()),
+                start,
+                _cell(faint.loc[name]),
+            )
+        )
     return table(shown, "device", *(f"{px:g} px" for px in sizes), "learnable from", "faint, 64 px")
 
 
@@ -156,7 +177,9 @@ def card() -> Path:
 def filled(text: str) -> str:
     """A card's text with every block between ``<!-- NAME -->`` and ``<!-- /NAME -->`` computed anew."""
     blocks = {name: markdown(block()) for name, block in TABLES.items()}
-    for name, block in (blocks | {name: sentence() for name, sentence in SENTENCES.items()}).items():
+    for name, block in (
+        blocks | {name: sentence() for name, sentence in SENTENCES.items()}
+    ).items():
         new = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
         old = re.search(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, flags=re.DOTALL)
         if not old:

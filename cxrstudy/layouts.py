@@ -51,7 +51,14 @@ def efficientnet_lite(name: str) -> str:
         return name.replace("_conv_", "conv_").replace("_fc.", "classifier.")
     index, layer = int(match[1]), match[2]
     start = max(first for first in (0, 1, 3, 5, 8, 11, 15) if first <= index)
-    stage, alone = (0, 1, 3, 5, 8, 11, 15).index(start), index == 0  # the first block does not expand
-    convs = {"expand_conv": "conv_pw", "depthwise_conv": "conv_dw", "project_conv": "conv_pw" if alone else "conv_pwl"}
+    stage, alone = (
+        (0, 1, 3, 5, 8, 11, 15).index(start),
+        index == 0,
+    )  # the first block does not expand
+    convs = {
+        "expand_conv": "conv_pw",
+        "depthwise_conv": "conv_dw",
+        "project_conv": "conv_pw" if alone else "conv_pwl",
+    }
     ours = convs.get(layer) or f"bn{int(layer[2:]) + (not alone)}"
     return f"blocks.{stage}.{index - start}.{ours}.{match[3]}"

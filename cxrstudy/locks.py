@@ -21,7 +21,15 @@ import psutil
 from cxrstudy.study import StudyError
 
 MARK = "CXRSTUDY_LOCK"
-ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM")  # beside SIGINT, which Python has
+ENDING = (
+    "SIGTERM",
+    "SIGHUP",
+    "SIGQUIT",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGXCPU",
+    "SIGALRM",
+)  # beside SIGINT, which Python has
 
 
 def workers(lock: Path) -> dict[int, str]:
@@ -56,7 +64,9 @@ def held(lock: Path, preset: str, patience: float = 2.0) -> Iterator[int]:
         until = time.monotonic() + patience
         while not _take(file, fcntl.LOCK_EX) or workers(lock):
             if time.monotonic() > until:
-                raise StudyError(f"preset {preset!r} is being run already ({_who(lock)}; lock {lock})")
+                raise StudyError(
+                    f"preset {preset!r} is being run already ({_who(lock)}; lock {lock})"
+                )
             time.sleep(0.2)
         file.truncate(0)
         file.write(f"{os.getpid()}")
@@ -77,7 +87,9 @@ def _who(lock: Path) -> str:
     there = workers(lock)
     with contextlib.suppress(psutil.Error, OSError, ValueError):
         first = psutil.Process(int(lock.read_text()))
-        if first.create_time() < lock.stat().st_mtime + 1 and first.pid != os.getpid():  # not a later one of that pid
+        if (
+            first.create_time() < lock.stat().st_mtime + 1 and first.pid != os.getpid()
+        ):  # not a later one of that pid
             return f"cxrstudy run is process {first.pid}; wait for it, or stop it with: kill {first.pid}"
     if not there:
         return "by a process that cannot be seen from here"

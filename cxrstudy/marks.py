@@ -34,10 +34,15 @@ def _entry(node: Any, key: str | int) -> tuple[int, Any] | None:
     if isinstance(node, yaml.SequenceNode):
         if isinstance(key, int) and key < len(node.value):
             return node.value[key].start_mark.line, node.value[key]
-        return next((found for each in node.value if (found := _entry(each, key))), None)  # <<: [one, other]
+        return next(
+            (found for each in node.value if (found := _entry(each, key))), None
+        )  # <<: [one, other]
     if not isinstance(node, yaml.MappingNode):
         return None
-    own = next(((name.start_mark.line, value) for name, value in node.value if name.value == str(key)), None)
+    own = next(
+        ((name.start_mark.line, value) for name, value in node.value if name.value == str(key)),
+        None,
+    )
     merged = [value for name, value in node.value if name.tag == MERGE]
     return own or next((found for each in merged if (found := _entry(each, key))), None)
 
@@ -48,7 +53,9 @@ def line_of_value(text: str, values: list[str], first: int = 1) -> int | None:
         events = list(yaml.parse(text, Loader=yaml.CSafeLoader))
     except yaml.YAMLError:
         return None
-    told: Any = (each for each in events if isinstance(each, yaml.ScalarEvent) and each.value in values)
+    told: Any = (
+        each for each in events if isinstance(each, yaml.ScalarEvent) and each.value in values
+    )
     return next((first + each.start_mark.line for each in told), None)
 
 
@@ -80,7 +87,9 @@ def _folded(name: str) -> str:
     return " ".join(name.split()).casefold().replace("_", " ")
 
 
-def faults(error: ValidationError, model: type[BaseModel], text: str, path: Any, first: int = 1) -> str:
+def faults(
+    error: ValidationError, model: type[BaseModel], text: str, path: Any, first: int = 1
+) -> str:
     """Return what does not hold in a YAML text read into ``model``: each fault with its line, field and remedy.
 
     Args: as ``line_of``; ``path`` is the file's name as messages write it.
@@ -93,7 +102,11 @@ def faults(error: ValidationError, model: type[BaseModel], text: str, path: Any,
         line = line_of(text, *(keys[:-1] if missing else keys), first=first) if keys else first
         where = ".".join(map(str, keys)) or "the whole"
         found.setdefault((line, where), []).append(_said(item, keys, owner))
-        told = "" if item["type"] in ("missing", "extra_forbidden") else f" (got {item['input']!r:.80})"
+        told = (
+            ""
+            if item["type"] in ("missing", "extra_forbidden")
+            else f" (got {item['input']!r:.80})"
+        )
         got.setdefault((line, where), told)
     each = [
         f"{f'{path}:' if not k else 'line '}{at[0]}: {at[1]}: {' or '.join(dict.fromkeys(said))}{got[at]}"
@@ -105,7 +118,9 @@ def faults(error: ValidationError, model: type[BaseModel], text: str, path: Any,
 def _said(item: Any, keys: list[str | int], owner: type[BaseModel] | None) -> str:
     known = dict(owner.model_fields) if owner else {}
     if item["type"] == "extra_forbidden":
-        return f"unknown name {str(keys[-1])!r}{near(str(keys[-1]), known)}; known: {', '.join(known)}"
+        return (
+            f"unknown name {str(keys[-1])!r}{near(str(keys[-1]), known)}; known: {', '.join(known)}"
+        )
     if item["type"] == "missing":
         what = known[str(keys[-1])].description if keys and str(keys[-1]) in known else None
         return f"Field required{f' ({what})' if what else ''}"
@@ -115,7 +130,9 @@ def _said(item: Any, keys: list[str | int], owner: type[BaseModel] | None) -> st
     return WANTED.get(item["type"], message)
 
 
-def _own(loc: tuple[str | int, ...], model: type[BaseModel]) -> tuple[list[str | int], type[BaseModel] | None]:
+def _own(
+    loc: tuple[str | int, ...], model: type[BaseModel]
+) -> tuple[list[str | int], type[BaseModel] | None]:
     """The keys of a fault's place, without pydantic's names of types, and the model that owns the last of them."""
     keys: list[str | int] = []
     owner: type[BaseModel] | None = model
@@ -145,10 +162,18 @@ def _is_union(kind: Any) -> bool:
 
 def not_yaml(error: Exception, text: str, path: Any, first: int = 1) -> str:
     """Return why a text is no YAML, with the line in its file and the remedy; arguments as ``faults``."""
-    if not isinstance(error, yaml.MarkedYAMLError) or not (error.problem_mark or error.context_mark):
+    if not isinstance(error, yaml.MarkedYAMLError) or not (
+        error.problem_mark or error.context_mark
+    ):
         return f"{path}: not YAML: {error}"
-    begun = "flow" in (error.context or "") or "quoted" in (error.context or "")  # what was opened and not closed
-    mark = error.context_mark if begun and error.context_mark else error.problem_mark or error.context_mark
+    begun = "flow" in (error.context or "") or "quoted" in (
+        error.context or ""
+    )  # what was opened and not closed
+    mark = (
+        error.context_mark
+        if begun and error.context_mark
+        else error.problem_mark or error.context_mark
+    )
     assert mark
     lines = text.splitlines()
     line = lines[mark.line].strip() if mark.line < len(lines) else ""

@@ -29,8 +29,12 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         import joblib  # not by every command
 
-        scores = {name: _scores(name) for value in (*args, *kwargs.values()) for name in _folders(value)}
-        key = joblib.hash((function.__module__, function.__qualname__, args, kwargs, scores, _code()))
+        scores = {
+            name: _scores(name) for value in (*args, *kwargs.values()) for name in _folders(value)
+        }
+        key = joblib.hash(
+            (function.__module__, function.__qualname__, args, kwargs, scores, _code())
+        )
         path = Path(os.environ[PLACE]) / f"{key}.pickle"
         with contextlib.suppress(Exception):  # a file that is not there, or spoilt: it is made anew
             os.utime(path)  # what is asked for is not forgotten
@@ -68,7 +72,9 @@ def _digest(path: Path, changed: int) -> str:
 
 @functools.cache
 def _code() -> str:
-    ours = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    ours = [
+        path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py"))
+    ]
     others = ("numpy", "scipy", "pandas", "pyarrow", "matplotlib", "seaborn")
     return study.digest([ours, *map(importlib.metadata.version, others)], 32)
 

@@ -58,17 +58,25 @@ def model_card(folder: str | Path) -> str:
     base = info.get("source") or info.get("base")
 
     def listed(*keys: str) -> str:
-        return "\n".join(f"- {key}: {info[key]}" for key in keys if info.get(key) is not None) or "- not recorded"
+        return (
+            "\n".join(f"- {key}: {info[key]}" for key in keys if info.get(key) is not None)
+            or "- not recorded"
+        )
 
     fields = facts | {
         "encoder": info.get("encoder", facts["architecture"]),
         "paradigm": info.get("paradigm", "not trained further"),
         "data": listed("institution", "kind", "data", "generator", "n_images", "unique_images"),
-        "patients": "not recorded" if patients is None else f"{len(patients - {''})}, listed in patients.txt",
+        "patients": "not recorded"
+        if patients is None
+        else f"{len(patients - {''})}, listed in patients.txt",
         "contamination": ", ".join(info.get("contamination", [])) or "none recorded",
-        "compute": listed("samples_seen", "epochs", "flops", "seconds_training", "precision", "processes", "seed"),
+        "compute": listed(
+            "samples_seen", "epochs", "flops", "seconds_training", "precision", "processes", "seed"
+        ),
         "base": base or "none, trained from random weights",
-        "licence": info.get("licence") or ("see its model card" if base else "no base, no licence of one"),
+        "licence": info.get("licence")
+        or ("see its model card" if base else "no base, no licence of one"),
         "checked": info.get("checked", "not recorded"),
         "folder": folder.name,
     }
@@ -80,16 +88,23 @@ def ship(run: str | Path, out: str | Path) -> Path:
     """Copy the encoder of a run's folder to ``out``, in half precision; FileNotFoundError if it has none."""
     folder, out = encoders.encoder_folder(Path(run)), Path(out)
     if folder is None:
-        raise FileNotFoundError(f"{run} holds no encoder; name the folder of a finished pretrain run")
+        raise FileNotFoundError(
+            f"{run} holds no encoder; name the folder of a finished pretrain run"
+        )
     out.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if file.suffix == ".safetensors":
             tensors = read_tensors(file)
-            save_file({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, out / file.name)
+            save_file(
+                {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()},
+                out / file.name,
+            )
             (out / file.name).chmod(0o644)
         elif file.name != "encoder.json":
             shutil.copyfile(file, out / file.name)
-    shutil.copyfile(folder / "encoder.json", out / "encoder.json")  # last: a folder that has it is whole
+    shutil.copyfile(
+        folder / "encoder.json", out / "encoder.json"
+    )  # last: a folder that has it is whole
     model_card(out)
     return out
 

@@ -39,9 +39,16 @@ def plan_table(preset: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]
     if preset.startswith(RECORDED):
         name = preset.removeprefix(RECORDED)
         whole = [] if variant or grid.load_preset(name).needs_root else grid.plan(name)
-        left = [run.name for run in grid.without(whole, recorded.run_names(name)) if run.stage in recorded.SCORES]
+        left = [
+            run.name
+            for run in grid.without(whole, recorded.run_names(name))
+            if run.stage in recorded.SCORES
+        ]
         return recorded.load(name, variant), left
-    planned = [study.runs_root() / preset / run["stage"] / run["name"] for run in read_plan(preset, variant)]
+    planned = [
+        study.runs_root() / preset / run["stage"] / run["name"]
+        for run in read_plan(preset, variant)
+    ]
     there = [folder for folder in planned if (folder / "record.json").is_file()]
     return results.load_records(there), [folder.name for folder in planned if folder not in there]
 
@@ -50,7 +57,9 @@ def variants(preset: str) -> list[str]:
     """The ``--set`` variants of a preset (or of ``recorded:NAME``) that there are results of."""
     if preset.startswith(RECORDED):
         return recorded.variants(preset.removeprefix(RECORDED))
-    return [plan["variant"] for plan in read_plans() if plan["preset"] == preset and plan["variant"]]
+    return [
+        plan["variant"] for plan in read_plans() if plan["preset"] == preset and plan["variant"]
+    ]
 
 
 def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
@@ -58,11 +67,11 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     described = grid.load_preset(preset.removeprefix(RECORDED))
     if table.empty:
         wait = f"about {described.minutes:g} minutes on {described.hardware}"
-        return (
-            f"**Nothing of preset `{preset}` has been run on this machine yet.** `{command(preset)}` runs it ({wait})."
-        )
+        return f"**Nothing of preset `{preset}` has been run on this machine yet.** `{command(preset)}` runs it ({wait})."
     kinds = sorted(table["kind"].dropna().unique())
-    seeds = sorted(int(seed) for seed in table.loc[table["stage"] == "pretrain", "seed"].dropna().unique())
+    seeds = sorted(
+        int(seed) for seed in table.loc[table["stage"] == "pretrain", "seed"].dropna().unique()
+    )
     once, kept = table.drop_duplicates("run"), preset.startswith(RECORDED)
     title = described.title[:1].lower() + described.title[1:]
     text = (
@@ -86,7 +95,9 @@ def command(preset: str) -> str:
     name = preset.removeprefix(RECORDED)
     needs = grid.load_preset(name).needs_root
     if name != preset:
-        return f"cxrstudy run --preset {name} --unrecorded" + (" --data-root /path/to/images" if needs else "")
+        return f"cxrstudy run --preset {name} --unrecorded" + (
+            " --data-root /path/to/images" if needs else ""
+        )
     return f"make study PRESET={name}" + (" DATA_ROOT=/path/to/images" if needs else "")
 
 
@@ -95,7 +106,9 @@ def _list(items: Any) -> str:
 
 
 @remembered
-def answers(table: pd.DataFrame, fits: pd.DataFrame, tasks: Sequence[str] = tuple(TASKS)) -> pd.DataFrame:
+def answers(
+    table: pd.DataFrame, fits: pd.DataFrame, tasks: Sequence[str] = tuple(TASKS)
+) -> pd.DataFrame:
     """In short what each ladder shows, a row a (task, paradigm): where it starts and ends, what more in-house images
     bring (`ladders.growth`), what its ends are beyond its base (`ladders.gains`), beyond as many images of others
     (`ladders.at_home`) and beyond the best control, and what ten times the images bring by the law of ``fits``."""
@@ -123,7 +136,11 @@ def answers(table: pd.DataFrame, fits: pd.DataFrame, tasks: Sequence[str] = tupl
             row["a tenfold cuts error by"] = _tenfold(fit.iloc[0]) if len(fit) else ""
             rows.append(row)
     shown = pd.DataFrame(rows)
-    return shown.loc[:, (shown != "").any()].replace("", "not run").set_index("ladder") if rows else shown
+    return (
+        shown.loc[:, (shown != "").any()].replace("", "not run").set_index("ladder")
+        if rows
+        else shown
+    )
 
 
 def _tenfold(fit: pd.Series) -> str:
@@ -133,13 +150,17 @@ def _tenfold(fit: pd.Series) -> str:
     within = " (its interval was not kept)"
     if "exponent_low" in fit:
         low, high = float(fit["exponent_low"]), float(fit["exponent_high"])
-        within = f" [{1 - 10**-low:.1%}{' or less' if at_the_least(low) else ''}, {1 - 10**-high:.1%}]"
+        within = (
+            f" [{1 - 10**-low:.1%}{' or less' if at_the_least(low) else ''}, {1 - 10**-high:.1%}]"
+        )
     of = f" of what is above a floor of {fit['floor']:.3f}" if fit["floor"] > 0 else ""
     return f"{1 - 10 ** -fit['exponent']:.1%}{within}{of}, through {fit['points']:.0f} points"
 
 
 def _gain(row: Any) -> str:
-    return f"{row.gain:+.3f} [{row.low:+.3f},\u00a0{row.high:+.3f}]"  # no line ends within an interval
+    return (
+        f"{row.gain:+.3f} [{row.low:+.3f},\u00a0{row.high:+.3f}]"  # no line ends within an interval
+    )
 
 
 def _sign(row: Any) -> str:
@@ -153,7 +174,9 @@ def recovery(grown: Any, gained: pd.DataFrame) -> str:
     if own.empty:
         return ""
     lost = -float(own["gain"].iloc[0])
-    how = f"{'mostly' if lost >= grown.gain / 2 else 'in part'} recovery: " if grown.gain > 0 else ""
+    how = (
+        f"{'mostly' if lost >= grown.gain / 2 else 'in part'} recovery: " if grown.gain > 0 else ""
+    )
     return f" ({how}the smallest subset is {lost:.3f} below the base)"
 
 
@@ -163,9 +186,15 @@ def hardly_trained(table: pd.DataFrame) -> str:
     ``clip`` and ``unicl`` by their loss beside that of guessing, where it is recorded; ``dinov2`` by how far its
     weights moved. How far is no measure for the others: an ImageNet network that moved by 0.5% changed its scores.
     """
-    rows = table[(table["stage"] == "pretrain") & table["value"].notna() & (table["base"].fillna("") != "")]
+    rows = table[
+        (table["stage"] == "pretrain") & table["value"].notna() & (table["base"].fillna("") != "")
+    ]
     guessing = (rows["metric"] == "loss_over_chance") & (rows["value"] > results.CHANCE)
-    still = (rows["metric"] == "moved") & (rows["label"] == "dinov2") & (rows["value"] < results.LEAST_MOVED)
+    still = (
+        (rows["metric"] == "moved")
+        & (rows["label"] == "dinov2")
+        & (rows["value"] < results.LEAST_MOVED)
+    )
     few, of = (len(set(part["run"])) for part in (rows[guessing | still], rows))
     if not few:
         return ""
@@ -203,12 +232,25 @@ def agreement(ledger: pd.DataFrame) -> str:
         if len(own):
             lines += [f"**{title}:**", ""]
         for row in own.itertuples():
-            told = f": {row.effect:+.4f} [{row.low:+.4f}, {row.high:+.4f}]" if row.effect == row.effect else ""
+            told = (
+                f": {row.effect:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
+                if row.effect == row.effect
+                else ""
+            )
             decided = verdict in ("supported", "contradicted")
-            if verdict == "contradicted" and row.high >= 0:  # of a claim that something is there at all
-                told, decided = f"{told}, an effect of {row.threshold:g} is excluded, one below 0 is not shown", False
+            if (
+                verdict == "contradicted" and row.high >= 0
+            ):  # of a claim that something is there at all
+                told, decided = (
+                    f"{told}, an effect of {row.threshold:g} is excluded, one below 0 is not shown",
+                    False,
+                )
             told += f"; {row.why.partition(';')[0]}" if verdict == "inconclusive" else ""
-            told += f"; not after Holm's correction (p {row.p_holm:.2g})" if decided and row.p_holm >= 0.05 else ""
+            told += (
+                f"; not after Holm's correction (p {row.p_holm:.2g})"
+                if decided and row.p_holm >= 0.05
+                else ""
+            )
             lines.append(f"- {row.claim} ({row.source}){told}")
         lines += [""] * bool(len(own))
     return "\n".join(lines)
@@ -252,9 +294,13 @@ def above_random(table: pd.DataFrame) -> list[str]:
         none = rows[rows["encoder"].fillna("").str.startswith("random:")]
         bases = rows[(rows["paradigm"] != "control") & (rows["base"].fillna("") == "")]
         for base in bases[~bases["run"].str.startswith("shuffled-")].itertuples():
-            alike = none[(none["encoder"] == f"random:{base.encoder}") & (none["data"] == base.data)]
+            alike = none[
+                (none["encoder"] == f"random:{base.encoder}") & (none["data"] == base.data)
+            ]
             for least in alike["value"]:
-                said.append(f"{name}, `{base.paradigm}`: {base.value - least:+.3f} ({least:.3f} at random)")
+                said.append(
+                    f"{name}, `{base.paradigm}`: {base.value - least:+.3f} ({least:.3f} at random)"
+                )
     return said
 
 
@@ -270,7 +316,10 @@ def harm(gained: pd.DataFrame, bound: float = -LOSS) -> str:
     def rung(row: Any) -> str:
         return f"`{row.paradigm}` with {human(row.n_images)} on {TASKS[row.task].lower()}"
 
-    told = [f"{rung(row)} lost {-row.gain:.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in lost.itertuples()]
+    told = [
+        f"{rung(row)} lost {-row.gain:.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+        for row in lost.itertuples()
+    ]
     said = [f"A loss is shown: {'; '.join(told)}."] if told else []
     tests, rest = _test_images(gained), len(left) - len(short)
     if len(short):
@@ -286,7 +335,9 @@ def harm(gained: pd.DataFrame, bound: float = -LOSS) -> str:
             f"No point's interval reaches down to {bound:+.2f}{of}: continuing harmed none of them by that much."
         )
     if rest and (told or len(short)):
-        said.append(f"For the other {'one' if rest == 1 else rest} a loss of {-bound:.2f} is excluded.")
+        said.append(
+            f"For the other {'one' if rest == 1 else rest} a loss of {-bound:.2f} is excluded."
+        )
     return " ".join(said)
 
 
@@ -307,7 +358,9 @@ def caution(preset: str) -> str:
 
     described = grid.load_preset(preset.removeprefix(RECORDED))
     cards_ = [read_card(values["card"]) for values in described.data.values()]
-    return "\n\n".join(f"> **Read this first: {card.title}.** {card.caution}" for card in cards_ if card.caution)
+    return "\n\n".join(
+        f"> **Read this first: {card.title}.** {card.caution}" for card in cards_ if card.caution
+    )
 
 
 def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:
@@ -321,7 +374,9 @@ def data_sets(presets: list[str]) -> list[tuple[str, Prepared, Card]]:
             if row["stage"] == "data" and row["record"]:
                 prepared = open_prepared(row["notebook"].parent)
                 key = (prepared.info["institution"], prepared.info["size"])
-                found.setdefault(key, (grid.slug(row["name"]), prepared, read_card(prepared.info["card"])))
+                found.setdefault(
+                    key, (grid.slug(row["name"]), prepared, read_card(prepared.info["card"]))
+                )
     return list(found.values())
 
 
@@ -332,7 +387,8 @@ def describe_data(name: str, prepared: Prepared, card: Card) -> str:
     manifest, info = prepared.manifest, prepared.info
     what = "Synthetic" if info["kind"] == "synthetic" else "Real"
     lost = [
-        f"{sum(parts.values()):,} {said}" + (f" ({', '.join(f'{why} {n:,}' for why, n in parts.items())})")
+        f"{sum(parts.values()):,} {said}"
+        + (f" ({', '.join(f'{why} {n:,}' for why, n in parts.items())})")
         for said, parts in (
             ("rows of the table are left out", info.get("left_out") or {}),
             ("images could not be read and are left out", info.get("set_aside") or {}),
@@ -354,13 +410,20 @@ def prevalence_table(prepared: Prepared) -> Shown:
     manifest, names = prepared.manifest, label_names(prepared.manifest)
     if not names:
         return nothing("", "This data set records no labels.")
-    labels = manifest[[f"label:{name}" for name in names]].set_axis([phrase(name) for name in names], axis=1)
+    labels = manifest[[f"label:{name}" for name in names]].set_axis(
+        [phrase(name) for name in names], axis=1
+    )
     parts = labels.groupby(manifest["split"])
-    shares = parts.mean().T.map(lambda share: "unknown in all" if pd.isna(share) else f"{share:.3f}")
+    shares = parts.mean().T.map(
+        lambda share: "unknown in all" if pd.isna(share) else f"{share:.3f}"
+    )
     sizes = parts.size()
     shares.columns = pd.Index([f"{split} (n = {sizes[split]:,})" for split in shares.columns])
     unknown = labels.isna()
-    shares["unknown"] = [f"{share:.1%} ({count:,})" for share, count in zip(unknown.mean(), unknown.sum(), strict=True)]
+    shares["unknown"] = [
+        f"{share:.1%} ({count:,})"
+        for share, count in zip(unknown.mean(), unknown.sum(), strict=True)
+    ]
     caption = (
         f"Share of images on which each label is present, of those where it is known, in each part of the "
         f"{len(manifest):,} images: 0 means known to be absent in all. Blank or unknown is not absent: the last column "

@@ -14,7 +14,14 @@ from cxrstudy.stored import read_facts
 CONFIG = "open_clip_config.json"
 TOWER = "text_tower"  # in the folder: where the text tower's config.json may lie
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # open_clip takes the first of these
-TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def text_config(name: str) -> dict[str, Any]:
@@ -45,10 +52,15 @@ def lacking(name: str, folder: Path) -> list[str]:
         return [f"there is no folder {here}: run hf download OWNER/NAME --local-dir {here}"]
     if not _config_file(name):
         fetch = f"hf download {'OWNER/NAME' if local else place} --local-dir {here if local else folder}"
-        return [f"{CONFIG} is missing: run {fetch}" + ("" if local else f", then say local-dir:{folder}")]
+        return [
+            f"{CONFIG} is missing: run {fetch}"
+            + ("" if local else f", then say local-dir:{folder}")
+        ]
     text, found = text_config(name), []
     if local and not any(file for pattern in WEIGHTS for file in here.glob(pattern)):
-        found.append(f"its weights ({', '.join(WEIGHTS)}) are missing: run hf download OWNER/NAME --local-dir {here}")
+        found.append(
+            f"its weights ({', '.join(WEIGHTS)}) are missing: run hf download OWNER/NAME --local-dir {here}"
+        )
     tower, tokenizer = text.get("hf_model_name", ""), text.get("hf_tokenizer_name", "")
     if tower and not tower_here(name) and not _at_hand(tower, ("config.json",)):
         into = f" --local-dir {here / TOWER}" if local else ""
@@ -59,7 +71,9 @@ def lacking(name: str, folder: Path) -> list[str]:
     if local and tokenizer and not any((here / file).is_file() for file in TOKENIZER):
         source = tokenizer if "/" in tokenizer else tower or "OWNER/NAME"
         files = "tokenizer.json tokenizer_config.json vocab.txt"
-        found.append(f"the text tower's tokenizer is missing: run hf download {source} {files} --local-dir {here}")
+        found.append(
+            f"the text tower's tokenizer is missing: run hf download {source} {files} --local-dir {here}"
+        )
     elif tokenizer and not local and not _at_hand(tokenizer, TOKENIZER):
         found.append(
             f"the text tower's tokenizer {tokenizer} is missing: run hf download {tokenizer} and copy "
@@ -71,7 +85,11 @@ def lacking(name: str, folder: Path) -> list[str]:
 def weights_file(name: str) -> Path | None:
     """The file of weights of a folder."""
     kind, _, place = name.partition(":")
-    files = [file for pattern in WEIGHTS for file in sorted(Path(place).glob(pattern))] if kind == "local-dir" else []
+    files = (
+        [file for pattern in WEIGHTS for file in sorted(Path(place).glob(pattern))]
+        if kind == "local-dir"
+        else []
+    )
     return files[0] if files else None
 
 

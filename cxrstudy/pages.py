@@ -38,13 +38,18 @@ class Page:
     @property
     def key(self) -> str:
         """What the page is made from; kept in its metadata."""
-        return study.digest([self.template.read_text(encoding="utf-8"), self.parameters, self.inputs], 32)
+        return study.digest(
+            [self.template.read_text(encoding="utf-8"), self.parameters, self.inputs], 32
+        )
 
     def stands(self) -> bool:
         """Whether the page was made from the same already."""
         if not self.target.is_file():
             return False
-        return json.loads(self.target.read_text(encoding="utf-8"))["metadata"].get("cxrstudy_inputs") == self.key
+        return (
+            json.loads(self.target.read_text(encoding="utf-8"))["metadata"].get("cxrstudy_inputs")
+            == self.key
+        )
 
 
 def execute(pages: list[Page]) -> None:
@@ -90,19 +95,30 @@ def _execute(page: Page, client: NotebookClient) -> None:
     notebook = load_notebook_node(str(page.template))
     if page.parameters:
         notebook = parameterize_notebook(notebook, page.parameters, kernel_name="python3")
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset_selective -f ."))  # %reset collects garbage, for long
+    notebook.cells.insert(
+        0, nbformat.v4.new_code_cell("%reset_selective -f .")
+    )  # %reset collects garbage, for long
     client.nb = notebook
     scratch = page.target.with_name(f".{page.target.stem}.executing.ipynb")
     scratch.parent.mkdir(parents=True, exist_ok=True)
     # one thread each: threads of two kernels that wait for one another took as long again as the work
-    env = os.environ | {memo.PLACE: str(page.target.parent.with_name("memo")), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        memo.PLACE: str(page.target.parent.with_name("memo")),
+        "OMP_NUM_THREADS": "1",
+    }
     try:
-        client.execute(cleanup_kc=False, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client.execute(
+            cleanup_kc=False, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     except (CellControlSignal, DeadKernelError, RuntimeError) as error:
         nbformat.write(notebook, str(scratch))
-        raise PageError(f"{page.template}: {notebook_error(scratch) or error} (see {scratch})") from None
+        raise PageError(
+            f"{page.template}: {notebook_error(scratch) or error} (see {scratch})"
+        ) from None
     del notebook.cells[0]
-    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+    for count, cell in enumerate(
+        (cell for cell in notebook.cells if cell.cell_type == "code"), start=1
+    ):
         for numbered in (cell, *cell.outputs):  # the kernel counted on from the page before
             if "execution_count" in numbered:
                 numbered["execution_count"] = count
@@ -111,7 +127,9 @@ def _execute(page: Page, client: NotebookClient) -> None:
         if HIDDEN & set(cell.metadata.get("tags", [])):
             cell.metadata["tags"] = ["remove-cell"]
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("PRESET", recorded.name_of(str(page.parameters.get("preset", ""))))
+            cell.source = cell.source.replace(
+                "PRESET", recorded.name_of(str(page.parameters.get("preset", "")))
+            )
     notebook.metadata["cxrstudy_inputs"] = key
     notebook.metadata.pop("papermill", None)
     nbformat.write(notebook, str(scratch))

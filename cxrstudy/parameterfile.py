@@ -16,7 +16,9 @@ def to_yaml(values: dict[str, Any]) -> str:
 
     JSON would not do, although YAML is said to contain it: YAML 1.1 reads the ``5e-06`` of JSON as text.
     """
-    plain = json.loads(json.dumps(values))  # tuples as lists; a list that stands twice is written twice, not named
+    plain = json.loads(
+        json.dumps(values)
+    )  # tuples as lists; a list that stands twice is written twice, not named
     return yaml.safe_dump(plain, sort_keys=True, width=float("inf"))
 
 

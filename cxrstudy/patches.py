@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 
-def refuse_cut(trunk: Any, size: int, what: str, in_chans: int = 3, *, name: str = "", tried: bool = False) -> None:
+def refuse_cut(
+    trunk: Any, size: int, what: str, in_chans: int = 3, *, name: str = "", tried: bool = False
+) -> None:
     """ValueError, with the next sizes that fit, where a trunk of timm's would not see all of a ``size`` px image.
 
     A ViT's patch that does not divide the image, or a stage that halves an odd map without padding, drops pixels at the
@@ -24,8 +26,12 @@ def refuse_cut(trunk: Any, size: int, what: str, in_chans: int = 3, *, name: str
     except Exception as error:  # timm asserts and reshapes in a dozen ways
         why = str(error) or "a map does not divide"
         if stride and size % stride == 0:
-            remedy = "it takes its own size alone; a ViT built with dynamic_img_size=True takes others"
-        raise ValueError(f"{what}={size}: {name} takes no images of {size} px ({why}); {remedy}") from error
+            remedy = (
+                "it takes its own size alone; a ViT built with dynamic_img_size=True takes others"
+            )
+        raise ValueError(
+            f"{what}={size}: {name} takes no images of {size} px ({why}); {remedy}"
+        ) from error
     patch = _patch(trunk)
     cut = size % patch if patch else 0
     if not cut and stride and side == size // stride:
@@ -56,7 +62,10 @@ def grid_side(trunk: Any, size: int, in_chans: int = 3) -> int:
     modes = [(module, module.training) for module in trunk.modules()]
     trunk.eval()  # batch norms would ask for more than one image
     try:
-        shapes = {name: tensor.to("meta") for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]}
+        shapes = {
+            name: tensor.to("meta")
+            for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]
+        }
         blank = torch.zeros(1, in_chans, size, size, device="meta")
         found = torch.func.functional_call(whole, shapes, (blank,)).shape
     finally:
@@ -81,5 +90,9 @@ def _patch(trunk: Any) -> int:
     first = next((module for module in trunk.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or getattr(getattr(trunk, "patch_embed", None), "dynamic_img_pad", False):
         return 0
-    plain = first.kernel_size == first.stride and first.padding in ((0, 0), 0, "valid") and first.stride[0] > 1
+    plain = (
+        first.kernel_size == first.stride
+        and first.padding in ((0, 0), 0, "valid")
+        and first.stride[0] > 1
+    )
     return int(first.stride[0]) if plain else 0

@@ -23,7 +23,9 @@ WIDE = 9  # columns that still fit upright
 def browser() -> str:
     """Chromium's path: $CHROMIUM, or what is installed. StudyError: there is none."""
     asked = os.environ.get("CHROMIUM", "")
-    found = [path for name in ([asked] if asked else [*BROWSERS, MAC]) if (path := shutil.which(name))]
+    found = [
+        path for name in ([asked] if asked else [*BROWSERS, MAC]) if (path := shutil.which(name))
+    ]
     if not found:
         raise study.StudyError(
             f"the PDF is printed by Chromium or Chrome, and {f'CHROMIUM={asked}' if asked else 'none'} was found: "
@@ -40,14 +42,31 @@ def print_book(html: Path, toc: Path, target: Path) -> Path:
     write_text(page, together(html, yaml.safe_load(toc.read_text(encoding="utf-8"))))
     try:
         with tempfile.TemporaryDirectory() as profile, replacing(target) as scratch:
-            command = [program, "--headless", "--disable-gpu", "--no-pdf-header-footer", "--export-tagged-pdf"]
-            command += ["--generate-pdf-document-outline", f"--user-data-dir={profile}", "--no-first-run"]
-            command += ["--virtual-time-budget=120000", "--timeout=300000"]  # formulas are set before it prints
+            command = [
+                program,
+                "--headless",
+                "--disable-gpu",
+                "--no-pdf-header-footer",
+                "--export-tagged-pdf",
+            ]
+            command += [
+                "--generate-pdf-document-outline",
+                f"--user-data-dir={profile}",
+                "--no-first-run",
+            ]
+            command += [
+                "--virtual-time-budget=120000",
+                "--timeout=300000",
+            ]  # formulas are set before it prints
             command += ["--no-sandbox"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
             command += [f"--print-to-pdf={scratch}", page.as_uri()]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=SECONDS
+            )
             if done.returncode or not scratch.is_file():
-                raise study.StudyError(f"{program} could not print {page}: {done.stderr.strip()[-500:]}")
+                raise study.StudyError(
+                    f"{program} could not print {page}: {done.stderr.strip()[-500:]}"
+                )
     finally:
         page.unlink(missing_ok=True)
     return target
@@ -55,10 +74,15 @@ def print_book(html: Path, toc: Path, target: Path) -> Path:
 
 def together(html: Path, toc: dict[str, Any]) -> str:
     """One page of all chapters, links between them leading to their places in it."""
-    parts = [("", [toc["root"]]), *((part["caption"], [c["file"] for c in part["chapters"]]) for part in toc["parts"])]
+    parts = [
+        ("", [toc["root"]]),
+        *((part["caption"], [c["file"] for c in part["chapters"]]) for part in toc["parts"]),
+    ]
     names = {name for _, chapters in parts for name in chapters}
     first = BeautifulSoup((html / f"{toc['root']}.html").read_text(encoding="utf-8"), "html.parser")
-    head = [str(tag) for tag in first.select("head link[rel=stylesheet], head script[src*=mathjax]")]
+    head = [
+        str(tag) for tag in first.select("head link[rel=stylesheet], head script[src*=mathjax]")
+    ]
     head += [str(tag) for tag in first.select("head script") if "MathJax" in tag.get_text()]
     contents, bodies = [], []
     for caption, chapters in parts:
@@ -67,7 +91,9 @@ def together(html: Path, toc: dict[str, Any]) -> str:
             article = _article(html / f"{name}.html", name, names)
             title = article.h1.get_text() if article.h1 else name
             contents.append(f'<li><a href="#{name}">{title}</a></li>')
-            bodies.append(f'<section class="chapter" id="{name}">{article.decode_contents()}</section>')
+            bodies.append(
+                f'<section class="chapter" id="{name}">{article.decode_contents()}</section>'
+            )
     return (
         f'<!DOCTYPE html><html lang="en" data-mode="light" data-theme="light"><head><meta charset="utf-8">'
         f"<title>{first.h1.get_text() if first.h1 else 'The book'}</title>{''.join(head)}</head>"
@@ -78,7 +104,9 @@ def together(html: Path, toc: dict[str, Any]) -> str:
 
 def _article(path: Path, name: str, names: set[str]) -> Any:
     """A chapter's article, its ids and links made unique by its name; links to pages left out are none."""
-    article = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one("article.bd-article")
+    article = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one(
+        "article.bd-article"
+    )
     if article is None:
         raise study.StudyError(f"{path} holds no article; build the book again: cxrstudy book")
     for tag in article.select(DROPPED):

@@ -34,11 +34,21 @@ def images(
     drawn: set[int] = set()
     for axes in panels.flat:
         axes.axis("off")
-    for k, (axes, picture, caption) in enumerate(zip(panels.flat, pictures, captions, strict=False)):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255 if picture.dtype == np.uint8 else 1, interpolation="bicubic")
+    for k, (axes, picture, caption) in enumerate(
+        zip(panels.flat, pictures, captions, strict=False)
+    ):
+        axes.imshow(
+            picture,
+            cmap="gray",
+            vmin=0,
+            vmax=255 if picture.dtype == np.uint8 else 1,
+            interpolation="bicubic",
+        )
         axes.set_title(textwrap.fill(caption, 34), fontsize=6.5)
         if marks is not None and marks[k].max() > 0.02:
-            axes.contour(marks[k], levels=[0.5 * marks[k].max()], colors=[palette[1]], linewidths=0.9)
+            axes.contour(
+                marks[k], levels=[0.5 * marks[k].max()], colors=[palette[1]], linewidths=0.9
+            )
         if masks is not None:
             for d, mask in enumerate(masks[k]):
                 if mask.any():
@@ -47,7 +57,10 @@ def images(
                     over[mask] = (*palette[d], 0.65)
                     axes.imshow(over, interpolation="nearest")
     if drawn:
-        handles = [plt.Line2D([], [], color=palette[d], lw=3, label=phrase(DEVICES[d])) for d in sorted(drawn)]
+        handles = [
+            plt.Line2D([], [], color=palette[d], lw=3, label=phrase(DEVICES[d]))
+            for d in sorted(drawn)
+        ]
         figure.legend(
             handles=handles,
             loc="lower center",
@@ -66,26 +79,41 @@ def gallery(prepared: Prepared, *, count: int = 8, size: int = SIZE) -> Shown:
     """Some of a data set's x-rays with what is recorded of them: synthetic ones drawn anew at ``size`` with their
     devices marked, real ones as prepared; a word instead where the terms do not allow images to be passed on."""
     if not prepared.info["show_images"]:
-        return Shown("<p>The terms of this data set do not allow its images to be shown here.</p>", "no images shown")
+        return Shown(
+            "<p>The terms of this data set do not allow its images to be shown here.</p>",
+            "no images shown",
+        )
     labels = [column for column in prepared.manifest if column.startswith("label:")]
     interest = prepared.manifest[labels].sum(axis=1).to_numpy()
-    spread = np.linspace(0, len(interest) - 1, count).astype(int)  # from nothing at all to the fullest label sets
+    spread = np.linspace(0, len(interest) - 1, count).astype(
+        int
+    )  # from nothing at all to the fullest label sets
     chosen = prepared.manifest.iloc[np.argsort(interest, kind="stable")[spread]]
     captions = []
     for _, row in chosen.iterrows():
         names = [phrase(column[6:]) for column in labels if row[column] == 1]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        captions.append(f"{row.get('view', '')}: {', '.join(names[:4]) or 'no label recorded'}{more}")
+        captions.append(
+            f"{row.get('view', '')}: {', '.join(names[:4]) or 'no label recorded'}{more}"
+        )
     masks = None
     if prepared.info["generator"]:
         parts = chosen["path"].str.split(":", expand=True)
         batch = synthetic.sample(
-            parts[3].astype(int).to_numpy(), institution=parts.iloc[0, 1], size=size, seed=int(parts.iloc[0, 2])
+            parts[3].astype(int).to_numpy(),
+            institution=parts.iloc[0, 1],
+            size=size,
+            seed=int(parts.iloc[0, 2]),
         )
         pictures, masks = np.asarray(batch.image)[:, 0], np.asarray(batch.masks)
     else:
         pictures = prepared.images[chosen.index.to_numpy()]
-    return images(pictures, captions, masks=masks, title=f"{prepared.info['institution']} ({prepared.info['kind']}).")
+    return images(
+        pictures,
+        captions,
+        masks=masks,
+        title=f"{prepared.info['institution']} ({prepared.info['kind']}).",
+    )
 
 
 def _grey(batch: synthetic.Batch) -> np.ndarray:
@@ -119,13 +147,20 @@ def devices_alone() -> Shown:
     """Every line or tube alone, frontal above lateral, with its mask."""
     lateral = _pairs(3)[2]
     drawn = [synthetic.alone([lateral - 1, lateral], name, size=SIZE) for name in DEVICES]
-    order = [(k, view) for part in (range(4), range(4, len(DEVICES))) for view in (0, 1) for k in part]
+    order = [
+        (k, view) for part in (range(4), range(4, len(DEVICES))) for view in (0, 1) for k in part
+    ]
     order.insert(-3, (0, -1))  # the eighth place of the third row stays empty
     none = np.ones((SIZE, SIZE))
     return images(
         np.stack([np.asarray(drawn[k][0])[view, 0] if view >= 0 else none for k, view in order]),
-        [f"{phrase(DEVICES[k])}, {('PA', 'lateral')[view]}" if view >= 0 else "" for k, view in order],
-        masks=np.stack([drawn[k][2][view] if view >= 0 else np.zeros_like(drawn[k][2][0]) for k, view in order]),
+        [
+            f"{phrase(DEVICES[k])}, {('PA', 'lateral')[view]}" if view >= 0 else ""
+            for k, view in order
+        ],
+        masks=np.stack(
+            [drawn[k][2][view] if view >= 0 else np.zeros_like(drawn[k][2][0]) for k, view in order]
+        ),
         title="Lines and tubes, each alone in one synthetic patient.",
     )
 
@@ -140,7 +175,9 @@ def over_time(patients: int = 2) -> Shown:
     index = np.concatenate([long[long == p].index.to_numpy() for p in chosen])
     batch = synthetic.sample(index, size=SIZE)
     captions = [f"exam {k % 4 + 1}: {present(batch, k)}" for k in range(len(index))]
-    return images(_grey(batch), captions, masks=batch.masks, title="The same patients over time, a row each.")
+    return images(
+        _grey(batch), captions, masks=batch.masks, title="The same patients over time, a row each."
+    )
 
 
 def institutions() -> Shown:
@@ -148,10 +185,14 @@ def institutions() -> Shown:
     names = ("study", "public-0", "public-3", "public-6")
     batches = []
     for name in names:
-        frontal = np.flatnonzero(synthetic.describe(range(60), institution=name).view != "LATERAL")[4:16:4]
+        frontal = np.flatnonzero(synthetic.describe(range(60), institution=name).view != "LATERAL")[
+            4:16:4
+        ]
         batches.append(synthetic.sample(frontal, institution=name, size=SIZE))
     order = [(row, k) for row in range(3) for k in range(len(names))]
-    captions = [f"{names[k]}, {batches[k].scanner[row].removeprefix(names[k] + '-')}" for row, k in order]
+    captions = [
+        f"{names[k]}, {batches[k].scanner[row].removeprefix(names[k] + '-')}" for row, k in order
+    ]
     pictures = np.stack([_grey(batches[k])[row] for row, k in order])
     return images(pictures, captions, title="Four synthetic institutions.")
 
@@ -166,10 +207,14 @@ def beside_real(prepared: Prepared) -> Shown:
     drawn = synthetic.sample(rows, size=SIZE)
     captions = [f"real: {prepared.info['institution']}, {view}" for view in chosen["view"]]
     captions += [f"synthetic: {present(drawn, k)}" for k in range(4)]
-    return images(np.concatenate([real, _grey(drawn)]), captions, title="Real x-rays above, synthetic below.")
+    return images(
+        np.concatenate([real, _grey(drawn)]), captions, title="Real x-rays above, synthetic below."
+    )
 
 
-WITHHELD = Shown("<p>The terms of this data set do not allow its images to be shown here.</p>", "no images shown")
+WITHHELD = Shown(
+    "<p>The terms of this data set do not allow its images to be shown here.</p>", "no images shown"
+)
 
 
 def overlays(prepared: Prepared, cases: list[dict[str, Any]], *, title: str = "") -> Shown:
@@ -184,19 +229,35 @@ def overlays(prepared: Prepared, cases: list[dict[str, Any]], *, title: str = ""
     for axes in panels.flat:
         axes.axis("off")
     for axes, case in zip(panels.flat, cases, strict=False):
-        axes.imshow(prepared.images[case["row"]], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        axes.imshow(
+            prepared.images[case["row"]], cmap="gray", vmin=0, vmax=255, interpolation="bicubic"
+        )
         for key, colour, style in lines:
             if case[key].any():
-                axes.contour(case[key], levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.1)
+                axes.contour(
+                    case[key], levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.1
+                )
         nothing = "" if case["predicted"].any() else ", nothing drawn"
         said.append(f"{phrase(case['device'])}, {case['which']}: Dice {case['dice']:.2f}{nothing}")
         axes.set_title(textwrap.fill(said[-1], 40), fontsize=7.5)
-    handles = [plt.Line2D([], [], color=colour, ls=style, label=key) for key, colour, style in lines]
-    figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8, bbox_to_anchor=(0.5, -0.25 / rows / 2.9))
+    handles = [
+        plt.Line2D([], [], color=colour, ls=style, label=key) for key, colour, style in lines
+    ]
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        ncols=2,
+        fontsize=8,
+        bbox_to_anchor=(0.5, -0.25 / rows / 2.9),
+    )
     if title:
         figure.suptitle(title, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.15 / 2.9 / rows))
-    return show(figure, f"{title} True and predicted outlines of {len(cases)} x-rays: {'; '.join(said)}.", raster=True)
+    return show(
+        figure,
+        f"{title} True and predicted outlines of {len(cases)} x-rays: {'; '.join(said)}.",
+        raster=True,
+    )
 
 
 def continuity(prepared: Prepared, example: dict[str, Any], *, title: str = "") -> Shown:
@@ -205,15 +266,23 @@ def continuity(prepared: Prepared, example: dict[str, Any], *, title: str = "") 
     if not prepared.info["show_images"]:
         return WITHHELD
     maps, (column, row) = example["maps"], example["tip"]
-    figure, panels = plt.subplots(1, 1 + len(maps), figsize=(2.2 * (1 + len(maps)), 2.7), squeeze=False)
+    figure, panels = plt.subplots(
+        1, 1 + len(maps), figsize=(2.2 * (1 + len(maps)), 2.7), squeeze=False
+    )
     size, said = prepared.info["size"], []
     extent = (-0.5, size - 0.5, size - 0.5, -0.5)
-    panels[0, 0].imshow(prepared.images[example["row"]], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
-    panels[0, 0].contour(example["mask"], levels=[0.5], colors=[sns.color_palette("colorblind")[1]], linewidths=1.1)
+    panels[0, 0].imshow(
+        prepared.images[example["row"]], cmap="gray", vmin=0, vmax=255, interpolation="bicubic"
+    )
+    panels[0, 0].contour(
+        example["mask"], levels=[0.5], colors=[sns.color_palette("colorblind")[1]], linewidths=1.1
+    )
     panels[0, 0].set_title(f"{phrase(example['device'])} and its tip", fontsize=7.5)
     for axes, (layer, values) in zip(panels[0, 1:], maps.items(), strict=True):
         axes.imshow(values, cmap="viridis", extent=extent, interpolation="nearest")
-        said.append(f"{layer}, {len(values)} x {len(values)} patches: {values.min():.2f} to {values.max():.2f}")
+        said.append(
+            f"{layer}, {len(values)} x {len(values)} patches: {values.min():.2f} to {values.max():.2f}"
+        )
         axes.set_title(said[-1].replace(": ", "\n"), fontsize=7.5)
     for axes in panels.flat:
         axes.plot(column, row, "x", color="white", ms=9, mew=3.5)

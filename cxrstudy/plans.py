@@ -10,7 +10,11 @@ from cxrstudy.files import write_changed
 
 def plan_path(preset: str, variant: str = "") -> Path:
     """Where the plan of a preset, or of a variant of it, is kept."""
-    return study.runs_root() / preset / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
+    return (
+        study.runs_root()
+        / preset
+        / (f"plan-{study.digest(variant)}.json" if variant else "plan.json")
+    )
 
 
 def read_plan(preset: str, variant: str = "") -> list[dict[str, Any]]:
@@ -24,7 +28,10 @@ def write_plan(path: Path, preset: str, runs: list[grid.Run], variant: str = "")
     content = {
         "preset": preset,
         "variant": variant,
-        "runs": [{"name": r.name, "stage": r.stage, "parameters": r.parameters, "needs": r.needs} for r in runs],
+        "runs": [
+            {"name": r.name, "stage": r.stage, "parameters": r.parameters, "needs": r.needs}
+            for r in runs
+        ],
     }
     write_changed(path, json.dumps(content, indent=1))
     return path
@@ -38,7 +45,8 @@ def read_plans() -> list[dict[str, Any]]:
 def plans_by_path(preset: str = "*") -> dict[Path, dict[str, Any] | None]:
     """The same by file, of one preset or of all, with None for one that cannot be read."""
     paths = sorted(
-        study.runs_root().glob(f"{preset}/plan*.json"), key=lambda path: (path.parent, len(path.name), path.name)
+        study.runs_root().glob(f"{preset}/plan*.json"),
+        key=lambda path: (path.parent, len(path.name), path.name),
     )
     return {path: _read_plan(path) for path in paths}
 
@@ -46,6 +54,10 @@ def plans_by_path(preset: str = "*") -> dict[Path, dict[str, Any] | None]:
 def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-        return plan if plan["preset"] and all(run["name"] and run["stage"] for run in plan["runs"]) else None
+        return (
+            plan
+            if plan["preset"] and all(run["name"] and run["stage"] for run in plan["runs"])
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -45,7 +45,9 @@ def spaced(places: np.ndarray, apart: float) -> np.ndarray:
 
 
 @remembered
-def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
+def scaling(
+    table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc", title: str = ""
+) -> Shown:
     """Metric against n_images by paradigm, a panel a task: the mean over seeds with its interval over patients, each
     seed beside it, the fitted law with its band, the base as a solid horizontal line, controls as dashed ones."""
     ladder = points(table, metric)
@@ -55,22 +57,31 @@ def scaling(table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc",
     for axes, task in zip(panels[:, 0], tasks, strict=True):
         lines = reference(table, task, metric)
         law = curves[curves["task"] == task]
-        said += _ladder(axes, ladder[ladder["task"] == task], lines, law, TASKS[task], f"macro {metric.upper()}")
+        said += _ladder(
+            axes, ladder[ladder["task"] == task], lines, law, TASKS[task], f"macro {metric.upper()}"
+        )
     if title:
         figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    return show(figure, f"{title} Macro {metric.upper()} against the number of in-house images: {'; '.join(said)}.")
+    return show(
+        figure,
+        f"{title} Macro {metric.upper()} against the number of in-house images: {'; '.join(said)}.",
+    )
 
 
 @remembered
-def families(table: pd.DataFrame, wanted: dict[str, tuple[str, str, str]], *, title: str = "") -> Shown | None:
+def families(
+    table: pd.DataFrame, wanted: dict[str, tuple[str, str, str]], *, title: str = ""
+) -> Shown | None:
     """As ``scaling``, for other task families: a panel each of ``wanted`` (its title: task, label, metric).
 
     None where no encoder continued on several sizes was judged by any of them.
     """
     panels = []
     for name, (task, label, metric) in wanted.items():
-        rows = table[(table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)]
+        rows = table[
+            (table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)
+        ]
         rows = rows[rows["value"].notna()]
         own = continued(rows)
         if rows.loc[own, "n_images"].nunique() > 1:
@@ -101,17 +112,33 @@ def _ladder(
         style = {"color": colour, "capsize": 2, "label": paradigm, "lw": 1, "ms": 6}
         axes.errorbar(mean.index * aside, mean["value"], yerr=errors, fmt=marker, **style)
         if len(group) > len(mean):
-            axes.plot(group["n_images"] * aside * 1.03, group["value"], marker, color=colour, ms=3, mfc="none", mew=0.7)
+            axes.plot(
+                group["n_images"] * aside * 1.03,
+                group["value"],
+                marker,
+                color=colour,
+                ms=3,
+                mfc="none",
+                mew=0.7,
+            )
         fitted = law[law["paradigm"] == paradigm]
         if len(fitted):
             axes.plot(fitted["n_images"], fitted["value"], line, color=colour, lw=1.4)
-            axes.fill_between(fitted["n_images"], fitted["low"], fitted["high"], color=colour, alpha=0.13, lw=0)
+            axes.fill_between(
+                fitted["n_images"], fitted["low"], fitted["high"], color=colour, alpha=0.13, lw=0
+            )
         elif len(mean) > 1:
             axes.plot(mean.index * aside, mean["value"], line, color=colour, lw=0.8, alpha=0.6)
-        said.append(f"{name} {paradigm} from {mean['value'].iloc[0]:.3f} to {mean['value'].iloc[-1]:.3f}")
-    shown = lines[~lines["encoder"].astype(str).str.startswith("shuffled")]  # 0.5, and no line to compare with
+        said.append(
+            f"{name} {paradigm} from {mean['value'].iloc[0]:.3f} to {mean['value'].iloc[-1]:.3f}"
+        )
+    shown = lines[
+        ~lines["encoder"].astype(str).str.startswith("shuffled")
+    ]  # 0.5, and no line to compare with
     several = (shown["paradigm"] != "control").sum() > 1
-    near = np.concatenate([rows["low"], rows["high"], shown.loc[shown["paradigm"] != "control", "value"]])
+    near = np.concatenate(
+        [rows["low"], rows["high"], shown.loc[shown["paradigm"] != "control", "value"]]
+    )
     span = max(0.03, np.ptp(near[~np.isnan(near)]))
     away = shown["value"] < np.nanmin(near) - span  # it would squash all others
     seen = np.concatenate([near, shown.loc[~away, "value"]])
@@ -121,7 +148,11 @@ def _ladder(
     height = bottom - 1.0
     for row in shown.assign(abroad=abroad(shown)).sort_values("value").itertuples():
         is_base = row.paradigm != "control" and not row.abroad
-        style = {"color": "#222", "lw": 1.6} if is_base else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
+        style = (
+            {"color": "#222", "lw": 1.6}
+            if is_base
+            else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
+        )
         if row.value >= bottom:
             axes.axhline(row.value, **style)
         of = f"{row.paradigm} " if several else ""
@@ -131,12 +162,26 @@ def _ladder(
         said.append(f"{name} {word} {row.value:.3f}")
         if row.value < bottom:
             word = f"below: {word} {row.value:.3f}"
-        height = max(row.value, bottom, height + 0.05 * (top - bottom))  # labels of near lines are set apart
-        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": ("axes fraction", "data")}
-        thin = {"arrowstyle": "-", "lw": 0.6, "color": "#777", "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+        height = max(
+            row.value, bottom, height + 0.05 * (top - bottom)
+        )  # labels of near lines are set apart
+        where: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": ("axes fraction", "data"),
+        }
+        thin = {
+            "arrowstyle": "-",
+            "lw": 0.6,
+            "color": "#777",
+            "relpos": (0, 0.5),
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
         where |= {"ha": "left", "va": "center", "annotation_clip": False}
         where |= {"arrowprops": thin} if row.value >= bottom else {}
-        axes.annotate(word, (1.0, max(row.value, bottom)), (1.035, height), fontsize=8, color="#222", **where)
+        axes.annotate(
+            word, (1.0, max(row.value, bottom)), (1.035, height), fontsize=8, color="#222", **where
+        )
     _log_ticks(axes, rows["n_images"].to_numpy())
     axes.set(title=name, xlabel="in-house images (log scale)", ylabel=measure)
     axes.legend(loc="best", fontsize=8, frameon=True)
@@ -146,25 +191,40 @@ def _ladder(
 
 def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
     """One encoder's labels, each with its interval and its positives among the test images, by task."""
-    rows = metrics.reindex(columns=["task", "label", "metric", "value", "low", "high", "n", "positives"])
-    rows = rows[(rows["metric"] == metric) & rows["value"].notna()].iloc[::-1].reset_index(drop=True)
+    rows = metrics.reindex(
+        columns=["task", "label", "metric", "value", "low", "high", "n", "positives"]
+    )
+    rows = (
+        rows[(rows["metric"] == metric) & rows["value"].notna()].iloc[::-1].reset_index(drop=True)
+    )
     if rows.empty:
         return nothing(title, f"No label could be evaluated by {metric.upper()}.")
     figure, axes = plt.subplots(figsize=(6.2, 0.6 + 0.3 * len(rows)))
-    colours = [STYLE["clip"][0] if task == "findings" else STYLE["unicl"][0] for task in rows["task"]]
+    colours = [
+        STYLE["clip"][0] if task == "findings" else STYLE["unicl"][0] for task in rows["task"]
+    ]
     markers = ["o" if task == "findings" else "s" for task in rows["task"]]
     for k, row in rows.iterrows():
         axes.plot([row["low"], row["high"]], [k, k], color=colours[k], lw=2)
-        axes.plot(row["value"], k, markers[k], color=colours[k], ms=8 if row["label"] == "macro" else 5)
+        axes.plot(
+            row["value"], k, markers[k], color=colours[k], ms=8 if row["label"] == "macro" else 5
+        )
     names = [
-        f"{phrase(label)} ({TASKS.get(task, phrase(task)).lower()})" if label == "macro" else phrase(label)
+        f"{phrase(label)} ({TASKS.get(task, phrase(task)).lower()})"
+        if label == "macro"
+        else phrase(label)
         for label, task in zip(rows["label"], rows["task"], strict=True)
     ]
     counts = zip(names, rows["positives"], rows["n"], strict=True)
-    names = [f"{name}, {k:,.0f} of {n:,.0f}" if k == k and n == n else name for name, k, n in counts]
+    names = [
+        f"{name}, {k:,.0f} of {n:,.0f}" if k == k and n == n else name for name, k, n in counts
+    ]
     axes.set_yticks(range(len(rows)), names)
     axes.axvline(0.5, color="#666", lw=0.9, ls=(0, (2, 2)))
-    axes.set(xlabel=f"{metric.upper()} with 95% interval over patients (positives of test images)", title=title)
+    axes.set(
+        xlabel=f"{metric.upper()} with 95% interval over patients (positives of test images)",
+        title=title,
+    )
     axes.grid(axis="x", alpha=0.25)
     worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
     alt = f"{title} {metric.upper()} of {len(rows)} labels with intervals, from {worst['label']} {worst['value']:.3f} "
@@ -179,7 +239,9 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
     smooth = table["loss"].rolling(width, min_periods=1).mean()
     axes.plot(table["samples_seen"], smooth, color=COLOURS[0], label=f"loss ({width}-point mean)")
     rate = axes.twinx()
-    rate.plot(table["samples_seen"], table["lr"], color="#666", ls=":", label="learning rate (right)")
+    rate.plot(
+        table["samples_seen"], table["lr"], color="#666", ls=":", label="learning rate (right)"
+    )
     rate.set_ylim(bottom=0)
     axes.set(xlabel="samples seen", ylabel="loss", title=title)
     axes.legend(handles=[*axes.lines[1:], *rate.lines], fontsize=8)
@@ -190,16 +252,30 @@ def curve(table: pd.DataFrame, *, title: str = "") -> Shown:
 def checks(table: pd.DataFrame, *, title: str = "") -> Shown:
     """How held-out images fared during a run: effective rank of their features and, where it was asked, their score."""
     figure, axes = plt.subplots(figsize=(6.2, 2.8))
-    axes.plot(table["samples_seen"], table["effective_rank"], "o-", color=COLOURS[0], label="effective rank (left)")
+    axes.plot(
+        table["samples_seen"],
+        table["effective_rank"],
+        "o-",
+        color=COLOURS[0],
+        label="effective rank (left)",
+    )
     axes.set(xlabel="samples seen", ylabel="effective rank", title=title)
     axes.set_ylim(bottom=0)
     lines, said = (
         list(axes.lines),
-        [f"rank from {table['effective_rank'].iloc[0]:.1f} to {table['effective_rank'].iloc[-1]:.1f}"],
+        [
+            f"rank from {table['effective_rank'].iloc[0]:.1f} to {table['effective_rank'].iloc[-1]:.1f}"
+        ],
     )
     if "score" in table:
         right = axes.twinx()
-        right.plot(table["samples_seen"], table["score"], "s--", color=COLOURS[1], label="neighbours' AUROC (right)")
+        right.plot(
+            table["samples_seen"],
+            table["score"],
+            "s--",
+            color=COLOURS[1],
+            label="neighbours' AUROC (right)",
+        )
         lines += right.lines
         said.append(f"AUROC from {table['score'].iloc[0]:.3f} to {table['score'].iloc[-1]:.3f}")
     axes.legend(handles=lines, fontsize=8)
@@ -212,7 +288,14 @@ def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
         return nothing(title, "This data set records no labels.")
     figure, axes = plt.subplots(figsize=(6.2, 0.6 + 0.3 * len(shares)))
     for k, split in enumerate(shares.columns):
-        axes.plot(shares[split], np.arange(len(shares)), "osD^vPX*"[k % 8], color=COLOURS[k % 10], label=split, ms=5)
+        axes.plot(
+            shares[split],
+            np.arange(len(shares)),
+            "osD^vPX*"[k % 8],
+            color=COLOURS[k % 10],
+            label=split,
+            ms=5,
+        )
     axes.set_yticks(range(len(shares)), [phrase(name) for name in shares.index])
     axes.invert_yaxis()
     axes.set(xlabel="share of images with the label present", title=title)
@@ -220,7 +303,8 @@ def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
     axes.legend(fontsize=8)
     highest = shares.mean(axis=1)
     return show(
-        figure, f"{title} Prevalence of {len(shares)} labels by split, highest {highest.idxmax()} {highest.max():.2f}."
+        figure,
+        f"{title} Prevalence of {len(shares)} labels by split, highest {highest.idxmax()} {highest.max():.2f}.",
     )
 
 
@@ -231,7 +315,10 @@ def report_examples(reports: pd.DataFrame, *, count: int = 6, allowed: bool = Tr
     of the data set do not allow it to be shown (``allowed``).
     """
     if not allowed:
-        return Shown("<p>The terms of this data set do not allow its reports to be shown here.</p>", "no reports shown")
+        return Shown(
+            "<p>The terms of this data set do not allow its reports to be shown here.</p>",
+            "no reports shown",
+        )
     looks = {
         "agreed": "background:#cfe8d5;border-bottom:2px solid #1b6b3a",
         "missed": "background:#ffe2b8;border-bottom:2px dashed #8a4b00",
@@ -254,16 +341,28 @@ def report_examples(reports: pd.DataFrame, *, count: int = 6, allowed: bool = Tr
         told = [f"{kind}: {', '.join(map(phrase, row[kind]))}" for kind in looks if len(row[kind])]
         return f"F1 {row['f1']:.2f}<br>{'<br>'.join(told)}" if told else "neither names anything"
 
-    judged = reports[reports["f1"].notna()] if reports["f1"].notna().any() else reports  # the rest name nothing
+    judged = (
+        reports[reports["f1"].notna()] if reports["f1"].notna().any() else reports
+    )  # the rest name nothing
     ranked = judged.sort_values("f1", kind="stable").reset_index(drop=True)
-    chosen = ranked.iloc[np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int))]
-    cells = [(marked(row, "truth"), marked(row, "generated"), named(row)) for _, row in chosen.iterrows()]
+    chosen = ranked.iloc[
+        np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int))
+    ]
+    cells = [
+        (marked(row, "truth"), marked(row, "generated"), named(row)) for _, row in chosen.iterrows()
+    ]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("true report", "generated report", "named in them"))
+    heads = "".join(
+        f'<th scope="col">{head}</th>'
+        for head in ("true report", "generated report", "named in them")
+    )
     key = ", ".join(f'<mark style="{look}">{kind}</mark>' for kind, look in looks.items())
     table = '<table class="dataframe words"><caption>From the worst F1 to the best. '
     table += f"Marked: {key}</caption><thead><tr>{heads}</tr></thead>"
-    return Shown(f"{table}<tbody>{body}</tbody></table>", f"{len(chosen)} generated reports beside the true ones")
+    return Shown(
+        f"{table}<tbody>{body}</tbody></table>",
+        f"{len(chosen)} generated reports beside the true ones",
+    )
 
 
 def roc_and_pr(scores: pd.DataFrame, labels: list[str], *, title: str = "") -> Shown:
@@ -273,24 +372,46 @@ def roc_and_pr(scores: pd.DataFrame, labels: list[str], *, title: str = "") -> S
     figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.3))
     said = []
     for k, label in enumerate(labels):
-        known = scores[[f"score:{label}", f"truth:{label}"]].dropna().sort_values(f"score:{label}", ascending=False)
-        last = known[f"score:{label}"].diff(-1).to_numpy() != 0  # equal scores are one step of the curve
+        known = (
+            scores[[f"score:{label}", f"truth:{label}"]]
+            .dropna()
+            .sort_values(f"score:{label}", ascending=False)
+        )
+        last = (
+            known[f"score:{label}"].diff(-1).to_numpy() != 0
+        )  # equal scores are one step of the curve
         truth = known[f"truth:{label}"].to_numpy()
         true, false = np.cumsum(truth)[last], np.cumsum(1 - truth)[last]
         if not len(truth) or not true[-1] or not false[-1]:
             continue
-        style: dict[str, Any] = {"color": COLOURS[k % 10], "ls": ("-", "--", "-.", ":")[k // 10 % 4], "lw": 1.2}
-        panels[0].plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), **style, label=phrase(label))
+        style: dict[str, Any] = {
+            "color": COLOURS[k % 10],
+            "ls": ("-", "--", "-.", ":")[k // 10 % 4],
+            "lw": 1.2,
+        }
+        panels[0].plot(
+            np.append(0, false / false[-1]),
+            np.append(0, true / true[-1]),
+            **style,
+            label=phrase(label),
+        )
         panels[1].step(true / true[-1], true / (true + false), where="pre", **style)
         said.append(phrase(label))
     panels[0].plot([0, 1], [0, 1], color="#666", lw=0.9, ls=(0, (2, 2)))
     panels[0].set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
-    panels[1].set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", title="Precision and recall", ylim=(0, 1.02))
+    panels[1].set(
+        xlabel="sensitivity (recall)",
+        ylabel="PPV (precision)",
+        title="Precision and recall",
+        ylim=(0, 1.02),
+    )
     for axes in panels:
         axes.grid(alpha=0.25)
     figure.tight_layout()
     figure.legend(loc="center left", fontsize=8, bbox_to_anchor=(1.0, 0.5))
-    return show(figure, f"{title} ROC and precision-recall curves of {', '.join(said) or 'no label'}.")
+    return show(
+        figure, f"{title} ROC and precision-recall curves of {', '.join(said) or 'no label'}."
+    )
 
 
 def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
@@ -302,8 +423,22 @@ def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
     said = []
     for k, (label, bins) in enumerate(tables.items()):
         colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
-        axes.plot(bins["said"], bins["seen"], f"{marker}-", color=colour, lw=0.9, ms=0, label=phrase(label))
-        axes.scatter(bins["said"], bins["seen"], 6 + 60 * bins["n"] / bins["n"].max(), color=colour, marker=marker)
+        axes.plot(
+            bins["said"],
+            bins["seen"],
+            f"{marker}-",
+            color=colour,
+            lw=0.9,
+            ms=0,
+            label=phrase(label),
+        )
+        axes.scatter(
+            bins["said"],
+            bins["seen"],
+            6 + 60 * bins["n"] / bins["n"].max(),
+            color=colour,
+            marker=marker,
+        )
         apart = (bins["n"] * (bins["said"] - bins["seen"]).abs()).sum() / bins["n"].sum()
         said.append(f"{phrase(label)} {apart:.3f}")
     axes.plot([0, 1], [0, 1], color="#666", lw=0.9, ls=(0, (2, 2)))
@@ -324,8 +459,17 @@ def efficiency(table: pd.DataFrame, *, title: str = "") -> Shown:
         mean = rows.groupby("patients")["auroc"].mean()
         axes.plot(rows["patients"], rows["auroc"], marker, color=colour, ms=4, alpha=0.5)
         line = ("-", "--", "-.", ":")[k % 4]
-        axes.plot(mean.index, mean, line, color=colour, lw=1.4, label=TASKS.get(str(task), phrase(str(task))))
-        said.append(f"{task} from {mean.iloc[0]:.3f} with {mean.index[0]} to {mean.iloc[-1]:.3f} with {mean.index[-1]}")
+        axes.plot(
+            mean.index,
+            mean,
+            line,
+            color=colour,
+            lw=1.4,
+            label=TASKS.get(str(task), phrase(str(task))),
+        )
+        said.append(
+            f"{task} from {mean.iloc[0]:.3f} with {mean.index[0]} to {mean.iloc[-1]:.3f} with {mean.index[-1]}"
+        )
     _log_ticks(axes, table["patients"].to_numpy())
     axes.set(xlabel="labelled patients (log scale)", ylabel="macro AUROC", title=title)
     axes.grid(alpha=0.25)
@@ -333,7 +477,9 @@ def efficiency(table: pd.DataFrame, *, title: str = "") -> Shown:
     return show(figure, f"{title} Macro AUROC by labelled patients: {'; '.join(said)}.")
 
 
-def attention(images: np.ndarray, shares: np.ndarray, labels: list[str], *, title: str = "") -> Shown:
+def attention(
+    images: np.ndarray, shares: np.ndarray, labels: list[str], *, title: str = ""
+) -> Shown:
     """Where a probe looks: images (N,H,W), each under a label's share of attention on its T patches, shares (N,T)."""
     side = int(shares.shape[1] ** 0.5)
     figure, panels = plt.subplots(1, len(images), figsize=(2.5 * len(images), 2.8), squeeze=False)
@@ -345,8 +491,13 @@ def attention(images: np.ndarray, shares: np.ndarray, labels: list[str], *, titl
         axes.set_title(phrase(label), fontsize=9)
         axes.axis("off")
     figure.tight_layout()
-    most = ", ".join(f"{phrase(n)} {share.max():.0%} on one patch" for n, share in zip(labels, shares, strict=True))
-    return show(figure, f"{title} Attention of the probe over {side} x {side} patches: {most}.", raster=True)
+    most = ", ".join(
+        f"{phrase(n)} {share.max():.0%} on one patch"
+        for n, share in zip(labels, shares, strict=True)
+    )
+    return show(
+        figure, f"{title} Attention of the probe over {side} x {side} patches: {most}.", raster=True
+    )
 
 
 @remembered
@@ -357,14 +508,22 @@ def beside(rows: pd.DataFrame, *, xlabel: str, title: str = "", line: float | No
     figure, axes = plt.subplots(figsize=(7.2, 0.9 + (0.12 + 0.16 * len(series)) * len(labels)))
     for k, name in enumerate(series):
         own = rows[rows["series"] == name]
-        place = np.array([labels.index(label) for label in own["label"]]) + 0.7 * ((k + 0.5) / len(series) - 0.5)
+        place = np.array([labels.index(label) for label in own["label"]]) + 0.7 * (
+            (k + 0.5) / len(series) - 0.5
+        )
         colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
         words = str(name).split(", ")
         for paradigm in STYLE.keys() & words:  # as in every other figure; hollow: its base
             colour, marker, _ = STYLE[paradigm]
         axes.hlines(place, own["low"], own["high"], color=colour, lw=1.6)
         axes.plot(
-            own["value"], place, marker, color=colour, ms=5, label=name, mfc="#fff" if "base" in words else colour
+            own["value"],
+            place,
+            marker,
+            color=colour,
+            ms=5,
+            label=name,
+            mfc="#fff" if "base" in words else colour,
         )
     if line is not None:
         axes.axvline(line, color="#666", lw=0.9, ls=(0, (2, 2)))
@@ -373,5 +532,9 @@ def beside(rows: pd.DataFrame, *, xlabel: str, title: str = "", line: float | No
     axes.set(xlabel=xlabel, title=title)
     axes.grid(axis="x", alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    said = [f"{row.label}, {row.series} {row.value:.3f}" for row in rows.itertuples() if pd.notna(row.value)]
+    said = [
+        f"{row.label}, {row.series} {row.value:.3f}"
+        for row in rows.itertuples()
+        if pd.notna(row.value)
+    ]
     return show(figure, f"{title} {xlabel}: {'; '.join(said) or 'nothing to show'}.")

@@ -10,7 +10,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from cxrstudy.memo import remembered
 from cxrstudy.plots import COLOURS, Shown, show
 
-LOOKS = {"supported": (COLOURS[2], "o"), "contradicted": (COLOURS[3], "X"), "inconclusive": ("#666666", "D")}
+LOOKS = {
+    "supported": (COLOURS[2], "o"),
+    "contradicted": (COLOURS[3], "X"),
+    "inconclusive": ("#666666", "D"),
+}
 HOLLOW = "hollow: one seed, its interval holds patients alone"
 
 
@@ -28,28 +32,51 @@ def forest(ledger: pd.DataFrame, *, title: str = "") -> Shown:
     told = []
     for k, row in rows.iterrows():
         if row["verdict"] not in LOOKS:
-            axes.text(0, k, "not testable", fontsize=7, style="italic", va="center", ha="center", color="#444")
+            axes.text(
+                0,
+                k,
+                "not testable",
+                fontsize=7,
+                style="italic",
+                va="center",
+                ha="center",
+                color="#444",
+            )
             continue
         colour, marker = LOOKS[row["verdict"]]
         effect, low, high = (row[name] / row["threshold"] for name in ("effect", "low", "high"))
         axes.plot([low, high], [k, k], color=colour, lw=2)
-        axes.plot(effect, k, marker, color=colour, ms=7, mfc=colour if np.isfinite(row["p"]) else "white")
+        axes.plot(
+            effect, k, marker, color=colour, ms=7, mfc=colour if np.isfinite(row["p"]) else "white"
+        )
         told.append(f"{row['id']} {row['effect']:+.4f}, {row['verdict']}")
-    axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(text, 52)) for text in rows["claim"]], fontsize=7.5)
+    axes.set_yticks(
+        range(len(rows)),
+        ["\n".join(textwrap.wrap(text, 52)) for text in rows["claim"]],
+        fontsize=7.5,
+    )
     axes.set_ylim(-0.7, len(rows) - 0.3)
     for place, style in ((0, "-"), (1, ":")):
         axes.axvline(place, color="#333", lw=0.9, ls=style)
-    reach = np.nan_to_num(ledger[["low", "high"]].abs().div(ledger["threshold"], axis=0).max(axis=None), nan=1.0)
+    reach = np.nan_to_num(
+        ledger[["low", "high"]].abs().div(ledger["threshold"], axis=0).max(axis=None), nan=1.0
+    )
     end = max(2.0, 1.3 * float(reach))
     axes.set_xlim(-end, end)
     tens = [10.0**k for k in range(int(np.log10(end)) + 1)]
     axes.xaxis.set_major_locator(FixedLocator([*(-t for t in tens[::-1]), 0.0, *tens]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     hollow = "\n" + HOLLOW if (ledger["effect"].notna() & ledger["p"].isna()).any() else ""
-    axes.set(xlabel=f"against the claim < effect / smallest effect of interest > for it{hollow}", title=title)
+    axes.set(
+        xlabel=f"against the claim < effect / smallest effect of interest > for it{hollow}",
+        title=title,
+    )
     _legend(figure, ledger["verdict"])
     axes.grid(axis="x", alpha=0.25)
-    return show(figure, f"{title} Effects of {len(rows)} claims: {'; '.join(told[::-1]) or 'none could be tried'}.")
+    return show(
+        figure,
+        f"{title} Effects of {len(rows)} claims: {'; '.join(told[::-1]) or 'none could be tried'}.",
+    )
 
 
 @remembered
@@ -69,16 +96,29 @@ def settings(effects: pd.DataFrame, factor: str, *, title: str = "") -> Shown:
     ids = list(dict.fromkeys(rows["id"]))
     across = min(3, len(ids))
     shape = (-(-len(ids) // across), across)
-    figure, panels = plt.subplots(*shape, figsize=(3.0 * across, 2.3 * shape[0]), squeeze=False, sharex=True)
+    figure, panels = plt.subplots(
+        *shape, figsize=(3.0 * across, 2.3 * shape[0]), squeeze=False, sharex=True
+    )
     told = []
     for axes, name in zip(panels.flat, ids, strict=False):
-        own = rows[rows["id"] == name].assign(place=lambda t: t["setting"].map(places)).sort_values("place")
+        own = (
+            rows[rows["id"] == name]
+            .assign(place=lambda t: t["setting"].map(places))
+            .sort_values("place")
+        )
         if scale:
             axes.plot(own["place"], own["effect"], color="#999", lw=0.9, zorder=1)
         for row in own.itertuples():
             colour, marker = LOOKS[row.verdict]
             axes.plot([row.place, row.place], [row.low, row.high], color=colour, lw=1.6)
-            axes.plot(row.place, row.effect, marker, color=colour, ms=6, mfc=colour if np.isfinite(row.p) else "white")
+            axes.plot(
+                row.place,
+                row.effect,
+                marker,
+                color=colour,
+                ms=6,
+                mfc=colour if np.isfinite(row.p) else "white",
+            )
             if row.reference:
                 axes.plot(row.place, row.effect, "o", mfc="none", mec="#222", ms=11)
         axes.axhline(0, color="#333", lw=0.9)
@@ -87,7 +127,10 @@ def settings(effects: pd.DataFrame, factor: str, *, title: str = "") -> Shown:
         axes.set_xticks([places[n] for n in names], names, fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
         axes.margins(x=0.12)
-        told.append(f"{name}: " + ", ".join(f"{r.effect:+.4f} {r.verdict} at {r.setting}" for r in own.itertuples()))
+        told.append(
+            f"{name}: "
+            + ", ".join(f"{r.effect:+.4f} {r.verdict} at {r.setting}" for r in own.itertuples())
+        )
     for axes in panels.flat[len(ids) :]:
         axes.axis("off")
     for axes in panels[:, 0]:
@@ -96,14 +139,23 @@ def settings(effects: pd.DataFrame, factor: str, *, title: str = "") -> Shown:
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     _legend(figure, rows["verdict"])
-    return show(figure, f"{title} Effects of {len(ids)} claims against {factor}. {'; '.join(told)}.")
+    return show(
+        figure, f"{title} Effects of {len(ids)} claims against {factor}. {'; '.join(told)}."
+    )
 
 
 def _legend(figure: plt.Figure, verdicts: pd.Series) -> None:
     """The verdicts that occur, below a figure."""
     shown = [name for name in LOOKS if (verdicts == name).any()]
-    handles = [plt.Line2D([], [], color=LOOKS[n][0], marker=LOOKS[n][1], ls="-", label=n) for n in shown]
+    handles = [
+        plt.Line2D([], [], color=LOOKS[n][0], marker=LOOKS[n][1], ls="-", label=n) for n in shown
+    ]
     if handles:
         figure.legend(
-            handles=handles, fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0)
+            handles=handles,
+            fontsize=8,
+            ncols=3,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.0),
         )

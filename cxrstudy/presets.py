@@ -27,7 +27,10 @@ class Ladder(BaseModel):
     model_config = ConfigDict(extra="allow")
     data: str
     base: str = ""
-    piece: int = Field(0, description="ladders of lower pieces are run first, so that a stop leaves a smaller study")
+    piece: int = Field(
+        0,
+        description="ladders of lower pieces are run first, so that a stop leaves a smaller study",
+    )
 
 
 class Family(BaseModel):
@@ -54,16 +57,20 @@ class Preset(BaseModel):
     data: dict[str, dict[str, Any]]
     base: dict[str, dict[str, Any]] = {}
     ladders: list[Ladder] = []
-    folds: int = Field(0, ge=0, description="0 = fixed splits; k = cross-fitted over k patient folds, at least 3")
+    folds: int = Field(
+        0, ge=0, description="0 = fixed splits; k = cross-fitted over k patient folds, at least 3"
+    )
     classify: dict[str, Any] = {}
     segment: Family | None = Field(None, description="lines and tubes drawn; absent = not judged")
     report: Family | None = Field(None, description="reports written; absent = not judged")
     controls: list[str] = Field(
-        [], description="encoders by name; shuffled: each base under labels dealt out anew; base:NAME"
+        [],
+        description="encoders by name; shuffled: each base under labels dealt out anew; base:NAME",
     )
     scale: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = Field(
-        {}, description="FACTOR=VALUE: settings, as --set takes them; each is run after the preset itself"
+        {},
+        description="FACTOR=VALUE: settings, as --set takes them; each is run after the preset itself",
     )
 
 
@@ -95,8 +102,21 @@ def load_preset(name: str) -> Preset:
         raise StudyError(f"{path}: {error}") from None
 
 
-PLANNED = {"data", "base", "out", "splits", "encoder", "fold_encoders", "folds", "records", "runs", "root"}
-BLOCKS: dict[str, type[Parameters]] = {  # what --set reaches, in the order in which a bare name is looked for
+PLANNED = {
+    "data",
+    "base",
+    "out",
+    "splits",
+    "encoder",
+    "fold_encoders",
+    "folds",
+    "records",
+    "runs",
+    "root",
+}
+BLOCKS: dict[
+    str, type[Parameters]
+] = {  # what --set reaches, in the order in which a bare name is looked for
     "ladders": Pretrain,
     "classify": Classify,
     "segment": Segment,
@@ -120,9 +140,13 @@ def read_settings(settings: dict[str, Any]) -> dict[str, Any]:
     read = {}
     for key, value in settings.items():
         _, name, blocks = _known(key)
-        many = bool(blocks) and isinstance(value, list) and not takes_list(BLOCKS[blocks[0]], name)  # to be unfolded
+        many = (
+            bool(blocks) and isinstance(value, list) and not takes_list(BLOCKS[blocks[0]], name)
+        )  # to be unfolded
         each = value if many else [value]
-        each = [read_numbers(BLOCKS[blocks[0]], {name: one})[name] for one in each] if blocks else each
+        each = (
+            [read_numbers(BLOCKS[blocks[0]], {name: one})[name] for one in each] if blocks else each
+        )
         read[key] = each if many else each[0]
     return read
 
@@ -134,10 +158,16 @@ def _alike(key: str) -> str:
     fields: dict[str, dict[str, str]] = {}  # of each block: the names that no block before it has
     for each, model in BLOCKS.items():
         there = set(PLANNED).union(*fields.values())
-        fields[each] = {n: f.description or "" for n, f in model.model_fields.items() if n not in there}
+        fields[each] = {
+            n: f.description or "" for n, f in model.model_fields.items() if n not in there
+        }
     words = set(re.findall(r"[a-z]+", name.casefold()))
     every = {n: told for own in fields.values() for n, told in own.items()}
-    meant = [n for n, told in every.items() if words and words <= set(re.findall(r"[a-z]+", told.casefold()))]
+    meant = [
+        n
+        for n, told in every.items()
+        if words and words <= set(re.findall(r"[a-z]+", told.casefold()))
+    ]
     wrong = block if block and block not in BLOCKS else ""
     said = f"{wrong!r} is no block{marks.near(wrong, BLOCKS)}" if wrong else "no such parameter"
     said += "" if name in every else marks.near(name, every)
@@ -168,10 +198,18 @@ def override(preset: Preset, settings: dict[str, Any]) -> Preset:
         target = raw[block]
         if entry:
             if block not in ("data", "base") or entry not in target:
-                there = ", ".join(f"{kind}.{each}" for kind in ("data", "base") for each in raw[kind])
+                there = ", ".join(
+                    f"{kind}.{each}" for kind in ("data", "base") for each in raw[kind]
+                )
                 raise StudyError(f"--set {key}: no entry {block}.{entry}; there are: {there}")
             target = {entry: target[entry]}
-        entries = target if block == "ladders" else target.values() if block in ("data", "base") else [target]
+        entries = (
+            target
+            if block == "ladders"
+            else target.values()
+            if block in ("data", "base")
+            else [target]
+        )
         for each in entries:
             each[name] = value
     return Preset(**raw)

@@ -9,7 +9,9 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-Progress = Callable[[Iterable], Iterable]  # what long loops take: `track` in notebooks, `iter` where nobody looks
+Progress = Callable[
+    [Iterable], Iterable
+]  # what long loops take: `track` in notebooks, `iter` where nobody looks
 
 
 def track(items: Iterable[Item], what: str = "") -> Iterator[Item]:

@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 from cxrstudy import results, run, study
 from cxrstudy.files import replacing, write_text
 
-RECORDED = "recorded:"  # before a preset's name: its results that came with the book, not this machine's
+RECORDED = (
+    "recorded:"  # before a preset's name: its results that came with the book, not this machine's
+)
 LIMIT = 10_000_000  # bytes of a recorded preset: it travels with every clone
 SCORES = {"classify": "scores.parquet", "segment": "scores.parquet", "report": "reports.parquet"}
 READ = [
@@ -43,8 +45,21 @@ READ = [
     "samples_seen",
     "seed",
 ]
-OF_THE_IMAGES = ["image_id", "patient_id", "device", "present", "tip_floor_mm", "row"]  # the same in every run
-OF_A_REPORT = ["image_id", "patient_id", "f1", "rouge_l", "bleu_4"]  # what is kept of one; its words are not
+OF_THE_IMAGES = [
+    "image_id",
+    "patient_id",
+    "device",
+    "present",
+    "tip_floor_mm",
+    "row",
+]  # the same in every run
+OF_A_REPORT = [
+    "image_id",
+    "patient_id",
+    "f1",
+    "rouge_l",
+    "bleu_4",
+]  # what is kept of one; its words are not
 
 
 def place(preset: str) -> Path:
@@ -55,13 +70,17 @@ def place(preset: str) -> Path:
 def name_of(source: str) -> str:
     """A preset, or ``recorded:NAME``, in words for titles."""
     kept = source.startswith(RECORDED)
-    return f"{source.removeprefix(RECORDED)}, recorded" if kept else f"{source}, run on this machine"
+    return (
+        f"{source.removeprefix(RECORDED)}, recorded" if kept else f"{source}, run on this machine"
+    )
 
 
 def presets() -> list[str]:
     """Presets that have recorded results: the study first, at its largest."""
     names = [path.parent.name for path in place("").glob("*/runs.csv")]
-    largest = {name: load(name, None)["n_images"].max() for name in names if name.startswith("study")}
+    largest = {
+        name: load(name, None)["n_images"].max() for name in names if name.startswith("study")
+    }
     return sorted(names, key=lambda name: (name not in largest, -largest.get(name, 0), name))
 
 
@@ -84,12 +103,17 @@ def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
     rows = [
         {key: record[key] for key in ("run", "stage", "finished")}
         | {"variant": variant, "command": command or f"cxrstudy run --preset {preset}"}
-        | {key: json.dumps(record[key], sort_keys=True) for key in ("parameters", "subject", "info", "environment")}
+        | {
+            key: json.dumps(record[key], sort_keys=True)
+            for key in ("parameters", "subject", "info", "environment")
+        }
         for record in records
     ]
     runs = _beside(_read(out / "runs.csv"), pd.DataFrame(rows), ["run", "variant"])
     table = results.load_records(there).drop(columns="folder")
-    table = _beside(_read(out / "metrics.parquet"), table, ["run"]).sort_values("run", kind="stable")
+    table = _beside(_read(out / "metrics.parquet"), table, ["run"]).sort_values(
+        "run", kind="stable"
+    )
     curves = [
         pd.read_csv(folder / "curve.csv").assign(run=folder.name)
         for folder in there
@@ -97,7 +121,9 @@ def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
     ]
     for folder, record in zip(there, records, strict=True):
         if record["stage"] in SCORES:
-            _keep_scores(folder / SCORES[record["stage"]], out / "scores" / folder.name / "scores.parquet")
+            _keep_scores(
+                folder / SCORES[record["stage"]], out / "scores" / folder.name / "scores.parquet"
+            )
     used = {results.truths_of(path) for path in out.glob("scores/*/scores.parquet")}
     for path in set(out.glob("truths/*.parquet")) - used:
         path.unlink()
@@ -106,7 +132,10 @@ def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
     macro = table.loc[table["label"] == "macro", READ]
     write_text(out / "metrics.csv", macro.to_csv(index=False, float_format="%.6g"))
     if curves:
-        _write(_beside(_read(out / "learning.parquet"), pd.concat(curves), ["run"]), out / "learning.parquet")
+        _write(
+            _beside(_read(out / "learning.parquet"), pd.concat(curves), ["run"]),
+            out / "learning.parquet",
+        )
     write_text(out / "runs.csv", runs.sort_values(["variant", "stage", "run"]).to_csv(index=False))
     return len(there), len(runs)
 
@@ -173,7 +202,11 @@ def _keep_scores(source: Path, target: Path) -> None:
         table = table[OF_A_REPORT]
     elif "device" not in table:
         labels = [name.removeprefix("score:") for name in table if name.startswith("score:")]
-        wanted = ["image_id", "patient_id", *(f"{what}:{name}" for name in labels for what in ("truth", "score"))]
+        wanted = [
+            "image_id",
+            "patient_id",
+            *(f"{what}:{name}" for name in labels for what in ("truth", "score")),
+        ]
         table = table[wanted]
         for name in labels:
             table[f"score:{name}"] = _places(table[f"score:{name}"], table[f"truth:{name}"])
@@ -223,7 +256,9 @@ def _write(table: pd.DataFrame, path: Path, **notes: str) -> None:
 def _read(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    return pd.read_csv(path, keep_default_na=False) if path.suffix == ".csv" else pd.read_parquet(path)
+    return (
+        pd.read_csv(path, keep_default_na=False) if path.suffix == ".csv" else pd.read_parquet(path)
+    )
 
 
 def _beside(old: pd.DataFrame | None, new: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

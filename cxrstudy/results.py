@@ -50,8 +50,12 @@ def environment() -> dict[str, Any]:
 
     dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     return {
-        "commit": (git("rev-parse", "--short=12", "HEAD") or os.environ.get("CXRSTUDY_COMMIT") or "unknown")
-        + ("+changes" if dirty else ""),  # the variable: for a copy without its history, on a machine that is lent
+        "commit": (
+            git("rev-parse", "--short=12", "HEAD") or os.environ.get("CXRSTUDY_COMMIT") or "unknown"
+        )
+        + (
+            "+changes" if dirty else ""
+        ),  # the variable: for a copy without its history, on a machine that is lent
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
         "hardware": hardware(),
@@ -60,10 +64,14 @@ def environment() -> dict[str, Any]:
 
 def hardware() -> str:
     """The GPU's name, or the processor's with its number of cores."""
-    torch = sys.modules.get("torch")  # only notebooks that train or encode have it; the command line must stay quick
+    torch = sys.modules.get(
+        "torch"
+    )  # only notebooks that train or encode have it; the command line must stay quick
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = [li.split(":", 1)[1].strip() for li in _lines("/proc/cpuinfo") if li.startswith("model name")]
+    names = [
+        li.split(":", 1)[1].strip() for li in _lines("/proc/cpuinfo") if li.startswith("model name")
+    ]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -104,7 +112,11 @@ def write_record(
         "parameters": values,
         "subject": subject or {},
         "metrics": list(metrics),
-        "info": {"seconds": round(time.time() - started, 2), "peak_memory_bytes": peak_memory(), **(info or {})},
+        "info": {
+            "seconds": round(time.time() - started, 2),
+            "peak_memory_bytes": peak_memory(),
+            **(info or {}),
+        },
         "environment": environment(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "artefacts": list(artefacts),
@@ -141,15 +153,23 @@ def read_record(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: schema {record['schema']} is newer than this package reads ({SCHEMA}); update it"
             )
-        _ = [record[key] for key in ("run", "stage", "preset", "subject", "metrics", "info", "environment")]
+        _ = [
+            record[key]
+            for key in ("run", "stage", "preset", "subject", "metrics", "info", "environment")
+        ]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a run record ({error!r}); delete the run's folder and run it again") from None
+        raise ValueError(
+            f"{path}: not a run record ({error!r}); delete the run's folder and run it again"
+        ) from None
     return record
 
 
 def find_records(root: str | Path) -> list[dict[str, Any]]:
     """Every record below ``root``, in the order of their paths; each bears its folder as ``folder``."""
-    return [read_record(path) | {"folder": str(path.parent)} for path in sorted(Path(root).rglob("record.json"))]
+    return [
+        read_record(path) | {"folder": str(path.parent)}
+        for path in sorted(Path(root).rglob("record.json"))
+    ]
 
 
 def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
@@ -173,8 +193,22 @@ def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         rows += [metric | shared for metric in record["metrics"]]
     columns = ["run", "task", "label", "metric", "value", "low", "high", "n", "positives", *SUBJECT]
     columns += ["preset", "stage", "hardware", "commit", "seconds", "folder", "n_patients", "note"]
-    table = pd.DataFrame(rows).reindex(columns=columns) if rows else pd.DataFrame(columns=columns, dtype=object)
-    numeric = ["value", "low", "high", "n", "positives", "n_patients", "n_images", "samples_seen", "seed"]
+    table = (
+        pd.DataFrame(rows).reindex(columns=columns)
+        if rows
+        else pd.DataFrame(columns=columns, dtype=object)
+    )
+    numeric = [
+        "value",
+        "low",
+        "high",
+        "n",
+        "positives",
+        "n_patients",
+        "n_images",
+        "samples_seen",
+        "seed",
+    ]
     table[numeric] = table[numeric].apply(pd.to_numeric)
     return table
 

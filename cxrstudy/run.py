@@ -47,7 +47,9 @@ def run_page(preset: str, stage: str, name: str) -> str:
     return f"runs/{preset}/{stage}-{name}"
 
 
-def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple[list[grid.Run], dict[str, str]]:
+def preview(
+    preset: str, settings: dict[str, Any], data_root: str = ""
+) -> tuple[list[grid.Run], dict[str, str]]:
     """(runs of the plan, those that would be executed with why); nothing is left behind."""
     runs = grid.plan(preset, settings, data_root, must_read=True)
     place = study.runs_root() / preset
@@ -62,13 +64,22 @@ def preview(preset: str, settings: dict[str, Any], data_root: str = "") -> tuple
 
 def _snakemake(preset: str, plan: Path, *words: str) -> list[str]:
     where = study.runs_root() / preset
-    command = [sys.executable, "-m", "snakemake", "-s", str(study.root() / "notebooks" / "Snakefile")]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(study.root() / "notebooks" / "Snakefile"),
+    ]
     command += ["--directory", str(where), "--config", f"plan={plan.name}", "--nolock"]
     return [*command, "--rerun-triggers", "mtime", "params", "input", *words]
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"CXRSTUDY_ROOT": str(study.root()), "CXRSTUDY_RUNS": str(study.runs_root())}
+    return os.environ | {
+        "CXRSTUDY_ROOT": str(study.root()),
+        "CXRSTUDY_RUNS": str(study.runs_root()),
+    }
 
 
 def stale(preset: str, plan: Path) -> dict[str, str]:
@@ -78,7 +89,11 @@ def stale(preset: str, plan: Path) -> dict[str, str]:
     if done.returncode:
         raise study.StudyError(f"snakemake could not read the plan {plan}:\n{done.stderr[-2000:]}")
     rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
-    return {Path(row["output_file"]).parent.name: row["status"] for row in rows if row["plan"] != "no update"}
+    return {
+        Path(row["output_file"]).parent.name: row["status"]
+        for row in rows
+        if row["plan"] != "no update"
+    }
 
 
 def lock_path(preset: str) -> Path:
@@ -132,9 +147,15 @@ def run_preset(
             )
             ended = True
             for piece in sorted({run.piece for run in runs if run.name in waiting}):
-                wanted = [f"{run.stage}/{run.name}/record.json" for run in runs if run.piece == piece]
+                wanted = [
+                    f"{run.stage}/{run.name}/record.json" for run in runs if run.piece == piece
+                ]
                 words = ["--cores", str(cores), "--keep-going", "--rerun-incomplete"]
-                words += ["--resources", f"gpu={gpu_runs or 1}"] if gpu_runs or shutil.which("nvidia-smi") else []
+                words += (
+                    ["--resources", f"gpu={gpu_runs or 1}"]
+                    if gpu_runs or shutil.which("nvidia-smi")
+                    else []
+                )
                 command = [*_snakemake(preset, plan, *words), "--", *wanted]
                 todo = [run for run in runs if run.name in waiting and run.piece == piece]
                 ended &= _execute(command, todo, cores, lock, began, quiet)
@@ -148,16 +169,25 @@ def run_preset(
 def _note_roots(runs: list[grid.Run]) -> None:
     """Tell data runs that stand where their files lie now."""
     for run in runs:
-        if run.stage == "data" and run.parameters["root"] and (folder(run) / "record.json").is_file():
+        if (
+            run.stage == "data"
+            and run.parameters["root"]
+            and (folder(run) / "record.json").is_file()
+        ):
             from cxrstudy.data import sets  # imports pandas, which most calls do without
 
             sets.note_root(folder(run), run.parameters["root"])
 
 
-def _execute(command: list[str], runs: list[grid.Run], cores: int, lock: int, began: float, quiet: bool) -> bool:
+def _execute(
+    command: list[str], runs: list[grid.Run], cores: int, lock: int, began: float, quiet: bool
+) -> bool:
     """Let Snakemake execute runs, and show them; whether it ended well. Whatever ends this ends what it started."""
     where = lock_path(runs[0].preset)
-    env = _environment() | {locks.MARK: str(where), "LOKY_MAX_CPU_COUNT": str(cores)}  # on which a large set is drawn
+    env = _environment() | {
+        locks.MARK: str(where),
+        "LOKY_MAX_CPU_COUNT": str(cores),
+    }  # on which a large set is drawn
     process = None
     try:
         with where.with_name("snakemake.log").open("a") as log:
@@ -169,7 +199,9 @@ def _execute(command: list[str], runs: list[grid.Run], cores: int, lock: int, be
     finally:  # also when Snakemake alone was killed, and what it had started goes on
         left = locks.stop(process, where)
         if left:
-            print(f"could not be stopped: {', '.join(f'{name} {pid}' for pid, name in left.items())}")
+            print(
+                f"could not be stopped: {', '.join(f'{name} {pid}' for pid, name in left.items())}"
+            )
     return process.returncode == 0
 
 
@@ -190,14 +222,20 @@ def _conclude(preset: str, runs: list[grid.Run], waited: int, began: float, ende
 
 def _given_up(text: str) -> list[str]:
     """Names of the runs that Snakemake's log says have failed."""
-    return re.findall(r"^Error in rule run:\n(?: .*\n)*?    output: [^/\n]+/([^/\n]+)/record\.json$", text, re.M)
+    return re.findall(
+        r"^Error in rule run:\n(?: .*\n)*?    output: [^/\n]+/([^/\n]+)/record\.json$", text, re.M
+    )
 
 
-def _watch(process: subprocess.Popen, runs: list[grid.Run], began: float, quiet: bool, start: int) -> None:
+def _watch(
+    process: subprocess.Popen, runs: list[grid.Run], began: float, quiet: bool, start: int
+) -> None:
     """Show runs as they start, end and fail, until Snakemake ends; ``start``: where its log of this call begins."""
     log = lock_path(runs[0].preset).with_name("snakemake.log")
     reported: set[str] = set()
-    with tqdm(total=len(runs), desc="runs", unit="run", disable=quiet, ncols=100, file=sys.stdout) as bar:
+    with tqdm(
+        total=len(runs), desc="runs", unit="run", disable=quiet, ncols=100, file=sys.stdout
+    ) as bar:
         while True:
             ended = process.poll() is not None
             with log.open("rb") as file:
@@ -264,8 +302,12 @@ def notebook_error(path: Path) -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
         return ""
-    found = [o for cell in cells for o in cell.get("outputs", []) if o.get("output_type") == "error"]
-    return re.sub(r"\s+", " ", f"{found[-1]['ename']}: {found[-1]['evalue']}")[:500] if found else ""
+    found = [
+        o for cell in cells for o in cell.get("outputs", []) if o.get("output_type") == "error"
+    ]
+    return (
+        re.sub(r"\s+", " ", f"{found[-1]['ename']}: {found[-1]['evalue']}")[:500] if found else ""
+    )
 
 
 def headline(run: grid.Run) -> str:
@@ -285,15 +327,23 @@ def headline_of(record: dict[str, Any]) -> str:
             if said:
                 words.append(f"{said} {metric['value']:.3f}")
             elif metric["metric"] in ("loss", "exponent"):
-                words.append(f"{metric['task']} {metric['label']} {metric['metric']} {metric['value']:.3f}")
+                words.append(
+                    f"{metric['task']} {metric['label']} {metric['metric']} {metric['value']:.3f}"
+                )
     if len(words) == 1:  # data without labels: reports are retrieved by their images
-        found = [m["value"] for m in record["metrics"] if (m["label"], m["metric"]) == ("image_to_text", "recall@5")]
+        found = [
+            m["value"]
+            for m in record["metrics"]
+            if (m["label"], m["metric"]) == ("image_to_text", "recall@5")
+        ]
         words += [f"reports retrieved R@5 {value:.3f}" for value in found if value is not None]
     if why := record["info"].get("hardly_trained"):
         words.append(f"WARNING hardly trained: {why}")
     if record["stage"] == "data":
         words += _holdings(record["info"])
-    elif record["stage"] == "classify" and not any(metric["value"] is not None for metric in record["metrics"]):
+    elif record["stage"] == "classify" and not any(
+        metric["value"] is not None for metric in record["metrics"]
+    ):
         why = dict.fromkeys((record["info"].get("not_evaluated") or {}).values())
         words.append(": ".join(["nothing evaluated", *(["; ".join(why)] if why else [])]))
     return ", ".join(words)
@@ -352,13 +402,24 @@ def overview() -> list[Row]:
         for run, (kind, why) in zip(runs, states(runs, live[preset]).values(), strict=True):
             record = read_record(folder(run)) if kind == "done" else None
             note = headline_of(record).partition(", ")[2] if record else why
-            rows.append(Row(preset, plan["variant"], run, kind, record["info"]["seconds"] if record else 0, note))
+            rows.append(
+                Row(
+                    preset,
+                    plan["variant"],
+                    run,
+                    kind,
+                    record["info"]["seconds"] if record else 0,
+                    note,
+                )
+            )
     return rows
 
 
 def run_table(preset: str) -> list[dict[str, Any]]:
     """Every run of a preset with an executed notebook: name, stage, record or None, notebook path."""
-    planned = {run["name"] for plan in read_plans() if plan["preset"] == preset for run in plan["runs"]}
+    planned = {
+        run["name"] for plan in read_plans() if plan["preset"] == preset for run in plan["runs"]
+    }
     rows = []
     for notebook in sorted((study.runs_root() / preset).glob("*/*/notebook.ipynb")):
         record = notebook.with_name("record.json")

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 LEGIBLE = 430  # pt: a wider drawing, as narrow as a phone, has letters that are too small; there it scrolls instead
-plt.rcParams["axes.titley"] = 1.0  # where it is anyhow; else it is sought anew, axis by axis, at every drawing
+plt.rcParams["axes.titley"] = (
+    1.0  # where it is anyhow; else it is sought anew, axis by axis, at every drawing
+)
 STYLE = {  # colour, marker, line
     "clip": (COLOURS[0], "o", "-"),
     "unicl": (COLOURS[1], "s", "--"),
@@ -42,7 +44,13 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
     buffer = io.BytesIO()
     kind = "png" if raster else "svg"
     with plt.rc_context({"svg.hashsalt": "cxrstudy"}):
-        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110, metadata=None if raster else {"Date": None})
+        figure.savefig(
+            buffer,
+            format=kind,
+            bbox_inches="tight",
+            dpi=110,
+            metadata=None if raster else {"Date": None},
+        )
     plt.close(figure)
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -50,17 +58,22 @@ def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
     width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', buffer.getvalue())
     kind = ' class="wide"' if not raster and width and float(width[1]) > LEGIBLE else ""
     return Shown(
-        f'<img{kind} alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">', alt, buffer.getvalue()
+        f'<img{kind} alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">',
+        alt,
+        buffer.getvalue(),
     )
 
 
 def words(shown: pd.DataFrame, what: str, caption: str = "") -> Shown:
     """A table of sentences for the book: nothing cut short, lines broken, each cell with its column's name, which shows
     where a phone makes a card of a row; ``what`` it is, in words, and what its ``caption`` says above it."""
-    named = shown.rename_axis(index=shown.index.name or shown.columns.name, columns=None)  # `tables` name the corner
+    named = shown.rename_axis(
+        index=shown.index.name or shown.columns.name, columns=None
+    )  # `tables` name the corner
     with pd.option_context("display.max_colwidth", None):
         soup = BeautifulSoup(
-            named.reset_index().to_html(classes="dataframe words", index=False, border=0), "html.parser"
+            named.reset_index().to_html(classes="dataframe words", index=False, border=0),
+            "html.parser",
         )
     if caption:
         head = soup.new_tag("caption")
@@ -70,8 +83,12 @@ def words(shown: pd.DataFrame, what: str, caption: str = "") -> Shown:
     for row in soup.select("tbody tr"):
         for name, cell in zip(names, row.select("td"), strict=True):
             cell["data-label"] = name
-    roles = dict(table="table", thead="rowgroup", tbody="rowgroup", tr="row", th="columnheader", td="cell")
-    for found in soup.find_all(list(roles)):  # some browsers drop them where a table is laid out as cards
+    roles = dict(
+        table="table", thead="rowgroup", tbody="rowgroup", tr="row", th="columnheader", td="cell"
+    )
+    for found in soup.find_all(
+        list(roles)
+    ):  # some browsers drop them where a table is laid out as cards
         found["role"] = roles[found.name]
     return Shown(str(soup), what)
 

@@ -27,7 +27,9 @@ def read_torch(path: Path) -> Any:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The fields of a JSON file."""
-    facts: dict[str, Any] = _whole(path, lambda file: dict(json.loads(file.read_text(encoding="utf-8"))))
+    facts: dict[str, Any] = _whole(
+        path, lambda file: dict(json.loads(file.read_text(encoding="utf-8")))
+    )
     return facts
 
 

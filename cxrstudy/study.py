@@ -25,7 +25,9 @@ def root() -> Path:
         for folder in (start, *start.parents):
             if (folder / "notebooks" / "presets").is_dir():
                 return folder
-    raise StudyError("no folder with notebooks/presets above here: run from the clone, or set CXRSTUDY_ROOT")
+    raise StudyError(
+        "no folder with notebooks/presets above here: run from the clone, or set CXRSTUDY_ROOT"
+    )
 
 
 def runs_root() -> Path:
@@ -43,14 +45,19 @@ def resolve(path: str | Path) -> Path:
 
 def digest(value: Any, length: int = 6) -> str:
     """A short name for a JSON-like value."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[
+        :length
+    ]
 
 
 # --------------------------------------------------------------------------------------- parameters of the notebooks
 def read_numbers(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
     """Return ``values`` with numbers that were read as text, as ``1e-4`` is, as the fields of ``model`` ask for."""
     fields = model.model_fields
-    return {key: typed(value, fields[key].annotation) if key in fields else value for key, value in values.items()}
+    return {
+        key: typed(value, fields[key].annotation) if key in fields else value
+        for key, value in values.items()
+    }
 
 
 class Parameters(BaseModel):
@@ -67,13 +74,18 @@ class Parameters(BaseModel):
 class Data(Parameters):
     """data.ipynb: read a data card, split by patient, write images once at the working size."""
 
-    card: str = Field("synthetic", description="name of a card in data_cards/, or the path of your own")
-    root: str = Field("", description="folder that holds the data set's files (not for the synthetic card)")
+    card: str = Field(
+        "synthetic", description="name of a card in data_cards/, or the path of your own"
+    )
+    root: str = Field(
+        "", description="folder that holds the data set's files (not for the synthetic card)"
+    )
     institution: str = Field("study", description="synthetic card: which institution")
     n_images: int = Field(3000, ge=0, description="how many images; 0 = all that the data set has")
     size: int = Field(64, ge=32, le=1024, description="image height and width in px")
     fractions: dict[str, float] = Field(
-        {"pretrain": 0.5, "train": 0.2, "validation": 0.1, "test": 0.2}, description="splits by patient, summing to 1"
+        {"pretrain": 0.5, "train": 0.2, "validation": 0.1, "test": 0.2},
+        description="splits by patient, summing to 1",
     )
     seed: int = Field(0, ge=0, description="seed of the split and of the synthetic institution")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
@@ -82,44 +94,88 @@ class Data(Parameters):
 class Pretrain(Parameters):
     """pretrain.ipynb: continue an encoder's pretraining on a nested subset at a fixed number of samples seen."""
 
-    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
-    base: str = Field("", description="encoder folder to continue from; empty = start from random weights")
-    encoder: str = Field("cnn_mini", description="architecture when there is no base: ours or any timm name")
+    data: str = Field(
+        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
+    )
+    base: str = Field(
+        "", description="encoder folder to continue from; empty = start from random weights"
+    )
+    encoder: str = Field(
+        "cnn_mini", description="architecture when there is no base: ours or any timm name"
+    )
     paradigm: Literal["clip", "unicl", "clip+labels", "dinov2"] = Field(
-        "clip", description="objective: reports; reports and labels as text; reports beside a label loss; images alone"
+        "clip",
+        description="objective: reports; reports and labels as text; reports beside a label loss; images alone",
     )
     n_images: int = Field(500, ge=2, description="size of the nested subset of images")
-    samples_seen: int = Field(4000, ge=1, description="compute budget: images shown in all, repeats included")
+    samples_seen: int = Field(
+        4000, ge=1, description="compute budget: images shown in all, repeats included"
+    )
     splits: list[str] = Field(["pretrain"], description="splits the subset is drawn from")
     batch_size: int = Field(64, ge=2, description="images a step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's decay, not on biases, norms and gains")
+    warmup: float = Field(
+        0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine"
+    )
+    weight_decay: float = Field(
+        0.05, ge=0, description="AdamW's decay, not on biases, norms and gains"
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     report_part: Literal["joined", "sampled", "findings", "impression"] = Field(
-        "joined", description="clip, unicl: what of a report is shown; sampled = FINDINGS or IMPRESSION, drawn anew"
+        "joined",
+        description="clip, unicl: what of a report is shown; sampled = FINDINGS or IMPRESSION, drawn anew",
     )
-    label_share: float = Field(0.5, ge=0, le=1, description="unicl: share of samples whose text is a label prompt")
-    prompts: Literal["set", "name"] = Field("set", description="unicl: a prompt says all labels of an image, or one")
-    sides: bool = Field(False, description="unicl: prompts say right, left or bilateral where that is recorded")
+    label_share: float = Field(
+        0.5, ge=0, le=1, description="unicl: share of samples whose text is a label prompt"
+    )
+    prompts: Literal["set", "name"] = Field(
+        "set", description="unicl: a prompt says all labels of an image, or one"
+    )
+    sides: bool = Field(
+        False, description="unicl: prompts say right, left or bilateral where that is recorded"
+    )
     positives: Literal["equal", "overlap"] = Field(
-        "equal", description="unicl: pairs that count as matches have equal targets, or share a label"
+        "equal",
+        description="unicl: pairs that count as matches have equal targets, or share a label",
     )
     label_weight: float = Field(1.0, ge=0, description="clip+labels: weight of the label loss")
-    dino: dict[str, Any] = Field({}, description="dinov2: what differs from pretrain.dinov2.DinoConfig")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="share of samples that skip the last block, fewer before it")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are kept; 0 = the last ones")
-    base_share: float = Field(0.0, ge=0, lt=1, description="share of the base's weights mixed into those that are kept")
-    collapse: float = Field(0.1, gt=0, description="a continued run stops when its held-out score falls by more")
+    dino: dict[str, Any] = Field(
+        {}, description="dinov2: what differs from pretrain.dinov2.DinoConfig"
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="share of samples that skip the last block, fewer before it"
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights that are kept; 0 = the last ones",
+    )
+    base_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the base's weights mixed into those that are kept"
+    )
+    collapse: float = Field(
+        0.1, gt=0, description="a continued run stops when its held-out score falls by more"
+    )
     seed: int = Field(0, ge=0, description="seed of subset, order, initialisation, augmentation")
-    threads: int = Field(1, ge=1, description="CPU threads of this run (several runs go side by side)")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto = bf16 where the hardware has it")
-    accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, one after the other")
+    threads: int = Field(
+        1, ge=1, description="CPU threads of this run (several runs go side by side)"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto = bf16 where the hardware has it"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="parts that a batch is computed in, one after the other"
+    )
     processes: int = Field(1, ge=1, description="processes (GPUs) that share each batch")
     compile: bool = Field(False, description="torch.compile the encoder")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    checkpoint_seconds: float = Field(60.0, gt=0, description="how often the state is saved for resuming")
-    checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0 = by time alone")
+    checkpoint_seconds: float = Field(
+        60.0, gt=0, description="how often the state is saved for resuming"
+    )
+    checkpoint_steps: int = Field(
+        0, ge=0, description="also every so many steps; 0 = by time alone"
+    )
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
     @model_validator(mode="after")
@@ -135,41 +191,77 @@ class Pretrain(Parameters):
 class Classify(Parameters):
     """classify.ipynb: frozen encoder, probe on findings and devices, patient-level intervals."""
 
-    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
+    data: str = Field(
+        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
+    )
     encoder: str = Field(
         "random:cnn_mini",
         description="encoder folder, timm name, random:NAME, a control (pixels, covariates = view, age, sex), "
         "supervised:NAME (architecture or encoder, trained end to end on the labelled patients), or a table of "
         "embeddings (.parquet, .npz)",
     )
-    fold_encoders: list[str] = Field([], description="cross-fitting: one encoder a fold, instead of `encoder`")
-    folds: list[str] = Field([], description="cross-fitting: the splits that serve as folds; empty = fixed splits")
+    fold_encoders: list[str] = Field(
+        [], description="cross-fitting: one encoder a fold, instead of `encoder`"
+    )
+    folds: list[str] = Field(
+        [], description="cross-fitting: the splits that serve as folds; empty = fixed splits"
+    )
     train: list[str] = Field(["train"], description="splits of the probe's training patients")
-    validation: list[str] = Field(["validation"], description="splits of the patients that choose the strength")
+    validation: list[str] = Field(
+        ["validation"], description="splits of the patients that choose the strength"
+    )
     test: list[str] = Field(["test"], description="splits of the test patients")
-    tasks: list[Literal["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"]] = Field(
+    tasks: list[
+        Literal["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"]
+    ] = Field(
         ["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"],
         description="what is judged, where the data and the encoder allow it",
     )
-    labels: list[str] = Field([], description="labels to probe; empty = every label of the data, own names too")
+    labels: list[str] = Field(
+        [], description="labels to probe; empty = every label of the data, own names too"
+    )
     within: str = Field("", description="only rows of the manifest that meet this pandas query")
-    fit_within: str = Field("", description="the same for training and validation rows alone, as exam == 0")
-    test_within: str = Field("", description="the same for test rows alone, as exam > 0: a split in time")
-    probe: Literal["linear", "attention"] = Field("linear", description="on the pooled feature, or on the patches")
-    pooling: str = Field("mean+max+grid4", description="parts of the pooled feature, joined: mean, max, gridK, class")
-    layers: int = Field(1, ge=1, description="last blocks or stages of the encoder whose features are joined")
-    keep_features: bool = Field(False, description="keep patch features under runs/features for later evaluations")
+    fit_within: str = Field(
+        "", description="the same for training and validation rows alone, as exam == 0"
+    )
+    test_within: str = Field(
+        "", description="the same for test rows alone, as exam > 0: a split in time"
+    )
+    probe: Literal["linear", "attention"] = Field(
+        "linear", description="on the pooled feature, or on the patches"
+    )
+    pooling: str = Field(
+        "mean+max+grid4", description="parts of the pooled feature, joined: mean, max, gridK, class"
+    )
+    layers: int = Field(
+        1, ge=1, description="last blocks or stages of the encoder whose features are joined"
+    )
+    keep_features: bool = Field(
+        False, description="keep patch features under runs/features for later evaluations"
+    )
     strengths: list[float] = Field(
         [1e-3, 1e-2, 1e-1, 1.0, 10.0], description="L2 penalties of the probe, chosen on validation"
     )
     resamples: int = Field(2000, ge=20, description="bootstrap resamples of the test patients")
-    label_counts: list[int] = Field([], description="label-efficiency curve: numbers of labelled patients; 0 = all")
+    label_counts: list[int] = Field(
+        [], description="label-efficiency curve: numbers of labelled patients; 0 = all"
+    )
     label_seeds: int = Field(3, ge=1, description="how often the patients of each count are drawn")
-    shuffle_labels: bool = Field(False, description="control: the probe's labels are dealt out anew, so 0.5 is right")
-    supervised_samples: int = Field(40_000, ge=1, description="supervised:NAME: images shown in all")
-    also: list[str] = Field([], description="other data runs on whose test patients the same probe is judged")
-    also_within: str = Field("", description="the same as within, for the data of `also`: row >= 2512")
-    against: list[str] = Field([], description="other classify runs on the same patients to compare with")
+    shuffle_labels: bool = Field(
+        False, description="control: the probe's labels are dealt out anew, so 0.5 is right"
+    )
+    supervised_samples: int = Field(
+        40_000, ge=1, description="supervised:NAME: images shown in all"
+    )
+    also: list[str] = Field(
+        [], description="other data runs on whose test patients the same probe is judged"
+    )
+    also_within: str = Field(
+        "", description="the same as within, for the data of `also`: row >= 2512"
+    )
+    against: list[str] = Field(
+        [], description="other classify runs on the same patients to compare with"
+    )
     seed: int = Field(0, ge=0, description="seed of the bootstrap and of random encoders")
     threads: int = Field(1, ge=1, description="CPU threads of this run")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
@@ -178,26 +270,43 @@ class Classify(Parameters):
 class Segment(Parameters):
     """segment.ipynb: frozen encoder, a small head that draws lines and tubes, continuity of patches along them."""
 
-    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
+    data: str = Field(
+        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
+    )
     encoder: str = Field(
-        "random:cnn_mini", description="encoder folder, timm name, random:NAME, or the control: pixels"
+        "random:cnn_mini",
+        description="encoder folder, timm name, random:NAME, or the control: pixels",
     )
     train: list[str] = Field(["train"], description="splits of the head's training patients")
-    validation: list[str] = Field(["validation"], description="splits of the patients that choose step and thresholds")
+    validation: list[str] = Field(
+        ["validation"], description="splits of the patients that choose step and thresholds"
+    )
     test: list[str] = Field(["test"], description="splits of the test patients")
-    devices: list[str] = Field([], description="devices to draw; empty = all that the training images show")
+    devices: list[str] = Field(
+        [], description="devices to draw; empty = all that the training images show"
+    )
     within: str = Field("", description="only rows of the manifest that meet this pandas query")
-    n_train: int = Field(1500, ge=1, description="training images at most: a nested subset, patients whole")
+    n_train: int = Field(
+        1500, ge=1, description="training images at most: a nested subset, patients whole"
+    )
     n_test: int = Field(500, ge=1, description="validation images at most, and test images")
-    head: Literal["decoder", "linear"] = Field("decoder", description="small convolutional decoder, or 1x1 convolution")
-    layers: int = Field(5, ge=1, description="feature maps: a CNN's last stages, a ViT's last blocks; or all")
-    keep_features: bool = Field(False, description="keep feature maps under runs/features for later evaluations")
+    head: Literal["decoder", "linear"] = Field(
+        "decoder", description="small convolutional decoder, or 1x1 convolution"
+    )
+    layers: int = Field(
+        5, ge=1, description="feature maps: a CNN's last stages, a ViT's last blocks; or all"
+    )
+    keep_features: bool = Field(
+        False, description="keep feature maps under runs/features for later evaluations"
+    )
     steps: int = Field(400, ge=1, description="training steps of the head")
     batch_size: int = Field(16, ge=1, description="images a step")
     lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW, then a cosine to 0")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decay")
     resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
-    seed: int = Field(0, ge=0, description="seed of subsets, head, order, bootstrap and random encoders")
+    seed: int = Field(
+        0, ge=0, description="seed of subsets, head, order, bootstrap and random encoders"
+    )
     threads: int = Field(1, ge=1, description="CPU threads of this run")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
@@ -205,13 +314,19 @@ class Segment(Parameters):
 class Report(Parameters):
     """report.ipynb: frozen encoder, its patch features as the prefix of a language model that writes the report."""
 
-    data: str = Field("", description="folder of a data run; empty = a small synthetic one, made on the spot")
+    data: str = Field(
+        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
+    )
     encoder: str = Field(
         "random:cnn_mini",
         description="encoder folder, timm name, random:NAME, or a control: pixels, covariates (view, age, sex)",
     )
-    train: list[str] = Field(["train"], description="splits of the patients whose reports are learned")
-    validation: list[str] = Field(["validation"], description="splits of the patients that choose when to stop")
+    train: list[str] = Field(
+        ["train"], description="splits of the patients whose reports are learned"
+    )
+    validation: list[str] = Field(
+        ["validation"], description="splits of the patients that choose when to stop"
+    )
     test: list[str] = Field(["test"], description="splits of the test patients")
     within: str = Field("", description="only rows of the manifest that meet this pandas query")
     part: Literal["joined", "findings", "impression"] = Field(
@@ -220,33 +335,70 @@ class Report(Parameters):
     n_train: int = Field(1500, ge=0, description="most training images, whole patients; 0 = all")
     n_validation: int = Field(200, ge=0, description="most validation images; 0 = all")
     n_test: int = Field(300, ge=0, description="most test images; 0 = all")
-    grid: int = Field(8, ge=0, description="patch features are averaged to grid x grid places at most; 0 = all of them")
-    keep_features: bool = Field(False, description="keep patch features under runs/features for later evaluations")
-    projector: Literal["linear", "mlp"] = Field("linear", description="patch feature to word space: one layer, or two")
-    language_model: str = Field(
-        "", description="empty = a small one, trained here; or the folder of a Hugging Face causal language model"
+    grid: int = Field(
+        8,
+        ge=0,
+        description="patch features are averaged to grid x grid places at most; 0 = all of them",
     )
-    vocabulary: int = Field(1024, ge=300, description="small language model: byte pairs, learned from training reports")
-    width: int = Field(128, ge=32, multiple_of=32, description="small language model: channels, in heads of 32")
+    keep_features: bool = Field(
+        False, description="keep patch features under runs/features for later evaluations"
+    )
+    projector: Literal["linear", "mlp"] = Field(
+        "linear", description="patch feature to word space: one layer, or two"
+    )
+    language_model: str = Field(
+        "",
+        description="empty = a small one, trained here; or the folder of a Hugging Face causal language model",
+    )
+    vocabulary: int = Field(
+        1024, ge=300, description="small language model: byte pairs, learned from training reports"
+    )
+    width: int = Field(
+        128, ge=32, multiple_of=32, description="small language model: channels, in heads of 32"
+    )
     layers: int = Field(2, ge=1, description="small language model: blocks")
-    lora_rank: int = Field(8, ge=0, description="language model of a folder: rank of its adapters; 0 = none")
-    prompt: str = Field("", description="what is said to the language model between the image and the report")
+    lora_rank: int = Field(
+        8, ge=0, description="language model of a folder: rank of its adapters; 0 = none"
+    )
+    prompt: str = Field(
+        "", description="what is said to the language model between the image and the report"
+    )
     max_tokens: int = Field(96, ge=2, description="longest report in tokens, learned or written")
     steps: int = Field(800, ge=1, description="training steps")
     batch_size: int = Field(16, ge=1, description="reports a step")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW; some 2e-4 for adapters of a large model")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine")
+    lr: float = Field(
+        3e-3,
+        gt=0,
+        description="peak learning rate of AdamW; some 2e-4 for adapters of a large model",
+    )
+    warmup: float = Field(
+        0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine"
+    )
     weight_decay: float = Field(0.05, ge=0, description="AdamW's decay, not on biases and gains")
     clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    checks: int = Field(10, ge=1, description="how often the validation loss is taken; the best state is kept")
-    num_beams: int = Field(1, ge=1, description="beams of the search for a report's words; 1 = greedy")
-    no_repeat: int = Field(
-        0, ge=0, description="no run of so many tokens twice in a report; 0 = off: IMPRESSION may repeat FINDINGS"
+    checks: int = Field(
+        10, ge=1, description="how often the validation loss is taken; the best state is kept"
     )
-    repetition_penalty: float = Field(1.0, ge=1, description="divides the odds of tokens already written; 1 = off")
-    uncertain: Literal["present", "absent"] = Field("present", description="clinical F1: what a doubted name counts as")
+    num_beams: int = Field(
+        1, ge=1, description="beams of the search for a report's words; 1 = greedy"
+    )
+    no_repeat: int = Field(
+        0,
+        ge=0,
+        description="no run of so many tokens twice in a report; 0 = off: IMPRESSION may repeat FINDINGS",
+    )
+    repetition_penalty: float = Field(
+        1.0, ge=1, description="divides the odds of tokens already written; 1 = off"
+    )
+    uncertain: Literal["present", "absent"] = Field(
+        "present", description="clinical F1: what a doubted name counts as"
+    )
     resamples: int = Field(2000, ge=20, description="bootstrap resamples of the test patients")
-    seed: int = Field(0, ge=0, description="seed of caps, initialisation, order, controls, bootstrap, random encoders")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="seed of caps, initialisation, order, controls, bootstrap, random encoders",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of this run")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
@@ -254,9 +406,15 @@ class Report(Parameters):
 class Scale(Parameters):
     """scale.ipynb: fit error against n_images for each paradigm and task from the records of a ladder."""
 
-    records: list[str] = Field([], description="run folders to read; empty = every run under `runs`")
-    runs: str = Field("runs/mini", description="where to look when `records` is empty; or book/recorded/NAME")
-    form: Literal["power", "power_floor", "m4"] = Field("power", description="form of the fitted law")
+    records: list[str] = Field(
+        [], description="run folders to read; empty = every run under `runs`"
+    )
+    runs: str = Field(
+        "runs/mini", description="where to look when `records` is empty; or book/recorded/NAME"
+    )
+    form: Literal["power", "power_floor", "m4"] = Field(
+        "power", description="form of the fitted law"
+    )
     metric: str = Field("auroc", description="metric whose error (1 - value) is fitted")
     resamples: int = Field(1000, ge=20, description="bootstrap resamples of the fit")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
@@ -266,12 +424,22 @@ class Scale(Parameters):
 class Plan(Parameters):
     """plan.ipynb, run by hand: what a reader's own number of images would bring, from the records of a ladder."""
 
-    records: list[str] = Field([], description="run folders to read; empty = every run under `runs`")
-    runs: str = Field("runs/mini", description="where to look when `records` is empty; or book/recorded/NAME")
+    records: list[str] = Field(
+        [], description="run folders to read; empty = every run under `runs`"
+    )
+    runs: str = Field(
+        "runs/mini", description="where to look when `records` is empty; or book/recorded/NAME"
+    )
     n_images: int = Field(2000, ge=1, description="how many in-house images the reader has")
-    form: Literal["power", "power_floor", "m4"] = Field("power", description="form of the fitted law")
-    metric: Literal["auroc", "auprc"] = Field("auroc", description="macro metric that is planned for")
-    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients, and of the fit")
+    form: Literal["power", "power_floor", "m4"] = Field(
+        "power", description="form of the fitted law"
+    )
+    metric: Literal["auroc", "auprc"] = Field(
+        "auroc", description="macro metric that is planned for"
+    )
+    resamples: int = Field(
+        1000, ge=20, description="bootstrap resamples of the test patients, and of the fit"
+    )
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
@@ -301,9 +469,13 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]) or "parameters"
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter {name!r}{near(name, known)}; known: {', '.join(known)}")
+            lines.append(
+                f"unknown parameter {name!r}{near(name, known)}; known: {', '.join(known)}"
+            )
         else:
-            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')} (got {str(item['input'])[:80]})")
+            lines.append(
+                f"{name}: {item['msg'].removeprefix('Value error, ')} (got {str(item['input'])[:80]})"
+            )
     return f"{where}: " + "; ".join(lines)
 
 
@@ -324,7 +496,9 @@ def from_notebook(stage: str, shell: Any) -> Any:
             target.id
             for source in cells[start:stop]
             for statement in ast.parse(source).body
-            for target in (getattr(statement, "targets", None) or [getattr(statement, "target", None)])
+            for target in (
+                getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+            )
             if isinstance(target, ast.Name)
         ]
     else:  # a runner that keeps no history, as nbval: what of the parameters the notebook has defined

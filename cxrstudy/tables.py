@@ -20,33 +20,51 @@ def number(value: float, low: float, high: float) -> str:
     """A value with its 95% interval, where one could be given."""
     if np.isnan(value):
         return "not measured"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else f"{value:.3f} (no interval)"
+    return (
+        f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        if np.isfinite([low, high]).all()
+        else f"{value:.3f} (no interval)"
+    )
 
 
 def tested(table: pd.DataFrame, *tasks: str) -> str:
     """On what the numbers of some tasks rest, in a sentence each: test images, their patients, the positives of each
     label; and the labels that are too few to evaluate. Without ``tasks``: of all that there are."""
-    return " ".join(filter(None, (_tested(table, task) for task in tasks or table["task"].dropna().unique())))
+    return " ".join(
+        filter(None, (_tested(table, task) for task in tasks or table["task"].dropna().unique()))
+    )
 
 
 def _tested(table: pd.DataFrame, task: str) -> str:
     own, place = task.partition("@")[::2]
     rows = table[(table["task"] == task) & table["n"].notna()]
-    rows = rows[~rows["label"].astype(str).str.contains(": ")]  # baselines of reports: the same test cases
-    rows = rows[~rows["label"].isin(["findings", "lines_tubes", "all"])] if own == "reports" else rows
+    rows = rows[
+        ~rows["label"].astype(str).str.contains(": ")
+    ]  # baselines of reports: the same test cases
+    rows = (
+        rows[~rows["label"].isin(["findings", "lines_tubes", "all"])] if own == "reports" else rows
+    )
     if rows.empty:
         return ""
     name = TASKS.get(own, phrase(own).capitalize()) + (f" ({place})" if place else "")
-    rare = rows["label"].ne("macro") & (rows["positives"] < LEAST) & (own in ("segmentation", "reports"))
+    rare = (
+        rows["label"].ne("macro")
+        & (rows["positives"] < LEAST)
+        & (own in ("segmentation", "reports"))
+    )
     rare |= rows["note"].astype(str).str.startswith(TOO_FEW) if "note" in rows else False
     kept, said = rows[~rare & rows["value"].notna()], []
     if len(kept):
         what = {"reports": "reports", "continuity": "tubes"}.get(own, "images")
         n = _range(kept["n"] if own != "segmentation" else kept.groupby("run")["n"].max())
-        said.append(f"{name}: {n} test {what}{_patients(kept)}{'' if own == 'continuity' else _positives(kept)}.")
+        said.append(
+            f"{name}: {n} test {what}{_patients(kept)}{'' if own == 'continuity' else _positives(kept)}."
+        )
     few = rows[rare & (rows["label"] != "macro")].drop_duplicates("label")
     if len(few):
-        each = (f"{_label(row.label)} ({row.positives:.0f} of {row.n:.0f})" for row in few.itertuples())
+        each = (
+            f"{_label(row.label)} ({row.positives:.0f} of {row.n:.0f})" for row in few.itertuples()
+        )
         said.append(f"{name}, {TOO_FEW}: {', '.join(each)}.")
     return " ".join(said)
 
@@ -58,7 +76,13 @@ def _label(name: str) -> str:
 def _range(values: Any) -> str:
     """Numbers in words: the one that there is, or from the least to the largest."""
     known = sorted({int(value) for value in values.dropna()})
-    return "" if not known else f"{known[0]:,}" if known[0] == known[-1] else f"{known[0]:,} to {known[-1]:,}"
+    return (
+        ""
+        if not known
+        else f"{known[0]:,}"
+        if known[0] == known[-1]
+        else f"{known[0]:,} to {known[-1]:,}"
+    )
 
 
 def _patients(rows: pd.DataFrame) -> str:
@@ -72,18 +96,36 @@ def _patients(rows: pd.DataFrame) -> str:
 
 def _positives(rows: pd.DataFrame) -> str:
     """The positives of each label."""
-    each = rows[(rows["label"] != "macro") & rows["positives"].notna()].groupby("label", sort=False)["positives"].max()
-    return f"; positives: {', '.join(f'{_label(n)} {count:,.0f}' for n, count in each.items())}" if len(each) else ""
+    each = (
+        rows[(rows["label"] != "macro") & rows["positives"].notna()]
+        .groupby("label", sort=False)["positives"]
+        .max()
+    )
+    return (
+        f"; positives: {', '.join(f'{_label(n)} {count:,.0f}' for n, count in each.items())}"
+        if len(each)
+        else ""
+    )
 
 
 def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Macro metric with interval: a row an encoder (controls, base, then the ladders), a column a task."""
-    rows = _told(table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == metric)])
-    wide = rows.pivot_table(index=["order", "encoder"], columns="task", values="text", aggfunc="first").droplevel(0)
+    rows = _told(
+        table[
+            (table["stage"] == "classify")
+            & (table["label"] == "macro")
+            & (table["metric"] == metric)
+        ]
+    )
+    wide = rows.pivot_table(
+        index=["order", "encoder"], columns="task", values="text", aggfunc="first"
+    ).droplevel(0)
     heads = {}
     for task, name in TASKS.items():
         one = ladders.judged_labels(table, task)
-        what = f"{metric.upper()} of {phrase(one[0])}" if len(one) == 1 else f"macro {metric.upper()}"
+        what = (
+            f"{metric.upper()} of {phrase(one[0])}" if len(one) == 1 else f"macro {metric.upper()}"
+        )
         heads[task] = f"{name}, {what}"
     return _headed(wide[[task for task in TASKS if task in wide]].rename(columns=heads))
 
@@ -95,7 +137,9 @@ def several_labels(table: pd.DataFrame) -> bool:
 
 def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Every label's metric with interval: a row a label, a column an encoder."""
-    rows = table[(table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()]
+    rows = table[
+        (table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()
+    ]
     rows = _told(rows[(rows["label"] != "macro") & rows["task"].isin(TASKS)])
     columns = rows.drop_duplicates("encoder").sort_values("order")["encoder"]
     labels = rows.drop_duplicates("label")["label"]
@@ -114,7 +158,9 @@ def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.Data
     Columns: label (with its positives among the test images), series, value, low, high; labels in the order of their
     best value.
     """
-    each = table[(table["stage"] == "classify") & (table["task"] == task) & (table["metric"] == metric)]
+    each = table[
+        (table["stage"] == "classify") & (table["task"] == task) & (table["metric"] == metric)
+    ]
     each = each[(each["label"] != "macro") & each["value"].notna()]
     ladder = each[ladders.continued(each)].sort_values(["n_images", "seed"])
     tops = ladder[ladder["n_images"] == ladder.groupby("paradigm")["n_images"].transform("max")]
@@ -122,9 +168,15 @@ def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.Data
     bases = each[each["run"].str.startswith("base-") & (each["paradigm"] != "control")]
     named = [
         bases.assign(series="base, " + bases["paradigm"]),
-        tops.assign(series=tops["paradigm"] + ", " + tops["n_images"].map(human).astype(str) + " images"),
+        tops.assign(
+            series=tops["paradigm"] + ", " + tops["n_images"].map(human).astype(str) + " images"
+        ),
     ]
-    rows = pd.concat(named).drop_duplicates(["series", "label"]).sort_values("value", ascending=False, kind="stable")
+    rows = (
+        pd.concat(named)
+        .drop_duplicates(["series", "label"])
+        .sort_values("value", ascending=False, kind="stable")
+    )
     counted = [
         f"{phrase(row.label)} ({row.positives:,.0f} of {row.n:,.0f})"
         if row.positives == row.positives
@@ -135,7 +187,9 @@ def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.Data
     return rows[["label", "series", "value", "low", "high"]].reset_index(drop=True)
 
 
-FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, columns by (label, metric)
+FAMILIES: dict[
+    str, tuple[str, dict[tuple[str, str], str]]
+] = {  # task: title, columns by (label, metric)
     "segmentation": (
         "Lines and tubes, drawn",
         {
@@ -150,7 +204,10 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, 
     "continuity": (
         "Continuity: does a patch at a tube's tip resemble the rest of the tube? (AUROC)",
         {(f"layer-{k}", "auroc"): f"layer {-k}" for k in range(5, 0, -1)}
-        | {(f"nearness-{k}", "auroc"): f"distance alone, {k} x {k} patches" for k in (2, 4, 8, 16, 32, 37, 64)},
+        | {
+            (f"nearness-{k}", "auroc"): f"distance alone, {k} x {k} patches"
+            for k in (2, 4, 8, 16, 32, 37, 64)
+        },
     ),
     "reports": (
         "Reports, written",
@@ -165,7 +222,10 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, 
             ("random report: findings", "f1_micro"): "a report drawn at random: findings, micro F1",
         },
     ),
-    "malposition": ("Malposition of tips", {("macro", "auroc"): "macro AUROC", ("macro", "auprc"): "macro AUPRC"}),
+    "malposition": (
+        "Malposition of tips",
+        {("macro", "auroc"): "macro AUROC", ("macro", "auprc"): "macro AUPRC"},
+    ),
     "laterality": ("Left or right", {("macro", "auroc"): "macro AUROC"}),
     "zero_shot": ("Zero-shot, by prompts", {("macro", "auroc"): "macro AUROC"}),
     "retrieval": (
@@ -179,7 +239,9 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {  # task: title, 
 }
 
 
-def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tuple[str, pd.DataFrame]]:
+def family_tables(
+    table: pd.DataFrame, tasks: tuple[str, ...] = ()
+) -> list[tuple[str, pd.DataFrame]]:
     """(title, table) of every task family beside classification that has been judged, or of ``tasks`` alone: a row an
     encoder."""
     found = []
@@ -189,12 +251,16 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
         rows = table[(table["task"] == task) & table["value"].notna()].copy()
         if task in ("zero_shot", "retrieval"):  # nothing is fitted to labels there
             rows = rows[~rows["run"].str.startswith("shuffled-")]
-        rows["column"] = [columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)]
+        rows["column"] = [
+            columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)
+        ]
         rows = rows[rows["column"].notna()]
         if rows.empty:
             continue
         rows = _told(rows)
-        wide = rows.pivot_table(index=["order", "encoder"], columns="column", values="text", aggfunc="first")
+        wide = rows.pivot_table(
+            index=["order", "encoder"], columns="column", values="text", aggfunc="first"
+        )
         shown = [name for name in columns.values() if name in wide]
         found.append((title, _headed(wide.droplevel(0)[shown].fillna(""))))
     return found
@@ -202,7 +268,11 @@ def family_tables(table: pd.DataFrame, tasks: tuple[str, ...] = ()) -> list[tupl
 
 def tasks_of(title: str, table: pd.DataFrame) -> list[str]:
     """The tasks whose numbers stand in the table of that ``title`` of `family_tables`."""
-    return [task for task in table["task"].dropna().unique() if title in _families(table).get(task, ("",))[:1]]
+    return [
+        task
+        for task in table["task"].dropna().unique()
+        if title in _families(table).get(task, ("",))[:1]
+    ]
 
 
 def _families(table: pd.DataFrame) -> dict[str, tuple[str, dict[tuple[str, str], str]]]:
@@ -211,7 +281,10 @@ def _families(table: pd.DataFrame) -> dict[str, tuple[str, dict[tuple[str, str],
     for task in sorted(table["task"].dropna().unique()):
         own, _, place = task.partition("@")
         if place and own in TASKS:
-            found[task] = (f"{TASKS[own]} at another institution ({place})", {("macro", "auroc"): "macro AUROC"})
+            found[task] = (
+                f"{TASKS[own]} at another institution ({place})",
+                {("macro", "auroc"): "macro AUROC"},
+            )
     return found | FAMILIES
 
 
@@ -238,14 +311,20 @@ def seeing(table: pd.DataFrame) -> str:
 def written_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """(encoder in words, its reports.parquet) of bases and of each paradigm's largest n_images, first seed; of runs on
     this machine alone, since recorded ones keep no words, and where the data's terms let its images be shown."""
-    rows = table[(table["stage"] == "report") & (table["paradigm"] != "control")].drop_duplicates("run")
+    rows = table[(table["stage"] == "report") & (table["paradigm"] != "control")].drop_duplicates(
+        "run"
+    )
     rows = rows[[(Path(folder) / "reports.parquet").is_file() for folder in rows["folder"]]]
     if rows.empty:
         return []
     rows = _told(rows).sort_values("order")
     last = rows.groupby(["paradigm", "base"], dropna=False)["n_images"].transform("max")
     found = []
-    for row in rows[rows["n_images"].fillna(0) == last.fillna(0)].drop_duplicates(["paradigm", "base"]).itertuples():
+    for row in (
+        rows[rows["n_images"].fillna(0) == last.fillna(0)]
+        .drop_duplicates(["paradigm", "base"])
+        .itertuples()
+    ):
         data = results.read_record(row.folder)["parameters"]["data"]
         if data and open_prepared(study.resolve(data)).info["show_images"]:
             found.append((row.encoder, pd.read_parquet(Path(row.folder) / "reports.parquet")))
@@ -261,7 +340,9 @@ def _told(rows: pd.DataFrame) -> pd.DataFrame:
         text=[_text(row) for row in rows.itertuples()],
     ).astype({"encoder": object})
     for name, word in (("base", "from"), ("samples_seen", "seen:"), ("data", "on")):
-        several = told.groupby("encoder")[name].transform(lambda values: values.nunique(dropna=False)) > 1
+        several = (
+            told.groupby("encoder")[name].transform(lambda values: values.nunique(dropna=False)) > 1
+        )
         more = [
             f", {word} {(human(value) if name == 'samples_seen' else re.sub(r'-[0-9a-f]{6}$', '', str(value)))}"
             if value == value and value else ""
@@ -281,7 +362,10 @@ def _text(row: Any) -> str:
 def _who(row: Any) -> str:
     if row.paradigm == "control":
         return {"covariates": "view, age and sex alone", "pixels": "raw pixels"}.get(
-            row.encoder, str(row.encoder).replace("random:", "random weights: ").replace("supervised:", "supervised: ")
+            row.encoder,
+            str(row.encoder)
+            .replace("random:", "random weights: ")
+            .replace("supervised:", "supervised: "),
         )
     if not row.base or row.n_images == 0:  # those of others: it is not known what they have seen
         seen = f", {human(row.samples_seen)} seen" if row.samples_seen else ""
@@ -316,7 +400,9 @@ def growth_table(tables: Mapping[str, pd.DataFrame], task: str) -> pd.DataFrame:
         for row in found[found["task"] == task].itertuples():
             rows.append((setting, row.paradigm, _gain(row)))
     told = pd.DataFrame(rows, columns=["setting", "paradigm", "text"])
-    wide = told.pivot_table(index="setting", columns="paradigm", values="text", aggfunc="first", sort=False)
+    wide = told.pivot_table(
+        index="setting", columns="paradigm", values="text", aggfunc="first", sort=False
+    )
     return wide.fillna("").rename_axis(columns=None)
 
 
@@ -333,8 +419,12 @@ def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         ],
         task=gained["task"].map(TASKS),
     )
-    wide = rows.pivot_table(index=["paradigm", "n_images", "encoder"], columns="task", values="text", aggfunc="first")
+    wide = rows.pivot_table(
+        index=["paradigm", "n_images", "encoder"], columns="task", values="text", aggfunc="first"
+    )
     moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
     far = moved.groupby(["paradigm", "n_images"])["value"].mean()
-    wide["weights moved"] = [f"{far[key[:2]]:.1%}" if key[:2] in far.index else "not recorded" for key in wide.index]
+    wide["weights moved"] = [
+        f"{far[key[:2]]:.1%}" if key[:2] in far.index else "not recorded" for key in wide.index
+    ]
     return _headed(wide.droplevel([0, 1]))

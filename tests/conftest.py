@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads collapse under any other load
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: two threads collapse under any other load
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -23,7 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @functools.cache
 def studied(file: str) -> bool:
     """Whether tests of a file look at the study below, which takes minutes."""
-    return bool(re.search(r"^def test_.*\b(walked|book)\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE))
+    return bool(
+        re.search(
+            r"^def test_.*\b(walked|book)\b",
+            (ROOT / file).read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    )
 
 
 class ByFile(LoadFileScheduling):
@@ -52,9 +60,21 @@ class Walk:
     runs: Path
 
     def call(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        env = os.environ | {"CXRSTUDY_ROOT": str(self.root), "CXRSTUDY_RUNS": str(self.runs)} | environment
+        env = (
+            os.environ
+            | {"CXRSTUDY_ROOT": str(self.root), "CXRSTUDY_RUNS": str(self.runs)}
+            | environment
+        )
         command = [sys.executable, "-m", "cxrstudy.cli", *words]
-        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.root, timeout=900, check=False)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=env,
+            cwd=self.root,
+            timeout=900,
+            check=False,
+        )
 
 
 def clone(where: Path) -> Walk:

@@ -34,7 +34,9 @@ LABELS = """labels:
 """
 
 
-def hospital(walk: Walk, n: int, *, reports: bool = True, labels: bool = True, masks: bool = False) -> Path:
+def hospital(
+    walk: Walk, n: int, *, reports: bool = True, labels: bool = True, masks: bool = False
+) -> Path:
     """A folder of ``n`` images, two a patient, with its card ``own``; the images are files and no pictures."""
     root = walk.root / "files"
     (root / "images").mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,12 @@ LABELS = {"findings": ["edema", "atelectasis"], "lines_tubes": ["picc", "chest_t
 _RNG = np.random.default_rng(11)
 IMAGES = 600
 PATIENTS = np.array([f"p{k // 2:03}" for k in range(IMAGES)])
-TRUTH = {name: _RNG.integers(0, 2, IMAGES).astype(float) for names in LABELS.values() for name in names}
-SHARED = {name: _RNG.normal(size=IMAGES) for name in TRUTH}  # what makes an image hard for every encoder
+TRUTH = {
+    name: _RNG.integers(0, 2, IMAGES).astype(float) for names in LABELS.values() for name in names
+}
+SHARED = {
+    name: _RNG.normal(size=IMAGES) for name in TRUTH
+}  # what makes an image hard for every encoder
 
 
 def judge(
@@ -44,13 +48,33 @@ def judge(
             each = measure(y, s)
             for label, value in [*zip(labels, each, strict=True), ("macro", each.mean())]:
                 row = {"task": task, "label": label, "metric": metric, "value": float(value)}
-                rows.append(row | {"low": float(value) - 0.03, "high": float(value) + 0.03, "n": IMAGES})
+                rows.append(
+                    row | {"low": float(value) - 0.03, "high": float(value) + 0.03, "n": IMAGES}
+                )
     parameters = study.validated("classify", {"out": f"runs/{preset}/classify/{name}"})
-    own = {"kind": kind, "institution": "synthetic:study", "patients": "p0", "samples_seen": 24000, "seed": seed}
-    own |= {"paradigm": "clip", "encoder": "cnn_mini", "base": "clip-cnn", "n_images": 0, "data": "study-1"}
-    folder = write_record("classify", parameters, metrics=rows, subject=own | subject, started=time.time()).parent
-    columns = {f"score:{label}": s for label, s in scores.items()} | {f"truth:{label}": y for label, y in TRUTH.items()}
-    table = pd.DataFrame({"image_id": [f"i{k:03}" for k in range(IMAGES)], "patient_id": PATIENTS, **columns})
+    own = {
+        "kind": kind,
+        "institution": "synthetic:study",
+        "patients": "p0",
+        "samples_seen": 24000,
+        "seed": seed,
+    }
+    own |= {
+        "paradigm": "clip",
+        "encoder": "cnn_mini",
+        "base": "clip-cnn",
+        "n_images": 0,
+        "data": "study-1",
+    }
+    folder = write_record(
+        "classify", parameters, metrics=rows, subject=own | subject, started=time.time()
+    ).parent
+    columns = {f"score:{label}": s for label, s in scores.items()} | {
+        f"truth:{label}": y for label, y in TRUTH.items()
+    }
+    table = pd.DataFrame(
+        {"image_id": [f"i{k:03}" for k in range(IMAGES)], "patient_id": PATIENTS, **columns}
+    )
     table.to_parquet(folder / "scores.parquet")
     return folder
 
@@ -61,7 +85,12 @@ def base(skill: float | dict[str, float] = 1.0, name: str = "clip-cnn", **more: 
 
 
 def ladder(
-    paradigm: str, skills: dict[int, float | dict[str, float]], *, seeds: int = 1, jitter: float = 0.0, **more: object
+    paradigm: str,
+    skills: dict[int, float | dict[str, float]],
+    *,
+    seeds: int = 1,
+    jitter: float = 0.0,
+    **more: object,
 ) -> list[Path]:
     """A ladder: a size and its skill each; ``jitter`` is the deviation of skill between its ``seeds``."""
     rng = np.random.default_rng(len(paradigm))

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"
 )
@@ -53,13 +55,20 @@ def visits(browser: Any) -> Iterator[Any]:
 
     def opened(path, size=DESKTOP, scheme="light", script=True):
         context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, java_script_enabled=script
+            viewport={"width": size[0], "height": size[1]},
+            color_scheme=scheme,
+            java_script_enabled=script,
         )
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: wrong.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda r: wrong.append(r.url) if r.url.split(":")[0] not in ours else None)
+        page.on(
+            "request", lambda r: wrong.append(r.url) if r.url.split(":")[0] not in ours else None
+        )
         page.goto(path.as_uri())
         if script:
             page.wait_for_timeout(300)
@@ -74,7 +83,9 @@ def visits(browser: Any) -> Iterator[Any]:
 def call(*words: object, **environment: str) -> None:
     """Run a Python module, or ``-c`` code, to its good end."""
     command = [sys.executable, *([] if words[0] == "-c" else ["-m"]), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -83,7 +94,9 @@ def scaffold(top: Path, toc: str) -> Path:
     source = top / "src"
     source.mkdir()
     for name in ("_ext", "assets"):
-        shutil.copytree(ROOT / "book" / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "book" / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "book" / "_config.yml", source)
     (source / "_toc.yml").write_text(f"format: jb-book\n{toc}\n")
     return source
@@ -91,11 +104,20 @@ def scaffold(top: Path, toc: str) -> Path:
 
 def built(top: Path) -> Path:
     """Build what `scaffold` began as strictly as the book is built; the folder of its pages."""
-    words = ("-c", "from jupyter_book.cli.main import main; main()", "build", top / "src", "--path-output", top)
+    words = (
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        top / "src",
+        "--path-output",
+        top,
+    )
     call(*words, "-W", "-n", "--keep-going", PYTHONWARNINGS="ignore")
     return top / "_build" / "html"
 
 
 def beyond(page: Any) -> int:
     """By how many pixels a page scrolls sideways."""
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return page.evaluate(
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )

@@ -36,14 +36,18 @@ def violations(browser: Any, paths: Iterable[Path], scheme: str, width: int) -> 
             for node in rule["nodes"]:
                 known = any(rule["id"] == name and mark in node["html"] for name, mark, _ in THEMES)
                 if node["impact"] in SERIOUS and not known:
-                    found.append(f"{path.name} {scheme} {width}: {rule['id']} {node['target']} {node['html'][:120]}")
+                    found.append(
+                        f"{path.name} {scheme} {width}: {rule['id']} {node['target']} {node['html'][:120]}"
+                    )
     page.close()
     return found
 
 
 @needs_browser
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 390)])
-def test_axe_finds_nothing_serious_on_some_pages(book: Path, browser: Any, scheme: str, width: int) -> None:
+def test_axe_finds_nothing_serious_on_some_pages(
+    book: Path, browser: Any, scheme: str, width: int
+) -> None:
     assert violations(browser, [book / name for name in FEW], scheme, width) == []
 
 
@@ -51,7 +55,9 @@ def test_axe_finds_nothing_serious_on_some_pages(book: Path, browser: Any, schem
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1300, 390])
-def test_axe_finds_nothing_serious_on_any_page(book: Path, browser: Any, scheme: str, width: int) -> None:
+def test_axe_finds_nothing_serious_on_any_page(
+    book: Path, browser: Any, scheme: str, width: int
+) -> None:
     assert violations(browser, pages(book), scheme, width) == []
 
 
@@ -60,19 +66,26 @@ def test_search_finds_a_finding_from_disk(book: Path, browser: Any) -> None:
     page = browser.new_page()
     page.goto(f"{(book / 'search.html').as_uri()}?q=atelectasis")
     page.wait_for_selector('#search-results li a[href^="gallery.html"]')
-    assert page.locator('#search-results li a[href^="runs/"]').count() == 0  # hundreds would hide the chapters
+    assert (
+        page.locator('#search-results li a[href^="runs/"]').count() == 0
+    )  # hundreds would hide the chapters
     page.close()
 
 
 def test_every_place_within_a_page_that_is_linked_is_there(book: Path) -> None:
     tags = {path: Tags(path.read_text()).found for path in pages(book)}
-    ids = {path: {a.get("id") for _, a in found} | {a.get("name") for _, a in found} for path, found in tags.items()}
+    ids = {
+        path: {a.get("id") for _, a in found} | {a.get("name") for _, a in found}
+        for path, found in tags.items()
+    }
     for path, found in tags.items():
         for tag, attributes in found:
             parts = urlsplit(attributes.get("href", "")) if tag == "a" else urlsplit("")
             if parts.fragment and not parts.scheme:
                 target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-                assert target not in ids or unquote(parts.fragment) in ids[target], f"{path}: {attributes['href']}"
+                assert target not in ids or unquote(parts.fragment) in ids[target], (
+                    f"{path}: {attributes['href']}"
+                )
 
 
 @pytest.mark.slow
@@ -97,12 +110,22 @@ def test_chapters_on_one_page_lead_to_each_other(tmp_path: Path) -> None:
     from cxrstudy import pdf
 
     def write(name: str, body: str) -> None:
-        (tmp_path / f"{name}.html").write_text(f"<html><article class=bd-article>{body}</article></html>")
+        (tmp_path / f"{name}.html").write_text(
+            f"<html><article class=bd-article>{body}</article></html>"
+        )
 
-    write("index", '<h1 id="top">Door<a class="headerlink" href="#top">#</a></h1><a href="laws.html#fit">fit</a>')
-    write("laws", '<h1>Laws</h1><p id="fit"><a href="runs/mini/x.html">run</a><a href="https://a.org">a</a></p>')
+    write(
+        "index",
+        '<h1 id="top">Door<a class="headerlink" href="#top">#</a></h1><a href="laws.html#fit">fit</a>',
+    )
+    write(
+        "laws",
+        '<h1>Laws</h1><p id="fit"><a href="runs/mini/x.html">run</a><a href="https://a.org">a</a></p>',
+    )
     toc = {"root": "index", "parts": [{"caption": "Results", "chapters": [{"file": "laws"}]}]}
     found = Tags(pdf.together(tmp_path, json.loads(json.dumps(toc)))).found
     links = [attributes.get("href", "") for tag, attributes in found if tag == "a"]
     assert links == ["#laws--fit", "#index", "#laws", "", "https://a.org"]
-    assert {"index", "laws", "index--top", "laws--fit"} <= {attributes.get("id") for _, attributes in found}
+    assert {"index", "laws", "index--top", "laws--fit"} <= {
+        attributes.get("id") for _, attributes in found
+    }

@@ -48,23 +48,39 @@ def test_no_asset_comes_from_elsewhere(book: Path) -> None:
     for path in pages(book):
         for tag, attributes in Tags(path.read_text()).found:
             if tag in ("script", "img", "iframe", "source", "video", "audio", "embed", "object"):
-                address = attributes.get("src") or attributes.get("data") or attributes.get("srcset") or ""
+                address = (
+                    attributes.get("src")
+                    or attributes.get("data")
+                    or attributes.get("srcset")
+                    or ""
+                )
                 assert not re.match(r"(https?:)?//", address), f"{path}: <{tag}> {address}"
             if tag == "link" and attributes.get("rel") != "canonical":
-                assert not re.match(r"(https?:)?//", attributes.get("href", "")), f"{path}: {attributes}"
+                assert not re.match(r"(https?:)?//", attributes.get("href", "")), (
+                    f"{path}: {attributes}"
+                )
         inline = re.findall(r"<script(?![^>]*src=)[^>]*>(.*?)</script>", path.read_text(), re.S)
-        assert not [text for text in inline if "://" in text], f"{path}: an inline script names an address"
+        assert not [text for text in inline if "://" in text], (
+            f"{path}: an inline script names an address"
+        )
     for path in [*book.rglob("*.css")]:
-        outside = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]+", path.read_text(errors="replace"))
+        outside = re.findall(
+            r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]+", path.read_text(errors="replace")
+        )
         assert not outside, f"{path}: {outside}"
 
 
-def test_the_contents_beside_a_page_name_the_chapters_alone_and_of_a_run_its_chapter(book: Path) -> None:
+def test_the_contents_beside_a_page_name_the_chapters_alone_and_of_a_run_its_chapter(
+    book: Path,
+) -> None:
     for page in (book / "findings.html", next((book / "runs").rglob("*.html"))):
         found = BeautifulSoup(page.read_text(), "html.parser").select("nav.bd-links a")
         assert len(found) > 20
         assert not [link["href"] for link in found if "runs/" in link["href"]]
-    current = [li.a["href"] for li in BeautifulSoup(page.read_text(), "html.parser").select("nav.bd-links li.active")]
+    current = [
+        li.a["href"]
+        for li in BeautifulSoup(page.read_text(), "html.parser").select("nav.bd-links li.active")
+    ]
     assert current == ["../../runs.html"]
 
 
@@ -74,7 +90,9 @@ def test_every_figure_has_a_telling_text(book: Path) -> None:
         for tag, attributes in Tags(path.read_text()).found:
             if tag == "img" and "logo" not in attributes.get("class", ""):
                 figures += 1
-                assert len(attributes.get("alt", "")) > 20, f"{path}: {attributes.get('src', '')[:60]}"
+                assert len(attributes.get("alt", "")) > 20, (
+                    f"{path}: {attributes.get('src', '')[:60]}"
+                )
     assert figures >= 10
 
 
@@ -99,7 +117,9 @@ def test_a_number_in_prose_comes_from_its_record(walked: Walk, book: Path, tmp_p
     path = next(walk.runs.glob("smoke/classify/clip-n256-*/record.json"))
     record = json.loads(path.read_text())
     metric = next(
-        m for m in record["metrics"] if (m["task"], m["label"], m["metric"]) == ("findings", "macro", "auroc")
+        m
+        for m in record["metrics"]
+        if (m["task"], m["label"], m["metric"]) == ("findings", "macro", "auroc")
     )
     old, metric["value"] = f"{metric['value']:.3f}", 0.7777
     assert f"{old} with 256" in prose(book / "index.html")
@@ -134,7 +154,9 @@ def test_what_cannot_be_read_is_left_out_with_the_file_and_the_remedy(
     assert builder.sources() == ["mini"]
     broken(walk)
     (walk.runs / "smoke").mkdir()
-    (walk.runs / "smoke" / "plan.json").write_text(json.dumps({"preset": "smoke", "variant": "", "runs": []}))
+    (walk.runs / "smoke" / "plan.json").write_text(
+        json.dumps({"preset": "smoke", "variant": "", "runs": []})
+    )
     found = builder.left_out()
     assert set(found) == {"gone", "mistyped", "torn", "cut"}
     assert "presets/gone.yml is gone" in found["gone"]
@@ -143,7 +165,9 @@ def test_what_cannot_be_read_is_left_out_with_the_file_and_the_remedy(
     assert str(walk.runs / "cut" / "data" / "data-000000" / "record.json") in found["cut"]
     assert builder.presets_run() == builder.sources() == ["smoke"]
     before = builder._inputs()
-    (walk.runs / "torn" / "plan.json").write_text(json.dumps({"preset": "torn", "variant": "", "runs": []}))
+    (walk.runs / "torn" / "plan.json").write_text(
+        json.dumps({"preset": "torn", "variant": "", "runs": []})
+    )
     assert builder.presets_run() == ["torn", "smoke"]  # mended, it is there again
     assert builder._inputs() != before
     (walk.root / "notebooks" / "presets" / "mini.yml").write_text("title: [broken")
@@ -167,7 +191,11 @@ def prose(page: Path) -> str:
 
 
 def test_an_unchanged_book_is_left_as_it_is(walked: Walk, book: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (walked.root / "_build").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (walked.root / "_build").rglob("*")
+        if path.is_file()
+    }
     done = walked.call("book")
     assert done.returncode == 0
     assert "up to date" in done.stdout
@@ -176,7 +204,11 @@ def test_an_unchanged_book_is_left_as_it_is(walked: Walk, book: Path) -> None:
 
 def test_copies_of_executed_notebooks_keep_their_time_stamps(walked: Walk, book: Path) -> None:
     for notebook in walked.runs.glob("*/*/*/notebook.ipynb"):
-        copy = walked.root / "_build/src/runs/smoke" / f"{notebook.parent.parent.name}-{notebook.parent.name}.ipynb"
+        copy = (
+            walked.root
+            / "_build/src/runs/smoke"
+            / f"{notebook.parent.parent.name}-{notebook.parent.name}.ipynb"
+        )
         assert copy.stat().st_mtime == notebook.stat().st_mtime
         assert copy.read_bytes() == notebook.read_bytes()
 
@@ -191,7 +223,9 @@ def test_in_a_real_browser(book: Path, size: tuple[int, int]) -> None:
             page.goto((book / name).as_uri())
             page.wait_for_timeout(300)
             assert beyond(page) <= 0, f"{name} scrolls sideways by {beyond(page)} px"
-            unseen = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)")
+            unseen = page.evaluate(
+                "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)"
+            )
             assert unseen == [], f"{name}: images that do not load"
         page.goto((book / "method.html").as_uri())
         page.wait_for_selector("mjx-container svg")

@@ -35,7 +35,9 @@ def test_help_everywhere(walk: Walk, words: list[str]) -> None:
         (["nosuch"], "nosuch"),
     ],
 )
-def test_a_wrong_call_ends_with_2_and_names_what_is_wrong(walk: Walk, words: list[str], said: str) -> None:
+def test_a_wrong_call_ends_with_2_and_names_what_is_wrong(
+    walk: Walk, words: list[str], said: str
+) -> None:
     done = walk.call(*words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -45,7 +47,9 @@ def test_a_wrong_call_ends_with_2_and_names_what_is_wrong(walk: Walk, words: lis
 def test_an_unequal_budget_in_a_preset_file_is_refused(walk: Walk) -> None:
     path = walk.root / "notebooks" / "presets" / "smoke.yml"
     text = path.read_text()
-    path.write_text(text.replace("    samples_seen: 512\n", "    samples_seen:\n      - 512\n      - 1024\n", 1))
+    path.write_text(
+        text.replace("    samples_seen: 512\n", "    samples_seen:\n      - 512\n      - 1024\n", 1)
+    )
     done = walk.call("run", "--preset", "smoke", "-n")
     assert done.returncode == 2
     assert "constant compute" in done.stderr
@@ -70,7 +74,12 @@ def test_the_data_runs_alone_can_be_asked_for(walk: Walk) -> None:
 def test_plans_and_records_that_cannot_be_read_are_named(walk: Walk) -> None:
     torn = walk.runs / "smoke" / "plan.json"
     torn.parent.mkdir(parents=True)
-    for text in ("", '{"preset": "smoke", "runs": [{"na', "[]", '{"preset": "smoke", "variant": "", "runs": [1]}'):
+    for text in (
+        "",
+        '{"preset": "smoke", "runs": [{"na',
+        "[]",
+        '{"preset": "smoke", "variant": "", "runs": [1]}',
+    ):
         torn.write_text(text)
         done = walk.call("runs")
         assert done.returncode == 0

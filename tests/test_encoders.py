@@ -79,16 +79,25 @@ def test_patch_features_come_row_by_row_of_the_image(kind, images):
             marked = images[:1].clone()
             place = marked[:, :, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
             place.copy_(1 - place)
-            change = (encoder.forward_features(encoder.normalise(marked)) - plain).norm(dim=2).reshape(side, side)
+            change = (
+                (encoder.forward_features(encoder.normalise(marked)) - plain)
+                .norm(dim=2)
+                .reshape(side, side)
+            )
             share = change / change.sum()
             centres[row, column] = share.sum(1) @ axis, share.sum(0) @ axis
     downs = torch.tensor([[centres[r, c][0] for c in range(side)] for r in range(side)])
     acrosses = torch.tensor([[centres[r, c][1] for c in range(side)] for r in range(side)])
-    for found, along in ((downs, axis[:, None].expand(side, side)), (acrosses, axis.expand(side, side))):
+    for found, along in (
+        (downs, axis[:, None].expand(side, side)),
+        (acrosses, axis.expand(side, side)),
+    ):
         assert torch.corrcoef(torch.stack([found.flatten(), along.flatten()]))[0, 1] > 0.3
     if kind == "hybrid_mini":  # its norms see all of the image: a mark changes every patch
         return
-    assert (downs.diff(dim=0) > 0.1).all()  # a mark moved moves what it changes, that way and no other
+    assert (
+        downs.diff(dim=0) > 0.1
+    ).all()  # a mark moved moves what it changes, that way and no other
     assert (acrosses.diff(dim=1) > 0.1).all()
     for (row, column), (down, across) in centres.items():
         assert abs(down - centres[row, side - 1 - column][0]) < 1
@@ -112,7 +121,9 @@ def test_bytes_and_fractions_are_normalised_alike(images):
     x = encoder.normalise(as_bytes)
     assert x.shape == (3, 1, 64, 64)
     assert x.dtype == torch.float32
-    torch.testing.assert_close(x, (torch.from_numpy(as_bytes / 255.0).float()[:, None] - 0.41) / 0.27)
+    torch.testing.assert_close(
+        x, (torch.from_numpy(as_bytes / 255.0).float()[:, None] - 0.41) / 0.27
+    )
     torch.testing.assert_close(encoder.normalise(as_bytes[:, None] / 255.0), x)
     assert np.abs((encoder.normalise(images) - x).numpy()).max() < 0.01
 
@@ -164,7 +175,10 @@ def test_a_text_tower_comes_back_to_the_bit_with_its_tokenizer(tmp_path):
     back = load_text(tmp_path, 128).eval()
     assert torch.equal(back.tokens(REPORTS), text.tokens(REPORTS))
     assert back.state_dict().keys() == text.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), text.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(back.state_dict().values(), text.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "text.safetensors"])
@@ -214,7 +228,9 @@ def test_random_weights_are_drawn_from_the_seed_alone(name, images):
     assert not any(weight.requires_grad for weight in one.parameters())
 
 
-@pytest.mark.parametrize("name", [*SMALL, "runs/mini/pretrain/gone/encoder", "resnet_of_dreams", "hospital-v2", ""])
+@pytest.mark.parametrize(
+    "name", [*SMALL, "runs/mini/pretrain/gone/encoder", "resnet_of_dreams", "hospital-v2", ""]
+)
 def test_a_name_or_path_without_weights_is_refused_by_its_name(name):
     with pytest.raises(MissingWeights) as caught:
         load_encoder(name)
@@ -250,7 +266,9 @@ def text():
     return build_text(REPORTS, 128, seed=1, shape=TextShape(context=24)).eval()
 
 
-words = st.lists(st.sampled_from([*" ".join(REPORTS).split(), "zzz", "é", "心", "7.5", ".", ""]), max_size=60)
+words = st.lists(
+    st.sampled_from([*" ".join(REPORTS).split(), "zzz", "é", "心", "7.5", ".", ""]), max_size=60
+)
 sentences = words.map(" ".join)
 
 

@@ -72,9 +72,25 @@ def started(walk: Walk, *words: str, **more: object) -> subprocess.Popen[str]:
     """`cxrstudy run` with both its runs at work."""
     before = begun(walk)
     env = os.environ | {"CXRSTUDY_ROOT": str(walk.root), "CXRSTUDY_RUNS": str(walk.runs)}
-    command = [sys.executable, "-m", "cxrstudy.cli", "run", "--preset", "waits", "--cores", "2", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "cxrstudy.cli",
+        "run",
+        "--preset",
+        "waits",
+        "--cores",
+        "2",
+        *words,
+    ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=walk.root, **more
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        cwd=walk.root,
+        **more,
     )
     until(lambda: len(begun(walk)) >= len(before) + 2)
     return process
@@ -83,7 +99,9 @@ def started(walk: Walk, *words: str, **more: object) -> subprocess.Popen[str]:
 def begun(walk: Walk) -> list[int]:
     """Process ids of the kernels of all runs begun so far."""
     path = walk.runs / "begun"
-    return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.is_file() else []
+    return (
+        [int(line.split()[0]) for line in path.read_text().splitlines()] if path.is_file() else []
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -103,13 +121,23 @@ def kill_all(pids: list[int]) -> None:
 
 
 slow = pytest.mark.slow
-SIGNALS = ["SIGTERM", "SIGHUP", "SIGINT", pytest.param("SIGQUIT", marks=slow), pytest.param("SIGUSR1", marks=slow)]
+SIGNALS = [
+    "SIGTERM",
+    "SIGHUP",
+    "SIGINT",
+    pytest.param("SIGQUIT", marks=slow),
+    pytest.param("SIGUSR1", marks=slow),
+]
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_signal_that_ends_it_ends_all_that_it_started_and_the_same_call_resumes(walk: Walk, name: str) -> None:
+def test_a_signal_that_ends_it_ends_all_that_it_started_and_the_same_call_resumes(
+    walk: Walk, name: str
+) -> None:
     if name == "SIGINT":
-        text = yaml.safe_dump(PRESET | {"variants": {"more": {"size": 48}}})  # which must not be begun afterwards
+        text = yaml.safe_dump(
+            PRESET | {"variants": {"more": {"size": 48}}}
+        )  # which must not be begun afterwards
         (walk.root / "notebooks" / "presets" / "waits.yml").write_text(text)
     process = started(walk)
     assert len(at_work(walk)) >= 5  # snakemake, and a papermill and a kernel for each run
@@ -194,9 +222,16 @@ def test_with_snakemake_killed_what_it_had_started_is_ended_too(walk: Walk) -> N
 def test_with_both_killed_what_still_works_holds_the_lock(walk: Walk) -> None:
     (walk.runs / "child").touch()
     process = started(walk)
-    kill_all([process.pid, *(pid for pid, name in at_work(walk).items() if name in ("snakemake", "papermill"))])
+    kill_all(
+        [
+            process.pid,
+            *(pid for pid, name in at_work(walk).items() if name in ("snakemake", "papermill")),
+        ]
+    )
     process.wait()
-    until(lambda: not any(alive(pid) for pid in begun(walk)))  # kernels end with papermill, their children do not
+    until(
+        lambda: not any(alive(pid) for pid in begun(walk))
+    )  # kernels end with papermill, their children do not
     left = at_work(walk)
     assert left
     again = walk.call("run", "--preset", "waits")
@@ -266,12 +301,22 @@ def test_a_run_that_waits_for_a_failed_one_is_told_with_its_name(
         ({"images": 900, "quarantined": 0}, "900 images"),  # a record from before
         ({"images": 900, "left_out": {}, "quarantined": 0, "kind": "synthetic"}, "900 images"),
         (
-            {"images": 54, "left_out": {"no image file": 184}, "quarantined": 0, "odd": {"constant": 3, "colour": 0}},
+            {
+                "images": 54,
+                "left_out": {"no image file": 184},
+                "quarantined": 0,
+                "odd": {"constant": 3, "colour": 0},
+            },
             "54 images, 184 left out (no image file 184), 0 could not be read, 3 odd (constant 3), "
             "WARNING more than 5% left out",
         ),
         (
-            {"images": 96, "left_out": {"no patient id": 1, "no image file": 2}, "quarantined": 1, "kind": "real"},
+            {
+                "images": 96,
+                "left_out": {"no patient id": 1, "no image file": 2},
+                "quarantined": 1,
+                "kind": "real",
+            },
             "96 images, 3 left out (no image file 2, no patient id 1), 1 could not be read",
         ),
         (
@@ -289,16 +334,23 @@ def test_a_data_run_says_what_was_left_out_and_why(info: dict, said: str) -> Non
     assert run.headline_of(json.loads(json.dumps(record))) == f"2 s, {said}"
 
 
-def test_the_lock_is_below_the_runs_wherever_these_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_is_below_the_runs_wherever_these_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "link"))
     assert (
-        run.lock_path("waits") == (tmp_path / "disk" / "waits" / ".lock").resolve() == study.runs_root() / "waits/.lock"
+        run.lock_path("waits")
+        == (tmp_path / "disk" / "waits" / ".lock").resolve()
+        == study.runs_root() / "waits/.lock"
     )
     assert not run.busy("waits")
     with locks.held(run.lock_path("waits"), "waits"):
         assert run.busy("waits")
-        with pytest.raises(study.StudyError, match="being run already"), locks.held(run.lock_path("waits"), "waits", 0):
+        with (
+            pytest.raises(study.StudyError, match="being run already"),
+            locks.held(run.lock_path("waits"), "waits", 0),
+        ):
             pass
     assert not run.busy("waits")

@@ -9,7 +9,18 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Walk
 from made_ladders import base, judge, ladder
-from pages import CONTRAST, DESKTOP, PHONE, beyond, built, call, chromium, needs_browser, scaffold, visits
+from pages import (
+    CONTRAST,
+    DESKTOP,
+    PHONE,
+    beyond,
+    built,
+    call,
+    chromium,
+    needs_browser,
+    scaffold,
+    visits,
+)
 
 from cxrstudy import explorer, recorded
 from cxrstudy.results import load_records
@@ -21,7 +32,9 @@ slow = pytest.mark.slow
 def plan(folders: list[Path]) -> None:
     """What a preset's runs are found by."""
     runs = [{"name": f.name, "stage": "classify", "parameters": {}, "needs": []} for f in folders]
-    (folders[0].parents[1] / "plan.json").write_text(json.dumps({"preset": "mini", "variant": "", "runs": runs}))
+    (folders[0].parents[1] / "plan.json").write_text(
+        json.dumps({"preset": "mini", "variant": "", "runs": runs})
+    )
 
 
 @pytest.fixture
@@ -38,16 +51,26 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
 
 # ---- the data ------------------------------------------------------------------------------------------------------
 def test_the_table_is_every_row_of_both_sources(made: pd.DataFrame, tmp_path: Path) -> None:
-    own = {"recorded:study-cpu": recorded.load("study-cpu"), "mini": load_records(tmp_path / "runs")}
+    own = {
+        "recorded:study-cpu": recorded.load("study-cpu"),
+        "mini": load_records(tmp_path / "runs"),
+    }
     for source, table in own.items():
-        told, there = (t.sort_values(KEYS).reset_index(drop=True) for t in (made[made["source"] == source], table))
+        told, there = (
+            t.sort_values(KEYS).reset_index(drop=True)
+            for t in (made[made["source"] == source], table)
+        )
         wanted = there.columns.drop("folder")
         pd.testing.assert_frame_equal(told[wanted], there[wanted], check_dtype=False)
 
 
-def test_the_files_hold_the_table_and_the_page_four_digits_of_it(made: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_files_hold_the_table_and_the_page_four_digits_of_it(
+    made: pd.DataFrame, tmp_path: Path
+) -> None:
     script, csv, parquet = explorer.write(tmp_path / "a", ["recorded:study-cpu", "mini"])
-    pd.testing.assert_frame_equal(pd.read_csv(csv, keep_default_na=False)[KEYS], made[KEYS], check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(csv, keep_default_na=False)[KEYS], made[KEYS], check_dtype=False
+    )
     pd.testing.assert_series_equal(pd.read_csv(csv)["value"], made["value"])
     told = pd.read_parquet(parquet)
     assert list(told) == list(made)
@@ -56,7 +79,9 @@ def test_the_files_hold_the_table_and_the_page_four_digits_of_it(made: pd.DataFr
     assert script.stat().st_size < 1_500_000  # the page opens at once
     data = json.loads(script.read_text().removeprefix("window.cxrstudyResults=").rstrip(";\n"))
     runs, rows = data["runs"], data["rows"]
-    names = [name for name, count in zip(runs["name"], runs["rows"], strict=True) for _ in range(count)]
+    names = [
+        name for name, count in zip(runs["name"], runs["rows"], strict=True) for _ in range(count)
+    ]
     keys = pd.DataFrame([data["keys"][k] for k in rows["key"]], columns=KEYS[1:])
     told = keys.assign(run=names, value=rows["value"]).set_index(KEYS)["value"].sort_index()
     true = made.set_index(KEYS)["value"].sort_index()
@@ -72,10 +97,16 @@ def test_a_curve_never_joins_sources_or_budgets_and_knows_its_notebooks(made: pd
     runs = pd.DataFrame(data["runs"])
     own, kept = (runs[runs["source"] == k] for k in (1, 0))
     assert [source["kept"] for source in data["sources"]] == [True, False]
-    assert set(own.loc[own["role"] == "rung", "ladder"]) == {"clip", "unicl, seen: 24k", "unicl, seen: 48k"}
+    assert set(own.loc[own["role"] == "rung", "ladder"]) == {
+        "clip",
+        "unicl, seen: 24k",
+        "unicl, seen: 48k",
+    }
     assert own.loc[own["role"] == "base", "name"].tolist() == ["base-clip-cnn-aaaaaa"]
     assert own.loc[own["paradigm"] == "control", "role"].tolist() == [""]
-    assert own.loc[own["page"] != "", "page"].tolist() == ["runs/mini/classify-clip-n200-s0-bbbbbb.html"]
+    assert own.loc[own["page"] != "", "page"].tolist() == [
+        "runs/mini/classify-clip-n200-s0-bbbbbb.html"
+    ]
     assert (kept["page"] == "").all()
     assert (kept["command"] == "cxrstudy run --preset study-cpu").all()
     judged = kept[kept["role"] == "rung"]
@@ -104,7 +135,9 @@ def test_the_readme_shows_what_is_recorded() -> None:
 def test_the_figure_drawn_anew_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
     kept = (recorded.place("study-gpu") / explorer.FIGURE).read_text()
-    monkeypatch.setattr(recorded, "place", lambda name, place=recorded.place: _beside(tmp_path, place(name)))
+    monkeypatch.setattr(
+        recorded, "place", lambda name, place=recorded.place: _beside(tmp_path, place(name))
+    )
     drawn = explorer.draw("study-gpu").read_text()
     if drawn == kept:
         return
@@ -114,14 +147,20 @@ def test_the_figure_drawn_anew_is_the_same(tmp_path: Path, monkeypatch: pytest.M
 
 def _beside(top: Path, place: Path) -> Path:
     """A copy of recorded results, which a test may write to."""
-    return shutil.copytree(place, top / place.name, dirs_exist_ok=True) if place.name == "study-gpu" else place
+    return (
+        shutil.copytree(place, top / place.name, dirs_exist_ok=True)
+        if place.name == "study-gpu"
+        else place
+    )
 
 
 # ---- in a real browser, the book of the smoke study ----------------------------------------------------------------
 @needs_browser
 def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path: Path) -> None:
     true = load_records(walked.runs / "smoke")
-    rungs = true[(true["task"] == "findings") & (true["label"] == "macro") & (true["metric"] == "auroc")]
+    rungs = true[
+        (true["task"] == "findings") & (true["label"] == "macro") & (true["metric"] == "auroc")
+    ]
     rungs = rungs[rungs["base"].fillna("") != ""]
 
     def saved(page, selector) -> bytes:
@@ -145,14 +184,19 @@ def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path
         csv = saved(page, "a[href='_static/results.csv']")
         assert csv == (book / "_static" / "results.csv").read_bytes()
         assert csv.count(b"\n") == len(true) + 1
-        assert saved(page, "a[href='_static/results.parquet']") == (book / "_static" / "results.parquet").read_bytes()
+        assert (
+            saved(page, "a[href='_static/results.parquet']")
+            == (book / "_static" / "results.parquet").read_bytes()
+        )
         page.fill("#explore-find", f"{name} findings")
         page.select_option("#explore-only-metric", "auroc")
         page.locator("th button", has_text="value").click()
         page.locator("th button", has_text="value").click()
         (tmp_path / "shown.csv").write_bytes(saved(page, "#explore-save"))
         shown = pd.read_csv(tmp_path / "shown.csv")
-        own = true[(true["run"] == name) & (true["metric"] == "auroc") & (true["task"] == "findings")]
+        own = true[
+            (true["run"] == name) & (true["metric"] == "auroc") & (true["task"] == "findings")
+        ]
         assert len(shown) == len(own)  # labels too few to evaluate have no value, and come last
         known = sorted(own["value"].dropna(), reverse=True)
         assert shown["value"].tolist()[: len(known)] == pytest.approx(known, abs=1e-4)
@@ -180,7 +224,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan([base(), *ladder("clip", {200: 1.0, 1000: 1.3}, seeds=2, jitter=0.1)])
         explorer.write(source / "assets", sources)
         words = ("-k", "python3", "--no-progress-bar", "-y", json.dumps({"presets": sources}))
-        call("papermill", ROOT / "book" / "explore.ipynb", source / "explore.ipynb", *words, CXRSTUDY_ROOT=str(ROOT))
+        call(
+            "papermill",
+            ROOT / "book" / "explore.ipynb",
+            source / "explore.ipynb",
+            *words,
+            CXRSTUDY_ROOT=str(ROOT),
+        )
     return built(top)
 
 
@@ -214,7 +264,9 @@ def test_every_choice_draws_the_recorded_values(visit):
         page.select_option("#explore-task", task)
         page.select_option("#explore-label", label)
         page.select_option("#explore-metric", metric)
-        rows = table[(table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)]
+        rows = table[
+            (table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)
+        ]
         rows = rows.set_index("run")
         for point in points(page).all():
             name, said = point.get_attribute("aria-label").split(": ", 1)
@@ -234,7 +286,9 @@ def test_means_and_sources_are_told_apart(visit):
     page = visit()
     page.select_option("#explore-points", "mean")
     table = recorded.load("study-cpu")
-    rows = table[(table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")]
+    rows = table[
+        (table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")
+    ]
     rows = rows[(rows["paradigm"] == "clip") & (rows["n_images"] == 200) & (rows["base"] != "")]
     said = points(page).first.get_attribute("aria-label")
     value, low, high = rows[["value", "low", "high"]].mean()
@@ -245,7 +299,9 @@ def test_means_and_sources_are_told_apart(visit):
     assert page.locator("#explore-find").input_value() == "clip-n200-"
     assert page.locator("#explore-table tbody tr").count() == len(rows)
     caption = page.locator("#explore-figure figcaption")
-    assert "Recorded with this book, not on your machine: preset study-cpu" in caption.text_content()
+    assert (
+        "Recorded with this book, not on your machine: preset study-cpu" in caption.text_content()
+    )
     page.select_option("#explore-source", label="mini, run on this machine")
     assert "Run on this machine: preset mini" in caption.text_content()
     assert "seeds 0, 1." in caption.text_content()
@@ -289,14 +345,19 @@ def test_the_table_turns_pages_sorts_and_filters(visit):
     page.select_option("#explore-only-source", label="mini, run on this machine")
     assert page.locator("#explore-only-label option[value=pacemaker]").count() == 1
     page.select_option("#explore-only-task", "findings")
-    assert page.locator("#explore-only-label option[value=pacemaker]").count() == 0  # no label of this task
+    assert (
+        page.locator("#explore-only-label option[value=pacemaker]").count() == 0
+    )  # no label of this task
     page.select_option("#explore-only-label", "macro")
     page.select_option("#explore-only-metric", "auroc")
     assert status.text_content() == f"5 of {total:,} rows match; shown: 1 to 5."
     header = page.locator("th button", has_text="images")
     header.focus()
     page.keyboard.press("Enter")
-    sizes = [int(cell.replace(",", "")) for cell in table.locator("tbody tr td:nth-child(9)").all_text_contents()]
+    sizes = [
+        int(cell.replace(",", ""))
+        for cell in table.locator("tbody tr td:nth-child(9)").all_text_contents()
+    ]
     assert sizes == [200, 200, 1000, 1000, 20000]
     assert page.locator("th[aria-sort]").count() == 1
     page.fill("#explore-find", "no such run")
@@ -309,16 +370,27 @@ def test_the_table_turns_pages_sorts_and_filters(visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_fits_can_be_read_and_has_no_serious_fault(visit, size, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
     page = visit(size, scheme)
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     assert beyond(page) <= 0
     box = page.locator("#explore-figure .explore-picture svg").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]
-    for selector in (".explore-detail", ".explore label", "figcaption", ".explore-picture text", "th button", "td"):
+    for selector in (
+        ".explore-detail",
+        ".explore label",
+        "figcaption",
+        ".explore-picture text",
+        "th button",
+        "td",
+    ):
         node = page.locator(f"article {selector}").first
         assert node.evaluate(CONTRAST) >= 4.5, f"{selector} in {scheme}"
-    found = axe.Axe().run(page, context="article", options={"preload": False}).response["violations"]
+    found = (
+        axe.Axe().run(page, context="article", options={"preload": False}).response["violations"]
+    )
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
 
 
@@ -327,8 +399,8 @@ def test_the_page_fits_can_be_read_and_has_no_serious_fault(visit, size, scheme)
 def test_without_javascript_a_figure_and_the_files_stand(visit):
     page = visit(script=False)
     assert page.locator("#explore-figure img").is_visible()
-    assert "Macro AUROC against the number of in-house images" in page.locator("#explore-figure img").get_attribute(
-        "alt"
-    )
+    assert "Macro AUROC against the number of in-house images" in page.locator(
+        "#explore-figure img"
+    ).get_attribute("alt")
     for name in explorer.FILES.values():
         assert page.locator(f"a[href='_static/{name}']").is_visible()

@@ -21,7 +21,9 @@ def test_the_card_is_filled_from_what_is_computed() -> None:
 
 
 def test_the_calibration_is_of_this_generator(table) -> None:
-    assert set(table["generator"]) == {synthetic.VERSION}, "tests/benchmarks/calibrate_synthetic.py measures anew"
+    assert set(table["generator"]) == {synthetic.VERSION}, (
+        "tests/benchmarks/calibrate_synthetic.py measures anew"
+    )
 
 
 def test_it_is_neither_trivial_nor_invisible(table) -> None:
@@ -49,9 +51,15 @@ def test_every_rate_bears_a_source_or_the_word_assumed() -> None:
 
 
 def test_pictures_show_each_finding_and_device_in_both_views() -> None:
-    assert all(word in pictures.findings_alone().alt for word in ("cardiomegaly, PA", "fracture, lateral"))
+    assert all(
+        word in pictures.findings_alone().alt for word in ("cardiomegaly, PA", "fracture, lateral")
+    )
     shown = pictures.devices_alone().alt
-    assert all(f"{instrument.phrase(name)}, {view}" in shown for name in DEVICES for view in ("PA", "lateral"))
+    assert all(
+        f"{instrument.phrase(name)}, {view}" in shown
+        for name in DEVICES
+        for view in ("PA", "lateral")
+    )
     assert "exam 4" in pictures.over_time().alt
     assert "public-6" in pictures.institutions().alt
     assert instrument.described(3)["report"].str.len().min() > 10

@@ -44,7 +44,9 @@ def make(place: Path, *words: str) -> subprocess.Popen[str]:
     """`make study` with `cxrstudy` at work."""
     command = ["make", "study", *words]
     process = subprocess.Popen(command, cwd=place.parents[1], text=True, stderr=subprocess.PIPE)
-    until(lambda: (place / "told").is_file() and len((place / "told").read_text().splitlines()) == 3)
+    until(
+        lambda: (place / "told").is_file() and len((place / "told").read_text().splitlines()) == 3
+    )
     return process
 
 
@@ -67,7 +69,9 @@ def gone(pid: int) -> bool:
 def test_a_signal_to_make_reaches_what_it_runs(made: Path) -> None:
     process = make(made)
     pid = int((made / "told").read_text().splitlines()[2])
-    assert psutil.Process(pid).ppid() == process.pid  # no shell between them, which would not pass it on
+    assert (
+        psutil.Process(pid).ppid() == process.pid
+    )  # no shell between them, which would not pass it on
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode != 0
@@ -79,7 +83,11 @@ def test_a_signal_to_make_reaches_what_it_runs(made: Path) -> None:
     ("words", "told", "code"),
     [
         ([], ["run --preset mini --book", ""], 0),
-        (["PRESET=nih", "DATA_ROOT=/with a/blank"], ["run --preset nih --book", "/with a/blank"], 0),
+        (
+            ["PRESET=nih", "DATA_ROOT=/with a/blank"],
+            ["run --preset nih --book", "/with a/blank"],
+            0,
+        ),
         (["PRESET=nosuch"], ["run --preset nosuch --book", ""], 2),
     ],
 )
@@ -95,7 +103,8 @@ def test_its_variables_are_handed_on_and_its_end_is_that_of_the_run(
 
 
 @pytest.mark.parametrize(
-    ("ran", "built", "code"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1), (0, "fault", 1), (0, "stopped", 1)]
+    ("ran", "built", "code"),
+    [(0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1), (0, "fault", 1), (0, "stopped", 1)],
 )
 def test_the_book_is_built_after_the_run_also_where_some_runs_failed(
     monkeypatch: pytest.MonkeyPatch, ran: int, built: object, code: int
@@ -122,7 +131,9 @@ def test_the_book_is_built_after_the_run_also_where_some_runs_failed(
 
 
 @pytest.mark.parametrize("words", [["--preset", "nosuch"], ["--preset", "smoke", "--set", "lr=-1"]])
-def test_a_wrong_call_and_a_stopped_run_build_no_book(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+def test_a_wrong_call_and_a_stopped_run_build_no_book(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
     monkeypatch.setattr(book, "build", lambda: pytest.fail("a book"))
     assert CliRunner().invoke(cli.main, ["run", *words, "--book"]).exit_code == 2
 

@@ -29,10 +29,14 @@ def counted() -> tuple[list[str], object]:
 
 
 def a_table(folder: Path, value: float = 1.0) -> pd.DataFrame:
-    return pd.DataFrame({"run": ["a", "b"], "value": [value, 2.0], "folder": [str(folder), str(folder)]})
+    return pd.DataFrame(
+        {"run": ["a", "b"], "value": [value, 2.0], "folder": [str(folder), str(folder)]}
+    )
 
 
-def test_a_result_is_used_again_where_arguments_scores_and_code_are_equal(place, tmp_path, monkeypatch) -> None:
+def test_a_result_is_used_again_where_arguments_scores_and_code_are_equal(
+    place, tmp_path, monkeypatch
+) -> None:
     calls, total = counted()
     (tmp_path / "scores.parquet").write_bytes(b"1")
     first, again = total(a_table(tmp_path)), total(a_table(tmp_path).copy())
@@ -75,11 +79,18 @@ def test_what_was_not_asked_for_the_longest_is_forgotten(place, tmp_path) -> Non
     assert len(calls) == 4
 
 
-def test_pages_are_the_same_with_and_without_what_was_computed_before(tmp_path, monkeypatch) -> None:
+def test_pages_are_the_same_with_and_without_what_was_computed_before(
+    tmp_path, monkeypatch
+) -> None:
     def made(name: str) -> list[object]:
         values = {"presets": ["recorded:nih-small"]}
         told = [
-            pages.Page(study.root() / "book" / f"{page}.ipynb", tmp_path / name / f"{page}.ipynb", values, "")
+            pages.Page(
+                study.root() / "book" / f"{page}.ipynb",
+                tmp_path / name / f"{page}.ipynb",
+                values,
+                "",
+            )
             for page in ("claims", "findings")
         ]
         pages.execute(told)

@@ -64,18 +64,26 @@ def write_data(place: Path, n: int = 24) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (n, 40, 40)).astype(np.uint8)
     for k in range(n):
         Image.fromarray(pixels[k]).save(place / "images" / f"{k}.png")
-    rows = {"image": [f"{k}.png" for k in range(n)], "patient": [f"p{k}" for k in range(n)], "Edema": [0, 1] * (n // 2)}
+    rows = {
+        "image": [f"{k}.png" for k in range(n)],
+        "patient": [f"p{k}" for k in range(n)],
+        "Edema": [0, 1] * (n // 2),
+    }
     pd.DataFrame(rows).to_csv(place / "table.csv", index=False)
 
 
 def name(place: Path | str, **changed: object) -> str:
     """What the data run on the data in ``place`` is called."""
-    (run,) = grid.plan("own", {f"data.{key}": value for key, value in changed.items()}, str(place), must_read=True)
+    (run,) = grid.plan(
+        "own", {f"data.{key}": value for key, value in changed.items()}, str(place), must_read=True
+    )
     assert run.parameters["root"] == str(place)
     return run.name
 
 
-def test_the_same_data_anywhere_have_the_same_name_and_other_data_another(walk: Walk, tmp_path: Path) -> None:
+def test_the_same_data_anywhere_have_the_same_name_and_other_data_another(
+    walk: Walk, tmp_path: Path
+) -> None:
     first = tmp_path / "data"
     before = name(first)
     (tmp_path / "link").symlink_to(first)
@@ -98,7 +106,9 @@ def table(place: Path) -> pd.DataFrame:
 
 
 def a_label(place: Path) -> None:
-    table(place).assign(Edema=[1, *table(place)["Edema"][1:]]).to_csv(place / "table.csv", index=False)
+    table(place).assign(Edema=[1, *table(place)["Edema"][1:]]).to_csv(
+        place / "table.csv", index=False
+    )
 
 
 def a_row(place: Path) -> None:
@@ -116,18 +126,32 @@ def an_image(place: Path) -> None:
 
 
 def an_id(place: Path) -> None:
-    table(place).assign(patient=["p1", *table(place)["patient"][1:]]).to_csv(place / "table.csv", index=False)
+    table(place).assign(patient=["p1", *table(place)["patient"][1:]]).to_csv(
+        place / "table.csv", index=False
+    )
 
 
-def test_a_card_by_its_path_gives_the_same_name_wherever_it_lies(walk: Walk, tmp_path: Path) -> None:
+def test_a_card_by_its_path_gives_the_same_name_wherever_it_lies(
+    walk: Walk, tmp_path: Path
+) -> None:
     before = name(tmp_path / "data")
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(walk.root / "data_cards" / "mine.md", tmp_path / "elsewhere" / "mine.md")
-    write(walk, PRESET | {"data": {"mine": PRESET["data"]["mine"] | {"card": str(tmp_path / "elsewhere" / "mine.md")}}})
+    write(
+        walk,
+        PRESET
+        | {
+            "data": {
+                "mine": PRESET["data"]["mine"] | {"card": str(tmp_path / "elsewhere" / "mine.md")}
+            }
+        },
+    )
     assert name(tmp_path / "data") == before
 
 
-def test_moved_data_leave_nothing_to_do_and_changed_data_are_prepared_again(walk: Walk, tmp_path: Path) -> None:
+def test_moved_data_leave_nothing_to_do_and_changed_data_are_prepared_again(
+    walk: Walk, tmp_path: Path
+) -> None:
     done = walk.call("run", "--preset", "own", "--data-root", str(tmp_path / "data"), "--quiet")
     assert done.returncode == 0, done.stdout + done.stderr
     (tmp_path / "link").symlink_to(tmp_path / "data")
@@ -137,17 +161,25 @@ def test_moved_data_leave_nothing_to_do_and_changed_data_are_prepared_again(walk
     shutil.move(tmp_path / "data", tmp_path / "disk" / "moved")
     moved = walk.call("run", "--preset", "own", "--data-root", str(tmp_path / "disk" / "moved"))
     assert "nothing to do" in moved.stdout, moved.stdout + moved.stderr
-    (walk.root / "data_cards" / "mine.md").touch()  # as a fresh checkout does; what it says is the same
-    touched = walk.call("run", "--preset", "own", "-n", "--data-root", str(tmp_path / "disk" / "moved"))
+    (
+        walk.root / "data_cards" / "mine.md"
+    ).touch()  # as a fresh checkout does; what it says is the same
+    touched = walk.call(
+        "run", "--preset", "own", "-n", "--data-root", str(tmp_path / "disk" / "moved")
+    )
     assert "0 of 1 runs to do" in touched.stdout, touched.stdout + touched.stderr
     noted = next(walk.runs.glob("own/data/*/root.txt")).read_text()
     assert noted.strip() == str(tmp_path / "disk" / "moved")
     a_row(tmp_path / "disk" / "moved")
-    changed = walk.call("run", "--preset", "own", "-n", "--data-root", str(tmp_path / "disk" / "moved"))
+    changed = walk.call(
+        "run", "--preset", "own", "-n", "--data-root", str(tmp_path / "disk" / "moved")
+    )
     assert "1 of 1 runs to do" in changed.stdout
 
 
-def test_a_card_of_files_asks_for_their_folder_though_the_preset_does_not(walk: Walk, tmp_path: Path) -> None:
+def test_a_card_of_files_asks_for_their_folder_though_the_preset_does_not(
+    walk: Walk, tmp_path: Path
+) -> None:
     assert grid.load_preset("own").needs_root
     with pytest.raises(StudyError, match="--data-root"):
         grid.plan("own")
@@ -177,7 +209,9 @@ def test_without_a_number_all_images_of_real_data_are_asked_for(walk: Walk, tmp_
 
 def test_a_folder_that_the_preset_names_itself_is_used(walk: Walk, tmp_path: Path) -> None:
     before = name(tmp_path / "data")
-    write(walk, PRESET | {"data": {"mine": PRESET["data"]["mine"] | {"root": str(tmp_path / "data")}}})
+    write(
+        walk, PRESET | {"data": {"mine": PRESET["data"]["mine"] | {"root": str(tmp_path / "data")}}}
+    )
     assert not grid.load_preset("own").needs_root
     (run,) = grid.plan("own")
     assert run.name == before
@@ -201,7 +235,9 @@ def test_a_card_that_is_not_there_is_refused_with_the_entry(walk: Walk) -> None:
         grid.plan("own", {}, "/data")
 
 
-def test_a_data_root_that_nothing_reads_is_refused_when_given_and_noted_when_it_was_there(walk: Walk) -> None:
+def test_a_data_root_that_nothing_reads_is_refused_when_given_and_noted_when_it_was_there(
+    walk: Walk,
+) -> None:
     given = walk.call("run", "--preset", "smoke", "-n", "--data-root", "/data")
     assert given.returncode == 2
     assert "--data-root /data" in given.stderr
@@ -211,7 +247,9 @@ def test_a_data_root_that_nothing_reads_is_refused_when_given_and_noted_when_it_
 
 
 @pytest.mark.parametrize("name_", ["nih", "site", "paper"])
-def test_shipped_presets_of_real_data_plan_for_data_that_lie_elsewhere(name_: str, monkeypatch) -> None:
+def test_shipped_presets_of_real_data_plan_for_data_that_lie_elsewhere(
+    name_: str, monkeypatch
+) -> None:
     monkeypatch.setenv("CXRSTUDY_ROOT", str(ROOT))
     runs = grid.plan(name_, {}, "/some/data")
     assert {run.parameters["root"] for run in runs if run.stage == "data"} == {"/some/data"}

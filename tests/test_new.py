@@ -40,10 +40,16 @@ def test_it_asks_for_what_the_card_holds_and_passes_preflight(
     found = preflight.check("own", data_root=str(root))
     assert [str(problem) for problem in found if problem.level == "error"] == []
     enough = labels
-    folds = 0 if reports and not labels else folds  # nothing to probe: reports are written, which needs fixed splits
+    folds = (
+        0 if reports and not labels else folds
+    )  # nothing to probe: reports are written, which needs fixed splits
     paradigms = {ladder["paradigm"] for ladder in made["ladders"]}
 
-    assert ("clip" in paradigms, "unicl" in paradigms, "dinov2" in paradigms) == (reports, enough, True)
+    assert ("clip" in paradigms, "unicl" in paradigms, "dinov2" in paradigms) == (
+        reports,
+        enough,
+        True,
+    )
     assert ({"shuffled", "supervised:hybrid_mini"} <= set(made["controls"])) == enough
     assert ("segment" in made, "report" in made) == (n == 4000, reports and not folds)
     assert made.get("folds", 0) == folds
@@ -146,9 +152,16 @@ def test_the_command_line_says_what_to_type_next(walk: Walk) -> None:
     assert "--force" in again.stderr
 
 
-@pytest.mark.skipif(not (REAL / "covid_notes").is_dir(), reason="../shared/data is absent: the real sample is not here")
-@pytest.mark.parametrize(("card", "folder"), [("covid_notes", "covid_notes"), ("nih_chestxray14", "nih_subset")])
-def test_real_samples_get_a_preset_that_passes_preflight(walk: Walk, card: str, folder: str) -> None:
+@pytest.mark.skipif(
+    not (REAL / "covid_notes").is_dir(),
+    reason="../shared/data is absent: the real sample is not here",
+)
+@pytest.mark.parametrize(
+    ("card", "folder"), [("covid_notes", "covid_notes"), ("nih_chestxray14", "nih_subset")]
+)
+def test_real_samples_get_a_preset_that_passes_preflight(
+    walk: Walk, card: str, folder: str
+) -> None:
     path, _ = new.write(card, str(REAL / folder), "real")
     found = preflight.check("real", data_root=str(REAL / folder))
     assert [str(problem) for problem in found if problem.level == "error"] == []
@@ -171,7 +184,9 @@ def test_what_could_not_be_run_is_not_written(walk: Walk, monkeypatch: pytest.Mo
     assert "no preset was written" in done.output and "disk are free" in done.output
     assert not path.exists()
     path.write_text("title: mine\n")
-    done = CliRunner().invoke(cli.main, ["new", "--card", "own", "--data-root", str(root), "--force"])
+    done = CliRunner().invoke(
+        cli.main, ["new", "--card", "own", "--data-root", str(root), "--force"]
+    )
     assert done.exit_code == 2
     assert path.read_text() == "title: mine\n"
 
@@ -180,11 +195,17 @@ def test_what_could_not_be_run_is_not_written(walk: Walk, monkeypatch: pytest.Mo
 def test_what_the_card_has_come_to_have_is_told(walk: Walk, what: list[str]) -> None:
     root = hospital(walk, 200, reports="reports" not in what, labels="labels" not in what)
     path, _ = new.write("own", str(root))
-    assert not [p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message]
+    assert not [
+        p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message
+    ]
     hospital(walk, 200)
-    (told,) = [p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message]
+    (told,) = [
+        p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message
+    ]
     assert told.level == "warning"
     assert f"card own has {' and '.join(what)} that this preset does not use" in told.message
     assert "cxrstudy new --card own --name own --force" in told.message
     path.write_text(path.read_text().partition("\n")[2])
-    assert not [p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message]
+    assert not [
+        p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message
+    ]

@@ -36,8 +36,14 @@ def test_parameters_are_the_models_with_the_same_defaults_and_each_is_explained(
     source = parameters_cell(path)
     assert source.startswith("# Parameters")
     body = ast.parse(source).body
-    given = {node.target.id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.AnnAssign)}
-    assert len(given) == len(body), f"{path.name}: --help-notebook shows the types that parameters are given"
+    given = {
+        node.target.id: ast.literal_eval(node.value)
+        for node in body
+        if isinstance(node, ast.AnnAssign)
+    }
+    assert len(given) == len(body), (
+        f"{path.name}: --help-notebook shows the types that parameters are given"
+    )
     model = study.STAGES[path.stem]
     assert given == model().model_dump()
     for line in source.splitlines()[1:]:
@@ -56,8 +62,17 @@ def test_papermill_with_a_wrong_parameter_stops_before_anything_runs(
     tmp_path: Path, values: list[str], said: str
 ) -> None:
     out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "pretrain.ipynb"), str(out), *values]
-    done = subprocess.run([*command, "-p", "out", str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / "pretrain.ipynb"),
+        str(out),
+        *values,
+    ]
+    done = subprocess.run(
+        [*command, "-p", "out", str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "StudyError" in done.stderr
     assert said in done.stderr

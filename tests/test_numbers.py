@@ -38,11 +38,41 @@ def through_papermill(values: dict[str, Any]) -> dict[str, Any]:
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------
-TRICKY = ["1e-4", "1E5", "+1e3", "1_000", "1:30", "yes", "on", "No", "~", "null", "", " ", "=", "<<", "0x1F", "010"]
-TRICKY += [".inf", "nan", "2020-01-01", "- a", "a: b", "# no", "line\nbreak\r\n", "\ttab", "é\u2028\x85\ufeff", "'\"\\"]
+TRICKY = [
+    "1e-4",
+    "1E5",
+    "+1e3",
+    "1_000",
+    "1:30",
+    "yes",
+    "on",
+    "No",
+    "~",
+    "null",
+    "",
+    " ",
+    "=",
+    "<<",
+    "0x1F",
+    "010",
+]
+TRICKY += [
+    ".inf",
+    "nan",
+    "2020-01-01",
+    "- a",
+    "a: b",
+    "# no",
+    "line\nbreak\r\n",
+    "\ttab",
+    "é\u2028\x85\ufeff",
+    "'\"\\",
+]
 texts = st.one_of(st.sampled_from(TRICKY), st.text(max_size=20), st.text("ab \n", max_size=300))
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), texts)
-values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4))
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4)
+)
 
 
 @quick
@@ -52,11 +82,15 @@ def test_any_value_comes_through_papermill_as_it_was(some):
     assert same(through_papermill(some), ordered)
 
 
-@pytest.mark.parametrize("number", [5e-6, 1e-5, 1e22, 1e16, 123456789.0, 0.1 + 0.2, -0.0, 5e-324, math.inf, 10**30, 0])
+@pytest.mark.parametrize(
+    "number", [5e-6, 1e-5, 1e22, 1e16, 123456789.0, 0.1 + 0.2, -0.0, 5e-324, math.inf, 10**30, 0]
+)
 def test_every_number_comes_through_papermill_as_it_was(number):
     told = {"alone": number, "list": [number, [number]], "dict": {"in": {"it": number}}}
     got = through_papermill(told)
-    assert {key: repr(got[key]) for key in told} == {key: repr(value) for key, value in told.items()}
+    assert {key: repr(got[key]) for key in told} == {
+        key: repr(value) for key, value in told.items()
+    }
 
 
 def test_a_tuple_comes_as_the_list_that_json_makes_of_it_and_a_list_that_stands_twice_as_two():
@@ -85,7 +119,9 @@ def test_parameters_of_every_preset_come_through_the_real_file_as_they_were(name
             bound: dict[str, Any] = {}
             cell = PythonTranslator.codify(got)
             exec(cell, bound)
-            shell = SimpleNamespace(user_ns=bound | {"In": ["", cell, "p = study.from_notebook(...)"]})
+            shell = SimpleNamespace(
+                user_ns=bound | {"In": ["", cell, "p = study.from_notebook(...)"]}
+            )
             assert study.from_notebook(one.stage, shell).model_dump() == one.parameters
     assert read
 
@@ -110,18 +146,42 @@ def test_the_workflow_writes_that_very_file(tmp_path):
         ("pretrain", {"lr": "+1e-3"}, {"lr": 1e-3}),
         ("pretrain", {"lr": ".5e-3"}, {"lr": 5e-4}),
         ("pretrain", {"lr": "1.5e0"}, {"lr": 1.5}),
-        ("pretrain", {"n_images": "1e2", "samples_seen": "1_0e3"}, {"n_images": 100, "samples_seen": 10_000}),
+        (
+            "pretrain",
+            {"n_images": "1e2", "samples_seen": "1_0e3"},
+            {"n_images": 100, "samples_seen": 10_000},
+        ),
         ("pretrain", {"n_images": 400.0}, {"n_images": 400}),
         ("classify", {"strengths": ["1e-5", 1, 2.0]}, {"strengths": [1e-5, 1.0, 2.0]}),
         ("classify", {"label_counts": ["1e2", 5.0, 7]}, {"label_counts": [100, 5, 7]}),
-        ("data", {"fractions": {"train": "5e-1", "test": 0.5}}, {"fractions": {"train": 0.5, "test": 0.5}}),
+        (
+            "data",
+            {"fractions": {"train": "5e-1", "test": 0.5}},
+            {"fractions": {"train": 0.5, "test": 0.5}},
+        ),
         (
             "pretrain",
-            {"dino": {"koleo_weight": "1e-1", "teacher_temperature": ["4e-2", "7e-2"], "prototypes": "1e4"}},
-            {"dino": {"koleo_weight": 0.1, "teacher_temperature": [0.04, 0.07], "prototypes": 10_000}},
+            {
+                "dino": {
+                    "koleo_weight": "1e-1",
+                    "teacher_temperature": ["4e-2", "7e-2"],
+                    "prototypes": "1e4",
+                }
+            },
+            {
+                "dino": {
+                    "koleo_weight": 0.1,
+                    "teacher_temperature": [0.04, 0.07],
+                    "prototypes": 10_000,
+                }
+            },
         ),
         ("pretrain", {"dino": {"centring": "sinkhorn", "learn_gain": True}}, None),
-        ("classify", {"encoder": "1e-4", "within": "1e4", "labels": ["1e4"]}, None),  # text stays text
+        (
+            "classify",
+            {"encoder": "1e-4", "within": "1e4", "labels": ["1e4"]},
+            None,
+        ),  # text stays text
     ],
 )
 def test_a_number_with_an_exponent_is_one_where_a_number_is_asked_for(stage, given_, expected):
@@ -156,7 +216,10 @@ def test_what_is_no_number_of_the_kind_is_refused_by_name(name, value):
 
 
 @quick
-@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:e}", "{:E}", "{:.17e}"]))
+@given(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["{!r}", "{:e}", "{:E}", "{:.17e}"]),
+)
 def test_however_a_number_is_written_it_is_the_same_number(number, form):
     text = form.format(number)
     assert typed(yaml.safe_load(text), float) == float(text)
@@ -167,7 +230,9 @@ def test_however_a_number_is_written_it_is_the_same_number(number, form):
 def test_what_is_not_a_number_is_left_as_it_is(value):
     for annotation in (str, bool, float, int, list[float], dict[str, float], Any):
         got = typed(value, annotation)
-        assert got is value or (isinstance(value, str) and "e" in value.lower() and annotation in (float, int, Any))
+        assert got is value or (
+            isinstance(value, str) and "e" in value.lower() and annotation in (float, int, Any)
+        )
 
 
 @pytest.mark.parametrize("typed_", ["lr=1e-4", "lr=0.0001", "lr=1.0e-4", "ladders.lr=1E-4"])
@@ -180,13 +245,23 @@ def test_set_takes_a_rate_however_it_is_written(typed_):
 
 
 def test_set_takes_lists_of_them_and_orders_sizes_by_number():
-    runs = grid.plan("smoke", {"n_images": ["1e2", 64, "2e2"], "classify.strengths": ["1e-5", "1e0"]})
-    sizes = [r.parameters["n_images"] for r in runs if r.name.startswith("clip-n") and r.stage == "pretrain"]
+    runs = grid.plan(
+        "smoke", {"n_images": ["1e2", 64, "2e2"], "classify.strengths": ["1e-5", "1e0"]}
+    )
+    sizes = [
+        r.parameters["n_images"]
+        for r in runs
+        if r.name.startswith("clip-n") and r.stage == "pretrain"
+    ]
     assert sizes == [100, 64, 200]
     assert {r.name for r in runs} == {
-        r.name for r in grid.plan("smoke", {"n_images": [100, 64, 200], "classify.strengths": [1e-5, 1.0]})
+        r.name
+        for r in grid.plan("smoke", {"n_images": [100, 64, 200], "classify.strengths": [1e-5, 1.0]})
     }
-    assert run.variant_name({"classify.strengths": ["1e-5", "1e0"]}) == "classify.strengths=[1e-05,1.0]"
+    assert (
+        run.variant_name({"classify.strengths": ["1e-5", "1e0"]})
+        == "classify.strengths=[1e-05,1.0]"
+    )
 
 
 def test_a_preset_may_write_its_rates_with_exponents(tmp_path, monkeypatch):
@@ -195,7 +270,10 @@ def test_a_preset_may_write_its_rates_with_exponents(tmp_path, monkeypatch):
     text = path.read_text()
     before = {r.name for r in grid.plan("smoke", {"lr": 5e-6, "dino": {"koleo_weight": 0.1}})}
     path.write_text(
-        text.replace("    samples_seen: 512\n", "    samples_seen: 512\n    lr: 5e-6\n    dino: {koleo_weight: 1e-1}\n")
+        text.replace(
+            "    samples_seen: 512\n",
+            "    samples_seen: 512\n    lr: 5e-6\n    dino: {koleo_weight: 1e-1}\n",
+        )
     )
     monkeypatch.setenv("CXRSTUDY_ROOT", str(tmp_path))
     assert {r.name for r in grid.plan("smoke")} == before
@@ -204,10 +282,20 @@ def test_a_preset_may_write_its_rates_with_exponents(tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", [["-y", "lr: 1e-4"], ["-p", "lr", "1e-4"], ["-r", "lr", "1e-4"]])
 def test_papermill_by_hand_takes_a_rate_however_it_is_written(words, tmp_path):
     out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "pretrain.ipynb"), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / "pretrain.ipynb"),
+        str(out),
+    ]
     subprocess.run([*command, "--prepare-only", *words], check=True, capture_output=True)
     cells = json.loads(out.read_text())["cells"]
-    cell = next("".join(c["source"]) for c in cells if "injected-parameters" in c["metadata"].get("tags", []))
+    cell = next(
+        "".join(c["source"])
+        for c in cells
+        if "injected-parameters" in c["metadata"].get("tags", [])
+    )
     bound: dict[str, Any] = {}
     exec(cell, bound)
     shell = SimpleNamespace(user_ns=bound | {"In": ["", cell, "p = study.from_notebook(...)"]})
@@ -215,7 +303,9 @@ def test_papermill_by_hand_takes_a_rate_however_it_is_written(words, tmp_path):
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["study-gpu", "study-cpu", "ablation", "ablation-base", "ablation-own"])
+@pytest.mark.parametrize(
+    "name", ["study-gpu", "study-cpu", "ablation", "ablation-base", "ablation-own"]
+)
 def test_runs_that_were_recorded_are_still_called_the_same(name):
     if not Path(recorded.place(name), "runs.csv").is_file():
         pytest.skip(f"nothing of {name} is recorded here")

@@ -25,18 +25,36 @@ VISION = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_siz
 def whole(tmp_path_factory):
     """A folder as ``hf download`` leaves it, the text tower named by its repository; and that tower's configuration."""
     here = tmp_path_factory.mktemp("made")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     transformers.BertConfig(vocab_size=len(WORDS), **sizes).save_pretrained(here / "bert")
-    text = {"hf_model_name": str(here / "bert"), "hf_model_pretrained": False, "hf_tokenizer_name": TOWER}
-    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 12}
+    text = {
+        "hf_model_name": str(here / "bert"),
+        "hf_model_pretrained": False,
+        "hf_tokenizer_name": TOWER,
+    }
+    text |= {
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 12,
+    }
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(embed_dim=12, vision_cfg=VISION, text_cfg=text)
     folder = here / "biomedclip"
     folder.mkdir()
     config = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": text | {"hf_model_name": TOWER}}
     preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    )
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
     return folder, here / "bert" / "config.json", model.eval()
@@ -68,10 +86,14 @@ def test_a_missing_text_tower_is_named_with_the_command_and_what_it_says_mends_i
     tokens = ours.tokens(["no tubes", "effusion"])
     with torch.no_grad():
         assert torch.equal(ours.embed_text(tokens), whole[2].encode_text(tokens, normalize=True))
-        assert torch.equal(ours.embed_image(x), whole[2].encode_image(x.expand(-1, 3, -1, -1), normalize=True))
+        assert torch.equal(
+            ours.embed_image(x), whole[2].encode_image(x.expand(-1, 3, -1, -1), normalize=True)
+        )
 
 
-def test_a_missing_tokenizer_weights_and_configuration_are_named_each_with_its_command(folder, whole):
+def test_a_missing_tokenizer_weights_and_configuration_are_named_each_with_its_command(
+    folder, whole
+):
     (folder / "text_tower").mkdir()
     shutil.copy(whole[1], folder / "text_tower")
     for file in folder.glob("*token*"):
@@ -83,9 +105,15 @@ def test_a_missing_tokenizer_weights_and_configuration_are_named_each_with_its_c
     assert f"--local-dir {folder}" in message
     (folder / "open_clip_model.safetensors").unlink()
     message = refused(f"local-dir:{folder}")
-    assert "its weights" in message and "tokenizer is missing" in message and "text tower " not in message
+    assert (
+        "its weights" in message
+        and "tokenizer is missing" in message
+        and "text tower " not in message
+    )
     (folder / "open_clip_config.json").unlink()
-    assert "open_clip_config.json is missing: run hf download OWNER/NAME" in refused(f"local-dir:{folder}")
+    assert "open_clip_config.json is missing: run hf download OWNER/NAME" in refused(
+        f"local-dir:{folder}"
+    )
     assert f"there is no folder {folder}-not" in refused(f"local-dir:{folder}-not")
 
 
@@ -95,7 +123,9 @@ def test_a_torn_file_of_the_folder_is_named(folder, whole, file, kept):
     (folder / "text_tower").mkdir()
     shutil.copy(whole[1], folder / "text_tower")
     (folder / file).write_bytes((folder / file).read_bytes()[:kept])
-    assert f"{folder / file} ({kept} bytes) is cut short or damaged" in refused(f"local-dir:{folder}", TornFile)
+    assert f"{folder / file} ({kept} bytes) is cut short or damaged" in refused(
+        f"local-dir:{folder}", TornFile
+    )
 
 
 def test_a_folder_is_found_below_the_repository_as_other_paths_are(folder, whole, monkeypatch):
@@ -111,9 +141,14 @@ def test_a_hub_model_whose_text_tower_is_not_in_the_cache_is_told_so(folder, tmp
     (tmp_path / "cache" / "models--ward--clip" / "refs").mkdir()
     (tmp_path / "cache" / "models--ward--clip" / "refs" / "main").write_text("abc")
     monkeypatch.setattr(
-        "open_clip.pretrained.hf_hub_download", lambda repo, name, **_: str(snapshot / name), raising=False
+        "open_clip.pretrained.hf_hub_download",
+        lambda repo, name, **_: str(snapshot / name),
+        raising=False,
     )
     message = refused("hf-hub:ward/clip")
-    assert f"config.json of its text tower {TOWER} is missing: run hf download {TOWER} config.json" in message
+    assert (
+        f"config.json of its text tower {TOWER} is missing: run hf download {TOWER} config.json"
+        in message
+    )
     assert f"tokenizer {TOWER} is missing" in message
     assert "hf download ward/clip" not in message

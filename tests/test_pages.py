@@ -14,11 +14,15 @@ def told() -> dict[str, str]:
     return {page: book._digest(*files) for _, page, _, files in rows}
 
 
-def test_a_new_run_has_only_pages_that_tell_of_it_executed_again(tmp_path: Path, monkeypatch) -> None:
+def test_a_new_run_has_only_pages_that_tell_of_it_executed_again(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path))
     for preset in ("mini", "smoke"):
         (tmp_path / preset).mkdir()
-        (tmp_path / preset / "plan.json").write_text(json.dumps({"preset": preset, "variant": "", "runs": []}))
+        (tmp_path / preset / "plan.json").write_text(
+            json.dumps({"preset": preset, "variant": "", "runs": []})
+        )
 
     def changed(stage: str) -> set[str]:
         before = told()
@@ -44,8 +48,13 @@ def template(folder: Path, name: str, source: str) -> Path:
 def test_pages_share_a_kernel_but_no_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(pages, "KERNELS", 1)
     first = template(tmp_path, "first", "import os; left = os.getpid(); print(word, left)")
-    second = template(tmp_path, "second", "import os; print(word, os.getpid(), 'left' in globals())")
-    made = [Page(path, tmp_path / "out" / path.name, {"word": path.stem}, "") for path in (first, second)]
+    second = template(
+        tmp_path, "second", "import os; print(word, os.getpid(), 'left' in globals())"
+    )
+    made = [
+        Page(path, tmp_path / "out" / path.name, {"word": path.stem}, "")
+        for path in (first, second)
+    ]
     pages.execute(made)
     one, other = (nbformat.read(page.target, as_version=4).cells[-1] for page in made)
     assert one.outputs[0].text.split()[0] == "first"
@@ -58,5 +67,7 @@ def test_pages_share_a_kernel_but_no_name(tmp_path: Path, monkeypatch) -> None:
 
 def test_a_failing_page_is_named_with_its_error(tmp_path: Path) -> None:
     wrong = template(tmp_path, "wrong", "1 / 0")
-    with pytest.raises(PageError, match=r"wrong\.ipynb: ZeroDivisionError: division by zero \(see "):
+    with pytest.raises(
+        PageError, match=r"wrong\.ipynb: ZeroDivisionError: division by zero \(see "
+    ):
         pages.execute([Page(wrong, tmp_path / "out" / "wrong.ipynb", {}, "")])

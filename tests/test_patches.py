@@ -22,7 +22,11 @@ CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 
 
 def vit(size, patch, **more):
-    return Encoder("vit_tiny_patch16_224", {"img_size": size, "patch_size": patch, **SHORT, **more}, input_size=size)
+    return Encoder(
+        "vit_tiny_patch16_224",
+        {"img_size": size, "patch_size": patch, **SHORT, **more},
+        input_size=size,
+    )
 
 
 def sees_all(encoder):
@@ -36,7 +40,9 @@ def sees_all(encoder):
 
 @settings(deadline=None, max_examples=40)
 @given(size=st.integers(32, 120), patch=st.integers(7, 24), dynamic=st.booleans())
-def test_a_vit_sees_every_edge_or_is_refused_with_the_two_next_sizes_that_it_sees(size, patch, dynamic):
+def test_a_vit_sees_every_edge_or_is_refused_with_the_two_next_sizes_that_it_sees(
+    size, patch, dynamic
+):
     more = {"dynamic_img_size": True} if dynamic else {}
     if size % patch == 0:
         encoder = vit(size, patch, **more)
@@ -52,10 +58,17 @@ def test_a_vit_sees_every_edge_or_is_refused_with_the_two_next_sizes_that_it_see
 
 
 MADE = {
-    "swin": lambda size: Encoder("swin_tiny_patch4_window7_224", {"img_size": size, **SWIN}, input_size=size),
+    "swin": lambda size: Encoder(
+        "swin_tiny_patch4_window7_224", {"img_size": size, **SWIN}, input_size=size
+    ),
     "convnext": lambda size: Encoder("convnext_atto", CONVNEXT, input_size=size),
-    "densenet": lambda size: Encoder("densenet121", {"block_config": (1, 1, 1, 1)}, input_size=size),
-    **{name: lambda size, name=name: build_encoder(name, size) for name in (*encoders.SMALL, "resnet10t")},
+    "densenet": lambda size: Encoder(
+        "densenet121", {"block_config": (1, 1, 1, 1)}, input_size=size
+    ),
+    **{
+        name: lambda size, name=name: build_encoder(name, size)
+        for name in (*encoders.SMALL, "resnet10t")
+    },
     "efficientnet": lambda size: build_encoder("tf_efficientnet_lite0", size),
 }
 
@@ -75,19 +88,31 @@ def test_other_families_see_every_edge_or_are_refused(name, size):
     assert all(sees_all(MADE[name](fits)) for fits in sizes)
 
 
-@pytest.mark.parametrize("name", ["random:vit_small_patch14_dinov2", "random:eva02_tiny_patch14_224"])
+@pytest.mark.parametrize(
+    "name", ["random:vit_small_patch14_dinov2", "random:eva02_tiny_patch14_224"]
+)
 def test_patch_14_at_64_px_is_refused_by_every_way_in_with_56_and_70(name):
     for call in (load_encoder, weights.load_encoder):
-        with pytest.raises(ValueError, match="right and bottom 8 px would never be seen; say size=56 or size=70"):
+        with pytest.raises(
+            ValueError, match="right and bottom 8 px would never be seen; say size=56 or size=70"
+        ):
             call(name, size=64)
     assert sees_all(build_encoder(name.removeprefix("random:"), 56))
 
 
 def test_a_run_with_a_patch_that_does_not_divide_its_data_is_refused(tmp_path):
-    prepare_data(study.Data(n_images=40, size=64, fractions={"pretrain": 1.0}, out=str(tmp_path / "data")))
-    own = {"data": str(tmp_path / "data"), "out": str(tmp_path / "run"), "n_images": 16, "samples_seen": 16}
+    prepare_data(
+        study.Data(n_images=40, size=64, fractions={"pretrain": 1.0}, out=str(tmp_path / "data"))
+    )
+    own = {
+        "data": str(tmp_path / "data"),
+        "out": str(tmp_path / "run"),
+        "n_images": 16,
+        "samples_seen": 16,
+    }
     p = study.validated(
-        "pretrain", own | {"batch_size": 8, "encoder": "vit_small_patch14_dinov2", "paradigm": "dinov2"}
+        "pretrain",
+        own | {"batch_size": 8, "encoder": "vit_small_patch14_dinov2", "paradigm": "dinov2"},
     )
     with pytest.raises(ValueError, match="say size=56 or size=70"):
         pretrain(p, tmp_path / "data")
@@ -98,7 +123,10 @@ def test_crops_that_the_patch_does_not_divide_are_refused_by_their_name():
     assert Dino(dynamic, DinoConfig(local_crops=2)).local_size == 32
     for changes, said in [
         ({"global_size": 56}, "global_size=56: .*say global_size=48 or global_size=64"),
-        ({"local_size": 40, "local_crops": 1}, "local_size=40: .*say local_size=32 or local_size=48"),
+        (
+            {"local_size": 40, "local_crops": 1},
+            "local_size=40: .*say local_size=32 or local_size=48",
+        ),
     ]:
         with pytest.raises(ValueError, match=said):
             Dino(dynamic, DinoConfig(**changes))

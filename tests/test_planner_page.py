@@ -8,7 +8,18 @@ import nbformat
 import pytest
 from conftest import ROOT
 from made_ladders import base, judge, ladder
-from pages import CONTRAST, DESKTOP, PHONE, beyond, built, call, chromium, needs_browser, scaffold, visits
+from pages import (
+    CONTRAST,
+    DESKTOP,
+    PHONE,
+    beyond,
+    built,
+    call,
+    chromium,
+    needs_browser,
+    scaffold,
+    visits,
+)
 
 pytestmark = pytest.mark.slow  # a book of its own and some thirty looks at it: make test-slow
 PAGES = ("law", "refused", "empty")  # what its runs allow
@@ -22,9 +33,14 @@ def make_runs(kind: str) -> None:
     if kind == "law":
         folders += ladder("clip", {200: 1.0, 1000: 1.35, 8000: 1.8})
         folders += ladder("unicl", {200: 1.3, 1000: 1.1, 8000: 0.9}, seeds=2, jitter=0.05)
-    folders += ladder("dinov2", {200: 2.6, 1000: 2.5, 8000: 2.4}, base="dino-cnn")  # whose base was not evaluated
+    folders += ladder(
+        "dinov2", {200: 2.6, 1000: 2.5, 8000: 2.4}, base="dino-cnn"
+    )  # whose base was not evaluated
     folders.append(judge("pixels-cccccc", 0.5, paradigm="control", base=None, encoder="pixels"))
-    runs = [{"name": folder.name, "stage": "classify", "parameters": {}, "needs": []} for folder in folders]
+    runs = [
+        {"name": folder.name, "stage": "classify", "parameters": {}, "needs": []}
+        for folder in folders
+    ]
     plan = {"preset": "mini", "variant": "", "runs": runs}
     (folders[0].parents[1] / "plan.json").write_text(json.dumps(plan))
 
@@ -41,7 +57,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv("CXRSTUDY_RUNS", environment["CXRSTUDY_RUNS"])
             make_runs(name)
         page = source / f"planner-{name}.ipynb"
-        call("papermill", ROOT / "book" / "planner.ipynb", page, "-k", "python3", "--no-progress-bar", **environment)
+        call(
+            "papermill",
+            ROOT / "book" / "planner.ipynb",
+            page,
+            "-k",
+            "python3",
+            "--no-progress-bar",
+            **environment,
+        )
         notebook = nbformat.read(page, 4)
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
@@ -90,7 +114,9 @@ def test_the_page_says_what_python_says(visit, name):
         page.select_option("#planner-paradigm", label=row.name)
         page.fill("#planner-n", f"{row.n_images:.0f}")
         assert said(page) == row.status
-        assert page.locator(".planner-abreast").text_content() == planner.abreast(grid, row.task, row.n_images)
+        assert page.locator(".planner-abreast").text_content() == planner.abreast(
+            grid, row.task, row.n_images
+        )
         assert page.locator(".planner-note").first.text_content().endswith(planner.SAID["no_home"])
         compared += 1
     assert compared == len(grid["ladders"]) * len(several)
@@ -113,8 +139,18 @@ def test_the_grid_in_the_page_is_the_law_itself_to_three_digits(site, visit, mon
     for row in rows.itertuples():
         page.fill("#planner-n", str(int(row.n_images)))
         numbers = [float(n) for n in re.findall(r"[+-]?\d\.\d{3}", said(page))]
-        expected = [row.value, row.low, row.high, row.base_value, row.gain, row.gain_low, row.gain_high]
-        assert numbers == pytest.approx([*expected, row.more, row.more_low, row.more_high], abs=1e-3)
+        expected = [
+            row.value,
+            row.low,
+            row.high,
+            row.base_value,
+            row.gain,
+            row.gain_low,
+            row.gain_high,
+        ]
+        assert numbers == pytest.approx(
+            [*expected, row.more, row.more_low, row.more_high], abs=1e-3
+        )
 
 
 # ---- by keyboard and by ear ----------------------------------------------------------------------------------------
@@ -178,7 +214,9 @@ def test_the_picture_shows_the_readers_point_where_there_is_an_answer(visit):
     assert picture.locator(".planner-beyond").count() == 1
     assert picture.locator(".planner-base").count() == 1
     label = picture.get_attribute("aria-label")
-    assert re.match(r"gain over the base, macro AUROC of clip on findings \(synthetic x-rays\)", label)
+    assert re.match(
+        r"gain over the base, macro AUROC of clip on findings \(synthetic x-rays\)", label
+    )
     page.fill("#planner-n", "300")
     low = picture.locator(".planner-point").bounding_box()
     page.fill("#planner-n", "8000")
@@ -216,9 +254,13 @@ def test_the_page_fits_and_can_be_read(visit, name, size, scheme):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_axe_finds_no_serious_fault(visit, size, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
     page = visit("law", size, scheme)
-    found = axe.Axe().run(page, context="article", options={"preload": False}).response["violations"]
+    found = (
+        axe.Axe().run(page, context="article", options={"preload": False}).response["violations"]
+    )
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
 
 
@@ -226,7 +268,10 @@ def test_axe_finds_no_serious_fault(visit, size, scheme):
 @needs_browser
 def test_without_javascript_the_tables_answer(visit):
     page = visit("law", script=False)
-    assert page.locator("#planner").inner_text().strip() == "This part needs JavaScript; the table below does not."
+    assert (
+        page.locator("#planner").inner_text().strip()
+        == "This part needs JavaScript; the table below does not."
+    )
     text = page.locator(".planner-table").first.inner_text()
     assert "clip" in text
     assert "measured, no law" in text
@@ -246,7 +291,10 @@ def test_a_preset_that_has_not_been_run_says_so(visit):
 @needs_browser
 def test_where_every_fit_is_refused_the_page_says_why_and_answers_inside_alone(visit):
     page = visit("refused")
-    assert "Why there is no law: error does not fall with n" in page.locator(".planner-note").first.text_content()
+    assert (
+        "Why there is no law: error does not fall with n"
+        in page.locator(".planner-note").first.text_content()
+    )
     text = page.locator("article").inner_text()
     assert "No law for dinov2 on findings: error does not fall with n" in text
     assert "base not evaluated" in text

@@ -67,7 +67,9 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
     return place
 
 
-def check(walk: Walk, root: Path | str, text: str = PRESET, **settings: Any) -> list[preflight.Problem]:
+def check(
+    walk: Walk, root: Path | str, text: str = PRESET, **settings: Any
+) -> list[preflight.Problem]:
     (walk.root / "notebooks" / "presets" / "own.yml").write_text(text, encoding="utf-8")
     return preflight.check("own", settings, str(root))
 
@@ -80,7 +82,9 @@ def line(text: str, *keys: str | int) -> int:
     return line_of(text, *keys)
 
 
-def test_a_preset_that_fits_has_neither_errors_nor_warnings_and_counts_its_labels(walk: Walk) -> None:
+def test_a_preset_that_fits_has_neither_errors_nor_warnings_and_counts_its_labels(
+    walk: Walk,
+) -> None:
     found = check(walk, hospital(walk, 400))
     assert [str(problem) for problem in found if problem.level != "note"] == []
     assert "data study: 400 images of 200 patients" in "\n".join(map(str, found))
@@ -93,20 +97,43 @@ def test_a_preset_that_fits_has_neither_errors_nor_warnings_and_counts_its_label
     )
     for part in ("train", "validation", "test"):
         rows = split[split["split"] == part]
-        assert f"{part} {(rows['covid'] == 1).sum()} with, {(rows['covid'] == 0).sum()} without" in str(found[-1])
+        assert (
+            f"{part} {(rows['covid'] == 1).sum()} with, {(rows['covid'] == 0).sum()} without"
+            in str(found[-1])
+        )
 
 
 CHANGES = [  # (old, new, what is said, the text of the line that is named)
     ("    n_images: 0\n", "    n_images: 3000\n", "card own has 400 images", "    n_images: 3000"),
     ("test: 0.25\n", "test: 0.35\n", "sum to 1; 0.4 + 0.25 + 0.1 + 0.35 is 1.1", "    fractions:"),
-    ("      validation: 0.1\n      test: 0.25\n", "      test: 0.35\n", "split 'validation'", "classify:"),
+    (
+        "      validation: 0.1\n      test: 0.25\n",
+        "      test: 0.35\n",
+        "split 'validation'",
+        "classify:",
+    ),
     ("      - 100\n", "      - 300\n", "n_images 300 (clip)", "      - 300"),
-    ("    batch_size: 32\n", "    batch_size: 64\n", "batch_size 64 exceeds n_images 32", "    batch_size: 64"),
-    ("samples_seen: 640", "samples_seen: 50", "n_images (100) is larger than samples_seen (50)", "      - 100"),
+    (
+        "    batch_size: 32\n",
+        "    batch_size: 64\n",
+        "batch_size 64 exceeds n_images 32",
+        "    batch_size: 64",
+    ),
+    (
+        "samples_seen: 640",
+        "samples_seen: 50",
+        "n_images (100) is larger than samples_seen (50)",
+        "      - 100",
+    ),
     ("    size: 64\n", "    size: 128\n", "sees images of 64 px", "    size: 128"),
     ("bases/clip-hybrid", "bases/gone", "no encoder at", "    shipped: book/recorded/bases/gone"),
     ("  - pixels\n", "  - pixls\n", "no encoder 'pixls'", "  - pixls"),
-    ("  - pixels\n", "  - random:resnet_nosuch\n", "no encoder 'resnet_nosuch'", "  - random:resnet_nosuch"),
+    (
+        "  - pixels\n",
+        "  - random:resnet_nosuch\n",
+        "no encoder 'resnet_nosuch'",
+        "  - random:resnet_nosuch",
+    ),
     ("    - covid\n", "    - covit\n", "no label 'covit'; it has picc, covid", "  labels:"),
     ("  resamples: 100\n", "  resamples: 3\n", "resamples: Input should be", "  resamples: 3"),
     ("  resamples: 100\n", "  resample: 100\n", "unknown parameter 'resample'", "  resample: 100"),
@@ -122,7 +149,9 @@ CHANGES = [  # (old, new, what is said, the text of the line that is named)
 
 
 @pytest.mark.parametrize(("old", "new", "what", "marked"), CHANGES)
-def test_a_fault_is_an_error_with_its_line(walk: Walk, old: str, new: str, what: str, marked: str) -> None:
+def test_a_fault_is_an_error_with_its_line(
+    walk: Walk, old: str, new: str, what: str, marked: str
+) -> None:
     assert old in PRESET
     text = PRESET.replace(old, new, 1)
     errors = said(check(walk, hospital(walk, 400), text), "error")
@@ -144,7 +173,9 @@ def test_a_fault_is_an_error_with_its_line(walk: Walk, old: str, new: str, what:
         ("hardware: any", "hardware: any: one", "put the value in double quotes"),
     ],
 )
-def test_a_preset_that_does_not_load_is_told_with_its_line(walk: Walk, old: str, new: str, what: str) -> None:
+def test_a_preset_that_does_not_load_is_told_with_its_line(
+    walk: Walk, old: str, new: str, what: str
+) -> None:
     text = PRESET.replace(old, new, 1)
     (error,) = said(check(walk, "", text), "error")
     assert f"own.yml:{text.splitlines().index(new) + 1}: " in error
@@ -153,11 +184,19 @@ def test_a_preset_that_does_not_load_is_told_with_its_line(walk: Walk, old: str,
 
 def test_all_faults_are_told_at_once_and_nothing_runs(walk: Walk) -> None:
     text = PRESET
-    singly = [change for change in CHANGES if change[3] and change[0] not in ("  resamples: 100\n", "    card: own\n")]
+    singly = [
+        change
+        for change in CHANGES
+        if change[3] and change[0] not in ("  resamples: 100\n", "    card: own\n")
+    ]
     seen: set[str] = set()
     told = []
     for old, new, what, _ in singly:
-        if old not in seen and old in text and what not in ("split 'validation'", "sees images of 64 px"):
+        if (
+            old not in seen
+            and old in text
+            and what not in ("split 'validation'", "sees images of 64 px")
+        ):
             seen.add(old)
             text = text.replace(old, new, 1)
             told.append(what.replace("(100)", "(300)"))
@@ -176,8 +215,18 @@ def test_all_faults_are_told_at_once_and_nothing_runs(walk: Walk) -> None:
     ("reports", "labels", "errors", "warnings"),
     [
         (False, True, ["clip needs reports"], []),
-        (True, False, ["unicl needs labels"], ["no finding, line or tube is evaluated", "shuffled needs labels"]),
-        (False, False, ["clip needs reports", "unicl needs labels"], ["nothing is left to evaluate"]),
+        (
+            True,
+            False,
+            ["unicl needs labels"],
+            ["no finding, line or tube is evaluated", "shuffled needs labels"],
+        ),
+        (
+            False,
+            False,
+            ["clip needs reports", "unicl needs labels"],
+            ["nothing is left to evaluate"],
+        ),
     ],
 )
 def test_what_the_card_lacks_is_told(
@@ -209,7 +258,9 @@ def test_rows_without_a_file_are_counted_and_beyond_a_twentieth_warned_of(walk: 
     for k in range(1, 40):
         (root / "images" / f"a{k}.png").unlink()
     found = check(walk, root)
-    assert any("40 of 400 rows of the table are left out" in each for each in said(found, "warning"))
+    assert any(
+        "40 of 400 rows of the table are left out" in each for each in said(found, "warning")
+    )
     done = walk.call("run", "--preset", "own", "-n", "--data-root", str(root))
     assert done.returncode == 0, done.stderr
     assert "40 of 400 rows" in done.stdout
@@ -223,9 +274,15 @@ def test_images_without_a_report_are_left_out_of_clip_alone_and_counted(walk: Wa
     found = check(walk, root)
     pool = len(preflight_pool(walk, root))
     (error,) = said(found, "error")
-    assert f"n_images 100 (clip): split pretrain of data study holds {pool // 2} images that have a report" in error
+    assert (
+        f"n_images 100 (clip): split pretrain of data study holds {pool // 2} images that have a report"
+        in error
+    )
     (warning,) = said(found, "warning")
-    assert f"{pool // 2} of {pool} in split pretrain are left out; the same at every n_images" in warning
+    assert (
+        f"{pool // 2} of {pool} in split pretrain are left out; the same at every n_images"
+        in warning
+    )
 
 
 def preflight_pool(walk: Walk, root: Path) -> pd.DataFrame:
@@ -261,10 +318,15 @@ PLACE: Walk
 
 
 def test_too_few_of_a_label_says_how_many_there_are_and_are_needed(walk: Walk) -> None:
-    found = check(walk, hospital(walk, 400), PRESET.replace("    - covid\n", "    - covid\n    - picc\n"))
+    found = check(
+        walk, hospital(walk, 400), PRESET.replace("    - covid\n", "    - covid\n    - picc\n")
+    )
     (warning,) = said(found, "warning")
     assert "needed are 10 test images with and 10 without, of 5 patients each" in warning
-    assert re.search(r"picc \(train \d+ with, \d+ without; validation \d+ with, \d+ without; test \d+ with", warning)
+    assert re.search(
+        r"picc \(train \d+ with, \d+ without; validation \d+ with, \d+ without; test \d+ with",
+        warning,
+    )
     assert "covid (" not in warning
     assert said(found, "error") == []
 
@@ -273,7 +335,10 @@ def test_the_least_that_a_label_needs_is_what_evaluation_needs() -> None:
     from cxrstudy.evaluate import small_samples
     from cxrstudy.preflight import steps
 
-    assert (steps.LEAST, steps.LEAST_PATIENTS) == (small_samples.LEAST, small_samples.LEAST_PATIENTS)
+    assert (steps.LEAST, steps.LEAST_PATIENTS) == (
+        small_samples.LEAST,
+        small_samples.LEAST_PATIENTS,
+    )
 
 
 def test_our_architectures_are_known_without_importing_them_and_fit_as_they_are_built() -> None:
@@ -295,8 +360,12 @@ def test_our_architectures_are_known_without_importing_them_and_fit_as_they_are_
 
 
 @pytest.mark.parametrize("encoder", ["vit_base_patch14_dinov2", "vit_tiny_patch16_224"])
-def test_patches_that_do_not_divide_the_image_are_refused_with_sizes_that_do(walk: Walk, encoder: str) -> None:
-    text = PRESET.replace("    base: clip-hybrid\n", f"    encoder: {encoder}\n").replace("size: 64", "size: 60")
+def test_patches_that_do_not_divide_the_image_are_refused_with_sizes_that_do(
+    walk: Walk, encoder: str
+) -> None:
+    text = PRESET.replace("    base: clip-hybrid\n", f"    encoder: {encoder}\n").replace(
+        "size: 64", "size: 60"
+    )
     (error,) = said(check(walk, hospital(walk, 400), text), "error")
     assert "do not divide 60 px" in error
     assert f"own.yml:{text.splitlines().index('    size: 60') + 1}" in error
@@ -327,7 +396,9 @@ def test_a_folder_that_is_not_there_is_told_once(walk: Walk, root: str) -> None:
     assert "--data-root" in error
 
 
-def test_a_data_root_that_no_data_set_reads_is_refused_unless_it_comes_from_the_environment(walk: Walk) -> None:
+def test_a_data_root_that_no_data_set_reads_is_refused_unless_it_comes_from_the_environment(
+    walk: Walk,
+) -> None:
     done = walk.call("run", "--preset", "smoke", "-n", "--data-root", "/tmp")
     assert done.returncode == 2
     assert "--data-root /tmp" in done.stderr
@@ -336,7 +407,9 @@ def test_a_data_root_that_no_data_set_reads_is_refused_unless_it_comes_from_the_
 
 def test_a_changed_value_is_named_as_it_was_given(walk: Walk) -> None:
     root = hospital(walk, 400)
-    (error,) = said(check(walk, root, **{"n_images": 350, "samples_seen": 640, "paradigm": "dinov2"}), "error")
+    (error,) = said(
+        check(walk, root, **{"n_images": 350, "samples_seen": 640, "paradigm": "dinov2"}), "error"
+    )
     assert error.startswith("--set n_images: n_images 350 (dinov2)")
     (error,) = said(check(walk, root, **{"classify.labels": ["nosuch"]}), "error")
     assert error.startswith("--set classify.labels: ")
@@ -348,14 +421,24 @@ def test_disk_and_memory_are_checked(walk: Walk) -> None:
     assert len(warnings) == 2
     assert "GB of disk" in warnings[0] and "GB of memory" in warnings[1]
     huge = said(
-        check(walk, "", PRESET.replace("card: own", "card: synthetic").replace("n_images: 0", "n_images: 1000000000")),
+        check(
+            walk,
+            "",
+            PRESET.replace("card: own", "card: synthetic").replace(
+                "n_images: 0", "n_images: 1000000000"
+            ),
+        ),
         "error",
     )
     assert any("the prepared images take 4,096.0 GB" in error for error in huge)
 
 
-@pytest.mark.parametrize("name", [n for n in grid.preset_names() if not grid.load_preset(n).needs_root])
-def test_presets_that_ship_have_no_warnings_and_take_no_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", [n for n in grid.preset_names() if not grid.load_preset(n).needs_root]
+)
+def test_presets_that_ship_have_no_warnings_and_take_no_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cxrstudy.preflight import steps
 
     monkeypatch.setattr(steps, "memory_gb", lambda: 64.0)
@@ -371,7 +454,10 @@ def test_checking_what_is_drawn_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not (REAL / "nih_subset").is_dir(), reason="../shared/data is absent: the real sample is not here")
+@pytest.mark.skipif(
+    not (REAL / "nih_subset").is_dir(),
+    reason="../shared/data is absent: the real sample is not here",
+)
 def test_presets_for_real_x_rays_pass_on_the_sample() -> None:
     found = preflight.check("nih-small", data_root=str(REAL / "nih_subset"))
     assert said(found, "error") == said(found, "warning") == []
@@ -411,7 +497,9 @@ def diagnoses(walk: Walk, labels: str) -> Path:
     rows["Diagnosis"] = [kinds[(k // 2) % 4] for k in range(len(rows))]
     rows.to_csv(root / "t.csv", index=False)
     path = walk.root / "data_cards" / "own.md"
-    path.write_text(re.sub(r"labels:\n.*?---\n", labels + "---\n", path.read_text(), flags=re.DOTALL))
+    path.write_text(
+        re.sub(r"labels:\n.*?---\n", labels + "---\n", path.read_text(), flags=re.DOTALL)
+    )
     return root
 
 
@@ -437,7 +525,11 @@ AGAINST = """labels:
 
 
 def test_one_column_of_diagnoses_gives_a_label_a_name(walk: Walk) -> None:
-    found = check(walk, diagnoses(walk, LISTED), PRESET.replace("    - covid\n", "    - viral\n    - effusion\n"))
+    found = check(
+        walk,
+        diagnoses(walk, LISTED),
+        PRESET.replace("    - covid\n", "    - viral\n    - effusion\n"),
+    )
     assert said(found, "error") == said(found, "warning") == []
     (manifest,) = [cards.load_manifest("own", root=walk.root / "files")]
     assert manifest["label:viral"].value_counts().to_dict() == {0.0: 300, 1.0: 100}
@@ -445,20 +537,30 @@ def test_one_column_of_diagnoses_gives_a_label_a_name(walk: Walk) -> None:
 
 
 def test_one_value_against_another_leaves_the_rest_unknown(walk: Walk) -> None:
-    found = check(walk, diagnoses(walk, AGAINST), PRESET.replace("    - covid\n", "    - bacterial\n"))
+    found = check(
+        walk, diagnoses(walk, AGAINST), PRESET.replace("    - covid\n", "    - bacterial\n")
+    )
     assert said(found, "error") == []
     label = cards.load_manifest("own", root=walk.root / "files")["label:bacterial"]
     assert (label == 1).sum() == (label == 0).sum() == 100 and label.isna().sum() == 200
 
 
-@pytest.mark.parametrize(("encoding", "empty"), [("list", "a name that is not listed"), ("columns", "an empty cell")])
+@pytest.mark.parametrize(
+    ("encoding", "empty"), [("list", "a name that is not listed"), ("columns", "an empty cell")]
+)
 def test_a_label_without_negatives_names_the_mend(walk: Walk, encoding: str, empty: str) -> None:
-    text = LISTED if encoding == "list" else AGAINST.replace("viral; effusion: 0", "viral; effusion: null")
+    text = (
+        LISTED
+        if encoding == "list"
+        else AGAINST.replace("viral; effusion: 0", "viral; effusion: null")
+    )
     text = text.replace("missing: absent", "missing: unknown")
     name = "viral" if encoding == "list" else "bacterial"
     found = check(walk, diagnoses(walk, text), PRESET.replace("    - covid\n", f"    - {name}\n"))
     (told,) = [p for p in said(found, "warning") + said(found, "error") if "too few" in p]
-    number = (walk.root / "data_cards" / "own.md").read_text().splitlines().index("  missing: unknown") + 1
+    number = (walk.root / "data_cards" / "own.md").read_text().splitlines().index(
+        "  missing: unknown"
+    ) + 1
     assert f"if {empty} means absent, write `missing: absent`, data_cards/own.md:{number}" in told
 
 
@@ -474,7 +576,9 @@ def test_a_card_of_another_name_than_its_file_is_warned_of(walk: Walk) -> None:
     path = walk.root / "data_cards" / "own.md"
     path.write_text(path.read_text().replace("name: own", "name: site"))
     (warning,) = said(check(walk, root), "warning")
-    assert "data_cards/own.md:2: the card calls itself 'site'" in warning and "`name: own`" in warning
+    assert (
+        "data_cards/own.md:2: the card calls itself 'site'" in warning and "`name: own`" in warning
+    )
     elsewhere = walk.root / "mine.md"
     elsewhere.write_text(path.read_text())
     found = check(walk, root, PRESET.replace("card: own", f"card: {elsewhere}"))

@@ -21,7 +21,9 @@ from cxrstudy.scaling import ladders
 @pytest.fixture
 def kept(walked: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
     """A copy of the smoke study whose runs have been recorded by the command line."""
-    shutil.copytree(walked.root, tmp_path / "copy", ignore=shutil.ignore_patterns("_build", "encoder"))
+    shutil.copytree(
+        walked.root, tmp_path / "copy", ignore=shutil.ignore_patterns("_build", "encoder")
+    )
     walk = Walk(tmp_path / "copy", tmp_path / "copy" / "runs")
     monkeypatch.setenv("CXRSTUDY_ROOT", str(walk.root))
     monkeypatch.setenv("CXRSTUDY_RUNS", str(walk.runs))
@@ -34,7 +36,9 @@ def test_the_recorded_table_is_that_of_the_runs(kept: Walk) -> None:
     told, ran = recorded.load("smoke"), load_records(kept.runs)
     ran = ran[ran["stage"] != "scale"]
     keys = ["run", "task", "label", "metric"]
-    told, ran = (t.sort_values(keys).reset_index(drop=True).drop(columns="folder") for t in (told, ran))
+    told, ran = (
+        t.sort_values(keys).reset_index(drop=True).drop(columns="folder") for t in (told, ran)
+    )
     pd.testing.assert_frame_equal(told, ran, check_dtype=False)
     runs = pd.read_csv(recorded.place("smoke") / "runs.csv")
     for row in runs.itertuples():
@@ -43,9 +47,13 @@ def test_the_recorded_table_is_that_of_the_runs(kept: Walk) -> None:
         assert row.command == "cxrstudy run --preset smoke"
 
 
-def test_every_rank_metric_comes_out_of_the_recorded_scores_and_labels_drawn_anew(kept: Walk) -> None:
+def test_every_rank_metric_comes_out_of_the_recorded_scores_and_labels_drawn_anew(
+    kept: Walk,
+) -> None:
     table = recorded.load("smoke")
-    judged = table[(table["stage"] == "classify") & table["label"].isin(LABELS) & table["value"].notna()]
+    judged = table[
+        (table["stage"] == "classify") & table["label"].isin(LABELS) & table["value"].notna()
+    ]
     checked = 0
     for folder, rows in judged.groupby("folder"):
         scores = kept_scores(str(folder))
@@ -67,10 +75,15 @@ def test_gains_from_recorded_scores_are_those_from_the_runs(kept: Walk) -> None:
 
 def test_notebooks_read_runs_and_recorded_presets_alike(kept: Walk) -> None:
     table = recorded.load("smoke")
-    few = [f"runs/smoke/classify/{name}" for name in table.loc[table["stage"] == "classify", "run"].unique()[:2]]
+    few = [
+        f"runs/smoke/classify/{name}"
+        for name in table.loc[table["stage"] == "classify", "run"].unique()[:2]
+    ]
     assert set(recorded.read(few, "runs/none")["run"]) == {Path(name).name for name in few}
     pd.testing.assert_frame_equal(recorded.read([], "book/recorded/smoke"), recorded.load("smoke"))
-    assert set(recorded.read([], "runs/smoke")["run"]) == set(load_records(kept.runs / "smoke")["run"])
+    assert set(recorded.read([], "runs/smoke")["run"]) == set(
+        load_records(kept.runs / "smoke")["run"]
+    )
 
 
 def test_what_is_recorded_is_not_run_again_and_what_is_not_is(kept: Walk) -> None:
@@ -80,10 +93,14 @@ def test_what_is_recorded_is_not_run_again_and_what_is_not_is(kept: Walk) -> Non
     assert f"0 of {len(plan)} runs to do" in done.stdout, done.stdout + done.stderr
     path = recorded.place("smoke") / "runs.csv"
     runs = pd.read_csv(path, keep_default_na=False)
-    one = next(run for run in plan if run["stage"] == "classify" and run["name"].startswith("unicl"))
+    one = next(
+        run for run in plan if run["stage"] == "classify" and run["name"].startswith("unicl")
+    )
     runs[runs["run"] != one["name"]].to_csv(path, index=False)
     done = kept.call("run", "--preset", "smoke", "--unrecorded", "-n")
-    todo = {line.split()[3] for line in done.stdout.splitlines() if line.strip().startswith("would run")}
+    todo = {
+        line.split()[3] for line in done.stdout.splitlines() if line.strip().startswith("would run")
+    }
     wanted = {one["name"]}
     for run in reversed(plan):
         wanted |= set(run["needs"]) if run["name"] in wanted else set()
@@ -104,8 +121,13 @@ def test_images_and_truths_are_kept_once_for_all_runs_of_a_setting(kept: Walk) -
         if run.stage not in recorded.SCORES:
             continue
         path = out / "scores" / run.run / "scores.parquet"
-        ran = pd.read_parquet(kept.runs / "smoke" / run.stage / run.run / recorded.SCORES[run.stage])
-        ran, told = ran.sort_values("image_id", kind="stable", ignore_index=True), kept_scores(path.parent)
+        ran = pd.read_parquet(
+            kept.runs / "smoke" / run.stage / run.run / recorded.SCORES[run.stage]
+        )
+        ran, told = (
+            ran.sort_values("image_id", kind="stable", ignore_index=True),
+            kept_scores(path.parent),
+        )
         for name in told:
             if name.startswith("score:"):
                 places = recorded._places(ran[name], ran[name.replace("score", "truth", 1)])
@@ -118,7 +140,9 @@ def test_images_and_truths_are_kept_once_for_all_runs_of_a_setting(kept: Walk) -
         whole, apart = whole + (out / "whole.parquet").stat().st_size, apart + path.stat().st_size
     truths = set(out.glob("truths/*"))
     assert truths == {path for paths in used.values() for path in paths}
-    assert all(len(set(paths)) == 1 for paths in used.values()) and max(map(len, used.values())) > 1, used
+    assert (
+        all(len(set(paths)) == 1 for paths in used.values()) and max(map(len, used.values())) > 1
+    ), used
     assert apart + sum(path.stat().st_size for path in truths) < whole
 
 
@@ -145,7 +169,13 @@ def test_recorded_results_have_a_page_without_any_run_on_this_machine(kept: Walk
 
     assert book.sources() == ["recorded:smoke"]
     page = kept.root / "page.ipynb"
-    pages.execute([pages.Page(kept.root / "book" / "results.ipynb", page, {"preset": "recorded:smoke"}, "key")])
+    pages.execute(
+        [
+            pages.Page(
+                kept.root / "book" / "results.ipynb", page, {"preset": "recorded:smoke"}, "key"
+            )
+        ]
+    )
     text = page.read_text()
     assert "Recorded with this book, not on your machine" in text
     assert "smoke, recorded" in text
@@ -164,7 +194,9 @@ def test_the_study_stands_first_at_its_largest_and_no_preset_is_too_large_for_a_
 
 
 @pytest.mark.parametrize(("study", "encoders"), [(STUDY, 39), ("study-gpu", 51)])
-def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give(study: str, encoders: int) -> None:
+def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give(
+    study: str, encoders: int
+) -> None:
     table = recorded.load(study)
     judged = table[(table["stage"] == "classify") & table["metric"].isin(["auroc", "auprc"])]
     judged = judged[judged["label"].isin(LABELS) & judged["task"].isin(ladders.TASKS)]
@@ -175,27 +207,44 @@ def test_the_recorded_study_holds_what_its_scores_and_labels_drawn_anew_give(stu
         if not np.array_equal(asked, index):  # all runs are judged on the same images
             truth, index = pd.DataFrame(describe(asked).labels, columns=list(LABELS)), asked
         for name in rows["label"].unique():
-            assert np.array_equal(truth[name], scores[f"truth:{name}"].to_numpy(float)), (folder, name)
+            assert np.array_equal(truth[name], scores[f"truth:{name}"].to_numpy(float)), (
+                folder,
+                name,
+            )
         for metric, measure in {"auroc": auroc, "auprc": auprc}.items():
-            told = rows[(rows["metric"] == metric) & rows["value"].notna()].set_index("label")["value"]
-            found = measure(truth[told.index].to_numpy(), scores[[f"score:{n}" for n in told.index]].to_numpy(float))
+            told = rows[(rows["metric"] == metric) & rows["value"].notna()].set_index("label")[
+                "value"
+            ]
+            found = measure(
+                truth[told.index].to_numpy(),
+                scores[[f"score:{n}" for n in told.index]].to_numpy(float),
+            )
             np.testing.assert_allclose(found, told, atol=1e-6, err_msg=str(folder))
     assert judged["run"].nunique() >= encoders
 
 
 @pytest.mark.slow  # five minutes: data, one pretraining, two evaluations
 def test_recorded_runs_come_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = {"base-clip-hybrid": 1e-3, "clip-n200-s0": 1e-2}  # training adds up what processors round differently
+    again = {
+        "base-clip-hybrid": 1e-3,
+        "clip-n200-s0": 1e-2,
+    }  # training adds up what processors round differently
     table = recorded.load(STUDY)
-    told = table[(table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == "auroc")]
-    told = told[told["run"].str.rsplit("-", n=1).str[0].isin(again)].set_index(["run", "task"])["value"]
+    told = table[
+        (table["stage"] == "classify") & (table["label"] == "macro") & (table["metric"] == "auroc")
+    ]
+    told = told[told["run"].str.rsplit("-", n=1).str[0].isin(again)].set_index(["run", "task"])[
+        "value"
+    ]
     names = set(told.index.get_level_values("run"))
     assert len(names) == len(again)
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
     others = recorded.run_names(STUDY) | {run.name for run in grid.plan(STUDY)}
     assert runner.run_preset(STUDY, cores=2, settings={}, quiet=True, stand=others - names) == 0
     found = load_records(tmp_path / "runs")
-    found = found[(found["label"] == "macro") & (found["metric"] == "auroc")].set_index(["run", "task"])["value"]
+    found = found[(found["label"] == "macro") & (found["metric"] == "auroc")].set_index(
+        ["run", "task"]
+    )["value"]
     for (name, task), value in told.items():
         near = again[name.rsplit("-", 1)[0]]
         assert found[name, task] == pytest.approx(value, abs=near), (name, task)

@@ -12,12 +12,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrstudy import study
-from cxrstudy.results import SCHEMA, find_records, load_records, read_record, write_record, write_text
+from cxrstudy.results import (
+    SCHEMA,
+    find_records,
+    load_records,
+    read_record,
+    write_record,
+    write_text,
+)
 
-PROMISED = ["run", "task", "label", "metric", "value", "low", "high", "n_images", "samples_seen", "paradigm", "seed"]
+PROMISED = [
+    "run",
+    "task",
+    "label",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n_images",
+    "samples_seen",
+    "paradigm",
+    "seed",
+]
 PROMISED += ["preset", "institution", "hardware", "commit"]
-SUBJECT = {"paradigm": "clip", "n_images": 200, "samples_seen": 4000, "seed": 3, "institution": "synthetic:study"}
-SUBJECT |= {"encoder": "cnn_mini", "base": "clip-base-abc", "kind": "synthetic", "data": "study-abc", "patients": "f0"}
+SUBJECT = {
+    "paradigm": "clip",
+    "n_images": 200,
+    "samples_seen": 4000,
+    "seed": 3,
+    "institution": "synthetic:study",
+}
+SUBJECT |= {
+    "encoder": "cnn_mini",
+    "base": "clip-base-abc",
+    "kind": "synthetic",
+    "data": "study-abc",
+    "patients": "f0",
+}
 
 
 @pytest.fixture
@@ -28,16 +59,34 @@ def runs(tmp_path, monkeypatch):
 
 def write(name="one", stage="classify", preset="mini", **facts):
     parameters = study.validated(stage, {"out": f"runs/{preset}/{stage}/{name}"})
-    return write_record(stage, parameters, **({"started": time.time() - 2, "subject": SUBJECT} | facts))
+    return write_record(
+        stage, parameters, **({"started": time.time() - 2, "subject": SUBJECT} | facts)
+    )
 
 
 def metric(**values):
-    return {"task": "findings", "label": "edema", "metric": "auroc", "value": 0.8, "low": 0.7, "high": 0.9} | values
+    return {
+        "task": "findings",
+        "label": "edema",
+        "metric": "auroc",
+        "value": 0.8,
+        "low": 0.7,
+        "high": 0.9,
+    } | values
 
 
 def test_a_record_comes_back_as_a_row_a_metric_with_every_promised_column(runs):
-    path = write(metrics=[metric(n=50, positives=7), metric(metric="auprc", value=0.4)], artefacts=["scores.parquet"])
-    write("two", "pretrain", "smoke", metrics=[metric(task="pretrain", value=1.5, low=None)], subject={})
+    path = write(
+        metrics=[metric(n=50, positives=7), metric(metric="auprc", value=0.4)],
+        artefacts=["scores.parquet"],
+    )
+    write(
+        "two",
+        "pretrain",
+        "smoke",
+        metrics=[metric(task="pretrain", value=1.5, low=None)],
+        subject={},
+    )
     assert path == runs / "mini" / "classify" / "one" / "record.json"
     table = load_records(runs)
     assert len(table) == 3
@@ -97,9 +146,21 @@ def test_numbers_survive_and_what_is_not_finite_becomes_null(tmp_path_factory, v
 
 
 def test_numpy_values_and_tuples_are_written_as_plain_ones(runs):
-    odd = {"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True), "d": (np.float64("nan"), 1), "e": {1: None}}
+    odd = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": np.bool_(True),
+        "d": (np.float64("nan"), 1),
+        "e": {1: None},
+    }
     record = read_record(write(info=odd))
-    assert {key: record["info"][key] for key in odd} == {"a": 0.5, "b": 3, "c": True, "d": [None, 1], "e": {"1": None}}
+    assert {key: record["info"][key] for key in odd} == {
+        "a": 0.5,
+        "b": 3,
+        "c": True,
+        "d": [None, 1],
+        "e": {"1": None},
+    }
 
 
 def test_a_record_is_never_seen_half_written(runs):

@@ -32,7 +32,9 @@ def to_do(output: str) -> set[str]:
 
 @pytest.fixture
 def copied(walked: Walk, tmp_path: Path) -> Walk:
-    shutil.copytree(walked.root, tmp_path / "copy", ignore=shutil.ignore_patterns("_build"))  # keeps time stamps
+    shutil.copytree(
+        walked.root, tmp_path / "copy", ignore=shutil.ignore_patterns("_build")
+    )  # keeps time stamps
     return Walk(tmp_path / "copy", tmp_path / "copy" / "runs")
 
 
@@ -89,26 +91,35 @@ def test_a_second_run_executes_nothing_and_rewrites_nothing(walked: Walk) -> Non
 def test_changing_a_grid_value_reruns_exactly_what_it_touches(copied: Walk) -> None:
     assert to_do(copied.call("run", "--preset", "smoke", "-n").stdout) == set()
     change_preset(copied, n_images=[64, 128, 200])
-    names = {re.sub(r"-[0-9a-f]{6}$", "", name) for name in to_do(copied.call("run", "--preset", "smoke", "-n").stdout)}
+    names = {
+        re.sub(r"-[0-9a-f]{6}$", "", name)
+        for name in to_do(copied.call("run", "--preset", "smoke", "-n").stdout)
+    }
     assert names == {"clip-n200-s0", "scale"}
 
 
 def test_set_runs_beside_the_first_results_and_a_dry_run_leaves_nothing(copied: Walk) -> None:
     before = stamps(copied)
     plans = sorted(copied.runs.glob("smoke/plan*"))
-    shown = copied.call("run", "--preset", "smoke", "-n", "--set", "n_images=96", "--set", "samples_seen=128")
+    shown = copied.call(
+        "run", "--preset", "smoke", "-n", "--set", "n_images=96", "--set", "samples_seen=128"
+    )
     assert shown.returncode == 0
     names = {re.sub(r"-[0-9a-f]{6}$", "", name) for name in to_do(shown.stdout)}
     assert names == {"clip-n96-s0", "unicl-n96-s0", "scale"}
     assert sorted(copied.runs.glob("smoke/plan*")) == plans
-    done = copied.call("run", "--preset", "smoke", "--set", "n_images=96", "--set", "samples_seen=128", "--quiet")
+    done = copied.call(
+        "run", "--preset", "smoke", "--set", "n_images=96", "--set", "samples_seen=128", "--quiet"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     after = stamps(copied)
     assert all(after[path] == stamp for path, stamp in before.items())
     assert len(after) > len(before)
 
 
-def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(tmp_path: Path) -> None:
+def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
+    tmp_path: Path,
+) -> None:
     walk = clone(tmp_path)
     template = walk.root / "notebooks" / "pretrain.ipynb"
     notebook = json.loads(template.read_text())
@@ -121,14 +132,20 @@ def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
     preset = walk.root / "notebooks" / "presets" / "smoke.yml"
     small = yaml.safe_load(preset.read_text()) | {"controls": []}
     small["data"]["study"]["n_images"] = 400
-    small["ladders"] = [small["ladders"][0] | {"paradigm": ["clip", "unicl"], "n_images": 64, "samples_seen": 128}]
+    small["ladders"] = [
+        small["ladders"][0] | {"paradigm": ["clip", "unicl"], "n_images": 64, "samples_seen": 128}
+    ]
     preset.write_text(yaml.safe_dump(small))
     done = walk.call("run", "--preset", "smoke", "--quiet")
     assert done.returncode == 1
     assert "AssertionError: made to fail" in done.stdout
-    assert re.search(r"not run: classify unicl-n64-s0-\w+: needs unicl-n64-s0-\w+, which failed", done.stdout)
+    assert re.search(
+        r"not run: classify unicl-n64-s0-\w+: needs unicl-n64-s0-\w+, which failed", done.stdout
+    )
     table = load_records(walk.runs)
-    assert set(table.loc[(table["stage"] == "classify") & (table["base"] != ""), "paradigm"]) == {"clip"}
+    assert set(table.loc[(table["stage"] == "classify") & (table["base"] != ""), "paradigm"]) == {
+        "clip"
+    }
     executed = next(walk.runs.glob("smoke/pretrain/unicl-*/notebook.ipynb"))
     assert "made to fail" in executed.read_text()
     listed = walk.call("runs").stdout
@@ -141,7 +158,10 @@ def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
     assert untouched
     assert all(after[path] == before[path] for path in untouched)
     table = load_records(walk.runs)
-    assert set(table.loc[(table["stage"] == "classify") & (table["base"] != ""), "paradigm"]) == {"clip", "unicl"}
+    assert set(table.loc[(table["stage"] == "classify") & (table["base"] != ""), "paradigm"]) == {
+        "clip",
+        "unicl",
+    }
 
 
 def test_runs_lists_state_duration_and_headline(walked: Walk) -> None:
@@ -152,11 +172,16 @@ def test_runs_lists_state_duration_and_headline(walked: Walk) -> None:
 
 @pytest.mark.parametrize(
     ("info", "said"),
-    [({}, "nothing evaluated"), ({"not_evaluated": {"findings": "no labels", "picc": "no labels"}}, "no labels")],
+    [
+        ({}, "nothing evaluated"),
+        ({"not_evaluated": {"findings": "no labels", "picc": "no labels"}}, "no labels"),
+    ],
 )
 def test_a_run_that_evaluated_nothing_says_so(info, said):
     empty = {"task": "findings", "label": "macro", "metric": "auroc", "value": None}
-    line = runner.headline_of({"stage": "classify", "metrics": [empty], "info": info | {"seconds": 2.0}})
+    line = runner.headline_of(
+        {"stage": "classify", "metrics": [empty], "info": info | {"seconds": 2.0}}
+    )
     assert line.startswith("2 s, nothing evaluated")
     assert line.endswith(said)
 

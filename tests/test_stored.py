@@ -17,7 +17,12 @@ torch.set_num_threads(1)
 
 def damage(path, how):
     content = path.read_bytes()
-    kept = {"empty": b"", "cut": content[: len(content) // 2], "zeros": bytes(len(content)), "words": b"not this"}
+    kept = {
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "zeros": bytes(len(content)),
+        "words": b"not this",
+    }
     path.write_bytes(kept[how])
 
 
@@ -32,7 +37,9 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "zeros", "words"])
-@pytest.mark.parametrize("file", ["model.safetensors", "encoder.json", "text.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "encoder.json", "text.safetensors", "tokenizer.json"]
+)
 def test_a_torn_file_of_an_encoder_is_named_with_the_remedy(folder, file, how):
     damage(folder / file, how)
     with pytest.raises(
@@ -51,21 +58,35 @@ def test_facts_of_something_else_and_files_that_are_gone_are_named(folder):
         encoders.load_text(folder, 128)
     (folder / "encoder.json").write_text(json.dumps({"architecture": "resnet10t"}))
     for call in (encoders.load_encoder, modelcard.model_card):
-        with pytest.raises(TornFile, match=r"encoder\.json lacks arguments, .*no encoder's, or damaged"):
+        with pytest.raises(
+            TornFile, match=r"encoder\.json lacks arguments, .*no encoder's, or damaged"
+        ):
             call(folder)
 
 
 @pytest.mark.parametrize("how", ["gone", "empty"])
-def test_an_encoder_whose_list_of_patients_is_lost_neither_judges_nor_goes_on(folder, tmp_path, how):
+def test_an_encoder_whose_list_of_patients_is_lost_neither_judges_nor_goes_on(
+    folder, tmp_path, how
+):
     (folder / "patients.txt").write_text("")
     if how == "gone":
         (folder / "patients.txt").unlink()
     with pytest.raises(LeakError, match=r"patients\.txt"):
         open_subject(str(folder), 32, 0)
-    prepare_data(study.Data(n_images=20, size=32, fractions={"pretrain": 1.0}, out=str(tmp_path / "data")))
-    own = {"data": str(tmp_path / "data"), "base": str(folder), "out": str(tmp_path / "run"), "n_images": 16}
+    prepare_data(
+        study.Data(n_images=20, size=32, fractions={"pretrain": 1.0}, out=str(tmp_path / "data"))
+    )
+    own = {
+        "data": str(tmp_path / "data"),
+        "base": str(folder),
+        "out": str(tmp_path / "run"),
+        "n_images": 16,
+    }
     with pytest.raises(ValueError, match=r"patients\.txt is missing or empty"):
-        pretrain(study.validated("pretrain", own | {"samples_seen": 16, "batch_size": 8}), tmp_path / "data")
+        pretrain(
+            study.validated("pretrain", own | {"samples_seen": 16, "batch_size": 8}),
+            tmp_path / "data",
+        )
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "zeros"])

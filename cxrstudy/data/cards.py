@@ -45,24 +45,35 @@ class Table(_Strict):
     )
     image_id: str
     patient_id: str
-    study_id: list[str] = Field(description="columns whose values, joined by '-', name the study", min_length=1)
+    study_id: list[str] = Field(
+        description="columns whose values, joined by '-', name the study", min_length=1
+    )
     view: str | None = None
     age: str | None = None
     sex: str | None = None
     report: str | None = None
     views: dict[str, VIEW | None] = Field(
-        {}, description="their name of a view -> ours, or null; others become missing; empty: common spellings"
+        {},
+        description="their name of a view -> ours, or null; others become missing; empty: common spellings",
     )
-    sexes: dict[str, Literal["F", "M"] | None] = Field({}, description="their name of a sex -> ours, as views")
+    sexes: dict[str, Literal["F", "M"] | None] = Field(
+        {}, description="their name of a sex -> ours, as views"
+    )
     sides: dict[str, str] = Field(
         {}, description="our finding -> the column of its side: right, left, bilateral, empty"
     )
     masks: dict[str, str] = Field(
         {}, description="our device -> the column of its mask's file, below root; empty: none"
     )
-    malposition: dict[str, str] = Field({}, description="our device -> column: 1 where its tip lies wrong")
-    pixel_spacing: str | None = Field(None, description="mm a pixel of the image file, for errors of tips in mm")
-    query: str = Field("", description="keep only the rows that meet this pandas query (e.g. frontal views)")
+    malposition: dict[str, str] = Field(
+        {}, description="our device -> column: 1 where its tip lies wrong"
+    )
+    pixel_spacing: str | None = Field(
+        None, description="mm a pixel of the image file, for errors of tips in mm"
+    )
+    query: str = Field(
+        "", description="keep only the rows that meet this pandas query (e.g. frontal views)"
+    )
 
     @field_validator("separator")
     @classmethod
@@ -84,22 +95,36 @@ class Table(_Strict):
 class Labels(_Strict):
     """How the data set's labels become ours (1, 0, missing = unknown)."""
 
-    encoding: Literal["list", "columns"] = Field(description="list: one column, names joined; columns: one a label")
-    column: str | None = Field(None, description="list: that column")
-    separator: str = Field("|", description="list: what joins the names; lists in brackets are read too", min_length=1)
-    names: dict[str, str | list[str]] = Field(description="our name -> theirs, or several of theirs")
-    values: dict[str, float | None] = Field(
-        {}, description="columns: their value, as written -> 1, 0 or null; numbers compare as numbers"
+    encoding: Literal["list", "columns"] = Field(
+        description="list: one column, names joined; columns: one a label"
     )
-    missing: Literal["absent", "unknown"] = Field(description="what a label that is not given means")
+    column: str | None = Field(None, description="list: that column")
+    separator: str = Field(
+        "|", description="list: what joins the names; lists in brackets are read too", min_length=1
+    )
+    names: dict[str, str | list[str]] = Field(
+        description="our name -> theirs, or several of theirs"
+    )
+    values: dict[str, float | None] = Field(
+        {},
+        description="columns: their value, as written -> 1, 0 or null; numbers compare as numbers",
+    )
+    missing: Literal["absent", "unknown"] = Field(
+        description="what a label that is not given means"
+    )
     may_be_absent: list[str] | bool = Field(
-        [], description="list: names that no row need list, as in a part of the data set; true: all of them"
+        [],
+        description="list: names that no row need list, as in a part of the data set; true: all of them",
     )
 
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:
-        return {str(key): value for key, value in values.items()} if isinstance(values, dict) else values
+        return (
+            {str(key): value for key, value in values.items()}
+            if isinstance(values, dict)
+            else values
+        )
 
     @field_validator("values")
     @classmethod
@@ -123,9 +148,13 @@ class Card(_Strict):
     counts: dict[str, Any] = {}
     contamination: str = Field("", description="which public encoders have been trained on it")
     caution: str = Field("", description="what a reader must know before any number on it")
-    show_images: bool = Field(False, description="whether the terms allow its images in a page that is passed on")
+    show_images: bool = Field(
+        False, description="whether the terms allow its images in a page that is passed on"
+    )
     table: Table | None = None
-    images: list[str] = Field([], description="where images lie below root: globs whose file names are image ids")
+    images: list[str] = Field(
+        [], description="where images lie below root: globs whose file names are image ids"
+    )
     labels: Labels | None = None
 
 
@@ -136,9 +165,15 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         found: dict[Any, Any] = {}
         for key, value in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else self.construct_object(key, deep=True)
+            name = (
+                key.value
+                if isinstance(key, yaml.ScalarNode)
+                else self.construct_object(key, deep=True)
+            )
             if name in found:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is given twice", key.start_mark
+                )
             found[name] = self.construct_object(value, deep=True)
         return found
 
@@ -173,7 +208,9 @@ def _front(card: str | Path) -> tuple[Path, str, int]:
     path = Path(card) if str(card).endswith(".md") else study.root() / "data_cards" / f"{card}.md"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in (study.root() / "data_cards").glob("*.md")))
-        raise CardError(f"no data card {str(card)!r}; there are: {names} (or give the path of your own .md)")
+        raise CardError(
+            f"no data card {str(card)!r}; there are: {names} (or give the path of your own .md)"
+        )
     try:
         text = re.sub(r"\r\n?", "\n", path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -185,7 +222,12 @@ def _front(card: str | Path) -> tuple[Path, str, int]:
 
 
 def load_manifest(
-    card: str | Path, *, root: str | Path = "", institution: str = "study", n_images: int = 0, seed: int = 0
+    card: str | Path,
+    *,
+    root: str | Path = "",
+    institution: str = "study",
+    n_images: int = 0,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """The manifest of the data set lying under ``root``, as ``card`` describes it.
 
@@ -200,10 +242,14 @@ def load_manifest(
     """
     described = read_card(card)
     if described.kind == "synthetic" and described.table is None:
-        return _synthetic(institution, n_images or int(described.counts.get("default_images", 3000)), seed)
+        return _synthetic(
+            institution, n_images or int(described.counts.get("default_images", 3000)), seed
+        )
     base = Path(root).expanduser()
     if not str(root) or not base.is_dir():
-        raise CardError(f"card {described.name}: root {str(root)!r} is not a folder; {described.access}")
+        raise CardError(
+            f"card {described.name}: root {str(root)!r} is not a folder; {described.access}"
+        )
     if described.table is None:
         raise CardError(f"card {described.name}: a real data set needs `table` in its front matter")
     try:
@@ -238,14 +284,22 @@ def _synthetic(institution: str, n_images: int, seed: int) -> pd.DataFrame:
     columns |= {f"label:{name}": described.reported[:, k] for k, name in enumerate(LABELS)}
     columns |= {f"truth:{name}": described.labels[:, k] for k, name in enumerate(LABELS)}
     for k, name in enumerate(FINDINGS):
-        if name not in ("cardiomegaly", "edema"):  # a side is recorded with its finding, where that is there
-            columns[f"side:{name}"] = np.where(described.reported[:, k] == 1, described.side[:, k], "")
+        if name not in (
+            "cardiomegaly",
+            "edema",
+        ):  # a side is recorded with its finding, where that is there
+            columns[f"side:{name}"] = np.where(
+                described.reported[:, k] == 1, described.side[:, k], ""
+            )
     return manifests.validate(pd.DataFrame(columns), f"synthetic institution {institution}")
 
 
 def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     rows = _rows(card, table, base)
-    names = {ours: [theirs] if isinstance(theirs, str) else theirs for ours, theirs in _names(card).items()}
+    names = {
+        ours: [theirs] if isinstance(theirs, str) else theirs
+        for ours, theirs in _names(card).items()
+    }
     kept, left_out = _kept(rows, table)
     patient = read_ids(rows, [table.patient_id], kept, "patient", table.ids)
     exam = read_ids(rows, table.study_id, kept, "study", table.ids)
@@ -262,7 +316,11 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     path = path.dropna()
     kept = path.index
     raw = rows.frame.loc[kept]
-    columns: dict[str, Any] = {"image_id": image[kept], "patient_id": patient[kept], "study_id": exam[kept]}
+    columns: dict[str, Any] = {
+        "image_id": image[kept],
+        "patient_id": patient[kept],
+        "study_id": exam[kept],
+    }
     columns["path"] = path
     unknown: dict[str, dict[str, int]] = {}
     for ours, column, parse, given in (
@@ -270,7 +328,10 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         ("age", table.age, cells.parse_age, None),
         ("sex", table.sex, cells.sex_parser(raw[table.sex]) if table.sex else None, table.sexes),
         ("pixel_spacing", table.pixel_spacing, cells.parse_spacing, None),
-        *((f"malposition:{device}", wrong, cells.parse_flag, None) for device, wrong in table.malposition.items()),
+        *(
+            (f"malposition:{device}", wrong, cells.parse_flag, None)
+            for device, wrong in table.malposition.items()
+        ),
     ):
         if column and parse:
             columns[ours], unknown[ours] = cells.understand(raw[column], parse, given)
@@ -280,7 +341,9 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         columns["report"] = raw[table.report]
     for ours, column in table.sides.items():
         told = raw[column].fillna("")
-        columns[f"side:{ours}"] = told.map({text: cells.parse_side(text) or text for text in told.unique()})
+        columns[f"side:{ours}"] = told.map(
+            {text: cells.parse_side(text) or text for text in told.unique()}
+        )
     for ours, column in table.masks.items():
         columns[f"mask:{ours}"] = _masks(rows, raw[column], base)
     if card.labels:
@@ -291,7 +354,9 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         else:
             columns |= read_columns(rows, kept, names, card.labels.values, absent)
     manifest = pd.DataFrame(columns).reset_index(drop=True)
-    out = manifests.validate(manifest, place=lambda row: f"card {card.name}, {rows.place(kept[row])}")
+    out = manifests.validate(
+        manifest, place=lambda row: f"card {card.name}, {rows.place(kept[row])}"
+    )
     out.attrs["rows"] = len(rows.frame)
     out.attrs["left_out"] = left_out
     out.attrs["not_understood"] = {ours: counts for ours, counts in unknown.items() if counts}
@@ -315,13 +380,24 @@ def _rows(card: Card, table: Table, base: Path) -> Rows:
     used += [*table.sides.values(), *table.masks.values(), *table.malposition.values()]
     keep = [*table.views, *table.sexes]
     if card.labels:
-        theirs = [name for group in _names(card).values() for name in ([group] if isinstance(group, str) else group)]
+        theirs = [
+            name
+            for group in _names(card).values()
+            for name in ([group] if isinstance(group, str) else group)
+        ]
         if card.labels.encoding == "list" and not card.labels.column:
-            raise CardError("labels.encoding is list, so labels.column must name the column that lists them")
+            raise CardError(
+                "labels.encoding is list, so labels.column must name the column that lists them"
+            )
         used += [str(card.labels.column)] if card.labels.encoding == "list" else theirs
         keep += [*card.labels.values, *theirs]
     return read_tables(
-        paths, used=used, separator=table.separator, encoding=table.encoding, query=table.query, keep=keep
+        paths,
+        used=used,
+        separator=table.separator,
+        encoding=table.encoding,
+        query=table.query,
+        keep=keep,
     )
 
 
@@ -338,11 +414,19 @@ def _kept(rows: Rows, table: Table) -> tuple[pd.Index, dict[str, int]]:
             raise CardError(f"table.query {table.query!r} keeps no row of {len(frame)}")
         left_out["not kept by query"] = len(frame) - len(kept)
         frame = kept
-    for what, names in (("image", [table.image_id]), ("patient", [table.patient_id]), ("study", table.study_id)):
+    for what, names in (
+        ("image", [table.image_id]),
+        ("patient", [table.patient_id]),
+        ("study", table.study_id),
+    ):
         for name in names:
-            blank = frame[name].isna() | frame[name].isin([t for t in frame[name].unique() if cells.is_blank(t)])
+            blank = frame[name].isna() | frame[name].isin(
+                [t for t in frame[name].unique() if cells.is_blank(t)]
+            )
             if blank.all():
-                raise CardError(f"{rows.place(frame.index[0])}: no row has a {what} id: column {name!r} is empty")
+                raise CardError(
+                    f"{rows.place(frame.index[0])}: no row has a {what} id: column {name!r} is empty"
+                )
             left_out[f"no {what} id"] = left_out.get(f"no {what} id", 0) + int(blank.sum())
             frame = frame[~blank]
     return frame.index, {reason: count for reason, count in left_out.items() if count}

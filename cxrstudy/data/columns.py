@@ -10,24 +10,92 @@ import pandas as pd
 
 OLDEST = 130  # years; slips such as 414 are met
 YEARS = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
-UNITS = {"y": "year", "yr": "year", "yrs": "year", "yo": "year", "m": "month", "mo": "month", "mos": "month"}
-UNITS |= {"mth": "month", "mths": "month", "mon": "month", "w": "week", "wk": "week", "wks": "week", "d": "day"}
+UNITS = {
+    "y": "year",
+    "yr": "year",
+    "yrs": "year",
+    "yo": "year",
+    "m": "month",
+    "mo": "month",
+    "mos": "month",
+}
+UNITS |= {
+    "mth": "month",
+    "mths": "month",
+    "mon": "month",
+    "w": "week",
+    "wk": "week",
+    "wks": "week",
+    "d": "day",
+}
 UNITS |= {"dy": "day", "dys": "day"} | {f"{unit}{s}": unit for unit in YEARS for s in ("", "s")}
 NUMBER = r"\d+(?:[.,]\d+)?"
-VIEWS = {"PA": "PA", "P A": "PA", "POSTEROANTERIOR": "PA", "POSTERO ANTERIOR": "PA", "POSTERIOR ANTERIOR": "PA"}
-VIEWS |= {"POSTERIOANTERIOR": "PA", "AP": "AP", "A P": "AP", "ANTEROPOSTERIOR": "AP", "ANTERO POSTERIOR": "AP"}
-VIEWS |= {"ANTERIOR POSTERIOR": "AP", "ANTERIOPOSTERIOR": "AP"}  # no oblique, no decubitus (LLD), no lordotic
+VIEWS = {
+    "PA": "PA",
+    "P A": "PA",
+    "POSTEROANTERIOR": "PA",
+    "POSTERO ANTERIOR": "PA",
+    "POSTERIOR ANTERIOR": "PA",
+}
+VIEWS |= {
+    "POSTERIOANTERIOR": "PA",
+    "AP": "AP",
+    "A P": "AP",
+    "ANTEROPOSTERIOR": "AP",
+    "ANTERO POSTERIOR": "AP",
+}
+VIEWS |= {
+    "ANTERIOR POSTERIOR": "AP",
+    "ANTERIOPOSTERIOR": "AP",
+}  # no oblique, no decubitus (LLD), no lordotic
 LATERAL = {"LATERAL", "LAT", "LL", "RL", "LLAT", "RLAT"}
 LATERAL |= {f"{side} {lat}" for side in ("L", "R", "LEFT", "RIGHT") for lat in ("LATERAL", "LAT")}
 LATERAL |= {" ".join(reversed(view.split())) for view in LATERAL}
 VIEWS |= dict.fromkeys(LATERAL, "LATERAL")
-POSITIONS = {"ERECT", "SEMI", "SEMIERECT", "UPRIGHT", "STANDING", "SITTING", "SEATED", "SUPINE", "HORIZONTAL", "BED"}
-POSITIONS |= {"PORTABLE", "MOBILE", "BEDSIDE", "CHEST", "THORAX", "CXR", "XRAY", "RADIOGRAPH", "VIEW", "PROJECTION"}
-POSITIONS |= {"FRONTAL"}  # words beside a view that do not change it; "frontal" alone is PA or AP: not understood
-SEXES = dict.fromkeys(("f", "female", "fem", "woman", "girl", "w", "weiblich", "femenino", "feminino", "femme"), "F")
-SEXES |= dict.fromkeys(("m", "male", "man", "boy", "männlich", "masculino", "masculin", "homme", "hombre"), "M")
-SIDES = {"right": "right", "r": "right", "left": "left", "l": "left", "bilateral": "bilateral", "both": "bilateral"}
-FLAGS = dict.fromkeys(("1", "true", "yes", "y"), 1.0) | dict.fromkeys(("0", "false", "no", "n"), 0.0)
+POSITIONS = {
+    "ERECT",
+    "SEMI",
+    "SEMIERECT",
+    "UPRIGHT",
+    "STANDING",
+    "SITTING",
+    "SEATED",
+    "SUPINE",
+    "HORIZONTAL",
+    "BED",
+}
+POSITIONS |= {
+    "PORTABLE",
+    "MOBILE",
+    "BEDSIDE",
+    "CHEST",
+    "THORAX",
+    "CXR",
+    "XRAY",
+    "RADIOGRAPH",
+    "VIEW",
+    "PROJECTION",
+}
+POSITIONS |= {
+    "FRONTAL"
+}  # words beside a view that do not change it; "frontal" alone is PA or AP: not understood
+SEXES = dict.fromkeys(
+    ("f", "female", "fem", "woman", "girl", "w", "weiblich", "femenino", "feminino", "femme"), "F"
+)
+SEXES |= dict.fromkeys(
+    ("m", "male", "man", "boy", "männlich", "masculino", "masculin", "homme", "hombre"), "M"
+)
+SIDES = {
+    "right": "right",
+    "r": "right",
+    "left": "left",
+    "l": "left",
+    "bilateral": "bilateral",
+    "both": "bilateral",
+}
+FLAGS = dict.fromkeys(("1", "true", "yes", "y"), 1.0) | dict.fromkeys(
+    ("0", "false", "no", "n"), 0.0
+)
 BLANK = {
     "",
     "na",
@@ -71,9 +139,17 @@ def parse_age(text: str) -> float | None:
         parts = re.findall(rf"({NUMBER})\s*-?\s*([^\W\d_]+)\.?", text)
         rest = re.sub(rf"({NUMBER})\s*-?\s*([^\W\d_]+)\.?", "", text)
         units = [UNITS.get(unit) for _, unit in parts]
-        if not parts or re.sub(r"\band\b|[\s,-]", "", rest) or None in units or len(set(units)) < len(units):
+        if (
+            not parts
+            or re.sub(r"\band\b|[\s,-]", "", rest)
+            or None in units
+            or len(set(units)) < len(units)
+        ):
             return None
-        age = sum(float(n.replace(",", ".")) * YEARS[str(unit)] for (n, _), unit in zip(parts, units, strict=True))
+        age = sum(
+            float(n.replace(",", ".")) * YEARS[str(unit)]
+            for (n, _), unit in zip(parts, units, strict=True)
+        )
     return age if 0 <= age <= OLDEST else None
 
 

@@ -17,8 +17,16 @@ from cxrstudy.data.greyscale import bone_bright, tag_values
 
 MAX_PIXELS = 100_000_000  # a stitched long-leg film has some 50 million, a chest detector under 20
 TEXT = {"patient_id": "PatientID", "study_id": "StudyInstanceUID", "series_id": "SeriesInstanceUID"}
-TEXT |= {"image_id": "SOPInstanceUID", "view": "ViewPosition", "age": "PatientAge", "sex": "PatientSex"}
-COPY, GREY = "copy or export the file again, or leave it out", "export one grey frame of it, or leave it out"
+TEXT |= {
+    "image_id": "SOPInstanceUID",
+    "view": "ViewPosition",
+    "age": "PatientAge",
+    "sex": "PatientSex",
+}
+COPY, GREY = (
+    "copy or export the file again, or leave it out",
+    "export one grey frame of it, or leave it out",
+)
 INSTALL = "pip install python-gdcm pyjpegls pillow, or decompress the file with another tool"
 TAGS = "correct the tags that say how its pixels are stored, export the file again, or leave it out"
 
@@ -27,7 +35,9 @@ class UnreadableImage(Exception):
     """A file from which no x-ray can be read: ``.path`` as given, ``.reason``, ``.remedy``, ``.kind`` to count by."""
 
     def __init__(self, path: str | Path, reason: str, remedy: str = COPY, kind: str = "") -> None:
-        super().__init__(path, reason, remedy, kind)  # the arguments of __init__, so that it survives pickling
+        super().__init__(
+            path, reason, remedy, kind
+        )  # the arguments of __init__, so that it survives pickling
         self.path, self.reason, self.remedy = path, reason, remedy
         self.kind = kind or reason.split(" (")[0].split(":")[0]
 
@@ -63,16 +73,31 @@ def read_with_notes(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
         rows, columns, allocated = int(ds.Rows), int(ds.Columns), int(ds.get("BitsAllocated") or 0)
         samples, frames = int(ds.get("SamplesPerPixel") or 1), int(ds.get("NumberOfFrames") or 1)
         photometric, syntax = ds.get("PhotometricInterpretation"), ds.file_meta.TransferSyntaxUID
-        have, need = len(ds.get("PixelData") or b""), 1 if syntax.is_compressed else rows * columns * allocated // 8
+        have, need = (
+            len(ds.get("PixelData") or b""),
+            1 if syntax.is_compressed else rows * columns * allocated // 8,
+        )
     line = max(2, min(rows, columns) * allocated // 8)  # so many bytes too many are no mere padding
     unsaid = "not grey as far as its tags say: PhotometricInterpretation is absent"
     for wrong, reason, remedy in (
         (not photometric, unsaid, TAGS),
-        (samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"), f"not grey but {photometric}", GREY),
+        (
+            samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"),
+            f"not grey but {photometric}",
+            GREY,
+        ),
         (frames != 1, f"several frames: {frames} frames, not one", GREY),
         (not allocated, "BitsAllocated is absent: how many bits a pixel has is not said", TAGS),
-        (allocated not in (8, 16), f"an unknown depth: {allocated} bits allocated a pixel, not 8 or 16", GREY),
-        (not 0 < rows * columns <= MAX_PIXELS, f"absurd dimensions: {rows} rows, {columns} columns", COPY),
+        (
+            allocated not in (8, 16),
+            f"an unknown depth: {allocated} bits allocated a pixel, not 8 or 16",
+            GREY,
+        ),
+        (
+            not 0 < rows * columns <= MAX_PIXELS,
+            f"absurd dimensions: {rows} rows, {columns} columns",
+            COPY,
+        ),
         (not have, "pixel data absent or cut short: 0 bytes", COPY),
         (have < need, f"pixel data absent or cut short: {have} bytes of {need}", COPY),
         (
@@ -90,7 +115,9 @@ def read_with_notes(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
     except bits.NoCodec as error:
         raise UnreadableImage(path, f"{error} is installed", INSTALL) from error
     except Exception as error:
-        raise UnreadableImage(path, f"pixel data damaged ({syntax.name}: {' '.join(repr(error).split())})") from error
+        raise UnreadableImage(
+            path, f"pixel data damaged ({syntax.name}: {' '.join(repr(error).split())})"
+        ) from error
     with _unreadable(path, "its grey scale cannot be applied"):
         ds.BitsStored = ds.get("BitsStored") or allocated
         ds.PixelRepresentation = ds.get("PixelRepresentation") or 0
@@ -107,12 +134,18 @@ def read_tags(path: str | Path) -> dict[str, Any]:
     """
     ds = _load(path, stop_before_pixels=True)
     tags = {key: "\\".join(tag_values(ds, name, str)).strip() or None for key, name in TEXT.items()}
-    factor = next((v for v in tag_values(ds, "EstimatedRadiographicMagnificationFactor", float) if v > 0), 1.0)
+    factor = next(
+        (v for v in tag_values(ds, "EstimatedRadiographicMagnificationFactor", float) if v > 0), 1.0
+    )
     patient_mm = [v for v in tag_values(ds, "PixelSpacing", float) if 0 < v < np.inf]
-    detector_mm = [v / factor for v in tag_values(ds, "ImagerPixelSpacing", float) if 0 < v < np.inf]
+    detector_mm = [
+        v / factor for v in tag_values(ds, "ImagerPixelSpacing", float) if 0 < v < np.inf
+    ]
     return tags | {
         "view": parse_view(tags["view"] or ""),
-        "pixel_spacing": next((tuple(mm) for mm in (patient_mm, detector_mm) if len(mm) == 2), None),
+        "pixel_spacing": next(
+            (tuple(mm) for mm in (patient_mm, detector_mm) if len(mm) == 2), None
+        ),
         "age": parse_age(tags["age"] or ""),
         "sex": tags["sex"] if tags["sex"] in ("M", "F", "O") else None,
     }
@@ -125,7 +158,9 @@ def _unreadable(path: str | Path, reason: str, remedy: str = COPY) -> Iterator[N
     except UnreadableImage:
         raise
     except Exception as error:  # damaged bytes make pydicom and the codecs raise almost anything
-        raise UnreadableImage(path, f"{reason} ({' '.join(repr(error).split())})", remedy) from error
+        raise UnreadableImage(
+            path, f"{reason} ({' '.join(repr(error).split())})", remedy
+        ) from error
 
 
 def _load(path: str | Path, stop_before_pixels: bool = False) -> pydicom.FileDataset:

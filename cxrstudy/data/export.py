@@ -53,15 +53,27 @@ def export_synthetic(
         batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
         names = [f"{institution}-{seed}-{k:07d}" for k in index.tolist()]
         for row, name in enumerate(names):
-            _dicom(batch, row, name, seed, bits).save_as(scratch / "images" / f"{name}.dcm", enforce_file_format=True)
+            _dicom(batch, row, name, seed, bits).save_as(
+                scratch / "images" / f"{name}.dcm", enforce_file_format=True
+            )
             bit = (np.asarray(batch.masks)[row] << np.arange(len(DEVICES))[:, None, None]).sum(0)
             Image.fromarray(bit.astype(np.uint8)).save(scratch / "masks" / f"{name}.png")
-            (scratch / "reports" / f"{batch.study_id[row]}.txt").write_text(batch.report[row] + "\n", encoding="utf-8")
+            (scratch / "reports" / f"{batch.study_id[row]}.txt").write_text(
+                batch.report[row] + "\n", encoding="utf-8"
+            )
         tables.append(_tables(batch, names))
     for k, file in enumerate(("images.csv", "truth.csv")):
         pd.concat([pair[k] for pair in tables]).to_csv(scratch / file, index=False)
-    facts = {"institution": institution, "seed": seed, "start": start, "n": n, "generator": synthetic.VERSION}
-    (scratch / "export.json").write_text(json.dumps(facts | {"size": size, "bits": bits, "synthetic": True}, indent=1))
+    facts = {
+        "institution": institution,
+        "seed": seed,
+        "start": start,
+        "n": n,
+        "generator": synthetic.VERSION,
+    }
+    (scratch / "export.json").write_text(
+        json.dumps(facts | {"size": size, "bits": bits, "synthetic": True}, indent=1)
+    )
     if out.is_dir():
         out.rmdir()
     scratch.rename(out)
@@ -71,13 +83,22 @@ def export_synthetic(
 def _tables(batch: synthetic.Batch, names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of ``images.csv`` and ``truth.csv``."""
     who: dict[str, Any] = {"image_id": names}
-    who |= {key: getattr(batch, key) for key in ("patient_id", "study_id", "view", "age", "sex", "scanner")}
-    who |= {"pixel_spacing_mm": np.round(np.asarray(batch.pixel_spacing), 4), "report": batch.report}
+    who |= {
+        key: getattr(batch, key)
+        for key in ("patient_id", "study_id", "view", "age", "sex", "scanner")
+    }
+    who |= {
+        "pixel_spacing_mm": np.round(np.asarray(batch.pixel_spacing), 4),
+        "report": batch.report,
+    }
     who |= {name: pd.array(batch.reported[:, k], dtype="Int8") for k, name in enumerate(LABELS)}
     truth: dict[str, Any] = {"image_id": names}
     truth |= {name: batch.labels[:, k].astype(int) for k, name in enumerate(LABELS)}
     for k, name in enumerate(LABELS[: batch.severity.shape[1]]):
-        truth |= {f"{name}_severity": np.round(batch.severity[:, k], 3), f"{name}_side": batch.side[:, k]}
+        truth |= {
+            f"{name}_severity": np.round(batch.severity[:, k], 3),
+            f"{name}_side": batch.side[:, k],
+        }
     for k, name in enumerate(DEVICES):
         tip = np.round(np.asarray(batch.tips)[:, k], 2)
         truth |= {f"{name}_malpositioned": batch.malpositioned[:, k].astype(int)}
@@ -96,15 +117,28 @@ def _dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) ->
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", name])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds = FileDataset("", Dataset(), preamble=b"\0" * 128, file_meta=meta)
-    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.SOPClassUID, ds.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     ds.StudyInstanceUID = generate_uid(entropy_srcs=["study", str(seed), exam])
-    ds.SeriesInstanceUID = generate_uid(entropy_srcs=["series", str(seed), exam, str(batch.view[row])])
-    ds.PatientID, ds.PatientName, ds.PatientSex = patient, f"SYNTHETIC^{patient}", str(batch.sex[row])
-    ds.PatientBirthDate = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ""
+    ds.SeriesInstanceUID = generate_uid(
+        entropy_srcs=["series", str(seed), exam, str(batch.view[row])]
+    )
+    ds.PatientID, ds.PatientName, ds.PatientSex = (
+        patient,
+        f"SYNTHETIC^{patient}",
+        str(batch.sex[row]),
+    )
+    ds.PatientBirthDate = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = (
+        ds.ReferringPhysicianName
+    ) = ""
     ds.PatientAge, ds.StudyID = f"{int(batch.age[row]):03d}Y", exam[-16:]
     ds.Modality, ds.PresentationIntentType, ds.BodyPartExamined = "DX", "FOR PRESENTATION", "CHEST"
     ds.Manufacturer, ds.ManufacturerModelName = "cxrstudy (synthetic)", str(batch.scanner[row])
-    ds.ImageComments = "Synthetic: drawn by a program; no patient is behind it. Not for clinical use."
+    ds.ImageComments = (
+        "Synthetic: drawn by a program; no patient is behind it. Not for clinical use."
+    )
     ds.ViewPosition, ds.ImageLaterality = VIEW_POSITION[str(batch.view[row])], "U"
     ds.PatientOrientation = ["A", "F"] if ds.ViewPosition == "LL" else ["L", "F"]
     ds.SeriesNumber, ds.InstanceNumber, ds.ImageType = 1, 1, ["ORIGINAL", "PRIMARY"]
@@ -117,6 +151,9 @@ def _dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) ->
     ds.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
     ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "LOG", 1 if inverse else -1
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = 0, 1, "US"
-    ds.WindowCenter, ds.WindowWidth = (top + 1) // 2, top + 1  # the whole range: 0 and 1 are its ends
+    ds.WindowCenter, ds.WindowWidth = (
+        (top + 1) // 2,
+        top + 1,
+    )  # the whole range: 0 and 1 are its ends
     ds.PixelData = stored.tobytes()
     return ds

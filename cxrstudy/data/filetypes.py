@@ -45,7 +45,11 @@ STARTS = {  # (offset, bytes): what it is; the first that fits counts
     (0, b"\0\x05\x16\0"): "a note of macOS on another file (AppleSingle), not that file",
     (0, b"version https://git-lfs"): "a pointer of Git LFS, not the file itself",
 }
-BARE = (b"\x08\x00", b"\x02\x00", b"\x00\x08")  # DICOM without preamble: group 8, 2 (meta header), 8 big-endian
+BARE = (
+    b"\x08\x00",
+    b"\x02\x00",
+    b"\x00\x08",
+)  # DICOM without preamble: group 8, 2 (meta header), 8 big-endian
 
 
 def what_is(path: str | Path) -> str:

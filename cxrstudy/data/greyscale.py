@@ -8,7 +8,9 @@ import pydicom
 from pydicom.pixels import apply_windowing
 
 FEW = 8  # grey levels, of 256: fewer are a blank picture where the image itself has at least twice as many
-CLIPPED = 0.98  # of the pixels that the image's own range shows between its ends: more at an end are lost
+CLIPPED = (
+    0.98  # of the pixels that the image's own range shows between its ends: more at an end are lost
+)
 OWN_RANGE = "window replaced by the image's own range"
 OTHER_WINDOW = "first window replaced by another of its own"
 NO_RESCALE = "rescale of one value not applied"
@@ -63,7 +65,9 @@ def _padding(stored: np.ndarray, ds: pydicom.Dataset) -> np.ndarray:
     """Which stored values are padding."""
     ends = tag_values(ds, "PixelPaddingValue", int) + tag_values(ds, "PixelPaddingRangeLimit", int)
     signed = ds.get("PixelRepresentation") == 1
-    ends = [v - 2**16 if v >= 2**15 and signed else v for v in ends]  # unsigned beside signed pixels
+    ends = [
+        v - 2**16 if v >= 2**15 and signed else v for v in ends
+    ]  # unsigned beside signed pixels
     ends = [v + 2**16 if v < 0 and not signed else v for v in ends]  # and the other way round
     return (stored >= min(ends)) & (stored <= max(ends)) if ends else np.zeros_like(stored, bool)
 
@@ -90,10 +94,14 @@ def _voi(values: np.ndarray, ds: pydicom.Dataset) -> Iterator[np.ndarray]:
         yield np.asarray_chkfinite(table / (white or 1))
     function = ds.get("VOILUTFunction") or "LINEAR"
     ds.VOILUTFunction = function
-    pairs = zip(tag_values(ds, "WindowCenter", float), tag_values(ds, "WindowWidth", float), strict=False)
+    pairs = zip(
+        tag_values(ds, "WindowCenter", float), tag_values(ds, "WindowWidth", float), strict=False
+    )
     for k, (_, width) in enumerate(pairs):
         if width >= 1 if function == "LINEAR" else width > 0:
-            with np.errstate(over="ignore"):  # in the sigmoid's tails; the infinities draw out pydicom's output range
+            with np.errstate(
+                over="ignore"
+            ):  # in the sigmoid's tails; the infinities draw out pydicom's output range
                 out = apply_windowing(np.r_[-np.inf, np.inf, values], ds, index=k)
             yield np.asarray_chkfinite((out[2:] - out[0]) / (out[1] - out[0]))
 
@@ -102,7 +110,11 @@ def _own_range(values: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Values between the smallest (0) and largest (1) of those used; zeros where that is one value."""
     some = values[used > 0]
     black, white = (some.min(), some.max()) if some.size else (0, 0)
-    return np.zeros(len(values)) if black == white else np.asarray_chkfinite((values - black) / (white - black))
+    return (
+        np.zeros(len(values))
+        if black == white
+        else np.asarray_chkfinite((values - black) / (white - black))
+    )
 
 
 def _levels(grey: np.ndarray, used: np.ndarray) -> int:
@@ -116,14 +128,24 @@ def _blank(grey: np.ndarray, own: np.ndarray, used: np.ndarray) -> bool:
     left = _levels(grey, used)
     between = np.where((own > 0) & (own < 1), used, 0)
     lost = between[(grey <= 0) | (grey >= 1)].sum()
-    return (left < FEW and 2 * left <= _levels(own, used)) or bool(between.sum() and lost >= CLIPPED * between.sum())
+    return (left < FEW and 2 * left <= _levels(own, used)) or bool(
+        between.sum() and lost >= CLIPPED * between.sum()
+    )
 
 
 def _lookup(values: np.ndarray, item: pydicom.Dataset) -> tuple[np.ndarray, int]:
     # not pydicom's: that fails for modality entries of 12 bits and wraps inputs above 255 where VOI entries have 8
     entries, first = int(item.LUTDescriptor[0]) or 2**16, int(item.LUTDescriptor[1])
-    first -= 2**16 if first >= 2**15 and values.min() < 0 else 0  # written as unsigned beside signed values
-    words = np.frombuffer(data, "<u2") if isinstance(data := item.LUTData, bytes) else np.atleast_1d(data).astype("<u2")
-    table = words if len(words) >= entries else words.view(np.uint8)  # 8-bit entries come two to a word
+    first -= (
+        2**16 if first >= 2**15 and values.min() < 0 else 0
+    )  # written as unsigned beside signed values
+    words = (
+        np.frombuffer(data, "<u2")
+        if isinstance(data := item.LUTData, bytes)
+        else np.atleast_1d(data).astype("<u2")
+    )
+    table = (
+        words if len(words) >= entries else words.view(np.uint8)
+    )  # 8-bit entries come two to a word
     index = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
     return table[index].astype(np.int64), 2 ** int(table[:entries].max()).bit_length() - 1

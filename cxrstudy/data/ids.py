@@ -35,7 +35,9 @@ def normal_id(text: str) -> str:
         text = "".join(str(unicodedata.decimal(sign, sign)) for sign in text)
     if re.fullmatch(r"[+]?[1-9]\d{0,2}([,'_\u2019]\d{3})+(\.0*)?", text):
         text = re.sub(r"[,'_\u2019]", "", text)
-    elif re.fullmatch(r"[+]?[1-9]\d{0,2}(?!\.0+$)(\.\d{3})+", text):  # 1.234, as German spreadsheets write 1234
+    elif re.fullmatch(
+        r"[+]?[1-9]\d{0,2}(?!\.0+$)(\.\d{3})+", text
+    ):  # 1.234, as German spreadsheets write 1234
         text = text.replace(".", "")
     if written := re.fullmatch(r"(\d)(?:\.(\d+))?e(\+?)(\d{1,2})", text):
         whole, part, plus, power = written[1], written[2] or "", written[3], int(written[4])
@@ -46,7 +48,9 @@ def normal_id(text: str) -> str:
     return text or "?"  # nothing but signs
 
 
-def read_ids(rows: Rows, columns: Sequence[str], kept: pd.Index, what: str, spelling: Spelling | None) -> pd.Series:
+def read_ids(
+    rows: Rows, columns: Sequence[str], kept: pd.Index, what: str, spelling: Spelling | None
+) -> pd.Series:
     """Return the ids of the ``kept`` rows, the values of several columns joined by '-'.
 
     Raises CardError where two of them differ in spelling alone, unless ``spelling`` says what that means: ``exact``

@@ -55,13 +55,20 @@ def read_with_notes(path: str | Path, size: int) -> tuple[np.ndarray, tuple[str,
         elif is_picture(what):
             image, notes = read_picture(path, dicom.MAX_PIXELS)
         else:
-            raise dicom.UnreadableImage(path, f"no image: it is {what}", REMEDY, kind=what.split(" (")[0])
+            raise dicom.UnreadableImage(
+                path, f"no image: it is {what}", REMEDY, kind=what.split(" (")[0]
+            )
         width, height = image.size
         scale = size / min(width, height)
         if round(max(width, height) * scale) * size > dicom.MAX_PIXELS:
-            raise dicom.UnreadableImage(path, f"absurd dimensions: {height} rows, {width} columns", REMEDY)
+            raise dicom.UnreadableImage(
+                path, f"absurd dimensions: {height} rows, {width} columns", REMEDY
+            )
         notes += odd.of_shape(height, width)
-        image = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BOX)
+        image = image.resize(
+            (max(size, round(width * scale)), max(size, round(height * scale))),
+            Image.Resampling.BOX,
+        )
     except dicom.UnreadableImage:
         raise
     except UnfitPicture as error:
@@ -69,7 +76,9 @@ def read_with_notes(path: str | Path, size: int) -> tuple[np.ndarray, tuple[str,
     except OSError as error:
         reason = error.strerror or f"damaged or cut short ({' '.join(str(error).split())})"
         raise dicom.UnreadableImage(path, reason) from error
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files; one bad file must not end a run
+    except (
+        Exception
+    ) as error:  # Pillow raises a dozen kinds on damaged files; one bad file must not end a run
         raise dicom.UnreadableImage(path, f"damaged ({type(error).__name__}: {error})") from error
     top, left = (image.height - size) // 2, (image.width - size) // 2
     grey = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
@@ -89,7 +98,10 @@ def _files(manifest: pd.DataFrame) -> list[str]:
 
 def relative_to_root(manifest: pd.DataFrame, root: str | Path) -> pd.DataFrame:
     """Return a copy whose paths start at ``root``, with '/'; drawn images and files elsewhere keep their path."""
-    starts = {os.path.abspath(base) + os.sep for base in (Path(root).expanduser(), Path(root).expanduser().resolve())}
+    starts = {
+        os.path.abspath(base) + os.sep
+        for base in (Path(root).expanduser(), Path(root).expanduser().resolve())
+    }
     starts.add(os.path.join(Path(root).expanduser(), ""))
 
     def cut(path: object) -> object:
@@ -101,11 +113,15 @@ def relative_to_root(manifest: pd.DataFrame, root: str | Path) -> pd.DataFrame:
 
 def _draw(paths: pd.Series, size: int) -> np.ndarray:
     """Synthetic rows, all of one institution and seed, drawn together."""
-    from cxrstudy.data import synthetic  # imports torch, which opening what was prepared does without
+    from cxrstudy.data import (
+        synthetic,
+    )  # imports torch, which opening what was prepared does without
 
     parts = paths.str.split(":", expand=True)
     institution, seed = parts.iloc[0, 1], int(parts.iloc[0, 2])
-    batch = synthetic.sample(parts[3].astype(int).to_numpy(), institution=institution, size=size, seed=seed)
+    batch = synthetic.sample(
+        parts[3].astype(int).to_numpy(), institution=institution, size=size, seed=seed
+    )
     return np.rint(np.asarray(batch.image)[:, 0] * 255).astype(np.uint8)
 
 
@@ -136,7 +152,9 @@ def prepare(
         done.unlink()
     out.mkdir(parents=True, exist_ok=True)
     scratch = out / f".images.{os.getpid()}.npy"
-    images = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size))
+    images = np.lib.format.open_memmap(
+        scratch, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size)
+    )
     quarantine: list[dicom.UnreadableImage] = []
     kept: list[int] = []
     odds: list[tuple[int, str]] = []
@@ -150,10 +168,13 @@ def prepare(
     aside = manifest.iloc[sorted(set(range(len(manifest))) - set(kept))]
     if not kept:
         scratch.unlink()
-        raise ManifestError(f"none of {len(manifest)} images could be read; the first: {quarantine[0]}")
+        raise ManifestError(
+            f"none of {len(manifest)} images could be read; the first: {quarantine[0]}"
+        )
     whole = images[: len(kept)]
     sums = [
-        np.array([c.mean(dtype=float), c.astype(float).var()]) for c in np.array_split(whole, 1 + len(kept) // 4096)
+        np.array([c.mean(dtype=float), c.astype(float).var()])
+        for c in np.array_split(whole, 1 + len(kept) // 4096)
     ]
     mean, variance = np.mean(sums, axis=0) / [255, 255**2]
     if len(kept) < len(manifest):
@@ -163,8 +184,12 @@ def prepare(
         images.flush()
         os.replace(scratch, out / "images.npy")
     listed = {"image_id": aside["image_id"], "path": [str(e.path) for e in quarantine]}
-    pd.DataFrame(listed | {"reason": [str(e.reason) for e in quarantine]}).to_csv(out / "quarantine.csv", index=False)
-    strange = manifest.iloc[[row for row, _ in odds]][["image_id", "path"]].assign(kind=[kind for _, kind in odds])
+    pd.DataFrame(listed | {"reason": [str(e.reason) for e in quarantine]}).to_csv(
+        out / "quarantine.csv", index=False
+    )
+    strange = manifest.iloc[[row for row, _ in odds]][["image_id", "path"]].assign(
+        kind=[kind for _, kind in odds]
+    )
     strange.to_csv(out / "odd.csv", index=False)
     rows = manifest.iloc[kept].reset_index(drop=True)
     if root:
@@ -172,7 +197,10 @@ def prepare(
         rows = relative_to_root(rows, root)
     write_manifest(rows, out / "manifest.parquet")
     facts: dict[str, Any] = {"size": size, "mean": float(mean), "std": float(variance**0.5)}
-    facts |= {"quarantined": len(quarantine), "set_aside": odd.count(error.kind for error in quarantine)}
+    facts |= {
+        "quarantined": len(quarantine),
+        "set_aside": odd.count(error.kind for error in quarantine),
+    }
     facts |= {"odd": odd.count(kind for _, kind in odds)}
     write_text(done, json.dumps(info | facts, indent=1))
     for sentence in odd.losses(info | facts, len(kept)):
@@ -193,7 +221,9 @@ def _pixels(manifest: pd.DataFrame, size: int, progress: Progress) -> Iterator[A
     starts = range(0, len(manifest), CHUNK)
     many = len(manifest) * size**2 > LARGE
     drawn = Parallel(n_jobs=-1 if many else 1, return_as="generator")(
-        delayed(_draw)(manifest["path"].iloc[start : start + CHUNK], size) for start in starts if is_drawn.iloc[start]
+        delayed(_draw)(manifest["path"].iloc[start : start + CHUNK], size)
+        for start in starts
+        if is_drawn.iloc[start]
     )
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for start in progress(starts):
@@ -207,13 +237,18 @@ def open_prepared(folder: str | Path) -> Prepared:
     """Open what ``prepare`` wrote; FileNotFoundError naming the folder and the remedy."""
     folder = Path(folder)
     if not (folder / "prepared.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no prepared data set; run data.ipynb with out={folder} first")
+        raise FileNotFoundError(
+            f"{folder} holds no prepared data set; run data.ipynb with out={folder} first"
+        )
     images = np.load(folder / "images.npy", mmap_mode="r")
     info = json.loads((folder / "prepared.json").read_text())
     manifest = read_manifest(folder / "manifest.parquet")
     if (folder / "root.txt").is_file():
         root = (folder / "root.txt").read_text(encoding="utf-8").removesuffix("\n")
-        named = {column: manifest[column].map(lambda path: _join(root, path)) for column in _files(manifest)}
+        named = {
+            column: manifest[column].map(lambda path: _join(root, path))
+            for column in _files(manifest)
+        }
         manifest = manifest.assign(**named)
     return Prepared(manifest, images, info)
 

@@ -24,14 +24,24 @@ def listed_names(cell: str, separator: str) -> list[str]:
         inner = found[1][1:-1]
         try:
             names = json.loads(found[1])
-            names = [str(name) for name in names if name is not None] if isinstance(names, list) else [text]
+            names = (
+                [str(name) for name in names if name is not None]
+                if isinstance(names, list)
+                else [text]
+            )
         except ValueError:
             quoted = [re.sub(r"\\(.)", r"\1", one or two) for one, two in re.findall(QUOTED, inner)]
             bare = re.sub(QUOTED, ",", inner)
             joint = rf"[,\n{re.escape(separator.strip())}]"
-            names = quoted + [name for name in re.split(joint, bare) if name.strip() not in ("nan", "None")]
+            names = quoted + [
+                name for name in re.split(joint, bare) if name.strip() not in ("nan", "None")
+            ]
     else:
-        names = re.split(re.escape(separator.strip()), text) if separator.strip() else re.split(separator[:1], text)
+        names = (
+            re.split(re.escape(separator.strip()), text)
+            if separator.strip()
+            else re.split(separator[:1], text)
+        )
     return [name for name in map(plain, names) if name]
 
 
@@ -51,19 +61,27 @@ def read_list(
     names ``separator`` does not part.
     """
     cells = rows.frame[column]
-    parsed = {cell: {name.casefold() for name in listed_names(cell, separator)} for cell in cells.dropna().unique()}
+    parsed = {
+        cell: {name.casefold() for name in listed_names(cell, separator)}
+        for cell in cells.dropna().unique()
+    }
     there = set().union(*parsed.values()) if parsed else set()
     wanted = {plain(theirs).casefold(): theirs for group in names.values() for theirs in group}
     for cell, given in parsed.items():
         for name in given - set(wanted):
-            pieces = {plain(piece).casefold() for piece in re.split(r"[|;,/\t\n]|\s-\s", name)} - {""}
+            pieces = {plain(piece).casefold() for piece in re.split(r"[|;,/\t\n]|\s-\s", name)} - {
+                ""
+            }
             if len(pieces) > 1 and pieces & set(wanted) and pieces <= there | set(wanted):
                 row = cells.index[cells == cell][0]
                 raise CardError(
                     f"{rows.place(row)}: column {column!r} holds {cell!r}, which labels.separator {separator!r} does "
                     "not part into names: write the sign between the names there"
                 )
-    excused = {plain(name).casefold() for name in (may_be_absent if not isinstance(may_be_absent, bool) else ())}
+    excused = {
+        plain(name).casefold()
+        for name in (may_be_absent if not isinstance(may_be_absent, bool) else ())
+    }
     excused |= set(wanted) if may_be_absent is True else set()
     for ours, group in names.items():
         for theirs in group:
@@ -79,7 +97,9 @@ def read_list(
     columns = {}
     for ours, group in names.items():
         theirs_ = {plain(theirs).casefold() for theirs in group}
-        listed = given.map(lambda found, theirs_=theirs_: isinstance(found, set) and bool(found & theirs_))
+        listed = given.map(
+            lambda found, theirs_=theirs_: isinstance(found, set) and bool(found & theirs_)
+        )
         columns[f"label:{ours}"] = pd.Series(np.where(listed.astype(bool), 1.0, absent), index=kept)
     return columns
 
@@ -107,7 +127,11 @@ def match_value(values: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def read_columns(
-    rows: Rows, kept: pd.Index, names: Mapping[str, Collection[str]], values: Mapping[str, Any], absent: float
+    rows: Rows,
+    kept: pd.Index,
+    names: Mapping[str, Collection[str]],
+    values: Mapping[str, Any],
+    absent: float,
 ) -> dict[str, pd.Series]:
     """Return ``label:OURS`` for the ``kept`` rows from the columns ``names[OURS]``: present where any of them is.
 
@@ -128,7 +152,9 @@ def read_columns(
                     unmapped[cell] = int(count)
             if unmapped:
                 bad = text[text.isin(list(unmapped))]
-                told = ", ".join(f"{cell!r} ({count})" for cell, count in list(unmapped.items())[:20])
+                told = ", ".join(
+                    f"{cell!r} ({count})" for cell, count in list(unmapped.items())[:20]
+                )
                 more = f" and {len(unmapped) - 20} more values" if len(unmapped) > 20 else ""
                 raise CardError(
                     f"{rows.place(bad.index[0])}: column {theirs!r} holds {bad.iloc[0]!r}, which labels.values of the "

@@ -31,11 +31,14 @@ _ENGLISH = word_set(  # none of them a word of the languages below
     "hyperinflation emphysema spondylosis sternotomy postoperative tracheostomy extubated intubated costophrenic "
     "angle angles vessels hilar interstitial markings subsegmental linear cannot exclude pulmonary opacification"
 )
-_FAMILIAR = _ENGLISH | word_set(  # with those that other languages have too: one of these, and a text is not unknown
-    "no in is an was as normal bases tube tubes lobe lobes image images film films pain fractures nodules collapse "
-    "large stable finding findings impression indication history exam study clinical comparison compared technique "
-    "male none process ett picc cvc ngt swan ganz volumes infiltrate infiltrates silhouette midline "
-    "consolidation pneumonia atelectasis"
+_FAMILIAR = (
+    _ENGLISH
+    | word_set(  # with those that other languages have too: one of these, and a text is not unknown
+        "no in is an was as normal bases tube tubes lobe lobes image images film films pain fractures nodules collapse "
+        "large stable finding findings impression indication history exam study clinical comparison compared technique "
+        "male none process ett picc cvc ngt swan ganz volumes infiltrate infiltrates silhouette midline "
+        "consolidation pneumonia atelectasis"
+    )
 )
 _WORDS = {  # none of them English, nor an abbreviation that English reports use
     "German": "kein keine keinen keiner keinem nicht und der das dem den des ein eine einer eines einem einen mit "
@@ -128,11 +131,17 @@ def foreign_parts(text: str) -> list[tuple[int, int]]:
     """Return (start, end) of what is not English of a plain text: all of it, or those of its sentences that are not."""
     ascii_only = text.isascii()
     words = (_ASCII_WORD if ascii_only else _WORD).findall(text.lower())
-    if ascii_only and _FOREIGN.isdisjoint(words) and (len(words) < 6 or not _FAMILIAR.isdisjoint(words)):
+    if (
+        ascii_only
+        and _FOREIGN.isdisjoint(words)
+        and (len(words) < 6 or not _FAMILIAR.isdisjoint(words))
+    ):
         return []
     if _language(text) != "English":
         return [(0, len(text))]
-    return [m.span() for m in _SENTENCE.finditer(text) if _language(m[0]) not in ("English", "unknown")]
+    return [
+        m.span() for m in _SENTENCE.finditer(text) if _language(m[0]) not in ("English", "unknown")
+    ]
 
 
 def not_english(reports: Iterable[object]) -> dict[str, int]:
@@ -169,7 +178,9 @@ def _language(text: str) -> str:
     words = _WORD.findall(text.lower())
     foreign = [word for word in words if word in _LANGUAGES]
     accented = (
-        0 if text.isascii() else sum(1 for w in words if len(w) > 2 and w not in _NEUTRAL and _ACCENTED.search(w))
+        0
+        if text.isascii()
+        else sum(1 for w in words if len(w) > 2 and w not in _NEUTRAL and _ACCENTED.search(w))
     )
     other = [] if text.isascii() else _OTHER.findall(text)
     english = sum(1 for word in words if word in _ENGLISH)

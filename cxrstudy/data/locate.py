@@ -14,7 +14,16 @@ import pandas as pd
 from cxrstudy.data.tables import CardError, Rows
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
-OTHER_PICTURES = (".tif", ".tiff", ".bmp", ".jp2", ".jpe", ".ima", ".webp", ".gif")  # found, so that they are told
+OTHER_PICTURES = (
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".jp2",
+    ".jpe",
+    ".ima",
+    ".webp",
+    ".gif",
+)  # found, so that they are told
 Listing = tuple[tuple[str, ...], tuple[str, ...]]  # folders, files
 Index = Callable[[str], set[str]]  # a name as a table writes it -> the files that it may mean
 
@@ -50,7 +59,11 @@ def matching_files(base: Path, pattern: str) -> list[str]:
             return
         exact = [name for name in (folders if rest else files) if name == head]
         fits = _fits(head)
-        for name in exact if exact and not re.search(r"[*?[]", head) else filter(fits, folders if rest else files):
+        for name in (
+            exact
+            if exact and not re.search(r"[*?[]", head)
+            else filter(fits, folders if rest else files)
+        ):
             path = posixpath.join(folder, name)
             if rest:
                 expand(path, rest, above)
@@ -84,7 +97,9 @@ def _roots(base: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How paths of a table may begin with root: the whole of it, or its own name."""
     roots = (base.as_posix(), base.absolute().as_posix(), os.path.realpath(base))
     spelled = {unicodedata.normalize("NFC", root).rstrip("/") + "/" for root in roots}
-    return tuple(sorted(spelled, key=len, reverse=True)), tuple({f"{posixpath.basename(r[:-1])}/" for r in spelled})
+    return tuple(sorted(spelled, key=len, reverse=True)), tuple(
+        {f"{posixpath.basename(r[:-1])}/" for r in spelled}
+    )
 
 
 def below_root(name: str, base: Path) -> str:
@@ -120,13 +135,27 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
         fixed = re.match(r"(?:[^*?[]*/)?", pattern.replace("\\", "/").removeprefix("./"))
         files |= dict.fromkeys(matching_files(base, pattern), fixed[0] if fixed else "")
     if not files:
-        seen = next((f for f in matching_files(base, "**/*") if f.lower().endswith(SUFFIXES + OTHER_PICTURES)), "")
+        seen = next(
+            (
+                f
+                for f in matching_files(base, "**/*")
+                if f.lower().endswith(SUFFIXES + OTHER_PICTURES)
+            ),
+            "",
+        )
         raise CardError(
             f"none of {len(ids)} images lies under {base} as {', '.join(patterns) or '(the card names no pattern)'}: "
             "no file fits the pattern. "
-            + (f"There is {seen!r}: mend `images` in the card" if seen else "No image lies there at all: mend root")
+            + (
+                f"There is {seen!r}: mend `images` in the card"
+                if seen
+                else "No image lies there at all: mend root"
+            )
         )
-    tiers = [_index(files, names, fold) for names, fold in ((_whole, False), (_stem, False), (_whole, True))]
+    tiers = [
+        _index(files, names, fold)
+        for names, fold in ((_whole, False), (_stem, False), (_whole, True))
+    ]
     tiers += [_index(files, _stem, True), _index(files, _other_stem, True)]
     _roots.cache_clear()  # the folder that root leads to may have changed
     found: dict[str, str] = {}
@@ -134,9 +163,16 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
         try:
             path = below_root(name, base)
         except CardError as error:
-            raise CardError(f"{rows.place(ids.index[ids == name][0])}: column {ids.name!r}: {error}") from None
-        spelled = (path, *(path.removeprefix(own) for own in _roots(base)[1] if path.startswith(own)))
-        hits = next((files_ for each in spelled for index in tiers if (files_ := index(each))), set())
+            raise CardError(
+                f"{rows.place(ids.index[ids == name][0])}: column {ids.name!r}: {error}"
+            ) from None
+        spelled = (
+            path,
+            *(path.removeprefix(own) for own in _roots(base)[1] if path.startswith(own)),
+        )
+        hits = next(
+            (files_ for each in spelled for index in tiers if (files_ := index(each))), set()
+        )
         if len(hits) > 1:
             raise CardError(
                 f"{rows.place(ids.index[ids == name][0])}: image {name!r} fits {len(hits)} files "
@@ -155,13 +191,19 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
     twice = twice[twice.duplicated(keep=False)].sort_values()
     if len(twice):
         same = twice[twice == twice.iloc[0]].index
-        raise CardError(f"{rows.places(same)}: {ids[same[0]]!r} and {ids[same[1]]!r} name one file, {twice.iloc[0]}")
+        raise CardError(
+            f"{rows.places(same)}: {ids[same[0]]!r} and {ids[same[1]]!r} name one file, {twice.iloc[0]}"
+        )
     return paths
 
 
 def find_listed(base: Path, names: Iterable[str]) -> dict[str, str]:
     """Return, of paths below ``base``, those that name a file: name -> file. CardError where one leads out of base."""
-    listing = cache(lambda folder: {unicodedata.normalize("NFC", file): file for file in _listing(base / folder)[1]})
+    listing = cache(
+        lambda folder: {
+            unicodedata.normalize("NFC", file): file for file in _listing(base / folder)[1]
+        }
+    )
     _roots.cache_clear()
     found = {}
     for name in names:

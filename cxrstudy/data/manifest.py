@@ -38,25 +38,41 @@ def validate(
             row = int(np.flatnonzero(bad.to_numpy())[0])
             value = manifest[column].iloc[row]
             told = place(row) if place else f"{where}, row {row}"
-            raise ManifestError(f"{told}, column {column!r}: {value!r} {why} ({int(bad.sum())} such rows)")
+            raise ManifestError(
+                f"{told}, column {column!r}: {value!r} {why} ({int(bad.sum())} such rows)"
+            )
 
     missing = [column for column in REQUIRED if column not in manifest]
     if missing:
-        raise ManifestError(f"{where}: column {missing[0]!r} is missing; a manifest needs {', '.join(REQUIRED)}")
+        raise ManifestError(
+            f"{where}: column {missing[0]!r} is missing; a manifest needs {', '.join(REQUIRED)}"
+        )
     if manifest.empty:
         raise ManifestError(f"{where}: holds no rows")
     for column in REQUIRED:
         text = manifest[column].map(lambda value: isinstance(value, str) and value != "")
         refuse(~text, column, "is not a non-empty string")
-    refuse(manifest["image_id"].duplicated(), "image_id", "appears a second time; image ids must be unique")
+    refuse(
+        manifest["image_id"].duplicated(),
+        "image_id",
+        "appears a second time; image ids must be unique",
+    )
     for column, allowed in ALLOWED.items():
         if column in manifest:
-            refuse(manifest[column].notna() & ~manifest[column].isin(allowed), column, f"is not one of {allowed}")
+            refuse(
+                manifest[column].notna() & ~manifest[column].isin(allowed),
+                column,
+                f"is not one of {allowed}",
+            )
     if "age" in manifest:
         age = pd.to_numeric(manifest["age"], errors="coerce")
         refuse(manifest["age"].notna() & ~age.between(0, 130), "age", "is not an age in years")
     for column in manifest.columns[manifest.columns.str.match("(label|truth|malposition):")]:
-        refuse(manifest[column].notna() & ~manifest[column].isin([0, 1]), column, "is not 0, 1 or missing")
+        refuse(
+            manifest[column].notna() & ~manifest[column].isin([0, 1]),
+            column,
+            "is not 0, 1 or missing",
+        )
     for column in manifest.columns[manifest.columns.str.match("side:")]:
         known = manifest[column].isna() | manifest[column].isin(["right", "left", "bilateral", ""])
         refuse(~known, column, "is not right, left, bilateral or empty")
@@ -87,7 +103,9 @@ def _unit_hash(values: pd.Series, key: str) -> np.ndarray:
     return (numbers.astype(np.float64) * 2.0**-53)[codes]
 
 
-def assign_splits(manifest: pd.DataFrame, *, fractions: dict[str, float], seed: int = 0) -> pd.DataFrame:
+def assign_splits(
+    manifest: pd.DataFrame, *, fractions: dict[str, float], seed: int = 0
+) -> pd.DataFrame:
     """A copy with column ``split``: each patient wholly in one split, by a keyed hash of the patient id.
 
     A patient's split depends on (patient id, fractions, seed) alone, so it stays when images or patients are added.
@@ -96,10 +114,18 @@ def assign_splits(manifest: pd.DataFrame, *, fractions: dict[str, float], seed: 
     """
     fractions = dict(sorted(fractions.items()))
     shares = np.array(list(fractions.values()), dtype=float)
-    if not len(shares) or (shares < 0).any() or not np.isclose(shares.sum(), 1.0, rtol=0, atol=1e-9):
-        raise ValueError(f"fractions must be at least 0 and sum to 1, not {fractions}, which sum to {shares.sum():g}")
+    if (
+        not len(shares)
+        or (shares < 0).any()
+        or not np.isclose(shares.sum(), 1.0, rtol=0, atol=1e-9)
+    ):
+        raise ValueError(
+            f"fractions must be at least 0 and sum to 1, not {fractions}, which sum to {shares.sum():g}"
+        )
     edges = np.cumsum(shares)[:-1]
-    place = np.searchsorted(edges, _unit_hash(manifest["patient_id"], f"split:{seed}"), side="right")
+    place = np.searchsorted(
+        edges, _unit_hash(manifest["patient_id"], f"split:{seed}"), side="right"
+    )
     return manifest.assign(split=np.array(list(fractions), dtype=object)[place])
 
 
@@ -115,17 +141,25 @@ def nested_subset(manifest: pd.DataFrame, n_images: int, *, seed: int = 0) -> pd
             "or n_images: 0 in a preset's `data` for all"
         )
     patient = _unit_hash(manifest["patient_id"], f"subset:{seed}")
-    order = np.lexsort((manifest["image_id"].to_numpy(str), manifest["patient_id"].to_numpy(str), patient))
+    order = np.lexsort(
+        (manifest["image_id"].to_numpy(str), manifest["patient_id"].to_numpy(str), patient)
+    )
     return manifest.iloc[order[:n_images]].reset_index(drop=True)
 
 
 def label_names(manifest: pd.DataFrame, prefix: str = "label") -> list[str]:
     """Names with a ``prefix:NAME`` column: those of the vocabulary in its order, then others in the table's."""
-    names = [column.split(":", 1)[1] for column in manifest.columns if column.startswith(f"{prefix}:")]
-    return [name for name in LABELS if name in names] + [name for name in names if name not in LABELS]
+    names = [
+        column.split(":", 1)[1] for column in manifest.columns if column.startswith(f"{prefix}:")
+    ]
+    return [name for name in LABELS if name in names] + [
+        name for name in names if name not in LABELS
+    ]
 
 
-def label_array(manifest: pd.DataFrame, names: list[str] | tuple[str, ...], *, truth: bool = False) -> np.ndarray:
+def label_array(
+    manifest: pd.DataFrame, names: list[str] | tuple[str, ...], *, truth: bool = False
+) -> np.ndarray:
     """(N, len(names)) float32 in {0, 1, NaN}; ``truth`` prefers ``truth:NAME`` where the data set knows it."""
     columns = []
     for name in names:

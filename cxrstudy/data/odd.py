@@ -10,7 +10,13 @@ import pandas as pd
 
 from cxrstudy.data import bits, greyscale, picturefiles
 
-CONSTANT, FLAT, ONE_PIXEL, TINY, ASPECT = "constant", "nearly constant", "one pixel", "under 32 px", "extreme aspect"
+CONSTANT, FLAT, ONE_PIXEL, TINY, ASPECT = (
+    "constant",
+    "nearly constant",
+    "one pixel",
+    "under 32 px",
+    "extreme aspect",
+)
 # the oddest first, in which order a page shows them
 KINDS: tuple[str, ...] = (
     CONSTANT,
@@ -40,7 +46,9 @@ ASKED = "not kept by query"  # a reason for which rows are left out on purpose
 
 def of_shape(rows: int, columns: int) -> tuple[str, ...]:
     """Return in which kinds an image is odd by its shape."""
-    small = (ONE_PIXEL,) if rows * columns == 1 else (TINY,) if min(rows, columns) < LEAST_SIDE else ()
+    small = (
+        (ONE_PIXEL,) if rows * columns == 1 else (TINY,) if min(rows, columns) < LEAST_SIDE else ()
+    )
     return (*small, ASPECT) if max(rows, columns) > MOST_ASPECT * min(rows, columns) else small
 
 
@@ -65,7 +73,9 @@ def losses(info: dict[str, Any], images: int) -> list[str]:
     left = {reason: n for reason, n in (info.get("left_out") or {}).items() if reason != ASKED}
     aside = info.get("set_aside") or {}
     asked_away = (info.get("left_out") or {}).get(ASKED, 0)
-    rows = (info.get("rows") or images + sum(aside.values()) + sum(left.values()) + asked_away) - asked_away
+    rows = (
+        info.get("rows") or images + sum(aside.values()) + sum(left.values()) + asked_away
+    ) - asked_away
     parts = (
         (left, rows, "rows of the table were left out"),
         (aside, images + sum(aside.values()), "images could not be read"),
@@ -86,10 +96,19 @@ def losses(info: dict[str, Any], images: int) -> list[str]:
 def counts(info: dict[str, Any], images: int) -> pd.DataFrame:
     """Return how many rows and images a data run has lost and found odd: (what, why) and their number."""
     left, aside, kinds = (info.get(name) or {} for name in ("left_out", "set_aside", "odd"))
-    rows = [("rows of the table", "", info.get("rows") or images + sum(left.values()) + sum(aside.values()))]
+    rows = [
+        (
+            "rows of the table",
+            "",
+            info.get("rows") or images + sum(left.values()) + sum(aside.values()),
+        )
+    ]
     rows += [("left out", reason, n) for reason, n in left.items()]
     rows += [("could not be read", kind, n) for kind, n in aside.items()]
-    rows += [("images prepared", "", images), *(("odd, and kept", kind, n) for kind, n in kinds.items())]
+    rows += [
+        ("images prepared", "", images),
+        *(("odd, and kept", kind, n) for kind, n in kinds.items()),
+    ]
     for column, values in (info.get("not_understood") or {}).items():
         rows += [(f"{column} not understood", value, n) for value, n in values.items()]
     return pd.DataFrame(rows, columns=["what", "why", "number"]).set_index(["what", "why"])
@@ -105,5 +124,7 @@ def oddest(folder: str | Path, images: pd.Series, most: int = 8) -> pd.DataFrame
     table["rank"] = table["kind"].map({kind: k for k, kind in enumerate(KINDS)})
     table["turn"] = table.groupby("kind").cumcount()
     table = table.sort_values(["turn", "rank"], kind="stable")
-    joined = table.groupby("row", sort=False).agg(image_id=("image_id", "first"), kind=("kind", ", ".join))
+    joined = table.groupby("row", sort=False).agg(
+        image_id=("image_id", "first"), kind=("kind", ", ".join)
+    )
     return joined.head(most).reset_index()

@@ -10,7 +10,12 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "WEBP", "GIF", "PPM")
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and exports use
 TINT = 8  # of 256: channels of a grey picture differ by no more, whatever a JPEG does to them
 TINTED = 5e-4  # of the pixels: a small mark in colour
-COLOUR, FEWER, CLEAR, OWN = "colour", "fewer bits used than the file has", "transparent", "scaled to its own range"
+COLOUR, FEWER, CLEAR, OWN = (
+    "colour",
+    "fewer bits used than the file has",
+    "transparent",
+    "scaled to its own range",
+)
 TORN = "lower rows of one grey"  # as a JPEG that was cut short and closed again has them
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF
 
@@ -39,9 +44,13 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
         if not 0 < file.width * file.height <= max_pixels:
             what = f"{file.height} rows, {file.width} columns"
             raise UnfitPicture("absurd dimensions", what, "export the image again")
-        if file.format != "MPO" and getattr(file, "n_frames", 1) != 1:  # MPO: a JPEG with a preview after it
+        if (
+            file.format != "MPO" and getattr(file, "n_frames", 1) != 1
+        ):  # MPO: a JPEG with a preview after it
             raise UnfitPicture(
-                "several frames", f"{getattr(file, 'n_frames', 1)} frames, not one", "export one of them"
+                "several frames",
+                f"{getattr(file, 'n_frames', 1)} frames, not one",
+                "export one of them",
             )
         depth, significant = _png_depth(path) if file.format == "PNG" else (0, 0)
         inverted = file.format == "TIFF" and file.getexif().get(PHOTOMETRIC) == WHITE_IS_ZERO
@@ -51,19 +60,25 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
         return _deep(image, significant, inverted)
     grey, notes = _grey(image)
     if depth == 16 and np.asarray(grey).max() < 64:  # Pillow keeps the upper 8 bits alone
-        raise UnfitPicture("16-bit colour", "few of its 16 bits are used", "save it as a grey 16-bit PNG")
+        raise UnfitPicture(
+            "16-bit colour", "few of its 16 bits are used", "save it as a grey 16-bit PNG"
+        )
     lowest = np.asarray(grey)[-max(8, grey.height // 20) :]
     if file.format == "JPEG" and lowest.min() == lowest.max() and 8 < lowest.min() < 248:
         notes = (*notes, TORN)
     return grey, notes
 
 
-def _deep(image: Image.Image, significant: int, inverted: bool) -> tuple[Image.Image, tuple[str, ...]]:
+def _deep(
+    image: Image.Image, significant: int, inverted: bool
+) -> tuple[Image.Image, tuple[str, ...]]:
     """A picture of more than 8 bits as mode F in [0, 255]."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise UnfitPicture("no numbers", "it holds infinities or NaN", "export it again as a 16-bit PNG")
+        raise UnfitPicture(
+            "no numbers", "it holds infinities or NaN", "export it again as a 16-bit PNG"
+        )
     if image.mode == "F" or low < 0 or high >= 2**16:
         scaled = (values - low) / ((high - low) or 1)
         scaled = 1 - scaled if inverted else scaled

@@ -20,8 +20,19 @@ from cxrstudy.data.sections import READ, plain, split
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, OTHER_DEVICES
 
 NAMES = FINDINGS + DEVICES + OTHER_DEVICES
-_CATHETERS = set(DEVICES + OTHER_DEVICES) - {"endotracheal_tube", "tracheostomy_tube", "gastrostomy_tube", "pacemaker"}
-_MIDLINE = {"cardiomegaly", "endotracheal_tube", "nasogastric_tube", "tracheostomy_tube", "gastrostomy_tube"}
+_CATHETERS = set(DEVICES + OTHER_DEVICES) - {
+    "endotracheal_tube",
+    "tracheostomy_tube",
+    "gastrostomy_tube",
+    "pacemaker",
+}
+_MIDLINE = {
+    "cardiomegaly",
+    "endotracheal_tube",
+    "nasogastric_tube",
+    "tracheostomy_tube",
+    "gastrostomy_tube",
+}
 # A comma or 'and' behind a denied name, and what starts a statement there
 _RESUMES = re.compile(
     r"(?:, ?)?(?:and )?(?:(?:there|the|mild|mildly|moderate|stable|unchanged|persistent|chronic|old|healed|status"
@@ -32,15 +43,23 @@ _RESUMES = re.compile(
 )
 _LIST = re.compile(r"[^.;\n]*\b(?:or|versus|vs)\b")
 _TIP = re.compile(r"\b(?:tips?|end)\b")
-_ONE_VIEW = re.compile(r" (?:well |clearly )?(?:in|on) (?:the )?(?:\w+ )?(?:lateral|frontal|pa|ap|prior|previous|view)")
-_JOINED = re.compile(r"with (?:\w+ )?(?:superimposed|associated|adjacent|underlying|overlying|accompanying)|assoc")
-_NOTHING = re.compile(r"(?:process|abnormality|abnormalities|disease|findings?)$")  # what a denial may be spent on
+_ONE_VIEW = re.compile(
+    r" (?:well |clearly )?(?:in|on) (?:the )?(?:\w+ )?(?:lateral|frontal|pa|ap|prior|previous|view)"
+)
+_JOINED = re.compile(
+    r"with (?:\w+ )?(?:superimposed|associated|adjacent|underlying|overlying|accompanying)|assoc"
+)
+_NOTHING = re.compile(
+    r"(?:process|abnormality|abnormalities|disease|findings?)$"
+)  # what a denial may be spent on
 _PLURAL = re.compile(r"\b(?:are|have|were|been)\W*$")
 _BEFORE_HEART = re.compile(
     r"(?: (?:size|sized|of|the|in|overall|and|mediastinal|transverse|appearing|for|configuration|contours?))* ?"
 )
 _ENLARGED_ELSE = re.compile(r" (?:right|left|hil|pulm|aort|thor|medias|lymph|azyg|vascul|main)")
-_LARGE_ELSE = re.compile(r" (?!(?:in|for|and|but|on|as|at|by|to)\b|with|since|from|due|compar|again|size)[a-z]")
+_LARGE_ELSE = re.compile(
+    r" (?!(?:in|for|and|but|on|as|at|by|to)\b|with|since|from|due|compar|again|size)[a-z]"
+)
 _VERB = re.compile(r"\b(?:is|are|appears?|has|have|remains?|was|corresponds?)\b")
 _SIDE = re.compile(
     r"\b(?:(right|rul|rml|rll)|(left|lul|lll|lingula\w*)|(bilateral\w*|both|bi ?bas\w+|biapical|bilat))\b"
@@ -74,10 +93,16 @@ def _compile() -> tuple[re.Pattern[str], dict[str, tuple[re.Pattern[str], list[s
         for phrase in (head for words in phrases.split(" | ") for head in _heads(words.strip())):
             rows.setdefault(phrase[:2], []).append((phrase, kind))
     tables = {
-        start: (re.compile("(?:" + "|".join(f"(?:{p})()" for p, _ in row) + ")(?![a-z])"), [kind for _, kind in row])
+        start: (
+            re.compile("(?:" + "|".join(f"(?:{p})()" for p, _ in row) + ")(?![a-z])"),
+            [kind for _, kind in row],
+        )
         for start, row in rows.items()
     }
-    seconds = {start[0]: "".join(sorted(two[1] for two in tables if two[0] == start[0])) for start in sorted(tables)}
+    seconds = {
+        start[0]: "".join(sorted(two[1] for two in tables if two[0] == start[0]))
+        for start in sorted(tables)
+    }
     starts = "|".join(f"{first}[{second}]" for first, second in seconds.items())
     return re.compile(rf"[.,;:?\n]|\b(?:{starts})"), tables
 
@@ -104,7 +129,11 @@ def sections(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     text, _ = plain(text)
     for name, start, end in split(text):
-        found[name] = f"{found[name]}\n{text[start:end].strip()}" if name in found else text[start:end].strip()
+        found[name] = (
+            f"{found[name]}\n{text[start:end].strip()}"
+            if name in found
+            else text[start:end].strip()
+        )
     return found
 
 
@@ -115,7 +144,13 @@ def extract_mentions(text: str) -> list[Mention]:
     """
     found = _read(text)
     names = {m.name for m in found if m.status == "present"}
-    vague = set() if names & _CATHETERS else {"catheter"} if "pacemaker" in names else {"catheter", "tip"}
+    vague = (
+        set()
+        if names & _CATHETERS
+        else {"catheter"}
+        if "pacemaker" in names
+        else {"catheter", "tip"}
+    )
     found = [replace(m, name="other_catheter") if m.name in vague else m for m in found]
     return [m for m in found if m.name in NAMES]
 
@@ -130,14 +165,20 @@ def extract_labels(text: str) -> dict[str, str]:
     for mention in extract_mentions(text):
         said.setdefault(mention.name, set()).add(mention.status)
     ranks = ("present", "uncertain", "absent")
-    return {name: next(rank for rank in ranks if rank in said[name]) for name in NAMES if name in said}
+    return {
+        name: next(rank for rank in ranks if rank in said[name]) for name in NAMES if name in said
+    }
 
 
 def is_normal(text: str) -> bool:
     """Whether a text calls the chest normal and names nothing else: no finding, device, old or doubted change."""
     clean, _ = plain(text)
     said = " ".join(clean[start:end].lower() for name, start, end in split(clean) if name in READ)
-    return bool(_NORMAL.search(said)) and is_english(text) and all(m.status == "absent" for m in _read(text))
+    return (
+        bool(_NORMAL.search(said))
+        and is_english(text)
+        and all(m.status == "absent" for m in _read(text))
+    )
 
 
 def _read(text: str) -> list[Mention]:
@@ -154,13 +195,20 @@ def _read(text: str) -> list[Mention]:
             rows = []
             for (name, lo, hi, status, hedge), side in _Reader(flat).read():
                 if starts:
-                    lo, hi = lo + shifts[bisect_right(starts, lo)], hi + shifts[bisect_right(starts, hi - 1)]
+                    lo, hi = (
+                        lo + shifts[bisect_right(starts, lo)],
+                        hi + shifts[bisect_right(starts, hi - 1)],
+                    )
                 rows.append((lo, hi, name, status, side, hedge))
-            found += [(start + lo, start + hi, *more) for lo, hi, *more in templates.fill_in(part, rows)]
+            found += [
+                (start + lo, start + hi, *more) for lo, hi, *more in templates.fill_in(part, rows)
+            ]
     found = [row for row in found if not any(lo <= row[0] < hi for lo, hi in foreign)]
     if places:
         found = [(places[lo][0], places[hi - 1][1], *more) for lo, hi, *more in found]
-    return [Mention(name, status, side, (lo, hi), hedge) for lo, hi, name, status, side, hedge in found]
+    return [
+        Mention(name, status, side, (lo, hi), hedge) for lo, hi, name, status, side, hedge in found
+    ]
 
 
 def _flatten(text: str) -> tuple[str, list[int], list[int]]:
@@ -251,7 +299,8 @@ class _Reader:
     def _mark(self, mark: str, start: int, end: int) -> None:
         """Punctuation."""
         if mark in ";\n" or (
-            mark == "." and not (self.flat[end : end + 1].isdigit() and self.flat[start - 1].isdigit())
+            mark == "."
+            and not (self.flat[end : end + 1].isdigit() and self.flat[start - 1].isdigit())
         ):
             self._stop(end)
         elif mark == ",":
@@ -272,7 +321,9 @@ class _Reader:
             self.no = False
 
     def _spent(self, at: int) -> bool:
-        return bool(self.used or _NOTHING.search(self.flat, self.sentence, at - (self.flat[at - 1] == " ")))
+        return bool(
+            self.used or _NOTHING.search(self.flat, self.sentence, at - (self.flat[at - 1] == " "))
+        )
 
     def _cue(self, kind: str, start: int, end: int) -> None:
         rows, flat = self.rows, self.flat
@@ -280,13 +331,17 @@ class _Reader:
             self._begin()
         elif kind == "no":
             gap = flat[rows[-1][2] : start] if self.clause < len(rows) else ""
-            cell = gap.strip(' :|="') == "" and bool(gap and _CELL_END.match(flat, end))  # Pneumothorax - no, ...
+            cell = gap.strip(' :|="') == "" and bool(
+                gap and _CELL_END.match(flat, end)
+            )  # Pneumothorax - no, ...
             if cell or gap == ": ":
                 rows[-1][3:] = ["absent", ""]
             if not cell:
                 self.no, self.used = True, 0
         elif kind in ("gone", "doubted"):
-            wide = self.comma == len(rows) or (kind == "gone" and _PLURAL.search(flat, max(0, start - 12), start))
+            wide = self.comma == len(rows) or (
+                kind == "gone" and _PLURAL.search(flat, max(0, start - 12), start)
+            )
             named = rows[self.clause if wide else self.comma :]
             while len(named) > 1 and _VERB.search(flat, named[0][1], named[-1][1]):
                 named = named[1:]  # of those before the verb something was said already
@@ -310,7 +365,10 @@ class _Reader:
         elif kind in ("with", "due"):
             self.no = self.no and not (self._spent(start) if kind == "with" else self.used)
             if kind == "with":
-                self.aside, self.weak = False, self.weak and bool(self.lasting or _JOINED.match(flat, start))
+                self.aside, self.weak = (
+                    False,
+                    self.weak and bool(self.lasting or _JOINED.match(flat, start)),
+                )
         elif kind == "or":
             if self.clause < len(rows) and not (self.no or self.weak) and rows[-1][3] == "present":
                 rows[-1][4], self.strong = "strong", True
@@ -348,7 +406,9 @@ class _Reader:
                 self.heart = None
 
     def _add_heart(self, kind: str, start: int, end: int) -> None:
-        self.rows.append(["cardiomegaly", start, end, *(self._status() if kind == "large" else ["absent", ""])])
+        self.rows.append(
+            ["cardiomegaly", start, end, *(self._status() if kind == "large" else ["absent", ""])]
+        )
 
     def _find_sides(self, end: int) -> None:
         """The side of each row of the sentence: said before it, else behind it, else that of the row before."""
@@ -371,5 +431,9 @@ class _Reader:
                 near = {w for at, w in words if hi <= at < stop and w < 4}
                 before = stop if near else hi
             gap = flat[rows[k - 1][2] : lo] if k and rows[k - 1][3] == rows[k][3] else ","
-            shared = _SIDES.get(frozenset(near), "bilateral") if near or len(gap) > 20 or "," in gap else shared
+            shared = (
+                _SIDES.get(frozenset(near), "bilateral")
+                if near or len(gap) > 20 or "," in gap
+                else shared
+            )
             self.sides.append("" if name in _MIDLINE else shared)

@@ -69,7 +69,11 @@ def _plain_characters(m: re.Match[str]) -> str:
         return "\n"
     if m["char"]:
         said = m["char"]
-        return _HL7[said[1].lower()] if said[0] == "\\" else html.unescape(html.unescape(said)).replace("\r", "\n")
+        return (
+            _HL7[said[1].lower()]
+            if said[0] == "\\"
+            else html.unescape(html.unescape(said)).replace("\r", "\n")
+        )
     return "\t" if m["cell"] else "**" if m["bold"] else ":" if m["colon"] else ""
 
 
@@ -80,7 +84,10 @@ def _plain_header(m: re.Match[str]) -> str | None:
 
 
 def _replace(
-    pattern: re.Pattern[str], by: Callable[[re.Match[str]], str | None], text: str, places: list[Place]
+    pattern: re.Pattern[str],
+    by: Callable[[re.Match[str]], str | None],
+    text: str,
+    places: list[Place],
 ) -> tuple[str, list[Place]]:
     """Substitute in text and places alike; a match is left as it is where ``by`` returns None."""
     parts, where, at = [], [], 0
@@ -156,7 +163,14 @@ _ORGANS = word_set(
 )
 _WORDS = {word: name for name, words in _NAMING.items() for word in words.split()}
 _KNOWN = set(_WORDS) | set(_ALONE) | _FILL
-_NO_SLIP = {"induration", "compression", "depression", "expression", "option", "section"}  # words of their own
+_NO_SLIP = {
+    "induration",
+    "compression",
+    "depression",
+    "expression",
+    "option",
+    "section",
+}  # words of their own
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _TOKEN = re.compile(r"[a-z]+|\d+|[^\sa-z\d/&,()+.'-]")
 
@@ -187,7 +201,12 @@ def _one_slip(word: str, known: str) -> bool:
     while k < min(len(word), len(known)) and word[k] == known[k]:
         k += 1
     a, b = word[k:], known[k:]
-    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[:2] == b[1::-1] and len(b) > 1 and a[2:] == b[2:])
+    return (
+        a[1:] == b[1:]
+        or a[1:] == b
+        or a == b[1:]
+        or (a[:2] == b[1::-1] and len(b) > 1 and a[2:] == b[2:])
+    )
 
 
 @lru_cache(maxsize=2**14)
@@ -207,7 +226,11 @@ def section_of(phrase: str, slips: int = 2) -> str | None:
     for first, second in pairwise(words):
         if first in _MODIFIES and _WORDS.get(second or "") in READ:
             named.remove(_WORDS[second or ""])
-    if set(named) == {"technique"} and {"view", "views"} & set(words) and (_FILMS | _PROJECTIONS) & set(words):
+    if (
+        set(named) == {"technique"}
+        and {"view", "views"} & set(words)
+        and (_FILMS | _PROJECTIONS) & set(words)
+    ):
         return "findings"  # CHEST, TWO VIEWS: what they show
     alone = [_ALONE[word] for word in words if word in _ALONE]
     read = [name for name in named if name in READ]
@@ -218,7 +241,9 @@ _CORE = word_set(
     "findings impression impressions indication indications history comparison technique conclusion "
     "recommendation recommendations"
 )
-_ADVERBS = word_set("previously previous old last prior compared recommend recommended requested referred read")
+_ADVERBS = word_set(
+    "previously previous old last prior compared recommend recommended requested referred read"
+)
 _EVENT = re.compile(r"[.:;?!\n)\]]")
 _LINE_HEAD = re.compile(  # at a line's beginning, with something else than a colon behind it
     r"^[ \t]*+(?:\(?\d{1,2}[.)][ \t]*+)?([A-Za-z](?:[A-Za-z/&,' ]|-(?=[A-Za-z])){1,50}+)"
@@ -230,8 +255,12 @@ _CAPS_HEAD = re.compile(  # FINDINGS Lungs are clear
     r"(?=[ \t]+[A-Za-z\d_][^A-Z]|\.?[ \t]{2}|\.[ \t])",
     re.M,
 )
-_SUFFIX = re.compile(r"(?:^|[\s,])((?:\b(?:[A-Z][A-Za-z]*+|of|for|and|to|with|[&/])[ \t]*[/&,]?[ \t]*){1,6})$")
-_DOTTED = re.compile(r"(?:\b[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z][A-Za-z /&]{0,40}\([A-Za-z /]{1,20}\))$")  # H.P.I. (old):
+_SUFFIX = re.compile(
+    r"(?:^|[\s,])((?:\b(?:[A-Z][A-Za-z]*+|of|for|and|to|with|[&/])[ \t]*[/&,]?[ \t]*){1,6})$"
+)
+_DOTTED = re.compile(
+    r"(?:\b[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z][A-Za-z /&]{0,40}\([A-Za-z /]{1,20}\))$"
+)  # H.P.I. (old):
 _LAST_WORD = re.compile(r"[a-z]+$")
 _NUMBER = re.compile(r"[ \t]*(?:[-*\u2022>#]+|\(?\d{1,2}[.)]|[A-Z][.)](?=[ \t]))?[ \t]*")
 _LINE_END = re.compile(r"\S[ \t]*\n")
@@ -248,7 +277,11 @@ def split(text: str) -> list[tuple[str, int, int]]:
     heads = _headers(text)
     known = [head for head in heads if head[2] != UNKNOWN]
     stops = [start for start, _, _ in [*known, (len(text), 0, "")]][1:]
-    filled = [(start, name) for (start, end, name), stop in zip(known, stops, strict=True) if text[end:stop].strip()]
+    filled = [
+        (start, name)
+        for (start, end, name), stop in zip(known, stops, strict=True)
+        if text[end:stop].strip()
+    ]
     named = {name for _, name in filled}
     own = [start for start, name in filled if name == "findings"]
     first, last = min(own, default=-1), max(own, default=-1)
@@ -266,7 +299,9 @@ def split(text: str) -> list[tuple[str, int, int]]:
             cut = None if begin <= last else _BLANK_LINE.search(text, begin, start)
             if name in ("examination", "technique") and pieces and pieces[-2][0] in READ:
                 cut = _LINE_END.search(text, begin, start)  # a line among the findings
-            if not cut and start == len(text) and not READ & named:  # findings without a header of their own
+            if (
+                not cut and start == len(text) and not READ & named
+            ):  # findings without a header of their own
                 cut = _SENTENCE_END.search(text, begin, start)
             middle = cut.end() if cut else start
         pieces += [(name, begin, middle), ("findings", middle, start)]
@@ -282,7 +317,11 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
     for m in _EVENT.finditer(text):
         at, mark = m.start(), m[0]
         if mark == ":":
-            begin = before if at > before or not (dotted := _DOTTED.search(text, line, at)) else dotted.start()
+            begin = (
+                before
+                if at > before or not (dotted := _DOTTED.search(text, line, at))
+                else dotted.start()
+            )
             head = _colon(text, begin, at, line) if at - begin < 90 else None
             head = head or _suffix(text, before, at, lower)
             if head:
@@ -296,7 +335,11 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
             line = before
     for m in [*_LINE_HEAD.finditer(text), *_CAPS_HEAD.finditer(text)]:
         name = section_of(m[1]) if m[1].strip().lower() not in _ADVERBS else None
-        if name and _is_title(m[1]) and not any(start <= m.start(1) < end for start, end, _ in found):
+        if (
+            name
+            and _is_title(m[1])
+            and not any(start <= m.start(1) < end for start, end, _ in found)
+        ):
             found.append((m.start(1), m.end(), name))
     return sorted(found)
 
@@ -309,10 +352,18 @@ def _colon(text: str, before: int, at: int, line: int) -> tuple[int, int, str] |
     name = section_of(phrase)
     if name and not own and _is_two(phrase, name):
         return None
-    if name == "comparison" and not own and phrase[:7].lower() == "compare" and " " in phrase and not phrase.isupper():
+    if (
+        name == "comparison"
+        and not own
+        and phrase[:7].lower() == "compare"
+        and " " in phrase
+        and not phrase.isupper()
+    ):
         return None  # ... . Compared to the prior: it has grown
     if not name and own and len(phrase.split()) <= 4 and re.fullmatch(r"[A-Za-z' ]+", phrase):
-        last = phrase.lower().split()[-1]  # Lung findings, Smoking history: whatever their first words
+        last = phrase.lower().split()[
+            -1
+        ]  # Lung findings, Smoking history: whatever their first words
         name = section_of(last) if last in _CORE else None
     if name:
         return start, at + 1, name
@@ -332,7 +383,9 @@ def _suffix(text: str, before: int, at: int, lower: bool) -> tuple[int, int, str
     words = [(w.start(), w[0]) for w in re.finditer(r"[A-Za-z]+", m[1])]
     for k, (offset, word) in enumerate(words):
         phrase = m[1][offset:].strip()
-        if word[0].isupper() and (phrase.isupper() or (words[-1][1] != "Chest" and len(words) - k <= 3)):
+        if word[0].isupper() and (
+            phrase.isupper() or (words[-1][1] != "Chest" and len(words) - k <= 3)
+        ):
             name = section_of(phrase)
             if (
                 name
@@ -343,7 +396,9 @@ def _suffix(text: str, before: int, at: int, lower: bool) -> tuple[int, int, str
     return None
 
 
-def _own_line(text: str, before: int, at: int, line: int, lower: bool) -> tuple[int, int, str] | None:
+def _own_line(
+    text: str, before: int, at: int, line: int, lower: bool
+) -> tuple[int, int, str] | None:
     """A header that has its line, or the end of a line, for itself."""
     skip = _NUMBER.match(text, before, at)
     start = skip.end() if skip else before
@@ -356,7 +411,11 @@ def _own_line(text: str, before: int, at: int, line: int, lower: bool) -> tuple[
     words = phrase.split()
     own = not text[line:before].strip(" \t.)0123456789")
     follows = text[at:].lstrip()[:1] if len(words) > 1 else ""
-    wraps = follows.islower() and not phrase.isupper() and len(text[:line].rstrip().rpartition("\n")[2]) > 40
+    wraps = (
+        follows.islower()
+        and not phrase.isupper()
+        and len(text[:line].rstrip().rpartition("\n")[2]) > 40
+    )
     ended = text[:line].rstrip(" \t")[-2:]
     begins = not ended or (not follows.islower() and (ended == "\n\n" or ended[:-1] in (".", ":")))
     if len(words) > 1 and not lower and ((not _is_title(phrase) and not begins) or wraps):
@@ -365,8 +424,12 @@ def _own_line(text: str, before: int, at: int, line: int, lower: bool) -> tuple[
         return None
     if not own and len(words) > 1:
         return None
-    if len(words) > 1 and not any(_spelled(w, 1) in _WORDS for w in re.findall(r"[a-z]+", phrase.lower())):
-        return (start, at, name) if "report" in phrase.lower() else None  # a study's title: Chest PA and lateral
+    if len(words) > 1 and not any(
+        _spelled(w, 1) in _WORDS for w in re.findall(r"[a-z]+", phrase.lower())
+    ):
+        return (
+            (start, at, name) if "report" in phrase.lower() else None
+        )  # a study's title: Chest PA and lateral
     return start, at, name
 
 
@@ -378,5 +441,13 @@ def _is_two(phrase: str, name: str) -> bool:
 def _is_title(phrase: str) -> bool:
     """Whether its words begin with capitals, but for small ones, or it is one word that does."""
     words = re.findall(r"[A-Za-z]+", phrase)
-    later = [w for w in words[1:] if w.lower() not in ("of", "for", "and", "to", "with", "the", "by", "in")]
-    return bool(words) and words[0][0].isupper() and (all(w[0].isupper() for w in later) or len(words) <= 3)
+    later = [
+        w
+        for w in words[1:]
+        if w.lower() not in ("of", "for", "and", "to", "with", "the", "by", "in")
+    ]
+    return (
+        bool(words)
+        and words[0][0].isupper()
+        and (all(w[0].isupper() for w in later) or len(words) <= 3)
+    )

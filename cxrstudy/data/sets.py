@@ -34,32 +34,47 @@ def content_digest(card: str, *, root: str, n_images: int, seed: int) -> str:
     if described.table is None:
         return study.digest(own, 12)
     base = Path(root).expanduser()
-    stamp = study.digest([own, str(base.resolve()), _changes(described, base) if root and base.is_dir() else 0], 32)
+    stamp = study.digest(
+        [own, str(base.resolve()), _changes(described, base) if root and base.is_dir() else 0], 32
+    )
     rows, files = _rows(card, str(root), n_images, seed, stamp)
     sizes = np.array([os.stat(file).st_size if os.path.isfile(file) else -1 for file in files])
-    return study.digest([own, rows, hashlib.blake2b(sizes.tobytes(), digest_size=16).hexdigest()], 12)
+    return study.digest(
+        [own, rows, hashlib.blake2b(sizes.tobytes(), digest_size=16).hexdigest()], 12
+    )
 
 
 def _changes(card: cards.Card, base: Path) -> list[tuple[int, int]]:
     """When the tables were last written, and a file last added to or taken from the folders of the images."""
     tables = sorted(base.glob(card.table.path)) if card.table else []
     parts = {part.as_posix() for pattern in card.images for part in Path(pattern).parents}
-    few = sorted(part for part in parts - {".", "/"} if part.count("*") <= 1 and not part.startswith("/"))
-    folders = [base, *(folder for part in few for folder in sorted(base.glob(part)) if folder.is_dir())]
+    few = sorted(
+        part for part in parts - {".", "/"} if part.count("*") <= 1 and not part.startswith("/")
+    )
+    folders = [
+        base,
+        *(folder for part in few for folder in sorted(base.glob(part)) if folder.is_dir()),
+    ]
     return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, [*tables, *folders])]
 
 
 @lru_cache(maxsize=8)
-def _rows(card: str, root: str, n_images: int, seed: int, stamp: str) -> tuple[str, tuple[str, ...]]:
+def _rows(
+    card: str, root: str, n_images: int, seed: int, stamp: str
+) -> tuple[str, tuple[str, ...]]:
     """A hash of the rows, ordered by image id, and all files they name; ``stamp`` tells when to read them again."""
     manifest = cards.load_manifest(card, root=root, n_images=n_images, seed=seed)
     manifest = manifest.sort_values("image_id", kind="stable", ignore_index=True)
     below = relative_to_root(manifest, root)
     text = below.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in below.dtypes]]
-    below[text] = below[text].map(lambda v: unicodedata.normalize("NFC", v) if isinstance(v, str) else None)
+    below[text] = below[text].map(
+        lambda v: unicodedata.normalize("NFC", v) if isinstance(v, str) else None
+    )
     hashed = hashlib.blake2b("\0".join(below.columns).encode(), digest_size=16)
     hashed.update(pd.util.hash_pandas_object(below, index=False).to_numpy().tobytes())
-    columns = [column for column in manifest.columns if column == "path" or column.startswith("mask:")]
+    columns = [
+        column for column in manifest.columns if column == "path" or column.startswith("mask:")
+    ]
     files = manifest[columns].fillna("").to_numpy().ravel()
     return hashed.hexdigest(), tuple(file for file in files if file)
 
@@ -71,15 +86,25 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     card = cards.read_card(p.card)
     if card.table is not None and p.n_images == study.Data().n_images:
         there = len(cards.load_manifest(p.card, root=p.root))
-        if there < p.n_images:  # as a notebook has it by default, not as a number that somebody chose
-            warnings.warn(f"n_images is {p.n_images} by default; all {there} images are taken", stacklevel=2)
+        if (
+            there < p.n_images
+        ):  # as a notebook has it by default, not as a number that somebody chose
+            warnings.warn(
+                f"n_images is {p.n_images} by default; all {there} images are taken", stacklevel=2
+            )
             p = p.model_copy(update={"n_images": 0})
-    manifest = cards.load_manifest(p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed)
-    told: dict[str, dict[str, Any]] = {name: manifest.attrs.get(name, {}) for name in ("left_out", "not_understood")}
+    manifest = cards.load_manifest(
+        p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed
+    )
+    told: dict[str, dict[str, Any]] = {
+        name: manifest.attrs.get(name, {}) for name in ("left_out", "not_understood")
+    }
     drawn = card.kind == "synthetic" and card.table is None  # an export of it is read as files are
     if not drawn and "report" in manifest and (other := not_english(manifest["report"])):
         told["not_understood"] = told["not_understood"] | {"report": other}
-    told = json.loads(json.dumps(told, default=int))  # as it will be read again: names are text, counts are numbers
+    told = json.loads(
+        json.dumps(told, default=int)
+    )  # as it will be read again: names are text, counts are numbers
     manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
     asked: list[Any] = [
         p.model_copy(update={"root": "", "card": card.name}).model_dump(exclude={"out"}),
@@ -98,7 +123,9 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
         "asked": study.digest(asked, 12),
     }
     root = "" if drawn else p.root
-    return prepare(manifest, study.resolve(p.out), size=p.size, info=info, root=root, progress=progress)
+    return prepare(
+        manifest, study.resolve(p.out), size=p.size, info=info, root=root, progress=progress
+    )
 
 
 def open_data(folder: str, *, progress: Progress = iter) -> tuple[Prepared, Path]:

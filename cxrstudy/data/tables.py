@@ -42,10 +42,18 @@ MISSING = (
     "null",
 )
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
-BOMS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32, whose mark begins alike
-PACKED: dict[bytes, Callable[[bytes], bytes]] = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress}
+BOMS |= {
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # after UTF-32, whose mark begins alike
+PACKED: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+}
 PACKED |= {b"\xfd7zXZ": lzma.decompress}
-SAVE = "save it as CSV (UTF-8), which every spreadsheet program can, and name that file in table.path"
+SAVE = (
+    "save it as CSV (UTF-8), which every spreadsheet program can, and name that file in table.path"
+)
 EXACT = 2**53  # whole numbers beyond this lose digits as floating-point numbers
 
 
@@ -61,7 +69,9 @@ class Rows:
     files: list[Path]
     file: np.ndarray  # of each row: its index in ``files``
     units: list[str]  # of each file: what ``line`` counts
-    line: np.ndarray  # of each row: where it begins, the header being line 1 (Parquet: the row, from 1)
+    line: (
+        np.ndarray
+    )  # of each row: where it begins, the header being line 1 (Parquet: the row, from 1)
 
     def place(self, row: Any) -> str:
         """Return file and line of a row of ``frame`` by its index."""
@@ -109,9 +119,16 @@ def read_tables(
     if not any(map(len, frames)):
         raise CardError(f"{', '.join(map(str, paths[:3]))}: there is a header, but no rows")
     for path, frame in zip(paths, frames, strict=True):
-        gone = [c for other in frames for c in other if c not in frame and re.search(rf"\b{re.escape(c)}\b", query)]
+        gone = [
+            c
+            for other in frames
+            for c in other
+            if c not in frame and re.search(rf"\b{re.escape(c)}\b", query)
+        ]
         if gone:
-            raise CardError(f"{path} has no column {gone[0]!r}, which table.query names; another of the tables has it")
+            raise CardError(
+                f"{path} has no column {gone[0]!r}, which table.query names; another of the tables has it"
+            )
     whole = pd.concat(frames, ignore_index=True)
     nothing = set(MISSING) - set(keep)
     for column in whole:
@@ -136,19 +153,25 @@ def _headed(frame: pd.DataFrame, path: Path, used: Collection[str], query: str) 
         if len(alike) > 1:
             raise CardError(f"{path} has {len(alike)} columns {name!r}: name one of them otherwise")
         if not alike:
-            told = ", ".join(columns[:60]) + (f" and {len(columns) - 60} more" if len(columns) > 60 else "")
+            told = ", ".join(columns[:60]) + (
+                f" and {len(columns) - 60} more" if len(columns) > 60 else ""
+            )
             raise CardError(f"{path} has no column {name!r}; it has {told}{near(name, columns)}")
         if alike[0] != name:
             frame = frame.rename(columns={alike[0]: name})
     twice = {c for c in columns if columns.count(c) > 1}
     for name in twice:
         if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", query) and name:
-            raise CardError(f"{path} has several columns {name!r}, which table.query names: name them differently")
+            raise CardError(
+                f"{path} has several columns {name!r}, which table.query names: name them differently"
+            )
     return frame.loc[:, [c not in twice and c != "" for c in frame]]
 
 
 # ---- CSV -----------------------------------------------------------------------------------------------------------
-def _read_csv(path: Path, separator: str, encoding: str, used: Collection[str]) -> tuple[pd.DataFrame, np.ndarray]:
+def _read_csv(
+    path: Path, separator: str, encoding: str, used: Collection[str]
+) -> tuple[pd.DataFrame, np.ndarray]:
     try:
         data = path.read_bytes()
     except OSError as error:  # a folder, say
@@ -166,7 +189,9 @@ def _read_csv(path: Path, separator: str, encoding: str, used: Collection[str]) 
     try:
         for record in reader:
             line, begin = begin, reader.line_num + 1
-            if not "".join(record).strip(" \t\x1a") and len(record) < 2:  # an empty line, or DOS's sign of the end
+            if (
+                not "".join(record).strip(" \t\x1a") and len(record) < 2
+            ):  # an empty line, or DOS's sign of the end
                 continue
             if not header:
                 header = _header(record, text, separator, path, used)
@@ -189,16 +214,23 @@ def _read_csv(path: Path, separator: str, encoding: str, used: Collection[str]) 
         raise CardError(f"{path} is empty")
     cells = zip(*records, strict=True) if records else [() for _ in header]
     series = [pd.Series(list(column), dtype=str) for column in cells]
-    frame = pd.concat(series, axis=1) if records else pd.DataFrame({k: s for k, s in enumerate(series)})
+    frame = (
+        pd.concat(series, axis=1) if records else pd.DataFrame({k: s for k, s in enumerate(series)})
+    )
     return frame.set_axis(header, axis=1), np.array(lines, dtype=int)
 
 
-def _header(record: list[str], text: str, separator: str, path: Path, used: Collection[str]) -> list[str]:
+def _header(
+    record: list[str], text: str, separator: str, path: Path, used: Collection[str]
+) -> list[str]:
     """The names of the columns; CardError where another separator would give more of those that the card names."""
     wanted = {plain(name) for name in used}
     if wanted - set(map(plain, record)):
         for other in SEPARATORS:
-            names = {plain(name) for name in next(csv.reader(io.StringIO(text.lstrip("\r\n")), delimiter=other), [])}
+            names = {
+                plain(name)
+                for name in next(csv.reader(io.StringIO(text.lstrip("\r\n")), delimiter=other), [])
+            }
             if other != separator and len(names) > 1 and (len(record) == 1 or wanted <= names):
                 raise CardError(
                     f"{path} has no column {next(n for n in used if plain(n) not in map(plain, record))!r} when read "
@@ -216,20 +248,34 @@ def _unpack(path: Path, data: bytes) -> tuple[Path, bytes]:
                 return path, unpack(data)
         if data.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(io.BytesIO(data)) as packed:
-                names = [n for n in packed.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
+                names = [
+                    n
+                    for n in packed.namelist()
+                    if not n.endswith("/") and not n.startswith("__MACOSX/")
+                ]
                 if {"[Content_Types].xml", "content.xml"} & set(names):
-                    raise CardError(f"{path} is a workbook of a spreadsheet program, not CSV: {SAVE}")
+                    raise CardError(
+                        f"{path} is a workbook of a spreadsheet program, not CSV: {SAVE}"
+                    )
                 if len(names) != 1:
                     told = ", ".join(names[:5])
-                    raise CardError(f"{path} holds {len(names)} files ({told}): unpack it, and name one in table.path")
+                    raise CardError(
+                        f"{path} holds {len(names)} files ({told}): unpack it, and name one in table.path"
+                    )
                 return path, packed.read(names[0])
     except CardError:
         raise
     except Exception as error:  # each of the four kinds raises its own
-        raise CardError(f"{path} cannot be unpacked ({error}); copy it again, or unpack it yourself") from None
+        raise CardError(
+            f"{path} cannot be unpacked ({error}); copy it again, or unpack it yourself"
+        ) from None
     for magic, kind, remedy in (
         (b"\xd0\xcf\x11\xe0", "is a workbook of a spreadsheet program (.xls), not CSV", SAVE),
-        (b"version https://git-lfs", "is a pointer of Git LFS, not the table", "fetch it with `git lfs pull`"),
+        (
+            b"version https://git-lfs",
+            "is a pointer of Git LFS, not the table",
+            "fetch it with `git lfs pull`",
+        ),
         (b"SQLite format 3", "is a database, not CSV", SAVE),
         (b"<", "is a page (HTML or XML), not CSV", SAVE),
         (b"{", "is JSON, not CSV", SAVE),
@@ -245,11 +291,15 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
             try:
                 return data.decode(name)
             except UnicodeDecodeError as error:
-                raise CardError(f"{path}: marked as {name}, but damaged ({error}); copy or save it again") from None
+                raise CardError(
+                    f"{path}: marked as {name}, but damaged ({error}); copy or save it again"
+                ) from None
     start = np.frombuffer(data[:4096], np.uint8)
     zeros = np.flatnonzero(start == 0) % 2
     kind = "utf-8"
-    if len(zeros) > 0.2 * len(start):  # UTF-16 without its mark: every second byte of plain letters is zero
+    if len(zeros) > 0.2 * len(
+        start
+    ):  # UTF-16 without its mark: every second byte of plain letters is zero
         kind = "utf-16-le" if zeros.mean() > 0.5 else "utf-16-be"
     try:
         text = data.decode(kind)
@@ -265,7 +315,9 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as other:
-            raise CardError(f"{path}: neither UTF-8 nor {encoding}, as the card has it ({other})") from None
+            raise CardError(
+                f"{path}: neither UTF-8 nor {encoding}, as the card has it ({other})"
+            ) from None
     return text.replace("\0", "")  # DICOM pads ids with it
 
 
@@ -295,18 +347,29 @@ def as_text(column: "pa.ChunkedArray") -> list[str | None]:
         return as_text(column.cast(kind.value_type))
     values = column.to_pylist()
     if pa.types.is_floating(kind):
-        short = {16: np.float16, 32: np.float32}.get(kind.bit_width, np.float64)  # the digits that were written
+        short = {16: np.float16, 32: np.float32}.get(
+            kind.bit_width, np.float64
+        )  # the digits that were written
         return [_number(value, short) for value in values]
     if pa.types.is_decimal(kind):
         return [
-            None if v is None else str(int(v)) if v == v.to_integral_value() else str(v.normalize()) for v in values
+            None if v is None else str(int(v)) if v == v.to_integral_value() else str(v.normalize())
+            for v in values
         ]
     if pa.types.is_timestamp(kind):
-        days = all(v is None or (v.hour, v.minute, v.second, v.microsecond) == (0, 0, 0, 0) for v in values)
+        days = all(
+            v is None or (v.hour, v.minute, v.second, v.microsecond) == (0, 0, 0, 0) for v in values
+        )
         return [None if v is None else str(v.date()) if days else v.isoformat(" ") for v in values]
     if pa.types.is_nested(kind):
-        return [None if v is None else json.dumps(v, default=str, ensure_ascii=False) for v in values]
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return [
+            None if v is None else json.dumps(v, default=str, ensure_ascii=False) for v in values
+        ]
+    if (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ):
         return [None if v is None else v.decode("utf-8", errors="backslashreplace") for v in values]
     return [None if v is None else str(v) for v in values]
 
@@ -316,5 +379,7 @@ def _number(value: float | None, short: type) -> str | None:
         return None
     exact = 2**24 if short is np.float32 else 2**11 if short is np.float16 else EXACT
     if value == int(value) if abs(value) < np.inf else False:
-        return str(int(value)) if abs(value) <= exact else f"{value:e}".replace("e", "E")  # digits are lost
+        return (
+            str(int(value)) if abs(value) <= exact else f"{value:e}".replace("e", "E")
+        )  # digits are lost
     return str(short(value))

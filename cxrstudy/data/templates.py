@@ -9,7 +9,9 @@ import re
 
 from cxrstudy.data.vocabulary import FINDINGS
 
-_SIDE = r"(?:[ \t]*\([^()\n]{1,30}\)|,?[ \t]*\b(?:right|left|bilateral|rt|lt|[rl])\b(?:[ \t]sided?)?)?"
+_SIDE = (
+    r"(?:[ \t]*\([^()\n]{1,30}\)|,?[ \t]*\b(?:right|left|bilateral|rt|lt|[rl])\b(?:[ \t]sided?)?)?"
+)
 _LINK = (  # between name and value: a sign, with dots and blanks
     r"(?:(?=[ ]{0,20}[:=|?\t\u2026\"'\u2010-\u2015\u2212-]|[ \t]{0,20}(?:\.\.|__))"
     r"[ \t:=|?\u2026\"'\u2010-\u2015\u2212.>_-]{1,80})"
@@ -26,8 +28,12 @@ _ABSENT = re.compile(  # what stands behind a name
     rf"|[ \t]*(?:{_SMALL})|[ \t]+(?:{_NO}|-ve|N))(?-i:){_END}",
     re.I,
 )
-_DASH = re.compile(rf"{_SIDE}[ \t]*[-\u2212\u2013\u2014][ \t]*(?:$|[,;]|\n(?=[ \t]*(?:[A-Z\n]|$)))")  # PTX -
-_FINE = re.compile(rf"{_SIDE}{_LINK}(?:normal|unremarkable|clear|wnl){_END}", re.I)  # of a finding, not of a device
+_DASH = re.compile(
+    rf"{_SIDE}[ \t]*[-\u2212\u2013\u2014][ \t]*(?:$|[,;]|\n(?=[ \t]*(?:[A-Z\n]|$)))"
+)  # PTX -
+_FINE = re.compile(
+    rf"{_SIDE}{_LINK}(?:normal|unremarkable|clear|wnl){_END}", re.I
+)  # of a finding, not of a device
 _NEXT_LINE = re.compile(
     rf"[ \t]*:?[ \t]*\n[ \t]*(?:{_SMALL}|{_NO}|n|false|-|unremarkable)[ \t]*\.?[ \t]*(?=\n|$)", re.I
 )
@@ -67,7 +73,10 @@ _ANY = re.compile(
     r"|[ \t]+(?i:no|neg|nil|n|yes|absent|right|left|not|r|l|rt|lt)\b|[ \t]*$"
 )
 _BEFORE_ANY = re.compile(r"[\])|\t\u2610-\u2612\u25a0\u25a1\u2713\u2714]")
-JOIN = re.compile(r"[ \t]*(?:/|,|&|\bor\b|\band\b|\band/or\b)[ \t]*(?:or[ \t]+)?(?:(?:right|left|pleural) )?", re.I)
+JOIN = re.compile(
+    r"[ \t]*(?:/|,|&|\bor\b|\band\b|\band/or\b)[ \t]*(?:or[ \t]+)?(?:(?:right|left|pleural) )?",
+    re.I,
+)
 
 
 _SOME = re.compile(
@@ -87,7 +96,11 @@ def fill_in(text: str, rows: list[tuple]) -> list[tuple]:
     out: list[tuple] = []
     values = [value(text, lo, hi, name not in FINDINGS) for lo, hi, name, *_ in rows]
     for k in range(len(rows) - 1, 0, -1):
-        if values[k] == "absent" and values[k - 1] is None and JOIN.fullmatch(text, rows[k - 1][1], rows[k][0]):
+        if (
+            values[k] == "absent"
+            and values[k - 1] is None
+            and JOIN.fullmatch(text, rows[k - 1][1], rows[k][0])
+        ):
             values[k - 1] = "absent"
     for (lo, hi, name, status, side, hedge), answer in zip(rows, values, strict=True):
         if answer == "unfilled" or (answer == "unticked" and status == "absent"):
@@ -115,12 +128,18 @@ def value(text: str, start: int, end: int, device: bool) -> str | None:
         m = _BEFORE.search(text[max(line - 1, start - 60, 0) : start])
         if m and (m["cell"] or boxes_first or not _ANY.match(text, end)):
             said = "absent" if m["cell"] else None if set(m["box"]) & _TICKED else "unticked"
-    if boxes_first and (_FIRST_BOX.match(text, end) or not text[end : text.find("\n", end) + 1 or None].strip()):
+    if boxes_first and (
+        _FIRST_BOX.match(text, end) or not text[end : text.find("\n", end) + 1 or None].strip()
+    ):
         return said
     if not _ANY.match(text, end):
         return said
     if choices := _CHOICES.match(text, end):
-        ticked = [m[3].lower() for m in _CHOICE.finditer(choices[1]) if set((m[1] or "") + (m[2] or "")) & _TICKED]
+        ticked = [
+            m[3].lower()
+            for m in _CHOICE.finditer(choices[1])
+            if set((m[1] or "") + (m[2] or "")) & _TICKED
+        ]
         if len(ticked) != 1:
             return "unfilled"
         return "absent" if re.fullmatch(f"{_NO}|n", ticked[0]) else "present"
@@ -130,7 +149,11 @@ def value(text: str, start: int, end: int, device: bool) -> str | None:
         return "uncertain"
     if _PRESENT.match(text, end):
         return "present"
-    if _ABSENT.match(text, end) or _DASH.match(text, end) or (not device and _FINE.match(text, end)):
+    if (
+        _ABSENT.match(text, end)
+        or _DASH.match(text, end)
+        or (not device and _FINE.match(text, end))
+    ):
         return "absent"
     alone = not re.search(r"[A-Za-z]{3}.*[A-Za-z]{3}.*[A-Za-z]{3}", text[line:start])
     if alone and _NEXT_LINE.match(text, end):

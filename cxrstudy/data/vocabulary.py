@@ -20,7 +20,11 @@ DEVICES = (
     "pacemaker",
 )
 LABELS = FINDINGS + DEVICES  # the order of every (N, L) array
-OTHER_DEVICES = ("tracheostomy_tube", "gastrostomy_tube", "other_catheter")  # read in reports, never in arrays
+OTHER_DEVICES = (
+    "tracheostomy_tube",
+    "gastrostomy_tube",
+    "other_catheter",
+)  # read in reports, never in arrays
 VIEWS = ("PA", "AP", "LATERAL")
 
 PHRASES = {

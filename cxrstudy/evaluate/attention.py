@@ -69,7 +69,11 @@ def fit_attention(
     from ``lr`` to 0 as a cosine. ``x`` (M,T,C) is read a batch at a time; ``y`` (n,L), ``y_val`` as ``fit_probe``'s,
     of ``rows`` and ``val_rows`` of ``x``; the strength is chosen as there.
     """
-    path, rows, val_rows = np.asarray(strengths, dtype=np.float64).ravel(), np.asarray(rows), np.asarray(val_rows)
+    path, rows, val_rows = (
+        np.asarray(strengths, dtype=np.float64).ravel(),
+        np.asarray(rows),
+        np.asarray(val_rows),
+    )
     known, target = checked_labels(y, "y", len(rows))
     val_known, val_target = checked_labels(y_val, "y_val", len(val_rows))
     labels, columns = target.shape[1], target.shape[1] * len(path)
@@ -80,7 +84,9 @@ def fit_attention(
     weight = torch.zeros(2 * columns, x.shape[2], requires_grad=True)
     intercept = torch.from_numpy(np.tile(odds, len(path))).float().requires_grad_()
     ridge = torch.from_numpy(np.repeat(path, labels)).float().repeat(2)[:, None]
-    share = torch.zeros(labels).index_fill(0, torch.from_numpy(live), 1.0) / known.float().mean(0).clamp(min=1e-9)
+    share = torch.zeros(labels).index_fill(0, torch.from_numpy(live), 1.0) / known.float().mean(
+        0
+    ).clamp(min=1e-9)
     steps = max(least, passes * -(-len(rows) // batch))
     optimiser = torch.optim.Adam([weight, intercept], lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -90,7 +96,9 @@ def fit_attention(
             order = np.concatenate([order, generator.permutation(len(rows))])
         take, order = order[:batch], order[batch:]
         score = _attend(_standard(x, rows[take], mean, scale), weight)[0] + intercept
-        truth, sure = (a[torch.from_numpy(take)].float().repeat(1, len(path)) for a in (target, known))
+        truth, sure = (
+            a[torch.from_numpy(take)].float().repeat(1, len(path)) for a in (target, known)
+        )
         loss = functional.binary_cross_entropy_with_logits(score, truth, reduction="none") * sure
         whole = (loss.mean(0) * share.repeat(len(path))).sum() + (ridge * weight.square()).sum() / 2
         optimiser.zero_grad()
@@ -101,9 +109,14 @@ def fit_attention(
     offset = intercept.detach().double().numpy().reshape(len(path), labels)
     dead = np.setdiff1d(np.arange(labels), live)
     every[:, :, dead], offset[:, dead] = 0.0, odds[dead]
-    val_auroc, judged = np.full((len(path), labels), np.nan), np.where(val_known, val_target, np.nan)
+    val_auroc, judged = (
+        np.full((len(path), labels), np.nan),
+        np.where(val_known, val_target, np.nan),
+    )
     found = [
-        AttentionProbe(every[:, s].reshape(2 * labels, -1), offset[s], mean, scale, path, path, val_auroc)
+        AttentionProbe(
+            every[:, s].reshape(2 * labels, -1), offset[s], mean, scale, path, path, val_auroc
+        )
         for s in range(len(path))
     ]
     for s, probe in enumerate(found):
@@ -111,7 +124,9 @@ def fit_attention(
     pick, chosen = choose_strength(path, val_auroc, live), np.full(labels, np.nan)
     chosen[live] = path[pick[live]]
     best = every[:, pick, np.arange(labels)].reshape(2 * labels, -1)
-    return AttentionProbe(best, offset[pick, np.arange(labels)], mean, scale, chosen, path, val_auroc)
+    return AttentionProbe(
+        best, offset[pick, np.arange(labels)], mean, scale, chosen, path, val_auroc
+    )
 
 
 def _attend(z: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,11 @@ _MEMORY = 10  # curvature pairs of L-BFGS
 _STEPS = 500
 _TOLERANCE = 1e-9  # on the Newton decrement g'H^-1 g: twice the mean log loss still to be gained
 _CELLS = 2 * 10**7  # images x columns solved together
-PREFIXED = {"malposition": "malposition", "right": "laterality", "zero_shot": "zero_shot"}  # of a label: its task
+PREFIXED = {
+    "malposition": "malposition",
+    "right": "laterality",
+    "zero_shot": "zero_shot",
+}  # of a label: its task
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,15 @@ class Probe:
         """Log odds, (N, L), of features (N, D). ValueError: another D, or a value that is not finite."""
         features = _features(x, "x")
         if features.shape[1] != self.coef.shape[1]:
-            raise ValueError(f"x has {features.shape[1]} features, the probe was fitted on {self.coef.shape[1]}")
+            raise ValueError(
+                f"x has {features.shape[1]} features, the probe was fitted on {self.coef.shape[1]}"
+            )
         return _scores(features, self.coef, self.intercept)
 
 
-def fit_probe(x: Input, y: Input, *, strengths: Sequence[float], x_val: Input, y_val: Input) -> Probe:
+def fit_probe(
+    x: Input, y: Input, *, strengths: Sequence[float], x_val: Input, y_val: Input
+) -> Probe:
     """Fit all labels at all L2 ``strengths`` (see the module) and keep, per label, the best validation AUROC.
 
     ``x`` (N, D), ``y`` (N, L) in {0, 1, NaN}, NumPy or torch; 1-D ``y`` is one label. Equal AUROCs: the stronger
@@ -64,22 +72,31 @@ def fit_probe(x: Input, y: Input, *, strengths: Sequence[float], x_val: Input, y
     """
     path = np.asarray(strengths, dtype=np.float64).ravel()
     if not path.size or not (np.isfinite(path) & (path > 0)).all():
-        raise ValueError(f"strengths must be a non-empty sequence of positive numbers, got {list(strengths)}")
+        raise ValueError(
+            f"strengths must be a non-empty sequence of positive numbers, got {list(strengths)}"
+        )
     train, val = _features(x, "x"), _features(x_val, "x_val")
     known, target = checked_labels(y, "y", len(train))
     val_known, val_target = checked_labels(y_val, "y_val", len(val))
     if train.shape[1] != val.shape[1] or target.shape[1] != val_target.shape[1]:
         shapes = f"{tuple(train.shape)}, {tuple(target.shape)} against {tuple(val.shape)}, {tuple(val_target.shape)}"
-        raise ValueError(f"x and y of training and validation differ in features or labels: {shapes}")
+        raise ValueError(
+            f"x and y of training and validation differ in features or labels: {shapes}"
+        )
     positives, totals = target.sum(0).numpy(), known.sum(0).numpy()
     live = np.flatnonzero((positives > 0) & (positives < totals))
     coef = np.zeros((len(path), target.shape[1], train.shape[1]))
     # a label of one class keeps the smoothed log odds of its training images
     intercept = np.tile(np.log((positives + 0.5) / (totals - positives + 0.5)), (len(path), 1))
-    val_auroc, truth = np.full(intercept.shape, np.nan), np.where(val_known, val_target, np.nan)[:, live]
+    val_auroc, truth = (
+        np.full(intercept.shape, np.nan),
+        np.where(val_known, val_target, np.nan)[:, live],
+    )
 
     variance, mean = torch.var_mean(train.double(), dim=0, correction=0)
-    varies = variance.sqrt() > 8 * torch.finfo(train.dtype).eps * mean.abs()  # else constant up to rounding
+    varies = (
+        variance.sqrt() > 8 * torch.finfo(train.dtype).eps * mean.abs()
+    )  # else constant up to rounding
     scale = torch.where(varies, variance.rsqrt(), 0.0)
     rotated, back = _rotate(train, mean, scale)
     block = max(1, _CELLS // (len(train) * len(path)))
@@ -120,21 +137,35 @@ def evaluate(
     """
     truth, s = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 2 or truth.shape != s.shape or truth.shape[1] != len(names):
-        raise ValueError(f"scores {s.shape}, y {truth.shape} and {len(names)} names: want (N, L), (N, L) and L")
+        raise ValueError(
+            f"scores {s.shape}, y {truth.shape} and {len(names)} names: want (N, L), (N, L) and L"
+        )
     draw: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
     measured = {m.__name__: (m(truth, s), bootstrap(m, truth, s, **draw)) for m in (auroc, auprc)}
     if calls is not None and probabilities is not None:
         measured |= decided(truth, calls, probabilities, **draw)
-    why = [(notes or {}).get(name, "") or few for name, few in zip(names, too_few(truth, groups), strict=True)]
-    left, independent = np.array([bool(note) for note in why], dtype=bool), _independent(truth, calls, groups)
+    why = [
+        (notes or {}).get(name, "") or few
+        for name, few in zip(names, too_few(truth, groups), strict=True)
+    ]
+    left, independent = (
+        np.array([bool(note) for note in why], dtype=bool),
+        _independent(truth, calls, groups),
+    )
     unit = np.unique(np.asarray(groups), return_inverse=True)[1]
     each = [_counts(truth, unit, [j], note) for j, note in enumerate(why)]
     records, positives = [], np.nansum(truth, axis=0)
     for metric, (every, samples) in measured.items():
         value = np.where(left, np.nan, every)
-        low, high, flat = with_width(*interval(np.where(left, np.nan, samples)), value, independent[metric])
+        low, high, flat = with_width(
+            *interval(np.where(left, np.nan, samples)), value, independent[metric]
+        )
         both = np.flatnonzero(~np.isnan(value))
-        note = f"over {len(both)} of {len(names)} labels, the others too few or not fitted" if left.any() else ""
+        note = (
+            f"over {len(both)} of {len(names)} labels, the others too few or not fitted"
+            if left.any()
+            else ""
+        )
         for j, name in enumerate(names):
             ends = {"value": float(value[j]), "low": float(low[j]), "high": float(high[j])}
             records.append({"label": name, "metric": metric} | ends | each[j])
@@ -155,14 +186,24 @@ def _counts(truth: Floats, unit: NDArray[Any], which: Any, note: str) -> dict[st
     """What a metric's row says beside its value: images, positives and patients of the labels ``which``, and a note."""
     part = truth[:, which]
     known = (~np.isnan(part)).any(axis=1)
-    counts = {"n": int(known.sum()), "positives": int(np.nansum(part)), "n_patients": len(np.unique(unit[known]))}
+    counts = {
+        "n": int(known.sum()),
+        "positives": int(np.nansum(part)),
+        "n_patients": len(np.unique(unit[known])),
+    }
     return counts | ({"note": note} if note else {})
 
 
-def _independent(truth: Floats, calls: ArrayLike | None, groups: ArrayLike) -> dict[str, NDArray[Any]]:
+def _independent(
+    truth: Floats, calls: ArrayLike | None, groups: ArrayLike
+) -> dict[str, NDArray[Any]]:
     """On how many independent patients each metric of each label rests: {metric: (L,)}."""
     found = class_counts(truth, groups)
-    called = np.full(truth.shape, np.nan) if calls is None else np.where(np.isnan(truth), np.nan, np.asarray(calls))
+    called = (
+        np.full(truth.shape, np.nan)
+        if calls is None
+        else np.where(np.isnan(truth), np.nan, np.asarray(calls))
+    )
     return {
         "auroc": found["pairs"],
         "auprc": found["pairs"],
@@ -202,7 +243,9 @@ def _features(x: Input, name: str) -> torch.Tensor:
     finite = torch.isfinite(features).all(dim=1)
     if not finite.all():
         bad = torch.nonzero(~finite).flatten().tolist()
-        raise ValueError(f"{name} holds a feature that is not finite in row {bad[0]} ({len(bad)} such rows)")
+        raise ValueError(
+            f"{name} holds a feature that is not finite in row {bad[0]} ({len(bad)} such rows)"
+        )
     return features
 
 
@@ -211,12 +254,16 @@ def checked_labels(y: Input, name: str, n: int) -> tuple[torch.Tensor, torch.Ten
     labels = torch.as_tensor(y).detach().cpu().float()
     labels = labels[:, None] if labels.ndim == 1 else labels
     if labels.ndim != 2 or len(labels) != n:
-        raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected ({n}, L): one row an image")
+        raise ValueError(
+            f"{name} has shape {tuple(labels.shape)}, expected ({n}, L): one row an image"
+        )
     known = ~torch.isnan(labels)
     bad = torch.nonzero(known & (labels != 0) & (labels != 1))
     if len(bad):
         i, j = bad[0].tolist()
-        raise ValueError(f"{name} must be 0, 1 or NaN: found {float(labels[i, j])} in row {i}, label {j}")
+        raise ValueError(
+            f"{name} must be 0, 1 or NaN: found {float(labels[i, j])} in row {i}, label {j}"
+        )
     return known, torch.nan_to_num(labels)
 
 
@@ -234,13 +281,17 @@ def choose_strength(path: Floats, val_auroc: Floats, live: NDArray[np.int64]) ->
     median, unjudged = order[(len(path) - 1) // 2], live[np.isnan(val_auroc[0, live])]
     if len(unjudged):
         said = f"label(s) {unjudged.tolist()}: the median, {path[median]:g}, is taken"
-        warnings.warn(f"validation holds one class only, no strength can be chosen for {said}", stacklevel=3)
+        warnings.warn(
+            f"validation holds one class only, no strength can be chosen for {said}", stacklevel=3
+        )
     pick[unjudged] = median
     return pick
 
 
 # ---- the solver ----------------------------------------------------------------------------------------------------
-def _rotate(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Floats]:
+def _rotate(
+    x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, Floats]:
     """Standardised features in their principal axes, (N, K) float32, and the map (K, D) that takes weights back."""
     z = (x - mean) * scale
     if len(z) >= z.shape[1]:
@@ -252,15 +303,23 @@ def _rotate(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> tuple[t
     return (axes[:, kept] * length).float(), ((axes[:, kept] / length).T @ z).numpy()
 
 
-def _solve(z: torch.Tensor, target: torch.Tensor, known: torch.Tensor, path: Floats) -> tuple[Floats, Floats]:
+def _solve(
+    z: torch.Tensor, target: torch.Tensor, known: torch.Tensor, path: Floats
+) -> tuple[Floats, Floats]:
     """Weights (S, L, K) and intercepts (S, L) of every (strength, label), from rotated features z (N, K)."""
     n_labels, n_axes = target.shape[1], z.shape[1]
     label = torch.arange(n_labels).repeat(len(path))
     design = torch.cat([z, torch.ones(len(z), 1)], dim=1)
-    ridge = torch.from_numpy(np.repeat(path, n_labels))[:, None] * (torch.arange(n_axes + 1) < n_axes)
+    ridge = torch.from_numpy(np.repeat(path, n_labels))[:, None] * (
+        torch.arange(n_axes + 1) < n_axes
+    )
     bound = design.double().square().mean(0) / 4 + ridge  # (C, K + 1)
-    share = (known / known.sum(0)).float().T[label]  # (C, N): a known row's weight in its label's mean
-    sign = 1 - 2 * target.T[label]  # -1 for a positive: the residual sign * sigmoid(sign * logit) keeps its precision
+    share = (
+        (known / known.sum(0)).float().T[label]
+    )  # (C, N): a known row's weight in its label's mean
+    sign = (
+        1 - 2 * target.T[label]
+    )  # -1 for a positive: the residual sign * sigmoid(sign * logit) keeps its precision
     w = torch.zeros_like(bound)
     w[:, -1] = torch.logit((share * (sign < 0)).sum(1).double(), eps=1e-6)
     solution, column = w.clone(), torch.arange(len(w))
@@ -278,17 +337,23 @@ def _solve(z: torch.Tensor, target: torch.Tensor, known: torch.Tensor, path: Flo
             break
         if going.float().mean() < 0.9:
             state = (column, w, bound, ridge, share, sign, logits, gradient, direction, slope)
-            column, w, bound, ridge, share, sign, logits, gradient, direction, slope = (a[going] for a in state)
+            column, w, bound, ridge, share, sign, logits, gradient, direction, slope = (
+                a[going] for a in state
+            )
             steps, changes = steps[:, going], changes[:, going]
         if step % 20 == 0:  # sums of steps drift in float32
             logits = w.float() @ design.T
         ahead = direction.float() @ design.T
         length = torch.ones_like(slope)
-        for _ in range(10):  # a column whose slope turned, to a third of what it was, shortens its step by the secant
+        for _ in range(
+            10
+        ):  # a column whose slope turned, to a third of what it was, shortens its step by the secant
             move = length[:, None] * direction
             there = torch.addcmul(logits, length.float()[:, None], ahead)
             residual = (sign * there).sigmoid_().mul_(share)
-            after = torch.einsum("cn,cn->c", residual, ahead).double() + (ridge * (w + move) * direction).sum(1)
+            after = torch.einsum("cn,cn->c", residual, ahead).double() + (
+                ridge * (w + move) * direction
+            ).sum(1)
             over = (slope < -_TOLERANCE) & (after > -slope / 3)
             if not over.any():
                 break
@@ -298,14 +363,21 @@ def _solve(z: torch.Tensor, target: torch.Tensor, known: torch.Tensor, path: Flo
         steps = torch.cat([steps, move[None]])[-_MEMORY:]
         changes, gradient = torch.cat([changes, (new - gradient)[None]])[-_MEMORY:], new
     else:
-        warnings.warn(f"{int(going.sum())} probe column(s) had not converged after {_STEPS} steps", stacklevel=3)
+        warnings.warn(
+            f"{int(going.sum())} probe column(s) had not converged after {_STEPS} steps",
+            stacklevel=3,
+        )
     weights = solution.reshape(len(path), n_labels, n_axes + 1).numpy()
     return weights[..., :-1], weights[..., -1]
 
 
-def _newton(gradient: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+def _newton(
+    gradient: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor, bound: torch.Tensor
+) -> torch.Tensor:
     """L-BFGS's product of the inverse Hessian with each column's gradient; steps and changes are (M, C, K + 1)."""
-    curvature = (steps * changes).sum(-1)  # (M, C); rounding may spoil a finished column's: such a pair is ignored
+    curvature = (steps * changes).sum(
+        -1
+    )  # (M, C); rounding may spoil a finished column's: such a pair is ignored
     rho = torch.where(curvature > 0, 1 / curvature, 0.0)
     q, alphas = gradient.clone(), []
     for s, c, r in zip(reversed(steps), reversed(changes), reversed(rho), strict=True):

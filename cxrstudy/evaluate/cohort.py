@@ -57,7 +57,10 @@ class Cohort:
         """(positives, negatives) of a label among training, validation and test images; in cross-fitting the fewest of
         any fold, but for test, which is all folds together."""
         found = np.array(
-            [[[(self.targets(t, [name]) == kind).sum() for kind in (1, 0)] for t in triple] for triple in self.parts]
+            [
+                [[(self.targets(t, [name]) == kind).sum() for kind in (1, 0)] for t in triple]
+                for triple in self.parts
+            ]
         )
         fewest, every = found.min(axis=0), found.sum(axis=0)
         return [(int(a), int(b)) for a, b in (*fewest[:2], every[2])]
@@ -69,7 +72,11 @@ class Cohort:
 
     def unfitted(self) -> dict[str, str]:
         """The labels among ``names`` of which some training part is of one class, with the reason."""
-        return {name: f"not fitted: {self.counted(name)}" for name in self.names if 0 in self.counts(name)[0]}
+        return {
+            name: f"not fitted: {self.counted(name)}"
+            for name in self.names
+            if 0 in self.counts(name)[0]
+        }
 
 
 def needed() -> str:
@@ -86,28 +93,47 @@ def gather(p: study.Classify, prepared: Prepared) -> Cohort:
     told = facts(prepared, p.folds or [*p.train, *p.validation, *p.test])
     table = labelled_rows(prepared, p, told)
     recorded = p.labels or label_names(table)
-    label_array(table.iloc[:0], recorded, truth=True)  # a label that is not there is refused by its name
+    label_array(
+        table.iloc[:0], recorded, truth=True
+    )  # a label that is not there is refused by its name
     if wrong := [name for name in recorded if not is_recorded(name) or name == "macro"]:
-        raise ValueError(f"label {wrong[0]!r} has a name that results use for something else: rename it in the card")
+        raise ValueError(
+            f"label {wrong[0]!r} has a name that results use for something else: rename it in the card"
+        )
     base = [name for name in recorded if p.labels or _both(table, name)]
-    cohort = Cohort(prepared, told, _parts(table, p, told), [n for n in base if task_of(n) in p.tasks])
+    cohort = Cohort(
+        prepared, told, _parts(table, p, told), [n for n in base if task_of(n) in p.tasks]
+    )
     single = [name for name in recorded if name not in base and task_of(name) in p.tasks]
     cohort.left.update({name: f"{TOO_FEW}: {cohort.counted(name)}; {needed()}" for name in single})
-    extra = [f"{prefix}:{n}" for prefix, of in (("malposition", DEVICES), ("right", FINDINGS)) for n in base if n in of]
+    extra = [
+        f"{prefix}:{n}"
+        for prefix, of in (("malposition", DEVICES), ("right", FINDINGS))
+        for n in base
+        if n in of
+    ]
 
     def enough(name: str) -> bool:
-        found = [cohort.targets(part, [name]) for triple in cohort.parts for part in (triple[0], triple[2])]
+        found = [
+            cohort.targets(part, [name])
+            for triple in cohort.parts
+            for part in (triple[0], triple[2])
+        ]
         return all((values == kind).sum() >= LEAST for values in found for kind in (0, 1))
 
     for name in [name for name in extra if task_of(name) in p.tasks]:
         if enough(name):
             cohort.names.append(name)
         elif any(map(sum, cohort.counts(name))):
-            cohort.left[name] = f"{TOO_FEW}: {cohort.counted(name)}; needed: {LEAST} of either in training and in test"
+            cohort.left[name] = (
+                f"{TOO_FEW}: {cohort.counted(name)}; needed: {LEAST} of either in training and in test"
+            )
     retrieved = "retrieval" in p.tasks and any(_reports(part[2]).any() for part in cohort.parts)
     if recorded and not cohort.names and not retrieved:
         each = "; ".join(map(cohort.counted, recorded))
-        raise ValueError(f"tasks: nothing of {p.tasks} can be evaluated on {p.data}: {each}; {needed()}")
+        raise ValueError(
+            f"tasks: nothing of {p.tasks} can be evaluated on {p.data}: {each}; {needed()}"
+        )
     return cohort
 
 
@@ -137,7 +163,9 @@ def not_evaluated(
     """Of each of ``p.tasks`` without a number among ``metrics``: why."""
     done = {row["task"] for row in metrics if row["value"] == row["value"]}
     asked = [*cohort.names, *cohort.left]
-    every: dict[str, list[str]] = {task: [name for name in asked if task_of(name) == task] for task in p.tasks}
+    every: dict[str, list[str]] = {
+        task: [name for name in asked if task_of(name) == task] for task in p.tasks
+    }
     every["zero_shot"], reasons = cohort.base, dict[str, str]()
     without = not cohort.names and (p.shuffle_labels or p.encoder.startswith("supervised:"))
     for task in [task for task in p.tasks if task not in done]:
@@ -181,12 +209,20 @@ def facts(prepared: Prepared, splits: list[str]) -> pd.DataFrame:
     """
     table = prepared.manifest
     told = {"exam": _exams(table)}
-    told |= {c: table[c].to_numpy() for c in table.columns[table.columns.str.match("malposition:|scanner$")]}
+    told |= {
+        c: table[c].to_numpy()
+        for c in table.columns[table.columns.str.match("malposition:|scanner$")]
+    }
     for name in [n for n in FINDINGS if f"side:{n}" in table]:
-        told[f"right:{name}"] = table[f"side:{name}"].map({"right": 1.0, "left": 0.0}).to_numpy(float)
+        told[f"right:{name}"] = (
+            table[f"side:{name}"].map({"right": 1.0, "left": 0.0}).to_numpy(float)
+        )
     drawn = table["path"].str.startswith("synthetic:").to_numpy()
     if drawn.any() and prepared.info.get("generator") != synthetic.VERSION:
-        warnings.warn("drawn by another version of the generator: malposition and scanner are not known", stacklevel=2)
+        warnings.warn(
+            "drawn by another version of the generator: malposition and scanner are not known",
+            stacklevel=2,
+        )
     elif drawn.any():
         drawn = drawn & (table["split"].isin(splits).to_numpy() if "split" in table else True)
         told |= _drawn_facts(table[drawn], np.flatnonzero(drawn), len(table)) if drawn.any() else {}
@@ -199,10 +235,14 @@ def _drawn_facts(table: pd.DataFrame, rows: np.ndarray, n: int) -> dict[str, np.
     told, scanner = np.full((n, len(names)), np.nan), np.full(n, None, dtype=object)
     parts = table["path"].str.split(":", expand=True).assign(place=rows)
     for (institution, seed), part in parts.groupby([1, 2]):
-        batch = synthetic.describe(part[3].astype(int).to_numpy(), institution=institution, seed=int(seed))
+        batch = synthetic.describe(
+            part[3].astype(int).to_numpy(), institution=institution, seed=int(seed)
+        )
         held = batch.labels[:, len(FINDINGS) :] == 1
         right = np.where(batch.side == "right", 1.0, np.where(batch.side == "left", 0.0, np.nan))
-        told[part["place"]] = np.concatenate([np.where(held, batch.malpositioned, np.nan), right], axis=1)
+        told[part["place"]] = np.concatenate(
+            [np.where(held, batch.malpositioned, np.nan), right], axis=1
+        )
         scanner[part["place"]] = batch.scanner
     return {name: told[:, k] for k, name in enumerate(names)} | {"scanner": scanner}
 
@@ -210,17 +250,24 @@ def _drawn_facts(table: pd.DataFrame, rows: np.ndarray, n: int) -> dict[str, np.
 def _exams(table: pd.DataFrame) -> np.ndarray:
     """A patient's exams in the order of their ids, the numbers in them taken as numbers: 0, 1, ..."""
     study_id = table["study_id"]
-    key = {name: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", name)] for name in study_id.unique()}
+    key = {
+        name: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", name)]
+        for name in study_id.unique()
+    }
     place = study_id.map({name: k for k, name in enumerate(sorted(key, key=key.__getitem__))})
     return (place.groupby(table["patient_id"]).rank("dense").to_numpy() - 1).astype(int)
 
 
-def labelled_rows(prepared: Prepared, p: study.Classify, told: pd.DataFrame | None = None) -> pd.DataFrame:
+def labelled_rows(
+    prepared: Prepared, p: study.Classify, told: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """The manifest with its row numbers, cut to ``within``; ValueError naming the query that does not hold."""
     return _cut(prepared.manifest.assign(row=np.arange(len(prepared.manifest))), "within", p, told)
 
 
-def _cut(table: pd.DataFrame, which: str, p: study.Classify, told: pd.DataFrame | None) -> pd.DataFrame:
+def _cut(
+    table: pd.DataFrame, which: str, p: study.Classify, told: pd.DataFrame | None
+) -> pd.DataFrame:
     """The rows that meet a query on the manifest's columns and on ``facts``'."""
     if not (query := getattr(p, which)):
         return table
@@ -232,7 +279,9 @@ def _cut(table: pd.DataFrame, which: str, p: study.Classify, told: pd.DataFrame 
     except Exception as error:
         raise ValueError(f"{which}: {query!r} is no query of this manifest: {error}") from error
     if kept.empty:
-        raise ValueError(f"{which}: no row of {p.also if which == 'also_within' else p.data} meets {query!r}")
+        raise ValueError(
+            f"{which}: no row of {p.also if which == 'also_within' else p.data} meets {query!r}"
+        )
     return table[table["row"].isin(kept)]
 
 
@@ -247,7 +296,9 @@ def _parts(table: pd.DataFrame, p: study.Classify, told: pd.DataFrame | None = N
         wanted = [(p.train, p.validation, p.test)]
     else:
         if p.fold_encoders and len(p.fold_encoders) != len(p.folds):
-            raise ValueError(f"fold_encoders: {len(p.fold_encoders)} encoders for {len(p.folds)} folds")
+            raise ValueError(
+                f"fold_encoders: {len(p.fold_encoders)} encoders for {len(p.folds)} folds"
+            )
         after = p.folds[1:] + p.folds[:1]
         wanted = [
             ([f for f in p.folds if f not in (held, next_)], [next_], [held])
@@ -258,9 +309,13 @@ def _parts(table: pd.DataFrame, p: study.Classify, told: pd.DataFrame | None = N
         chosen = [table[table["split"].isin(splits)] for splits in triple]
         for splits, part in zip(triple, chosen, strict=True):
             if part.empty:
-                raise ValueError(f"no labelled image in splits {splits}; the data has {sorted(set(table['split']))}")
+                raise ValueError(
+                    f"no labelled image in splits {splits}; the data has {sorted(set(table['split']))}"
+                )
         which = ("fit_within", "fit_within", "test_within")
-        train, validation, test = (_cut(part, q, p, told) for part, q in zip(chosen, which, strict=True))
+        train, validation, test = (
+            _cut(part, q, p, told) for part, q in zip(chosen, which, strict=True)
+        )
         parts.append((train, validation, test))
     return parts
 
@@ -284,18 +339,42 @@ def subgroups(
     """
     known = told.loc[test["row"]]
     of = {"view": test.get("view"), "sex": test.get("sex"), "scanner": known.get("scanner")}
-    of["exam"] = known["exam"].gt(0).map({False: "first", True: "later"}) if known["exam"].any() else None
+    of["exam"] = (
+        known["exam"].gt(0).map({False: "first", True: "later"}) if known["exam"].any() else None
+    )
     if "age" in test:
         bands = [f"{low}-{high - 1}" for low, high in pairwise(AGES)]
         of["age"] = pd.cut(pd.to_numeric(test["age"]), AGES, right=False, labels=bands)
     patients, rows = test["patient_id"].to_numpy(), []
     for by, column in of.items():
-        values = np.array([] if column is None else column.astype(object).where(column.notna(), None))
+        values = np.array(
+            [] if column is None else column.astype(object).where(column.notna(), None)
+        )
         for group in sorted({v for v in values if v is not None}):
             here = values == group
             for task, which in by_task([name for name in names if is_recorded(name)]).items():
-                cells = (scores[here][:, which], truth[here][:, which], patients[here], [names[k] for k in which])
+                cells = (
+                    scores[here][:, which],
+                    truth[here][:, which],
+                    patients[here],
+                    [names[k] for k in which],
+                )
                 found = evaluate(*cells, notes=notes, resamples=resamples, seed=seed)
-                rows += [{"by": by, "group": group, "task": task, **row} for row in found if row["n"]]
-    columns = ["by", "group", "task", "label", "metric", "value", "low", "high", "n", "positives", "n_patients", "note"]
+                rows += [
+                    {"by": by, "group": group, "task": task, **row} for row in found if row["n"]
+                ]
+    columns = [
+        "by",
+        "group",
+        "task",
+        "label",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n",
+        "positives",
+        "n_patients",
+        "note",
+    ]
     return pd.DataFrame(rows, columns=columns).astype({"note": object})

@@ -12,7 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from cxrstudy import results, study
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, interval, known_mean
-from cxrstudy.evaluate.small_samples import class_counts, exact_width, is_flat, too_few, widened_difference
+from cxrstudy.evaluate.small_samples import (
+    class_counts,
+    exact_width,
+    is_flat,
+    too_few,
+    widened_difference,
+)
 
 Floats = NDArray[np.float64]
 MEASURES = {"auroc": auroc, "auprc": auprc}
@@ -30,21 +36,36 @@ def read_scores(folders: Sequence[str | Path]) -> tuple[list[pd.DataFrame], list
             raise ValueError(f"{path}: not there; run classify.ipynb with out={folder} first")
         tables.append(results.kept_scores(path.parent).sort_values("image_id", ignore_index=True))
     first = tables[0]
-    names = [c.removeprefix("truth:") for c in first if c.startswith("truth:") and all(c in t for t in tables)]
+    names = [
+        c.removeprefix("truth:")
+        for c in first
+        if c.startswith("truth:") and all(c in t for t in tables)
+    ]
     if not names:
-        raise ValueError(f"{', '.join(map(str, folders))}: no label was judged in all of these runs")
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: no label was judged in all of these runs"
+        )
     for folder, table in zip(folders, tables, strict=True):
         if not table["image_id"].equals(first["image_id"]):
             apart = len(set(table["image_id"]) ^ set(first["image_id"]))
-            raise ValueError(f"{folder} and {folders[0]} were judged on different images ({apart} in one alone)")
+            raise ValueError(
+                f"{folder} and {folders[0]} were judged on different images ({apart} in one alone)"
+            )
         for name in names:
             if not table[f"truth:{name}"].equals(first[f"truth:{name}"]):
-                raise ValueError(f"{folder} and {folders[0]} differ in the truth of {name!r}: they are of other data")
+                raise ValueError(
+                    f"{folder} and {folders[0]} differ in the truth of {name!r}: they are of other data"
+                )
     return tables, names
 
 
 def paired(
-    one: str | Path, other: str | Path, *, metric: str = "auroc", resamples: int = 2000, seed: int = 0
+    one: str | Path,
+    other: str | Path,
+    *,
+    metric: str = "auroc",
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """``one`` minus ``other``, label by label and macro by task, on the same resamples of patients.
 
@@ -52,14 +73,21 @@ def paired(
     is too few to evaluate has no row, and no part in macro. Where all resamples of two different encoders are alike,
     the interval is exact (``small_samples``).
     """
-    from cxrstudy.evaluate.classification import by_task  # imports torch, which the book's pages do without
+    from cxrstudy.evaluate.classification import (
+        by_task,
+    )  # imports torch, which the book's pages do without
 
     tables, names = read_scores([one, other])
     draws, values = _draws(tables, names, metric, resamples, seed)
     apart, point = draws[0] - draws[1], values[0] - values[1]
-    truth, patients = tables[0][[f"truth:{name}" for name in names]], tables[0]["patient_id"].to_numpy()
+    truth, patients = (
+        tables[0][[f"truth:{name}" for name in names]],
+        tables[0]["patient_id"].to_numpy(),
+    )
     few = too_few(truth.to_numpy(float), patients)
-    hidden = np.array([exact_width(n) for n in class_counts(truth.to_numpy(float), patients)["pairs"]])
+    hidden = np.array(
+        [exact_width(n) for n in class_counts(truth.to_numpy(float), patients)["pairs"]]
+    )
     hidden = np.where(is_flat(draws[0]), hidden, 0.0)
     rows = []
     for task, own in by_task(names).items():
@@ -68,12 +96,16 @@ def paired(
         for label, which in columns:
             mean, difference = known_mean(apart[:, which]), float(point[which].mean())
             ends = interval(mean)
-            low, high = widened_difference(difference, float(ends[0]), float(ends[1]), float(hidden[which].mean()))
+            low, high = widened_difference(
+                difference, float(ends[0]), float(ends[1]), float(hidden[which].mean())
+            )
             known = truth.iloc[:, which].notna().any(axis=1).to_numpy()
             counts = {"n": int(known.sum()), "n_patients": len(np.unique(patients[known]))}
             row = {"task": task, "label": label, "difference": difference, "low": low, "high": high}
             rows.append(row | {"p": bootstrap_p(mean)} | counts)
-    return pd.DataFrame(rows, columns=["task", "label", "difference", "low", "high", "p", "n", "n_patients"])
+    return pd.DataFrame(
+        rows, columns=["task", "label", "difference", "low", "high", "p", "n", "n_patients"]
+    )
 
 
 def grid(
@@ -93,7 +125,9 @@ def grid(
     found = [pd.DataFrame(columns=columns)]
     for one, other in pairs:
         rows = paired(one, other, metric=metric, resamples=resamples, seed=seed)
-        found.append(rows[rows["label"] == label].assign(one=Path(one).name, other=Path(other).name))
+        found.append(
+            rows[rows["label"] == label].assign(one=Path(one).name, other=Path(other).name)
+        )
     table = pd.concat(found[1:] or found, ignore_index=True)[columns]
     least = min(1.0, 2 * table["p"].notna().sum() / (resamples + 1))
     return table.assign(p_holm=holm(table["p"].to_numpy(float)), p_least=least)
@@ -115,7 +149,10 @@ def holm(p: ArrayLike) -> Floats:
     NaN stays NaN and counts for nothing.
     """
     raw = np.asarray(p, dtype=np.float64)
-    out, order = np.full(raw.shape, np.nan), np.argsort(raw, kind="stable")[: int((~np.isnan(raw)).sum())]
+    out, order = (
+        np.full(raw.shape, np.nan),
+        np.argsort(raw, kind="stable")[: int((~np.isnan(raw)).sum())],
+    )
     steps = raw[order] * np.arange(len(order), 0, -1)
     out[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return out
@@ -141,14 +178,23 @@ def variances(
     tables, names = read_scores(folders)
     names = [name for name in names if not labels or name in labels]
     draws, values = _draws(tables, names, metric, resamples, seed)
-    few = too_few(tables[0][[f"truth:{name}" for name in names]].to_numpy(float), tables[0]["patient_id"].to_numpy())
+    few = too_few(
+        tables[0][[f"truth:{name}" for name in names]].to_numpy(float),
+        tables[0]["patient_id"].to_numpy(),
+    )
     rows = []
     for task, own in by_task(names).items():
         places = [k for k in own if np.isfinite(values[:, k]).all() and not few[k]]
         if places:
             parts = components(values[:, places].mean(axis=1), known_mean(draws[:, :, places]))
-            rows.append({"task": task, "value": float(values[:, places].mean())} | parts | {"seeds": len(folders)})
-    return pd.DataFrame(rows, columns=["task", "value", "seed_sd", "sampling_sd", "both_sd", "seeds"])
+            rows.append(
+                {"task": task, "value": float(values[:, places].mean())}
+                | parts
+                | {"seeds": len(folders)}
+            )
+    return pd.DataFrame(
+        rows, columns=["task", "value", "seed_sd", "sampling_sd", "both_sd", "seeds"]
+    )
 
 
 def components(values: ArrayLike, draws: ArrayLike) -> dict[str, float]:
@@ -166,7 +212,11 @@ def components(values: ArrayLike, draws: ArrayLike) -> dict[str, float]:
     residual = (left**2).sum() / ((s - 1) * (r - 1))
     shared = max(0.0, d.mean(axis=0).var(ddof=1) - residual / s)
     between = max(0.0, v.var(ddof=1) - residual)
-    parts = {"seed_sd": between, "sampling_sd": shared + residual, "both_sd": between + shared + residual}
+    parts = {
+        "seed_sd": between,
+        "sampling_sd": shared + residual,
+        "both_sd": between + shared + residual,
+    }
     return {name: float(np.sqrt(value)) for name, value in parts.items()}
 
 
@@ -178,7 +228,14 @@ def _draws(
         raise ValueError(f"metric {metric!r} cannot be compared; one of {', '.join(MEASURES)} can")
     measure, draws, values = MEASURES[metric], [], []
     for table in tables:
-        y, s = (table[[f"{what}:{name}" for name in names]].to_numpy(float) for what in ("truth", "score"))
+        y, s = (
+            table[[f"{what}:{name}" for name in names]].to_numpy(float)
+            for what in ("truth", "score")
+        )
         values.append(measure(y, s))
-        draws.append(bootstrap(measure, y, s, groups=table["patient_id"].to_numpy(), resamples=resamples, seed=seed))
+        draws.append(
+            bootstrap(
+                measure, y, s, groups=table["patient_id"].to_numpy(), resamples=resamples, seed=seed
+            )
+        )
     return np.stack(draws), np.stack(values)

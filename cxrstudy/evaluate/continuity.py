@@ -78,9 +78,19 @@ def continuity(
             if DEVICES[k] not in devices:
                 continue
             tip, mask = truth.tips[n, k], torch.from_numpy(truth.masks[n, k])[None, None].float()
-            tube: dict[str, Any] = {key: prepared.manifest[key].iloc[few[n]] for key in ("image_id", "patient_id")}
-            tube |= {"row": int(few[n]), "device": DEVICES[k], "tip_column": tip[0], "tip_row": tip[1]}
-            alike, near = similarity([m[n : n + 1] for m in maps], tip, size), [_nearness(tip, size, s) for s in sides]
+            tube: dict[str, Any] = {
+                key: prepared.manifest[key].iloc[few[n]] for key in ("image_id", "patient_id")
+            }
+            tube |= {
+                "row": int(few[n]),
+                "device": DEVICES[k],
+                "tip_column": tip[0],
+                "tip_row": tip[1],
+            }
+            alike, near = (
+                similarity([m[n : n + 1] for m in maps], tip, size),
+                [_nearness(tip, size, s) for s in sides],
+            )
             for label, values in zip(grids, alike + near, strict=True):
                 on = functional.adaptive_max_pool2d(mask, len(values))[0, 0].numpy() > 0
                 other = np.ones(on.shape, bool)
@@ -89,26 +99,53 @@ def continuity(
                 positives[label] = positives.get(label, 0) + int(on[other].sum())
             tubes.append(tube)
     if not tubes:
-        raise ValueError(f"none of {len(rows)} images shows the tip of a tube ({', '.join(devices)})")
+        raise ValueError(
+            f"none of {len(rows)} images shows the tip of a tube ({', '.join(devices)})"
+        )
     table = pd.DataFrame(tubes)
     values, patients = table[list(grids)].to_numpy(np.float64), table["patient_id"].to_numpy()
-    mean = partial(middles, middle=np.nanmean, shape=(len(grids), 1))  # each twice: alone, and as a mean of one
-    ends = interval(bootstrap(mean, values, values, groups=patients, resamples=resamples, seed=seed))
+    mean = partial(
+        middles, middle=np.nanmean, shape=(len(grids), 1)
+    )  # each twice: alone, and as a mean of one
+    ends = interval(
+        bootstrap(mean, values, values, groups=patients, resamples=resamples, seed=seed)
+    )
     metrics = []
     for k, (label, grid) in enumerate(grids.items()):
         value, low, high = (float(part[2 * k]) for part in (mean(values, values), *ends))
         known = ~np.isnan(values[:, k])
         held = len(np.unique(patients[known]))
         low, high, _ = (end.item() for end in with_width(low, high, value, held))
-        counts = {"n": int(known.sum()), "positives": positives[label], "n_patients": held, "grid": grid}
-        record = {"task": "continuity", "label": label, "metric": "auroc", "value": value, "low": low, "high": high}
+        counts = {
+            "n": int(known.sum()),
+            "positives": positives[label],
+            "n_patients": held,
+            "grid": grid,
+        }
+        record = {
+            "task": "continuity",
+            "label": label,
+            "metric": "auroc",
+            "value": value,
+            "low": low,
+            "high": high,
+        }
         metrics.append(record | counts)
     metrics = set_aside(metrics)
-    layered = table[[label for label in grids if label.startswith("layer")]].mean(axis=1).sort_values(kind="stable")
+    layered = (
+        table[[label for label in grids if label.startswith("layer")]]
+        .mean(axis=1)
+        .sort_values(kind="stable")
+    )
     tube = table.loc[layered.index[layered.notna().sum() // 2]].to_dict()
     tip = np.array([tube["tip_column"], tube["tip_row"]])
     only = np.array([tube["row"]])
     found = similarity(maps_of(encoder, prepared, only, layers), tip, size)
-    example = {"device": tube["device"], "row": tube["row"], "tip": tip, "maps": dict(zip(grids, found, strict=False))}
+    example = {
+        "device": tube["device"],
+        "row": tube["row"],
+        "tip": tip,
+        "maps": dict(zip(grids, found, strict=False)),
+    }
     example["mask"] = load_masks(prepared, only).masks[0, DEVICES.index(tube["device"])]
     return {"tubes": table, "metrics": metrics, "example": example}

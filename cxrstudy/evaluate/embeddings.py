@@ -13,7 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-TABLES = (".parquet", ".pq", ".npz", ".csv", ".tsv", ".npy", ".pkl", ".feather", ".xlsx")  # the first three are read
+TABLES = (
+    ".parquet",
+    ".pq",
+    ".npz",
+    ".csv",
+    ".tsv",
+    ".npy",
+    ".pkl",
+    ".feather",
+    ".xlsx",
+)  # the first three are read
 REMEDY = (
     "Parquet needs image_id and one list column (all lists of one length), or a numeric column a dimension, named "
     "alike with a running number (e0, e1, ...); npz needs image_id (M,) and vectors (M,D)"
@@ -34,7 +44,11 @@ class Embeddings:
         if len(missing):
             ours, theirs = missing.astype(str), self.place.index.to_series().astype(str)
             alike = _plain(ours).isin(_plain(theirs)).mean()
-            hint = "; they differ by blanks, capitals, folder or ending alone: write both alike" if alike > 0.5 else ""
+            hint = (
+                "; they differ by blanks, capitals, folder or ending alone: write both alike"
+                if alike > 0.5
+                else ""
+            )
             raise ValueError(
                 f"{self.path} lacks {len(missing)} of {len(image_ids)} images; first: {missing.iloc[0]} "
                 f"(ids of the data: {_some(ours)}; of the table: {_some(theirs)}){hint}"
@@ -61,16 +75,22 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise ValueError(f"{path}: no table of embeddings ({error}). {REMEDY}") from error
     ids = _names(path, raw)
     if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.size:
-        raise ValueError(f"{path}: {len(ids)} image ids but vectors of shape {vectors.shape}; want one row an image")
+        raise ValueError(
+            f"{path}: {len(ids)} image ids but vectors of shape {vectors.shape}; want one row an image"
+        )
     twice = pd.Series(ids).duplicated()
     if twice.any():
-        raise ValueError(f"{path}: {int(twice.sum())} image ids appear again; first: {ids[twice.argmax()]}")
+        raise ValueError(
+            f"{path}: {int(twice.sum())} image ids appear again; first: {ids[twice.argmax()]}"
+        )
     with np.errstate(over="ignore"):
         vectors = vectors.astype(np.float32)
     finite = np.isfinite(vectors).all(1)
     if not finite.all():
         row = int(finite.argmin())
-        raise ValueError(f"{path}: the vector in row {row} ({ids[row]}) is not finite ({(~finite).sum()} such rows)")
+        raise ValueError(
+            f"{path}: the vector in row {row} ({ids[row]}) is not finite ({(~finite).sum()} such rows)"
+        )
     _warn_of_blanks(path, ids, vectors)
     return Embeddings(path, vectors, pd.Series(np.arange(len(ids)), index=ids))
 
@@ -93,7 +113,9 @@ class _Ambiguous(ValueError):
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         if "image_id" not in file or "vectors" not in file:
-            raise _Ambiguous(f"holds {', '.join(file.files)}, where image_id and vectors are needed")
+            raise _Ambiguous(
+                f"holds {', '.join(file.files)}, where image_id and vectors are needed"
+            )
         ids, vectors = file["image_id"], file["vectors"]
     if vectors.dtype.kind not in "fiu":
         raise _Ambiguous(f"vectors are of type {vectors.dtype}, not numbers")
@@ -104,12 +126,18 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
     table = pq.ParquetFile(path).read()
     names = table.column_names
     columns = {name: table.column(k) for k, name in enumerate(names) if names.count(name) == 1}
-    index = table.select(names[:1]).to_pandas().index  # which pandas keeps apart where its numbers are in a row
+    index = (
+        table.select(names[:1]).to_pandas().index
+    )  # which pandas keeps apart where its numbers are in a row
     if "image_id" not in columns and index.name != "image_id":
         raise _Ambiguous(f"needs one column image_id; it has {_listed(names)}")
     ids = columns.pop("image_id").to_pandas() if "image_id" in columns else index
     chosen = _vector_columns(columns)
-    unused = [name for name in names if name not in ("image_id", *chosen) and not name.startswith("__index_level_")]
+    unused = [
+        name
+        for name in names
+        if name not in ("image_id", *chosen) and not name.startswith("__index_level_")
+    ]
     if unused:
         what = repr(chosen[0]) if len(chosen) == 1 else f"{chosen[0]} to {chosen[-1]}"
         warnings.warn(f"{path}: the vector is {what}; not used: {_listed(unused)}", stacklevel=4)
@@ -128,31 +156,49 @@ def _vector_columns(columns: dict[str, pa.ChunkedArray]) -> list[str]:
 
     A list column goes before numbered ones that are fewer than its numbers (labels of an exam, say).
     """
-    lists = [name for name, column in columns.items() if _is_list(column.type) and _is_number(column.type.value_type)]
+    lists = [
+        name
+        for name, column in columns.items()
+        if _is_list(column.type) and _is_number(column.type.value_type)
+    ]
     groups: dict[str, dict[str, int]] = {}
     for name, column in columns.items():
         match = re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL)
         if match and not _is_list(column.type):
             groups.setdefault(match[1], {})[name] = int(match[2])
-    groups = {p: g for p, g in groups.items() if len(g) > 1 and any(_is_number(columns[n].type) for n in g)}
+    groups = {
+        p: g
+        for p, g in groups.items()
+        if len(g) > 1 and any(_is_number(columns[n].type) for n in g)
+    }
     if len(lists) == 1:
         longest = pc.max(pc.list_value_length(columns[lists[0]])).as_py() or 0
         groups = {prefix: group for prefix, group in groups.items() if len(group) >= longest}
     found = [repr(name) for name in lists] + [f"{_listed(group, 2)}" for group in groups.values()]
     if len(found) != 1:
-        why = f"more than one could be the vector: {'; '.join(found)}" if found else "none of its columns is a vector"
+        why = (
+            f"more than one could be the vector: {'; '.join(found)}"
+            if found
+            else "none of its columns is a vector"
+        )
         raise _Ambiguous(f"{why} (columns: {_listed(f'{n} ({columns[n].type})' for n in columns)})")
     if lists:
         return lists
     (group,) = groups.values()
     words = [name for name in group if not _is_number(columns[name].type)]
     if words:
-        raise _Ambiguous(f"column {words[0]} among the numbered ones holds {columns[words[0]].type}, not numbers")
+        raise _Ambiguous(
+            f"column {words[0]} among the numbered ones holds {columns[words[0]].type}, not numbers"
+        )
     order = sorted(group, key=group.__getitem__)
     found_numbers, first = [group[name] for name in order], group[order[0]]
     if first > 1 or found_numbers != list(range(first, first + len(order))):
         missing = sorted(set(range(min(first, 1), found_numbers[-1])) - set(found_numbers))
-        gap = f"; missing numbers: {_listed(map(str, missing))}" if missing else "; a number appears twice"
+        gap = (
+            f"; missing numbers: {_listed(map(str, missing))}"
+            if missing
+            else "; a number appears twice"
+        )
         raise _Ambiguous(f"the numbered columns {order[0]} to {order[-1]} are no complete run{gap}")
     return order
 
@@ -162,14 +208,20 @@ def _lists(name: str, column: pa.ChunkedArray) -> np.ndarray:
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(float)
     if np.isnan(lengths).any():
         row = int(np.isnan(lengths).argmax())
-        raise _Ambiguous(f"column {name}: no list in row {row} ({int(np.isnan(lengths).sum())} such rows)")
+        raise _Ambiguous(
+            f"column {name}: no list in row {row} ({int(np.isnan(lengths).sum())} such rows)"
+        )
     if len(set(lengths)) > 1:
         first = lengths[0]
         row = int((lengths != first).argmax())
         raise _Ambiguous(
             f"column {name}: lists are not all of one length: {first:.0f} in row 0, {lengths[row]:.0f} in row {row}"
         )
-    return _numbers(pc.list_flatten(column)).reshape(len(lengths), -1) if len(lengths) else np.empty((0, 0))
+    return (
+        _numbers(pc.list_flatten(column)).reshape(len(lengths), -1)
+        if len(lengths)
+        else np.empty((0, 0))
+    )
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
@@ -178,7 +230,9 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -192,10 +246,14 @@ def _names(path: Path, raw: np.ndarray) -> np.ndarray:
         raise ValueError(f"{path}: image_id has shape {raw.shape}; want one id an image")
     empty = pd.isna(raw)
     if empty.any():
-        raise ValueError(f"{path}: no image_id in row {int(empty.argmax())} ({int(empty.sum())} such rows)")
+        raise ValueError(
+            f"{path}: no image_id in row {int(empty.argmax())} ({int(empty.sum())} such rows)"
+        )
     if raw.dtype.kind == "f" and (raw == np.floor(raw)).all():
         if (np.abs(raw) >= 2**53).any():
-            raise ValueError(f"{path}: image_id as floating-point numbers has lost its last digits; write it as text")
+            raise ValueError(
+                f"{path}: image_id as floating-point numbers has lost its last digits; write it as text"
+            )
         raw = raw.astype(np.int64)
     if raw.dtype.kind in "OS":
         return np.array([name.decode() if isinstance(name, bytes) else str(name) for name in raw])
@@ -204,16 +262,25 @@ def _names(path: Path, raw: np.ndarray) -> np.ndarray:
 
 def _plain(ids: pd.Series) -> pd.Series:
     """Ids without what often differs between two tables of the same images."""
-    return ids.str.strip().str.lower().str.replace(r"^.*[/\\]|\.(png|jpe?g|dcm|dicom|0)$", "", regex=True)
+    return (
+        ids.str.strip()
+        .str.lower()
+        .str.replace(r"^.*[/\\]|\.(png|jpe?g|dcm|dicom|0)$", "", regex=True)
+    )
 
 
 def _warn_of_blanks(path: Path, ids: np.ndarray, vectors: np.ndarray) -> None:
     zero = ~vectors.any(1)
     if len(vectors) > 1 and (vectors == vectors[0]).all():
-        warnings.warn(f"{path}: all {len(vectors)} vectors are equal: they can tell nothing apart", stacklevel=3)
+        warnings.warn(
+            f"{path}: all {len(vectors)} vectors are equal: they can tell nothing apart",
+            stacklevel=3,
+        )
     elif zero.any():
         first = ids[zero.argmax()]
-        warnings.warn(f"{path}: {int(zero.sum())} vectors are all zeros (first: {first})", stacklevel=3)
+        warnings.warn(
+            f"{path}: {int(zero.sum())} vectors are all zeros (first: {first})", stacklevel=3
+        )
 
 
 def _some(ids: pd.Series) -> str:
@@ -222,4 +289,6 @@ def _some(ids: pd.Series) -> str:
 
 def _listed(names: Iterable[Any], most: int = 12) -> str:
     names = list(names)
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(str, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

@@ -34,7 +34,9 @@ from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
 BATCH = 256  # images encoded at a time
-Look = Callable[[Any, Prepared, np.ndarray], dict[str, Tensor]]  # encoder, data, rows: features (n,...) by name
+Look = Callable[
+    [Any, Prepared, np.ndarray], dict[str, Tensor]
+]  # encoder, data, rows: features (n,...) by name
 
 
 # ---- pooling -------------------------------------------------------------------------------------------------------
@@ -56,15 +58,21 @@ def pool_tokens(tokens: Tensor, pooling: str, classes: Tensor | None = None) -> 
             parts.append(tokens.amax(1))
         elif part == "class":
             if classes is None or not classes.shape[1]:
-                raise ValueError("pooling 'class' needs an encoder with a class token; this one has none")
+                raise ValueError(
+                    "pooling 'class' needs an encoder with a class token; this one has none"
+                )
             parts.append(classes)
         elif part.startswith("grid") and part[4:].isdigit():
             if side * side != tokens.shape[1]:
-                raise ValueError(f"pooling {part!r} needs a square grid of patches, not {tokens.shape[1]}")
+                raise ValueError(
+                    f"pooling {part!r} needs a square grid of patches, not {tokens.shape[1]}"
+                )
             grid = tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
             parts.append(functional.adaptive_avg_pool2d(grid, int(part[4:])).flatten(1))
         else:
-            raise ValueError(f"pooling: unknown part {part!r}; parts are mean, max, class and gridK, joined by '+'")
+            raise ValueError(
+                f"pooling: unknown part {part!r}; parts are mean, max, class and gridK, joined by '+'"
+            )
     return torch.cat(parts, 1)
 
 
@@ -81,7 +89,9 @@ def extract(encoder: Any, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
     if layers == 1 and not prefix:
         return encoder.forward_features(x), x.new_zeros(len(x), 0)
     if not hasattr(trunk, "forward_intermediates"):
-        raise ValueError(f"layers={layers}: encoder {encoder.info.get('encoder')} shows no inner layers; say layers=1")
+        raise ValueError(
+            f"layers={layers}: encoder {encoder.info.get('encoder')} shows no inner layers; say layers=1"
+        )
     how: dict[str, Any] = {"norm": True, "return_prefix_tokens": True} if prefix else {}
     x = x.expand(-1, encoder.in_chans, -1, -1) if encoder.in_chans != 1 else x
     maps = trunk.forward_intermediates(x, indices=layers, intermediates_only=True, **how)[::-1]
@@ -91,11 +101,15 @@ def extract(encoder: Any, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
             classes = torch.cat([tokens[:, 0] for _, tokens in maps], 1)
         maps = [patches for patches, _ in maps]
     size = maps[0].shape[-2:]
-    joined = torch.cat([functional.adaptive_avg_pool2d(m, size) if m.shape[-2:] != size else m for m in maps], 1)
+    joined = torch.cat(
+        [functional.adaptive_avg_pool2d(m, size) if m.shape[-2:] != size else m for m in maps], 1
+    )
     return joined.flatten(2).transpose(1, 2), classes
 
 
-def _forward(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int = 1) -> dict[str, Tensor]:
+def _forward(
+    encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int = 1
+) -> dict[str, Tensor]:
     """``extract`` of some rows of a prepared data set, at the encoder's own size and on its device; float32."""
     take = np.sort(rows)
     x = inputs(encoder, prepared, take)
@@ -103,7 +117,10 @@ def _forward(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int = 1
     back = torch.from_numpy(np.searchsorted(take, rows)).to(x.device)
     if (np.diff(rows) < 0).any():
         patches, classes = patches[back], classes[back]
-    return {"patches": patches.float().contiguous(), "classes": classes.float()}  # contiguous: pooled twice as fast
+    return {
+        "patches": patches.float().contiguous(),
+        "classes": classes.float(),
+    }  # contiguous: pooled twice as fast
 
 
 def inputs(encoder: Any, prepared: Prepared, rows: np.ndarray) -> Tensor:
@@ -111,7 +128,9 @@ def inputs(encoder: Any, prepared: Prepared, rows: np.ndarray) -> Tensor:
     images = torch.from_numpy(np.array(prepared.images[rows]))
     x = encoder.normalise(images.to(device(), non_blocking=True))
     if x.shape[-1] != encoder.input_size and encoder.info.get("encoder") != "pixels":
-        x = functional.interpolate(x, size=(encoder.input_size,) * 2, mode="bilinear", antialias=True)
+        x = functional.interpolate(
+            x, size=(encoder.input_size,) * 2, mode="bilinear", antialias=True
+        )
     return x
 
 
@@ -137,7 +156,10 @@ class Kept:
 
     def stands(self, rows: np.ndarray) -> np.ndarray:
         """Which of ``rows`` are there, byte for byte as they were written: (len(rows),) bool."""
-        return np.array([self.sums[row] != 0 and self.sums[row] == self.checksum(row) for row in rows], dtype=bool)
+        return np.array(
+            [self.sums[row] != 0 and self.sums[row] == self.checksum(row) for row in rows],
+            dtype=bool,
+        )
 
 
 def features_folder(encoder: Any, prepared: Prepared, what: Any = 1) -> Path:
@@ -151,8 +173,15 @@ def features_folder(encoder: Any, prepared: Prepared, what: Any = 1) -> Path:
     for name, tensor in encoder.state_dict().items():
         key.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         key.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    made = [getattr(encoder, name, None) for name in ("architecture", "arguments", "input_size", "mean", "std")]
-    key.update(json.dumps([type(encoder).__name__, made, prepared.info, what], sort_keys=True, default=str).encode())
+    made = [
+        getattr(encoder, name, None)
+        for name in ("architecture", "arguments", "input_size", "mean", "std")
+    ]
+    key.update(
+        json.dumps(
+            [type(encoder).__name__, made, prepared.info, what], sort_keys=True, default=str
+        ).encode()
+    )
     key.update("\n".join(prepared.manifest["image_id"]).encode())
     for start in range(0, len(prepared.images), 1024):
         key.update(np.ascontiguousarray(prepared.images[start : start + 1024]).data)
@@ -182,25 +211,40 @@ def keep(
         missing = rows if kept is None else rows[~kept.stands(rows)]
         for start in progress(range(0, len(missing), batch)):
             part = missing[start : start + batch]
-            found = {name: tensor.half().cpu().numpy() for name, tensor in look(encoder, prepared, part).items()}
-            finite = np.all([np.isfinite(a).reshape(len(part), -1).all(1) for a in found.values()], axis=0)
+            found = {
+                name: tensor.half().cpu().numpy()
+                for name, tensor in look(encoder, prepared, part).items()
+            }
+            finite = np.all(
+                [np.isfinite(a).reshape(len(part), -1).all(1) for a in found.values()], axis=0
+            )
             if not finite.all():
                 name = prepared.manifest["image_id"].iloc[part[np.argmin(finite)]]
                 raise ValueError(
                     f"features of image {name} are not finite in half precision, in which they are kept; a linear "
                     "probe alone can do without: say keep_features=False"
                 )
-            kept = kept or _made(folder, len(prepared.manifest), {name: a.shape[1:] for name, a in found.items()})
+            kept = kept or _made(
+                folder, len(prepared.manifest), {name: a.shape[1:] for name, a in found.items()}
+            )
             for name, values in found.items():
                 kept.parts[name][part] = values
-            kept.sums[part] = [kept.checksum(row) for row in part]  # last: what has no sum is not there
+            kept.sums[part] = [
+                kept.checksum(row) for row in part
+            ]  # last: what has no sum is not there
     if kept is None:
         raise ValueError("no row to encode")
     return kept
 
 
 def at_hand(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, what: Any, kept: bool, home: Path | None = None, **how: Any
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    what: Any,
+    kept: bool,
+    home: Path | None = None,
+    **how: Any,
 ) -> Kept:
     """``keep`` of ``what`` in its ``features_folder``; not ``kept``: in files below ``home`` (``runs/features``)
     without a name, which are gone when the arrays are."""
@@ -228,8 +272,13 @@ def _made(folder: Path, n: int, shapes: dict[str, tuple[int, ...]]) -> Kept:
     (folder / "shapes.json").unlink(missing_ok=True)
     arrays: dict[str, Any] = {}
     for name, shape in (shapes | {"sums": ()}).items():
-        how: dict[str, Any] = {"dtype": "uint32" if name == "sums" else "float16", "shape": (n, *shape)}
-        (folder / f"{name}.npy").unlink(missing_ok=True)  # another process may still read the old one
+        how: dict[str, Any] = {
+            "dtype": "uint32" if name == "sums" else "float16",
+            "shape": (n, *shape),
+        }
+        (folder / f"{name}.npy").unlink(
+            missing_ok=True
+        )  # another process may still read the old one
         arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", **how)
     write_text(folder / "shapes.json", json.dumps(shapes))
     return Kept(arrays, arrays.pop("sums"))
@@ -243,7 +292,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 # ---- what evaluations read -----------------------------------------------------------------------------------------
-def encode(encoder: Any, prepared: Prepared, rows: np.ndarray, *, pooling: str, **how: Any) -> np.ndarray:
+def encode(
+    encoder: Any, prepared: Prepared, rows: np.ndarray, *, pooling: str, **how: Any
+) -> np.ndarray:
     """Pooled features (len(rows), F) float32 of rows of a prepared data set; ``how`` as ``encode_batches``."""
     return encode_each(encoder, prepared, rows, [pooling], **how)[0]
 
@@ -254,7 +305,10 @@ def encode_each(
 ) -> list[np.ndarray]:
     """As ``encode``, once a pooling, from one pass."""
     batches = encode_batches(encoder, prepared, rows, **how)
-    pooled = [[pool_tokens(patches, one, classes).cpu().numpy() for one in poolings] for patches, classes in batches]
+    pooled = [
+        [pool_tokens(patches, one, classes).cpu().numpy() for one in poolings]
+        for patches, classes in batches
+    ]
     return [np.concatenate(found) for found in zip(*pooled, strict=True)]
 
 
@@ -280,7 +334,9 @@ def encode_batches(
         folder, look = features_folder(encoder, prepared, layers), partial(_forward, layers=layers)
         held = keep(encoder, prepared, rows, folder, look=look, batch=batch, progress=progress)
         for part in parts:
-            patches, classes = (torch.from_numpy(held.parts[name][part]).float() for name in ("patches", "classes"))
+            patches, classes = (
+                torch.from_numpy(held.parts[name][part]).float() for name in ("patches", "classes")
+            )
             yield patches, classes
     else:
         encoder = encoder.to(device())
@@ -290,7 +346,13 @@ def encode_batches(
 
 
 def patches(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, *, layers: int = 1, kept: bool = False, **how: Any
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    *,
+    layers: int = 1,
+    kept: bool = False,
+    **how: Any,
 ) -> np.ndarray:
     """Patch features of the whole data set, (N,T,C) float16 memory-mapped, in which ``rows`` stand; see ``at_hand``."""
     look = partial(_forward, layers=layers)
@@ -314,14 +376,19 @@ def train_supervised(
     masked binary cross-entropy, AdamW (one cycle), batches of 64, images shifted by up to a sixteenth. The same
     on the same machine for the same seed.
     """
-    target, sure = torch.from_numpy(np.nan_to_num(y)).float(), torch.from_numpy(~np.isnan(y)).float()
+    target, sure = (
+        torch.from_numpy(np.nan_to_num(y)).float(),
+        torch.from_numpy(~np.isnan(y)).float(),
+    )
     draws, batch = np.random.default_rng(seed), min(64, len(rows))
     steps, reach = max(1, samples_seen // batch), max(1, prepared.images.shape[1] // 16)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = torch.nn.Linear(2 * encoder.channels, y.shape[1]).to(device())
         encoder = encoder.to(device()).train().requires_grad_(True)
-        optimiser = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=lr, weight_decay=0.05)
+        optimiser = torch.optim.AdamW(
+            [*encoder.parameters(), *head.parameters()], lr=lr, weight_decay=0.05
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps)
         order = np.empty(0, dtype=np.int64)
         for _ in range(steps):
@@ -329,11 +396,15 @@ def train_supervised(
                 order = np.concatenate([order, draws.permutation(len(rows))])
             take, order = order[:batch], order[batch:]
             shift = tuple(int(k) for k in draws.integers(-reach, reach + 1, 2))
-            x = encoder.normalise(np.stack([prepared.images[row] for row in rows[take]])).to(device())
+            x = encoder.normalise(np.stack([prepared.images[row] for row in rows[take]])).to(
+                device()
+            )
             tokens = encoder.forward_features(torch.roll(x, shift, (2, 3)))
             score = head(torch.cat([tokens.mean(1), tokens.amax(1)], 1))
             told, known = target[take].to(device()), sure[take].to(device())
-            loss = functional.binary_cross_entropy_with_logits(score, told, reduction="none") * known
+            loss = (
+                functional.binary_cross_entropy_with_logits(score, told, reduction="none") * known
+            )
             optimiser.zero_grad()
             (loss.sum() / known.sum().clamp(min=1)).backward()
             optimiser.step()

@@ -34,9 +34,19 @@ def train_tokenizer(reports: list[str], vocabulary: int) -> transformers.PreTrai
 
 def small_model(p: study.Report, tokenizer: Any) -> Any:
     """A Llama of ``p.layers`` blocks and ``p.width`` channels with fresh weights, for the tokenizer's vocabulary."""
-    shape: Any = {"hidden_size": p.width, "intermediate_size": 2 * p.width, "num_attention_heads": p.width // 32}
-    shape |= {"num_hidden_layers": p.layers, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
-    shape |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    shape: Any = {
+        "hidden_size": p.width,
+        "intermediate_size": 2 * p.width,
+        "num_attention_heads": p.width // 32,
+    }
+    shape |= {
+        "num_hidden_layers": p.layers,
+        "vocab_size": len(tokenizer),
+        "tie_word_embeddings": True,
+    }
+    shape |= {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
+    }
     shape["attn_implementation"] = "eager"  # on CPU faster than the fused kernel at these sizes
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
 
@@ -56,17 +66,32 @@ def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
         "see its model card); or say language_model='' for a small one that is trained here"
     )
     if folder is None:
-        raise MissingWeights(f"no language model {name!r}: no config.json in {places[0]} nor in {places[1]}. {fetch}")
-    kinds: Any = {"dtype": torch.bfloat16 if the_device().type == "cuda" else torch.float32, "local_files_only": True}
+        raise MissingWeights(
+            f"no language model {name!r}: no config.json in {places[0]} nor in {places[1]}. {fetch}"
+        )
+    kinds: Any = {
+        "dtype": torch.bfloat16 if the_device().type == "cuda" else torch.float32,
+        "local_files_only": True,
+    }
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        opened: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **kinds)
+        opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, **kinds
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MissingWeights(f"the language model in {folder} is not whole ({error}). {fetch}") from error
+        raise MissingWeights(
+            f"the language model in {folder} is not whole ({error}). {fetch}"
+        ) from error
     model, loaded = opened
-    wrong = {kind: sorted(map(str, loaded[kind])) for kind in ("missing_keys", "mismatched_keys") if loaded[kind]}
+    wrong = {
+        kind: sorted(map(str, loaded[kind]))
+        for kind in ("missing_keys", "mismatched_keys")
+        if loaded[kind]
+    }
     if wrong:
-        raise UnmatchedTensors(f"{folder} does not hold all that {type(model).__name__} needs: {wrong}. {fetch}")
+        raise UnmatchedTensors(
+            f"{folder} does not hold all that {type(model).__name__} needs: {wrong}. {fetch}"
+        )
     words = model.get_input_embeddings().num_embeddings
     if tokenizer.eos_token_id is None or len(tokenizer) > words:
         raise UnmatchedTensors(
@@ -77,6 +102,11 @@ def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
     if lora_rank:
         from peft import LoraConfig, get_peft_model  # slow to import
 
-        asked = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        asked = LoraConfig(
+            r=lora_rank,
+            lora_alpha=2 * lora_rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
         model = get_peft_model(model, asked)
     return model, tokenizer

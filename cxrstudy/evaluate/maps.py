@@ -33,8 +33,12 @@ class Masks:
     """True masks of n images and D devices, in the order of DEVICES."""
 
     masks: np.ndarray  # bool (n,D,size,size), empty where not known
-    known: np.ndarray  # bool (n,D): whether anyone has said where the device is, or that it is absent
-    tips: np.ndarray  # float64 (n,D,2): column and row in px; NaN where absent, unknown, or outside the image
+    known: (
+        np.ndarray
+    )  # bool (n,D): whether anyone has said where the device is, or that it is absent
+    tips: (
+        np.ndarray
+    )  # float64 (n,D,2): column and row in px; NaN where absent, unknown, or outside the image
     spacing: np.ndarray  # float64 (n,), mm a pixel; NaN where not known
 
 
@@ -65,7 +69,10 @@ def load_masks(prepared: Prepared, rows: np.ndarray) -> Masks:
     tips, spacing = np.full((*shape[:2], 2), np.nan), np.full(len(manifest), np.nan)
     found = Masks(np.zeros(shape, bool), known_devices(manifest), tips, spacing)
     drawn = manifest["path"].str.startswith("synthetic:").to_numpy()
-    sources = [path.split(":") if path.startswith("synthetic:") else ["", "", ""] for path in manifest["path"]]
+    sources = [
+        path.split(":") if path.startswith("synthetic:") else ["", "", ""]
+        for path in manifest["path"]
+    ]
     for institution, seed in sorted({(source[1], source[2]) for source in sources} - {("", "")}):
         here = np.flatnonzero([source[1:3] == [institution, seed] for source in sources])
         index = [int(sources[k][3]) for k in here]
@@ -98,7 +105,9 @@ def _read_mask(path: str, size: int, where: str) -> tuple[np.ndarray, float]:
         ) from error
     scale = min(on.shape) / size
     width, height = (max(size, round(side / scale)) for side in (on.shape[1], on.shape[0]))
-    image = Image.fromarray(on.astype(np.float32)).resize((width, height), Image.Resampling.BOX)  # shares
+    image = Image.fromarray(on.astype(np.float32)).resize(
+        (width, height), Image.Resampling.BOX
+    )  # shares
     top, left = (height - size) // 2, (width - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size))) > 0, scale
 
@@ -116,7 +125,9 @@ def feature_maps(encoder: Any, x: Tensor, layers: int) -> list[Tensor]:
     trunk: Any = getattr(encoder, "trunk", None)
     if not hasattr(trunk, "forward_intermediates"):
         name = encoder.info.get("encoder", type(encoder).__name__)
-        raise ValueError(f"encoder {name}: {type(trunk).__name__} gives no feature maps (no forward_intermediates)")
+        raise ValueError(
+            f"encoder {name}: {type(trunk).__name__} gives no feature maps (no forward_intermediates)"
+        )
     x = x.expand(-1, encoder.in_chans, -1, -1)
     count = min(layers, len(trunk.feature_info))
     how = {"indices": count, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
@@ -134,7 +145,9 @@ class Seen:
     def of(self, rows: np.ndarray, layers: int) -> list[Tensor]:
         """Their maps, float32; ValueError for a row, or a number of layers, that was not encoded."""
         if layers != self.layers or not np.isin(rows, self.rows).all():
-            raise ValueError(f"layers={layers}, rows {rows}: only {len(self.rows)} are here, with {self.layers}")
+            raise ValueError(
+                f"layers={layers}, rows {rows}: only {len(self.rows)} are here, with {self.layers}"
+            )
         return [torch.from_numpy(np.asarray(one[rows])).to(device()).float() for one in self.maps]
 
 
@@ -148,7 +161,13 @@ def maps_of(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> 
 
 
 def encode_maps(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int, *, kept: bool = False, **how: Any
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    layers: int,
+    *,
+    kept: bool = False,
+    **how: Any,
 ) -> Seen:
     """`feature_maps` of some rows by one pass of the encoder, in half precision; ``how`` as ``features.at_hand``.
 
@@ -160,7 +179,9 @@ def encode_maps(
     if getattr(trunk, "num_prefix_tokens", 0):
         tokens = patches(encoder, prepared, rows, layers=depth, kept=kept, **how)
         side = math.isqrt(tokens.shape[1])
-        last_first = tokens.reshape(len(tokens), side, side, depth, -1).transpose(3, 0, 4, 1, 2)  # a view
+        last_first = tokens.reshape(len(tokens), side, side, depth, -1).transpose(
+            3, 0, 4, 1, 2
+        )  # a view
         return Seen(list(last_first[::-1]), rows, layers)
 
     def look(encoder: Any, prepared: Prepared, few: np.ndarray) -> dict[str, Tensor]:
@@ -211,7 +232,9 @@ class Store:
         return torch.from_numpy(masks).to(device()), torch.from_numpy(known).to(device())
 
 
-def with_masks(seen: Seen, prepared: Prepared, rows: np.ndarray, folder: Path, *, progress: Progress = iter) -> Store:
+def with_masks(
+    seen: Seen, prepared: Prepared, rows: np.ndarray, folder: Path, *, progress: Progress = iter
+) -> Store:
     """Maps and true masks of some rows; masks are written once below ``folder``, a chunk of images in memory."""
     folder.mkdir(parents=True)
     size, told = int(prepared.info["size"]), []
@@ -220,6 +243,8 @@ def with_masks(seen: Seen, prepared: Prepared, rows: np.ndarray, folder: Path, *
     for start in progress(range(0, len(rows), CHUNK)):
         truth = load_masks(prepared, rows[start : start + CHUNK])
         masks[start : start + CHUNK] = truth.masks
-        told.append((truth.known, truth.tips, truth.spacing))  # not the masks, whose chunk could not be freed then
+        told.append(
+            (truth.known, truth.tips, truth.spacing)
+        )  # not the masks, whose chunk could not be freed then
     truth = Masks(masks, *(np.concatenate(parts) for parts in zip(*told, strict=True)))
     return Store([Chosen(one, rows) for one in seen.maps], truth)

@@ -37,7 +37,10 @@ def iou(pred: ArrayLike, truth: ArrayLike) -> Any:
 
 
 def cl_dice(
-    pred: ArrayLike, truth: ArrayLike, *, skeletons: tuple[Sequence[Points], Sequence[Points]] | None = None
+    pred: ArrayLike,
+    truth: ArrayLike,
+    *,
+    skeletons: tuple[Sequence[Points], Sequence[Points]] | None = None,
 ) -> Any:
     """Centre-line Dice (Shit et al., CVPR 2021): the harmonic mean of the shares of P's skeleton within T, and of T's
     within P. A gap or a detour costs by its length, whatever the tube's width. Otherwise as `dice`.
@@ -64,7 +67,9 @@ def pieces(pred: ArrayLike, truth: ArrayLike | None = None) -> Any:
         masks, single = _masks(pred, "pred")
         counts = np.array([_pieces(mask) for mask in masks], dtype=np.float64)
         return counts[0] if single else counts
-    return _each(lambda p, t: np.nan if t.any() and not p.any() else _pieces(p) - _pieces(t), pred, truth)
+    return _each(
+        lambda p, t: np.nan if t.any() and not p.any() else _pieces(p) - _pieces(t), pred, truth
+    )
 
 
 def tips(masks: ArrayLike, *, skeletons: Sequence[Points] | None = None) -> Floats:
@@ -78,12 +83,18 @@ def tips(masks: ArrayLike, *, skeletons: Sequence[Points] | None = None) -> Floa
     21%). So judge a tip error beside that of the true mask (`segmentation` reports both).
     """
     array, single = _masks(masks, "masks")
-    found = np.array([_tip(line, array.shape[1:]) for line in skeletons or _skeletons(array)]).reshape(-1, 2)
+    found = np.array(
+        [_tip(line, array.shape[1:]) for line in skeletons or _skeletons(array)]
+    ).reshape(-1, 2)
     return found[0] if single else found
 
 
 def tip_error(
-    pred: ArrayLike, truth: ArrayLike, spacing: ArrayLike = 1.0, *, skeletons: Sequence[Points] | None = None
+    pred: ArrayLike,
+    truth: ArrayLike,
+    spacing: ArrayLike = 1.0,
+    *,
+    skeletons: Sequence[Points] | None = None,
 ) -> Any:
     """Distance in mm from the tip of the predicted mask (`tips`) to the true tip.
 
@@ -97,7 +108,9 @@ def tip_error(
     true = true[None] if true.ndim == 1 else true
     mm = np.asarray(spacing, dtype=np.float64)
     if true.shape != (len(p), 2) or mm.shape not in ((), (len(p),)):
-        raise ValueError(f"{len(p)} masks need as many tips and spacings, got shapes {true.shape} and {mm.shape}")
+        raise ValueError(
+            f"{len(p)} masks need as many tips and spacings, got shapes {true.shape} and {mm.shape}"
+        )
     found = tips(p, skeletons=skeletons)
     errors = np.hypot(*(found - true).T) * mm
     return errors[0] if single else errors
@@ -111,7 +124,9 @@ def skeletons(masks: ArrayLike) -> list[Points]:
 
 def _skeletons(masks: Bools) -> Iterator[Points]:
     """One after the other: whoever needs each but once holds one at a time."""
-    from skimage.morphology import skeletonize  # half a second to import, which not everyone who scores needs
+    from skimage.morphology import (
+        skeletonize,
+    )  # half a second to import, which not everyone who scores needs
 
     for mask in masks:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -155,14 +170,18 @@ def _each(measure: Any, pred: ArrayLike, truth: ArrayLike, *more: float) -> Any:
 def _pair(pred: ArrayLike, truth: ArrayLike) -> tuple[Bools, Bools, bool]:
     (p, single), (t, _) = _masks(pred, "pred"), _masks(truth, "truth")
     if np.shape(pred) != np.shape(truth):
-        raise ValueError(f"pred has shape {np.shape(pred)}, truth has {np.shape(truth)}: they must be equal")
+        raise ValueError(
+            f"pred has shape {np.shape(pred)}, truth has {np.shape(truth)}: they must be equal"
+        )
     return p, t, single
 
 
 def _masks(values: ArrayLike, name: str) -> tuple[Bools, bool]:
     array = np.asarray(values)
     if array.dtype != bool:
-        raise ValueError(f"{name} must be bool, got {array.dtype}; compare a probability with its threshold first")
+        raise ValueError(
+            f"{name} must be bool, got {array.dtype}; compare a probability with its threshold first"
+        )
     if array.ndim not in (2, 3):
         raise ValueError(f"{name} must be (N,H,W) or (H,W), got shape {array.shape}")
     return (array[None], True) if array.ndim == 2 else (array, False)

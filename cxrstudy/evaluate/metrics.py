@@ -61,9 +61,18 @@ def bootstrap(
     make = _FAST.get(metric)
     if make is None:
         rows = np.arange(len(y))
-        draws = (drawn[unit, j] for drawn in counts(n_units, resamples, seed) for j in range(drawn.shape[1]))
+        draws = (
+            drawn[unit, j]
+            for drawn in counts(n_units, resamples, seed)
+            for j in range(drawn.shape[1])
+        )
         picks = (np.repeat(rows, draw.astype(np.int64)) for draw in draws)
-        return np.stack([np.atleast_1d(np.asarray(metric(y[pick], s[pick]), dtype=np.float64)) for pick in picks])
+        return np.stack(
+            [
+                np.atleast_1d(np.asarray(metric(y[pick], s[pick]), dtype=np.float64))
+                for pick in picks
+            ]
+        )
     plans = _plans(make, y, s, unit, n_units)
     blocks = [[plan(drawn) for plan in plans] for drawn in counts(n_units, resamples, seed)]
     return np.concatenate([np.stack(block, axis=1) for block in blocks])
@@ -73,7 +82,9 @@ def known_mean(values: Floats, weights: Floats | None = None) -> Floats:
     """Mean over the last axis of what is not NaN, weighted where ``weights`` are given; NaN where nothing is left."""
     share = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
     total = share.sum(axis=-1)
-    return np.where(total > 0, np.nansum(values * share, axis=-1) / np.where(total > 0, total, 1.0), np.nan)
+    return np.where(
+        total > 0, np.nansum(values * share, axis=-1) / np.where(total > 0, total, 1.0), np.nan
+    )
 
 
 def knn_auroc(x: ArrayLike, y: ArrayLike, k: int = 20) -> float:
@@ -118,7 +129,10 @@ def _auroc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> 
     """Pivots are the rarer class. An image of the other class counts for every pivot above it, and half where equal."""
     few = y == (1 if 2 * y.sum() <= len(y) else 0)
     pivots, place = np.unique(s[few], return_inverse=True)
-    left, right = np.searchsorted(pivots, s[~few], "left"), np.searchsorted(pivots, s[~few], "right")
+    left, right = (
+        np.searchsorted(pivots, s[~few], "left"),
+        np.searchsorted(pivots, s[~few], "right"),
+    )
     # cumulative sums over pivots turn half an image at `left` and half at `right` into (strictly below + half equal)
     below = _bins(np.concatenate([left, right]), np.tile(unit[~few], 2), 0.5, len(pivots), n_units)
     at = _bins(place, unit[few], 1.0, len(pivots), n_units)
@@ -154,7 +168,9 @@ def _auprc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> 
     return plan
 
 
-def _bins(rows: NDArray[Any], cols: NDArray[Any], each: float, n_bins: int, n_units: int) -> csr_array:
+def _bins(
+    rows: NDArray[Any], cols: NDArray[Any], each: float, n_bins: int, n_units: int
+) -> csr_array:
     """Sparse (bins, units): how much of each unit falls into each bin; what lies past the last bin is left out."""
     kept = rows < n_bins
     values = np.full(int(kept.sum()), each)
@@ -166,11 +182,16 @@ def divide(above: Floats, below: Floats) -> Floats:
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
-_FAST: dict[Any, Callable[[Floats, Floats, NDArray[np.int64], int], Plan]] = {auroc: _auroc_plan, auprc: _auprc_plan}
+_FAST: dict[Any, Callable[[Floats, Floats, NDArray[np.int64], int], Plan]] = {
+    auroc: _auroc_plan,
+    auprc: _auprc_plan,
+}
 
 
 # ---- shared --------------------------------------------------------------------------------------------------------
-def _plans(make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, unit: NDArray[np.int64], n_units: int) -> list[Plan]:
+def _plans(
+    make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, unit: NDArray[np.int64], n_units: int
+) -> list[Plan]:
     """One plan a label, from checked arrays; a label with one class gets a plan of NaN."""
     y, s = _columns(y, "y"), _columns(s, "s")
     if y.shape != s.shape:
@@ -189,7 +210,9 @@ def _plans(make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, unit: NDArray[
     return plans
 
 
-def _plain(make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, weights: ArrayLike | None) -> Floats:
+def _plain(
+    make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, weights: ArrayLike | None
+) -> Floats:
     y = np.asarray(y)
     n = len(np.atleast_1d(y))
     weight = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -222,7 +245,9 @@ def units(groups: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
         raise ValueError(f"groups have shape {names.shape}, expected ({n},): one an image")
     missing = [(i, name) for i, name in enumerate(names.tolist()) if name is None or name != name]
     if missing:
-        raise ValueError(f"groups must name every image's patient: row {missing[0][0]} has {missing[0][1]!r}")
+        raise ValueError(
+            f"groups must name every image's patient: row {missing[0][0]} has {missing[0][1]!r}"
+        )
     distinct, unit = np.unique(names, return_inverse=True)
     return unit.astype(np.int64), len(distinct)
 

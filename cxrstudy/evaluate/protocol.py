@@ -52,7 +52,18 @@ __all__ = [
     "score",
 ]
 
-COLUMNS = ["task", "label", "metric", "value", "low", "high", "n", "positives", "n_patients", "note"]  # of metrics
+COLUMNS = [
+    "task",
+    "label",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "positives",
+    "n_patients",
+    "note",
+]  # of metrics
 
 
 # ---- one fold ------------------------------------------------------------------------------------------------------
@@ -69,13 +80,26 @@ class Judge:
 
     def judge(self, x: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Of ``rows`` of ``look``'s features: log odds, how far above the threshold, probability; (N,L) float32."""
-        s = _scores(self.probe, x, rows) if self.probe is not None else np.zeros((len(rows), 0), np.float32)
+        s = (
+            _scores(self.probe, x, rows)
+            if self.probe is not None
+            else np.zeros((len(rows), 0), np.float32)
+        )
         chance = expit(self.sigmoid[:, 0] * s + self.sigmoid[:, 1])
-        return {"scores": s, "margin": s - self.threshold, "probabilities": chance.astype(np.float32)}
+        return {
+            "scores": s,
+            "margin": s - self.threshold,
+            "probabilities": chance.astype(np.float32),
+        }
 
 
 def look(
-    p: study.Classify, encoder: Any, text: Any, prepared: Prepared, rows: np.ndarray, progress: Progress
+    p: study.Classify,
+    encoder: Any,
+    text: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of a whole data set in which ``rows`` stand, (N,F) or patches (N,T,C), and, where a text side asks for
     it, the mean of the last layer's patches (N,C). Pooled rows that are not looked at are NaN, which no probe takes."""
@@ -92,7 +116,9 @@ def look(
             mean[part] = x[part][:, :, :width].astype(np.float32).mean(1)
         return x, mean
     else:
-        found, *means = features.encode_each(encoder, prepared, rows, [p.pooling, *["mean"] * (width > 0)], **how)
+        found, *means = features.encode_each(
+            encoder, prepared, rows, [p.pooling, *["mean"] * (width > 0)], **how
+        )
         for own in means:
             mean[rows] = own[:, :width]  # the last layer comes first
     x = np.full((n, found.shape[1]), np.nan, np.float32)
@@ -101,10 +127,17 @@ def look(
 
 
 def _probe(
-    p: study.Classify, x: np.ndarray, rows: np.ndarray, y: np.ndarray, val: np.ndarray, y_val: np.ndarray
+    p: study.Classify,
+    x: np.ndarray,
+    rows: np.ndarray,
+    y: np.ndarray,
+    val: np.ndarray,
+    y_val: np.ndarray,
 ) -> Any:
     if x.ndim == 3:
-        return fit_attention(x, y, strengths=p.strengths, rows=rows, val_rows=val, y_val=y_val, seed=p.seed)
+        return fit_attention(
+            x, y, strengths=p.strengths, rows=rows, val_rows=val, y_val=y_val, seed=p.seed
+        )
     return fit_probe(x[rows], y, strengths=p.strengths, x_val=x[val], y_val=y_val)
 
 
@@ -127,7 +160,9 @@ def _counts(p: study.Classify, cohort: Cohort) -> list[int]:
     return list(dict.fromkeys(count if 0 < count < fewest else 0 for count in p.label_counts))
 
 
-def _few(p: study.Classify, cohort: Cohort, part: Part, x: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+def _few(
+    p: study.Classify, cohort: Cohort, part: Part, x: np.ndarray
+) -> dict[tuple[int, int], np.ndarray]:
     """Scores (N,L) of a fold's test rows by probes of few labelled patients, by (their number or 0, seed); nested in a
     seed.
 
@@ -139,7 +174,9 @@ def _few(p: study.Classify, cohort: Cohort, part: Part, x: np.ndarray) -> dict[t
         order = np.random.default_rng([p.seed, seed]).permutation(patients)
         for count in _counts(p, cohort):
             here = train["patient_id"].isin(order[: count or None]).to_numpy()
-            probe = _probe(p, x, train["row"].to_numpy()[here], y[here], val["row"].to_numpy(), y_val)
+            probe = _probe(
+                p, x, train["row"].to_numpy()[here], y[here], val["row"].to_numpy(), y_val
+            )
             scores[count, seed] = _scores(probe, x, held["row"].to_numpy())
     return scores
 
@@ -170,30 +207,48 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
             # of all its folds: under fit_within and test_within a fold may need rows that the first one does not
             parts = [part for own, part in zip(judged, cohort.parts, strict=True) if own == name]
             wanted = pd.unique(np.concatenate([table["row"] for part in parts for table in part]))
-            looked = look(p, encoder, text, prepared, wanted, progress) if cohort.names or text else (None, None)
+            looked = (
+                look(p, encoder, text, prepared, wanted, progress)
+                if cohort.names or text
+                else (None, None)
+            )
             seen[name] = (encoder, text, *looked)
         encoder, text, x, mean = seen[name]
         has_text = has_text or text is not None
         judge, held = _judge(p, cohort, part, encoder, text, x), part[2]["row"].to_numpy()
-        shots = zeroshot.look(text, mean[held], prepared, part[2], cohort.base, p.tasks) if text is not None else {}
+        shots = (
+            zeroshot.look(text, mean[held], prepared, part[2], cohort.base, p.tasks)
+            if text is not None
+            else {}
+        )
         judges.append(judge)
         found.append(judge.judge(x, held) | shots)
         few.append(_few(p, cohort, part, x) if cohort.names else {})
         for place, other in others.items():
             there = other.parts[0][2]["row"].to_numpy()
             if cohort.names and other.names:
-                abroad[place].append(judge.judge(look(p, encoder, None, other.prepared, there, progress)[0], there))
-    result = _gathered(p, cohort, {k: np.concatenate([f[k] for f in found]) for k in found[0]}, notes)
+                abroad[place].append(
+                    judge.judge(look(p, encoder, None, other.prepared, there, progress)[0], there)
+                )
+    result = _gathered(
+        p, cohort, {k: np.concatenate([f[k] for f in found]) for k in found[0]}, notes
+    )
     result["metrics"] += left_rows(cohort)
     reasons = not_evaluated(p, cohort, result["metrics"], has_text=has_text)
     result["also"] = {
-        place: _gathered(p, others[place], {k: np.mean([f[k] for f in scores], 0) for k in scores[0]}, notes)
+        place: _gathered(
+            p, others[place], {k: np.mean([f[k] for f in scores], 0) for k in scores[0]}, notes
+        )
         for place, scores in abroad.items()
         if scores
     }
     for where, there in result["also"].items():
         result["metrics"] += [row | {"task": f"{row['task']}@{where}"} for row in there["metrics"]]
-    reasons |= {f"@{place}": "no label that both data sets record" for place, scores in abroad.items() if not scores}
+    reasons |= {
+        f"@{place}": "no label that both data sets record"
+        for place, scores in abroad.items()
+        if not scores
+    }
     probes = [judge.probe for judge in judges if judge.probe is not None]
     cells = (result["test"], cohort.told, result["names"], result["scores"], result["truth"])
     return result | {
@@ -217,12 +272,21 @@ def _others(p: study.Classify, cohort: Cohort) -> dict[str, Cohort]:
     """The data sets of ``p.also`` by the names of their folders; ValueError where two have one name."""
     places = [study.resolve(folder).name for folder in p.also]
     if len(set(places)) < len(places):
-        raise ValueError(f"also: two folders of one name among {', '.join(p.also)}; their results bear it: rename one")
-    return {place: elsewhere(p, folder, cohort.names) for place, folder in zip(places, p.also, strict=True)}
+        raise ValueError(
+            f"also: two folders of one name among {', '.join(p.also)}; their results bear it: rename one"
+        )
+    return {
+        place: elsewhere(p, folder, cohort.names)
+        for place, folder in zip(places, p.also, strict=True)
+    }
 
 
 def _opened(
-    p: study.Classify, prepared: Prepared, cohort: Cohort, others: dict[str, Cohort], judged: list[str]
+    p: study.Classify,
+    prepared: Prepared,
+    cohort: Cohort,
+    others: dict[str, Cohort],
+    judged: list[str],
 ) -> dict[str, Subject]:
     """The encoders by name, before anything is computed; LeakError as ``run`` says."""
     tests = [other.parts[0][2] for other in others.values()]
@@ -247,12 +311,16 @@ def _ready(
     if name.startswith(SUPERVISED):  # each fold's own, from its own training patients
         encoder = open_subject(name, prepared.info["size"], p.seed)[0]
         how = {"samples_seen": p.supervised_samples, "seed": p.seed}
-        features.train_supervised(encoder, prepared, part[0]["row"].to_numpy(), _labels(p, cohort, part)[0], **how)
+        features.train_supervised(
+            encoder, prepared, part[0]["row"].to_numpy(), _labels(p, cohort, part)[0], **how
+        )
     asked = encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks)
     return encoder, zeroshot.text_side(name, encoder) if asked else None
 
 
-def _judge(p: study.Classify, cohort: Cohort, part: Part, encoder: Any, text: Any, x: np.ndarray) -> Judge:
+def _judge(
+    p: study.Classify, cohort: Cohort, part: Part, encoder: Any, text: Any, x: np.ndarray
+) -> Judge:
     """What is fitted on a fold's training and validation rows."""
     if not cohort.names:
         return Judge(encoder, text, None, np.zeros(0), np.zeros((0, 2)))
@@ -268,7 +336,9 @@ def _width(probe: Any) -> int:
     return len(probe.mean if hasattr(probe, "mean") else probe.coef[0])
 
 
-def _gathered(p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray], notes: dict[str, str]) -> dict[str, Any]:
+def _gathered(
+    p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray], notes: dict[str, str]
+) -> dict[str, Any]:
     """Names, scores, calls, probabilities, truth, test, ranks and metrics from the arrays of ``Judge.judge`` (labels of
     the first cohort's order) and ``zeroshot.look``, whose labels nothing was fitted for: no call, no probability."""
     test = pd.concat([part[2] for part in cohort.parts])
@@ -317,7 +387,10 @@ def score(
 
 
 def _curve(
-    cohort: Cohort, truth: np.ndarray, patients: np.ndarray, few: list[dict[tuple[int, int], np.ndarray]]
+    cohort: Cohort,
+    truth: np.ndarray,
+    patients: np.ndarray,
+    few: list[dict[tuple[int, int], np.ndarray]],
 ) -> pd.DataFrame:
     """Label efficiency: macro AUROC by task, number of labelled patients (of a fold; all: the folds' mean) and seed,
     over the labels that are not too few among the test ``patients``."""
@@ -330,7 +403,9 @@ def _curve(
             kept = [k for k in which if not left[k]]
             if kept:
                 value = float(known_mean(auroc(truth[:, kept], scores[:, kept])))
-                rows.append({"task": task, "patients": count or everyone, "seed": seed, "auroc": value})
+                rows.append(
+                    {"task": task, "patients": count or everyone, "seed": seed, "auroc": value}
+                )
     return pd.DataFrame(rows, columns=["task", "patients", "seed", "auroc"])
 
 
@@ -345,7 +420,9 @@ def gaze(
     judge = result["judges"][0]
     rows: list[int] = []
     shown: list[int] = []
-    own = (result["test"]["split"].isin(p.folds[:1] or p.test)).to_numpy()  # the first fold's: its probe knew none
+    own = (
+        result["test"]["split"].isin(p.folds[:1] or p.test)
+    ).to_numpy()  # the first fold's: its probe knew none
     for k in range(len(judge.threshold)):
         there = np.flatnonzero(own & (result["truth"][:, k] == 1))
         if len(there) and len(rows) < count:
@@ -353,10 +430,16 @@ def gaze(
             shown.append(k)
     if not rows or not hasattr(judge.probe, "attention"):
         return np.zeros((0, *prepared.images.shape[1:]), np.uint8), np.zeros((0, 1)), []
-    x = features.patches(judge.encoder, prepared, np.array(rows), layers=p.layers, kept=p.keep_features)
+    x = features.patches(
+        judge.encoder, prepared, np.array(rows), layers=p.layers, kept=p.keep_features
+    )
     shares = judge.probe.attention(x, rows)[np.arange(len(rows)), shown]
     images = np.stack([prepared.images[row] for row in rows])
-    return images * bool(prepared.info.get("show_images")), shares, [result["names"][k] for k in shown]
+    return (
+        images * bool(prepared.info.get("show_images")),
+        shares,
+        [result["names"][k] for k in shown],
+    )
 
 
 def score_table(result: dict[str, Any]) -> pd.DataFrame:
@@ -365,7 +448,10 @@ def score_table(result: dict[str, Any]) -> pd.DataFrame:
     Columns: image_id, patient_id; of each label ``score:``, ``truth:``, and, where they were fitted, ``call:`` and
     ``probability:``; of retrieval ``rank:``.
     """
-    columns = {"image_id": result["test"]["image_id"].to_numpy(), "patient_id": result["test"]["patient_id"].to_numpy()}
+    columns = {
+        "image_id": result["test"]["image_id"].to_numpy(),
+        "patient_id": result["test"]["patient_id"].to_numpy(),
+    }
     for k, name in enumerate(result["names"]):
         columns[f"score:{name}"] = result["scores"][:, k]
         columns[f"truth:{name}"] = result["truth"][:, k].astype(np.float32)
@@ -373,7 +459,9 @@ def score_table(result: dict[str, Any]) -> pd.DataFrame:
             columns[f"call:{name}"] = result["calls"][:, k]
             columns[f"probability:{name}"] = result["probabilities"][:, k]
     if result["ranks"] is not None:
-        columns |= {f"rank:{name}": result["ranks"][:, j] for j, name in enumerate(zeroshot.DIRECTIONS)}
+        columns |= {
+            f"rank:{name}": result["ranks"][:, j] for j, name in enumerate(zeroshot.DIRECTIONS)
+        }
     return pd.DataFrame(columns)
 
 
@@ -391,4 +479,8 @@ def save(result: dict[str, Any], out: Path) -> list[str]:
     tables = {name: result[name] for name in ("subgroups", "curve") if len(result[name])}
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
-    return ["scores.parquet", *(f"scores@{name}.parquet" for name in result["also"]), *(f"{n}.csv" for n in tables)]
+    return [
+        "scores.parquet",
+        *(f"scores@{name}.parquet" for name in result["also"]),
+        *(f"{n}.csv" for n in tables),
+    ]

@@ -39,7 +39,13 @@ _AT_ONCE = 96  # reports, or beams, written side by side: more spoil the process
 
 # ---- what is seen --------------------------------------------------------------------------------------------------
 def encode_tokens(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, *, grid: int, folder: Path | None = None, **how: Any
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    *,
+    grid: int,
+    folder: Path | None = None,
+    **how: Any,
 ) -> np.ndarray:
     """Patch features (len(rows), T, C) float16 of the given rows, row by row of the image; one pass of the encoder.
 
@@ -53,14 +59,20 @@ def encode_tokens(
     done, out = 0, np.empty(0)
     for patches, _ in encode_batches(encoder, prepared, rows, **how):
         side = math.isqrt(patches.shape[1])
-        pooled = pool_tokens(patches, f"grid{min(grid or side, side)}").reshape(*patches.shape[::2], -1)
+        pooled = pool_tokens(patches, f"grid{min(grid or side, side)}").reshape(
+            *patches.shape[::2], -1
+        )
         chunk = pooled.transpose(1, 2).cpu().numpy()
         if not (np.abs(chunk) < np.finfo(np.float16).max).all():
             raise ValueError("the encoder gives features that are not finite in half precision")
         if not done:
             shape = (len(rows), *chunk.shape[1:])
             size = 2 * math.prod(shape)
-            out = np.empty(shape, np.float16) if folder is None or size <= IN_MEMORY else _mapped(shape, folder)
+            out = (
+                np.empty(shape, np.float16)
+                if folder is None or size <= IN_MEMORY
+                else _mapped(shape, folder)
+            )
         out[done : done + len(chunk)] = chunk
         done += len(chunk)
     return out
@@ -94,13 +106,20 @@ class Writer(nn.Module):
         else:
             self.tokenizer = train_tokenizer(reports, p.vocabulary)
             self.language = small_model(p, self.tokenizer)
-        width, (count, patches, channels) = self.language.get_input_embeddings().embedding_dim, tokens.shape
+        width, (count, patches, channels) = (
+            self.language.get_input_embeddings().embedding_dim,
+            tokens.shape,
+        )
         some = np.asarray(tokens[:: max(1, count // 1000)], dtype=np.float64).reshape(-1, channels)
         mean = some.mean(0)
         some -= mean
         variance, axes = np.linalg.eigh(some.T @ some / len(some))
-        axes *= np.sign(axes[np.abs(axes).argmax(0), range(channels)])  # which libraries choose as they like
-        floor = max(0.01, channels / len(some)) * variance.mean()  # few rows tell little of small directions
+        axes *= np.sign(
+            axes[np.abs(axes).argmax(0), range(channels)]
+        )  # which libraries choose as they like
+        floor = (
+            max(0.01, channels / len(some)) * variance.mean()
+        )  # few rows tell little of small directions
         axes /= (variance.clip(min=0) + floor + 1e-8) ** 0.25
         self.register_buffer("mean", torch.from_numpy(mean).float())
         self.register_buffer("axes", torch.from_numpy(axes).float())
@@ -134,7 +153,9 @@ class Writer(nn.Module):
         # padding stands after the text, and a causal model does not look ahead: no mask is needed
         before = torch.cat([self.prefix(tokens), words], dim=1)
         logits = self.language(inputs_embeds=before, logits_to_keep=longest, use_cache=False).logits
-        total = functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
+        total = functional.cross_entropy(
+            logits.float().flatten(0, 1), target.flatten(), reduction="sum"
+        )
         return total, sum(map(len, ids))
 
     @torch.inference_mode()
@@ -155,14 +176,20 @@ class Writer(nn.Module):
             eos_token_id=self.end,
             pad_token_id=self.end,
         )
-        self.language.generation_config = how  # else `generate` fills in what the folder's own asks for, as sampling
+        self.language.generation_config = (
+            how  # else `generate` fills in what the folder's own asks for, as sampling
+        )
         out, batch = [], max(1, _AT_ONCE // p.num_beams)
         for start in progress(range(0, len(tokens), batch)):
             with _autocast(self.place.device):
                 before = self.prefix(_to(tokens[start : start + batch], self.place.device))
                 seen = torch.ones(before.shape[:2], dtype=torch.long, device=before.device)
-                written = self.language.generate(inputs_embeds=before, attention_mask=seen, generation_config=how)
-            out += self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                written = self.language.generate(
+                    inputs_embeds=before, attention_mask=seen, generation_config=how
+                )
+            out += self.tokenizer.batch_decode(
+                written, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         return [text.strip() for text in out]
 
 
@@ -175,7 +202,9 @@ def _autocast(device: torch.device) -> Any:
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
-def fit(writer: Writer, p: study.Report, train: Pairs, held: Pairs, *, progress: Progress = iter) -> pd.DataFrame:
+def fit(
+    writer: Writer, p: study.Report, train: Pairs, held: Pairs, *, progress: Progress = iter
+) -> pd.DataFrame:
     """Train what of ``writer`` is not frozen for ``p.steps`` steps; it ends in the state of least validation loss.
 
     ``train`` and ``held`` are patch features (N,T,C) and their N reports. AdamW, warm-up, cosine to zero; reports of
@@ -192,7 +221,11 @@ def fit(writer: Writer, p: study.Report, train: Pairs, held: Pairs, *, progress:
     warm = max(1, round(p.warmup * p.steps))
 
     def rate(step: int) -> float:
-        return (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (p.steps - warm or 1))) / 2
+        return (
+            (step + 1) / warm
+            if step < warm
+            else (1 + math.cos(math.pi * (step - warm) / (p.steps - warm or 1))) / 2
+        )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     checked = {round(p.steps * (k + 1) / p.checks) for k in range(p.checks)} | {p.steps}
@@ -206,15 +239,24 @@ def fit(writer: Writer, p: study.Report, train: Pairs, held: Pairs, *, progress:
         loss = total / count
         loss.backward()
         nn.utils.clip_grad_norm_(trained, p.clip)
-        row = {"step": step, "samples_seen": step * p.batch_size, "loss": loss.item(), "lr": schedule.get_last_lr()[0]}
+        row = {
+            "step": step,
+            "samples_seen": step * p.batch_size,
+            "loss": loss.item(),
+            "lr": schedule.get_last_lr()[0],
+        }
         row["validation"] = math.nan
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         schedule.step()
         if step in checked:
             row["validation"] = validation_loss(writer, held)
-        if not math.isfinite(row["loss"]) or (step in checked and not math.isfinite(row["validation"])):
-            raise FloatingPointError(f"the loss is not finite at step {step} ({row}): lower lr, which is {p.lr}")
+        if not math.isfinite(row["loss"]) or (
+            step in checked and not math.isfinite(row["validation"])
+        ):
+            raise FloatingPointError(
+                f"the loss is not finite at step {step} ({row}): lower lr, which is {p.lr}"
+            )
         if row["validation"] < best:
             best, kept = row["validation"], [value.detach().clone() for value in trained]
         history.append(row)
@@ -261,12 +303,16 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     patient is in another part too. ValueError: no report in a part; a control that cannot be made.
     """
     torch.set_num_threads(p.threads)
-    shared = study.Classify(**p.model_dump(include={"data", "within", "train", "validation", "test"}))
+    shared = study.Classify(
+        **p.model_dump(include={"data", "within", "train", "validation", "test"})
+    )
     table = protocol.labelled_rows(prepared, shared)
     table = table.assign(text=textscores.texts(table, p.part))
     told = table[table["text"] != ""]
     if told.empty:
-        raise ValueError(f"part: none of {len(table)} images of {p.data} has a report with {p.part!r}")
+        raise ValueError(
+            f"part: none of {len(table)} images of {p.data} has a report with {p.part!r}"
+        )
     caps = (p.n_train, p.n_validation, p.n_test)
     parts = [
         nested_subset(part, min(cap or len(part), len(part)), seed=p.seed)
@@ -274,8 +320,12 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     ]
     protocol.refuse_overlap(*parts)
     encoder, subject, pretrained = protocol.open_subject(p.encoder, prepared.info["size"], p.seed)
-    if p.encoder.startswith(protocol.SUPERVISED) or not (encoder is None or hasattr(encoder, "forward_features")):
-        raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with patch features; name one")
+    if p.encoder.startswith(protocol.SUPERVISED) or not (
+        encoder is None or hasattr(encoder, "forward_features")
+    ):
+        raise ValueError(
+            f"encoder: {p.encoder!r} is no frozen encoder of images with patch features; name one"
+        )
     protocol.refuse_leak(pretrained, pd.concat(parts), p.encoder)
     test, device = parts[2], the_device()
     other = textscores.other_patients(test["patient_id"].to_numpy(), p.seed)
@@ -299,7 +349,9 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     # decoding draws nothing by lot: what the decoder writes for another's image is what it has written for it
     swapped = [generated[i] for i in other]
     metrics = _scored(p, generated, swapped, learned, test["patient_id"].to_numpy(), truth)
-    reports = pd.DataFrame({"image_id": test["image_id"], "patient_id": test["patient_id"], "truth": truth})
+    reports = pd.DataFrame(
+        {"image_id": test["image_id"], "patient_id": test["patient_id"], "truth": truth}
+    )
     reports = reports.assign(generated=generated, other_patient=swapped)
     reports = reports.join(textscores.per_report(generated, truth, uncertain=p.uncertain))
     checks = history.dropna(subset="validation")
@@ -321,9 +373,17 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
         **seconds,
     }
     subject = subject | {"trained_on": subject.get("institution")}
-    subject = subject | {key: prepared.info.get(key) for key in ("kind", "institution", "generator")}
+    subject = subject | {
+        key: prepared.info.get(key) for key in ("kind", "institution", "generator")
+    }
     subject |= {"data": Path(p.data).name, "patients": patients_hash(pd.concat(parts))}
-    found = {"reports": reports, "metrics": metrics, "history": history, "subject": subject, "info": info}
+    found = {
+        "reports": reports,
+        "metrics": metrics,
+        "history": history,
+        "subject": subject,
+        "info": info,
+    }
     return found | {"writer": writer, "tokens": seen[2], "test": test}
 
 

@@ -26,7 +26,13 @@ from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.features import device as the_device
 from cxrstudy.evaluate.maps import CHUNK, Chosen, Store, encode_maps, known_devices, with_masks
 from cxrstudy.evaluate.metrics import bootstrap, interval
-from cxrstudy.evaluate.protocol import SUPERVISED, labelled_rows, open_subject, refuse_leak, refuse_overlap
+from cxrstudy.evaluate.protocol import (
+    SUPERVISED,
+    labelled_rows,
+    open_subject,
+    refuse_leak,
+    refuse_overlap,
+)
 from cxrstudy.evaluate.small_samples import FLAT, LEAST, TOO_FEW, exact_interval, mark_rare
 from cxrstudy.progress import Progress
 
@@ -51,13 +57,17 @@ class Head(nn.Module):
             pixels = len(kept) * kept.shape[2] * kept.shape[3]
             first, second = (np.sum(part, axis=0) / pixels for part in zip(*sums, strict=True))
             spread = np.sqrt(np.maximum(second - first**2, 0))
-            gain = np.where(spread > 1e-4 * np.abs(first) + 1e-6, 1 / np.maximum(spread, 1e-12), 0.0)  # else constant
+            gain = np.where(
+                spread > 1e-4 * np.abs(first) + 1e-6, 1 / np.maximum(spread, 1e-12), 0.0
+            )  # else constant
             self.register_buffer(f"mean{k}", torch.from_numpy(first).float()[:, None, None])
             self.register_buffer(f"gain{k}", torch.from_numpy(gain).float()[:, None, None])
 
     def standard(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps at mean 0 and spread 1."""
-        return [(m - getattr(self, f"mean{k}")) * getattr(self, f"gain{k}") for k, m in enumerate(maps)]
+        return [
+            (m - getattr(self, f"mean{k}")) * getattr(self, f"gain{k}") for k, m in enumerate(maps)
+        ]
 
 
 def _chunks(kept: np.ndarray | Chosen) -> Iterator[np.ndarray]:
@@ -71,7 +81,9 @@ class LinearHead(Head):
 
     def __init__(self, maps: Sequence[np.ndarray | Chosen], devices: int, size: int):
         super().__init__(maps, devices, size)
-        self.parts = nn.ModuleList(nn.Conv2d(c, devices, 1, bias=k == 0) for k, c in enumerate(self.channels))
+        self.parts = nn.ModuleList(
+            nn.Conv2d(c, devices, 1, bias=k == 0) for k, c in enumerate(self.channels)
+        )
         nn.init.constant_(self.parts[0].bias, -4.0)  # type: ignore[arg-type]  # at first nearly nothing is a device
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -115,7 +127,9 @@ HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "decoder": Decode
 
 
 def _resize(x: Tensor, side: int) -> Tensor:
-    return x if x.shape[-1] == side else functional.interpolate(x, size=(side, side), mode="bilinear")
+    return (
+        x if x.shape[-1] == side else functional.interpolate(x, size=(side, side), mode="bilinear")
+    )
 
 
 def mask_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
@@ -126,7 +140,11 @@ def mask_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
     target = masks.float() * weight
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
     drawn = torch.sigmoid(logits) * weight
-    both, all_, there = (drawn * target).sum((0, 2, 3)), (drawn + target).sum((0, 2, 3)), target.any((0, 2, 3))
+    both, all_, there = (
+        (drawn * target).sum((0, 2, 3)),
+        (drawn + target).sum((0, 2, 3)),
+        target.any((0, 2, 3)),
+    )
     apart = (1 - 2 * both / all_.clamp(min=1e-6)) * there
     pixels = weight.sum() * masks.shape[-1] ** 2
     return entropy.sum() / pixels.clamp(min=1) + apart.sum() / there.sum().clamp(min=1)
@@ -134,7 +152,12 @@ def mask_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
 
 # ---- training ------------------------------------------------------------------------------------------------------
 def fit_head(
-    p: study.Segment, train: Store, validation: Store, devices: Sequence[int], *, progress: Progress = iter
+    p: study.Segment,
+    train: Store,
+    validation: Store,
+    devices: Sequence[int],
+    *,
+    progress: Progress = iter,
 ) -> tuple[Head, np.ndarray, pd.DataFrame]:
     """Train ``p.head`` for ``p.steps`` steps; keep the state with the best validation Dice (`pooled_dice`, each device
     at its best threshold, the mean over devices).
@@ -172,7 +195,9 @@ def fit_head(
                 best = (dice, {k: v.clone() for k, v in head.state_dict().items()}, chosen)
     if not shown.all():
         unseen = ", ".join(DEVICES[d] for d, there in zip(devices, shown, strict=True) if not there)
-        warnings.warn(f"no validation image shows {unseen}: its threshold stays at 0.5", stacklevel=2)
+        warnings.warn(
+            f"no validation image shows {unseen}: its threshold stays at 0.5", stacklevel=2
+        )
     head.load_state_dict(best[1])
     return head.eval().requires_grad_(False), best[2], pd.DataFrame(curve)
 
@@ -234,7 +259,9 @@ def score(
     return pd.concat([who[["image_id", "patient_id"]], table], axis=1)
 
 
-def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+def summarise(
+    scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
     """Metrics of `score`'s table by device, and ``macro`` (their mean), with 95% patient-bootstrap intervals.
 
     Dicts of task "segmentation", label, metric, value, low, high, n (images with a value), positives (those that show
@@ -245,10 +272,15 @@ def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> 
     """
     names, records = list(dict.fromkeys(scores["device"])), []
     for metrics, middle in ((MEANS, np.nanmean), (MEDIANS, np.nanmedian)):
-        wide = scores.pivot(index=["image_id", "patient_id"], columns="device", values=[*metrics, "present"])
+        wide = scores.pivot(
+            index=["image_id", "patient_id"], columns="device", values=[*metrics, "present"]
+        )
         shape = (len(wide), len(metrics), len(names))
         values = (
-            wide[[(metric, name) for metric in metrics for name in names]].to_numpy(np.float64).reshape(shape).copy()
+            wide[[(metric, name) for metric in metrics for name in names]]
+            .to_numpy(np.float64)
+            .reshape(shape)
+            .copy()
         )
         present = wide["present"][names].to_numpy(np.float64)
         shown = {metric: (present == (metric != "false_alarm")).sum(axis=0) for metric in metrics}
@@ -262,10 +294,18 @@ def summarise(scores: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> 
             has = (~np.isnan(values.reshape(shape)[:, metric, some])).any(axis=1)
             counts = {"n": int(has.sum()), "positives": int((present[:, some] == 1).sum())}
             counts["n_patients"] = len(np.unique(patients[has]))
-            record = {"task": "segmentation", "label": [*names, "macro"][j], "metric": metrics[metric]}
+            record = {
+                "task": "segmentation",
+                "label": [*names, "macro"][j],
+                "metric": metrics[metric],
+            }
             record |= _ends(metrics[metric], ends, counts["n_patients"]) | counts
             if j < len(names):
-                what = "test images do not show it" if metrics[metric] == "false_alarm" else "test images show it"
+                what = (
+                    "test images do not show it"
+                    if metrics[metric] == "false_alarm"
+                    else "test images show it"
+                )
                 record = mark_rare(record, int(shown[metrics[metric]][j]), what)
             elif rare := int((shown[metrics[metric]] < LEAST).sum()):
                 record["note"] = f"the mean over {len(names)} devices, {rare} of them {TOO_FEW}"
@@ -281,10 +321,17 @@ def _ends(metric: str, ends: tuple[Any, ...], patients: int) -> dict[str, Any]:
     if metric in BOUNDED:
         low, high = (end.item() for end in exact_interval(value, patients))
         return {"value": value, "low": low, "high": high}
-    return {"value": value, "low": -np.inf, "high": np.inf, "note": "all resamples alike: no interval can be given"}
+    return {
+        "value": value,
+        "low": -np.inf,
+        "high": np.inf,
+        "note": "all resamples alike: no interval can be given",
+    }
 
 
-def middles(_: Any, table: np.ndarray, middle: Callable[..., np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+def middles(
+    _: Any, table: np.ndarray, middle: Callable[..., np.ndarray], shape: tuple[int, int]
+) -> np.ndarray:
     """Of images x (metrics x devices): each column's middle, a metric's devices and then their mean."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a resample without the device: NaN
@@ -315,38 +362,56 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
     for splits, most in ((p.train, p.n_train), (p.validation, p.n_test), (p.test, p.n_test)):
         part = table[table["split"].isin(splits)]
         if part.empty:
-            raise ValueError(f"no image with masks in splits {splits}; there are some in {sorted(set(table['split']))}")
+            raise ValueError(
+                f"no image with masks in splits {splits}; there are some in {sorted(set(table['split']))}"
+            )
         parts.append(nested_subset(part, min(most, len(part)), seed=p.seed))
     refuse_overlap(*parts)
     encoder, subject, pretrained = open_subject(p.encoder, prepared.info["size"], p.seed)
     if p.encoder.startswith(SUPERVISED) or not hasattr(encoder, "forward_features"):
-        raise ValueError(f"encoder: {p.encoder!r} is no frozen encoder of images with feature maps; name one")
+        raise ValueError(
+            f"encoder: {p.encoder!r} is no frozen encoder of images with feature maps; name one"
+        )
     refuse_leak(pretrained, pd.concat(parts), p.encoder)
-    home = study.resolve(p.out) if p.out else study.runs_root()  # the system's own place may be small, or in memory
+    home = (
+        study.resolve(p.out) if p.out else study.runs_root()
+    )  # the system's own place may be small, or in memory
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="maps-", dir=home) as scratch:
         here, rows = Path(scratch), [part["row"].to_numpy() for part in parts]
         how: dict[str, Any] = {"kept": p.keep_features, "home": here, "progress": progress}
         seen = encode_maps(encoder, prepared, np.concatenate(rows), p.layers, **how)
-        stores = [with_masks(seen, prepared, some, here / f"{k}", progress=progress) for k, some in enumerate(rows)]
+        stores = [
+            with_masks(seen, prepared, some, here / f"{k}", progress=progress)
+            for k, some in enumerate(rows)
+        ]
         shown = [DEVICES[k] for k in np.flatnonzero(stores[0].truth.masks.any((0, 2, 3)))]
         wrong = sorted(set(p.devices) - set(shown))
         if wrong or not shown:
             one = repr(wrong[0]) if wrong else "any"
-            raise ValueError(f"devices: no training image shows {one}; they show {', '.join(shown) or 'none'}")
+            raise ValueError(
+                f"devices: no training image shows {one}; they show {', '.join(shown) or 'none'}"
+            )
         names = [name for name in shown if name in (p.devices or shown)]
         devices = [DEVICES.index(name) for name in names]
         head, thresholds, curve = fit_head(p, stores[0], stores[1], devices, progress=progress)
         scores = score(head, thresholds, stores[2], parts[2], devices)
         cases = _cases(head, thresholds, stores[2], scores, devices)
     subject = subject | {"trained_on": subject.get("institution")}
-    subject = subject | {key: prepared.info.get(key) for key in ("kind", "institution", "generator")}
+    subject = subject | {
+        key: prepared.info.get(key) for key in ("kind", "institution", "generator")
+    }
     subject |= {"data": Path(p.data).name, "patients": patients_hash(pd.concat(parts))}
     info: dict[str, Any] = {
-        f"{name}_images": len(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)
+        f"{name}_images": len(part)
+        for name, part in zip(("train", "validation", "test"), parts, strict=True)
     }
     info |= {"head": p.head, "weights": sum(w.numel() for w in head.parameters())}
-    info |= {"maps": [f"{c} x {side} x {side}" for c, side in zip(head.channels, head.sides, strict=True)]}
+    info |= {
+        "maps": [
+            f"{c} x {side} x {side}" for c, side in zip(head.channels, head.sides, strict=True)
+        ]
+    }
     return {
         "devices": names,
         "thresholds": dict(zip(names, thresholds.tolist(), strict=True)),
@@ -371,9 +436,17 @@ def _cases(
     for k, device in enumerate(devices):
         ranked = scores[(scores["device"] == DEVICES[device]) & scores["present"]]
         ranked = ranked.sort_values("dice", ascending=False, kind="stable")
-        for which, at in (("best", 0), ("median", len(ranked) // 2), ("worst", -1)) if len(ranked) else ():
+        for which, at in (
+            (("best", 0), ("median", len(ranked) // 2), ("worst", -1)) if len(ranked) else ()
+        ):
             place, dice = int(ranked["place"].iloc[at]), float(ranked["dice"].iloc[at])
             drawn = predict(head, thresholds, store, np.array([place]))[0, k]
-            case = {"place": place, "device": DEVICES[device], "which": which, "dice": dice, "predicted": drawn}
+            case = {
+                "place": place,
+                "device": DEVICES[device],
+                "which": which,
+                "dice": dice,
+                "predicted": drawn,
+            }
             cases.append(case | {"truth": np.array(store.truth.masks[place, device])})
     return cases

@@ -31,19 +31,31 @@ def exact_interval(value: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple
     ``value * n`` need not be whole. It holds the value, has a width for every finite n and is narrower for larger n.
     NaN where the value is NaN or n below 1. ValueError: a value outside [0, 1], ``level`` outside (0, 1).
     """
-    share, count = np.broadcast_arrays(np.asarray(value, dtype=np.float64), np.asarray(n, dtype=np.float64))
+    share, count = np.broadcast_arrays(
+        np.asarray(value, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    )
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if ((share < -FLAT) | (share > 1 + FLAT)).any():
-        raise ValueError(f"an exact interval is of values in [0, 1], got {share[(share < 0) | (share > 1)].flat[0]}")
+        raise ValueError(
+            f"an exact interval is of values in [0, 1], got {share[(share < 0) | (share > 1)].flat[0]}"
+        )
     share = np.clip(share, 0.0, 1.0)
     hits, alpha = share * count, 1 - level
-    some, others = hits > FLAT, count - hits > FLAT  # beta's quantiles overflow where next to nothing is left
+    some, others = (
+        hits > FLAT,
+        count - hits > FLAT,
+    )  # beta's quantiles overflow where next to nothing is left
     with np.errstate(invalid="ignore", divide="ignore"):
         low = np.where(some, beta.ppf(alpha / 2, np.where(some, hits, 1.0), count - hits + 1), 0.0)
-        high = np.where(others, beta.ppf(1 - alpha / 2, hits + 1, np.where(others, count - hits, 1.0)), 1.0)
+        high = np.where(
+            others, beta.ppf(1 - alpha / 2, hits + 1, np.where(others, count - hits, 1.0)), 1.0
+        )
     known = ~np.isnan(share) & (count >= 1)
-    ends = np.fmin(low, share), np.fmax(high, share)  # of a tiny share beta's quantile may underflow
+    ends = (
+        np.fmin(low, share),
+        np.fmax(high, share),
+    )  # of a tiny share beta's quantile may underflow
     return np.where(known, ends[0], np.nan), np.where(known, ends[1], np.nan)
 
 
@@ -52,7 +64,9 @@ def with_width(
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """(low, high, whether it was flat): intervals without a width become exact ones, of ``value`` on n patients; every
     other one stays as it is."""
-    low, high, value, n = np.broadcast_arrays(*(np.asarray(a, dtype=np.float64) for a in (low, high, value, n)))
+    low, high, value, n = np.broadcast_arrays(
+        *(np.asarray(a, dtype=np.float64) for a in (low, high, value, n))
+    )
     flat = (high - low <= FLAT) & ~np.isnan(value)
     out_low, out_high = low.copy(), high.copy()
     if flat.any():
@@ -126,7 +140,9 @@ def set_aside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metric ``rows`` (with n and n_patients) without values where these are too few, and why in ``note``."""
     out = []
     for row in rows:
-        if row["value"] == row["value"] and (row["n"] < LEAST or row["n_patients"] < LEAST_PATIENTS):
+        if row["value"] == row["value"] and (
+            row["n"] < LEAST or row["n_patients"] < LEAST_PATIENTS
+        ):
             told = f"{row['n']} test cases of {row['n_patients']} patients"
             note = f"{TOO_FEW}: {told}; needed: {LEAST}, from {LEAST_PATIENTS} patients"
             row = row | dict.fromkeys(("value", "low", "high"), np.nan) | {"note": note}

@@ -44,10 +44,16 @@ def open_subject(name: str, size: int, seed: int) -> Subject:
     encoder = weights.load_encoder(folder or name, size=size, seed=seed)
     if folder is None:
         control = name == "pixels" or name.startswith("random:")
-        return encoder, blank | {"paradigm": "control" if control else "open weights", "seed": seed}, set()
+        return (
+            encoder,
+            blank | {"paradigm": "control" if control else "open weights", "seed": seed},
+            set(),
+        )
     listed = encoders.listed_patients(folder)
     if encoder.info.get("n_images") and listed is None:
-        raise LeakError(f"{folder}: patients.txt is missing: nobody can tell whom it was pretrained on; run it again")
+        raise LeakError(
+            f"{folder}: patients.txt is missing: nobody can tell whom it was pretrained on; run it again"
+        )
     return encoder, dict(encoder.info), listed or set()
 
 
@@ -67,7 +73,9 @@ def refuse_overlap(train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataF
 
     Tables with a column ``patient_id``: what is fitted on a patient, or chosen on one, must not be judged on them.
     """
-    shared = sorted((set(train["patient_id"]) | set(validation["patient_id"])) & set(test["patient_id"]))
+    shared = sorted(
+        (set(train["patient_id"]) | set(validation["patient_id"])) & set(test["patient_id"])
+    )
     if shared:
         raise LeakError(
             f"{len(shared)} test patients are training or validation patients too (first: {shared[0]}); "
@@ -90,5 +98,9 @@ def described(
     if name.startswith(SUPERVISED):
         subject["samples_seen"] = p.supervised_samples
     if p.shuffle_labels:  # a control, whatever its encoder
-        subject |= {"paradigm": "control", "encoder": f"shuffled labels, {subject['encoder']}", "base": None}
+        subject |= {
+            "paradigm": "control",
+            "encoder": f"shuffled labels, {subject['encoder']}",
+            "base": None,
+        }
     return subject

@@ -30,13 +30,17 @@ from cxrstudy.evaluate.small_samples import mark_rare, with_width
 
 Floats = NDArray[np.float64]
 Uncertain = Literal["present", "absent"]
-TASKS: dict[str, list[int]] = {  # columns of NAMES; tracheostomy tubes and the like are lines and tubes too
+TASKS: dict[
+    str, list[int]
+] = {  # columns of NAMES; tracheostomy tubes and the like are lines and tubes too
     "findings": [k for k, name in enumerate(NAMES) if name in FINDINGS],
     "lines_tubes": [k for k, name in enumerate(NAMES) if name not in FINDINGS],
     "all": list(range(len(NAMES))),
 }
 _KINDS = 2 * 3 * len(NAMES)  # names and sided names, each with its hits, inventions and misses
-_BLEU = BLEU(effective_order=True)  # of one report; its counts are the same with and without effective order
+_BLEU = BLEU(
+    effective_order=True
+)  # of one report; its counts are the same with and without effective order
 _ROUGE = RougeScorer(["rougeL"])
 
 
@@ -71,17 +75,23 @@ def evaluate(
     for (label, metric), value in values.items():
         columns = TASKS.get(label, [NAMES.index(label)] if label in NAMES else [])
         kind, counted = int(metric == "f1_side"), metric.startswith("f1")
-        independent = len(np.unique(who[bears[:, kind, columns].any(axis=1)])) if counted else patients
+        independent = (
+            len(np.unique(who[bears[:, kind, columns].any(axis=1)])) if counted else patients
+        )
         low, high, _ = with_width(*interval(samples[label, metric]), value[0], max(independent, 1))
         ends = {"value": float(value[0]), "low": float(low), "high": float(high)}
-        row: dict[str, Any] = {"task": "reports", "label": label, "metric": metric} | ends | {"n": len(shares)}
+        row: dict[str, Any] = (
+            {"task": "reports", "label": label, "metric": metric} | ends | {"n": len(shares)}
+        )
         positives = int(said[kind, columns].sum())
         row |= {"positives": positives if counted else None, "n_patients": patients}
         records.append(mark_rare(row, positives, "true reports name it") if metric == "f1" else row)
     return records
 
 
-def per_report(generated: Sequence[str], truth: Sequence[str], *, uncertain: Uncertain = "present") -> pd.DataFrame:
+def per_report(
+    generated: Sequence[str], truth: Sequence[str], *, uncertain: Uncertain = "present"
+) -> pd.DataFrame:
     """Scores of each report alone: f1 (NaN where neither text bears a name), rouge_l, bleu_4 (sacrebleu's sentence
     value over 100), and the lists of names that are agreed, missed and invented."""
     shares = _shares(generated, truth, uncertain)
@@ -89,14 +99,21 @@ def per_report(generated: Sequence[str], truth: Sequence[str], *, uncertain: Unc
         {
             "f1": _f1(_table(shares)[:, 0].sum(axis=2)),
             "rouge_l": shares[:, -2],
-            "bleu_4": [_BLEU.sentence_score(g, [t]).score / 100 for g, t in zip(generated, truth, strict=True)],
+            "bleu_4": [
+                _BLEU.sentence_score(g, [t]).score / 100
+                for g, t in zip(generated, truth, strict=True)
+            ],
         }
     )
     told = [differences(g, t, uncertain=uncertain) for g, t in zip(generated, truth, strict=True)]
-    return rows.assign(**{kind: [one[kind] for one in told] for kind in ("agreed", "missed", "invented")})
+    return rows.assign(
+        **{kind: [one[kind] for one in told] for kind in ("agreed", "missed", "invented")}
+    )
 
 
-def differences(generated: str, truth: str, *, uncertain: Uncertain = "present") -> dict[str, list[str]]:
+def differences(
+    generated: str, truth: str, *, uncertain: Uncertain = "present"
+) -> dict[str, list[str]]:
     """Names that both reports bear (agreed), the true one alone (missed), the generated one alone (invented)."""
     mine, true = _said(generated, uncertain)[0], _said(truth, uncertain)[0]
     parts = {"agreed": mine & true, "missed": true - mine, "invented": mine - true}
@@ -104,10 +121,16 @@ def differences(generated: str, truth: str, *, uncertain: Uncertain = "present")
 
 
 @functools.lru_cache(maxsize=2**14)
-def _said(text: str, uncertain: Uncertain) -> tuple[frozenset[tuple[int, str]], frozenset[tuple[int, str]]]:
+def _said(
+    text: str, uncertain: Uncertain
+) -> tuple[frozenset[tuple[int, str]], frozenset[tuple[int, str]]]:
     """(place in NAMES, "") of what a text bears, and (place, side) of what it states a side of."""
     positive = {"present", "uncertain"} if uncertain == "present" else {"present"}
-    names = {(NAMES.index(name), "") for name, status in extract_labels(text).items() if status in positive}
+    names = {
+        (NAMES.index(name), "")
+        for name, status in extract_labels(text).items()
+        if status in positive
+    }
     pairs: set[tuple[int, str]] = set()
     for mention in extract_mentions(text):
         if mention.status in positive and mention.side:
@@ -119,14 +142,22 @@ def _said(text: str, uncertain: Uncertain) -> tuple[frozenset[tuple[int, str]], 
 def _shares(generated: Sequence[str], truth: Sequence[str], uncertain: Uncertain) -> Floats:
     """(N, columns) what each report adds to the sums: `_KINDS` hits, BLEU's 10 counts, ROUGE-L, and one for itself."""
     if len(generated) != len(truth) or not len(truth):
-        raise ValueError(f"{len(generated)} generated reports for {len(truth)} true ones: as many, and one at least")
+        raise ValueError(
+            f"{len(generated)} generated reports for {len(truth)} true ones: as many, and one at least"
+        )
     empty = [row for row, text in enumerate(truth) if not text.strip()]
     if empty:
-        raise ValueError(f"the true report of row {empty[0]} is empty ({len(empty)} such rows): leave such rows out")
-    hits = np.zeros((len(truth), 2, 3, len(NAMES)))  # kind: names, pairs; both, generated alone, truth alone
+        raise ValueError(
+            f"the true report of row {empty[0]} is empty ({len(empty)} such rows): leave such rows out"
+        )
+    hits = np.zeros(
+        (len(truth), 2, 3, len(NAMES))
+    )  # kind: names, pairs; both, generated alone, truth alone
     rest = np.ones((len(truth), 12))
     for row, (mine, true) in enumerate(zip(generated, truth, strict=True)):
-        for kind, (said, meant) in enumerate(zip(_said(mine, uncertain), _said(true, uncertain), strict=True)):
+        for kind, (said, meant) in enumerate(
+            zip(_said(mine, uncertain), _said(true, uncertain), strict=True)
+        ):
             for k, part in enumerate((said & meant, said - meant, meant - said)):
                 np.add.at(hits[row, kind, k], [name for name, _ in part], 1)
         bleu = _BLEU.sentence_score(mine, [true])
@@ -207,7 +238,11 @@ def texts(manifest: pd.DataFrame, part: str = "joined") -> list[str]:
     for text in keep_english(manifest["report"].fillna("")):
         found = {name: " ".join(said.split()) for name, said in sections(text).items()}
         if part == "joined":
-            both = [f"{name.upper()}: {found[name]}" for name in ("findings", "impression") if found.get(name)]
+            both = [
+                f"{name.upper()}: {found[name]}"
+                for name in ("findings", "impression")
+                if found.get(name)
+            ]
             out.append(" ".join(both))
         else:
             out.append(found.get(part, ""))
@@ -236,7 +271,12 @@ def other_patients(patients: np.ndarray, seed: int) -> np.ndarray:
 
 # ---- optional: what needs packages and weights of others -------------------------------------------------------------
 def radgraph(
-    generated: Sequence[str], truth: Sequence[str], groups: ArrayLike, *, resamples: int = 2000, seed: int = 0
+    generated: Sequence[str],
+    truth: Sequence[str],
+    groups: ArrayLike,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """RadGraph F1 (Delbrouck et al. 2022 and 2024: entities and whether they are related, "RG_ER"), the mean over
     reports, as one row of `evaluate`.
@@ -254,7 +294,9 @@ def radgraph(
         score = F1RadGraph(reward_level="partial", model_type="radgraph-xl")
     except Exception as error:  # the package wraps whatever its download raised
         raise MissingWeights(f"{need} ({error})") from error
-    return _mean("radgraph_f1", score(hyps=list(generated), refs=list(truth))[1], groups, resamples, seed)
+    return _mean(
+        "radgraph_f1", score(hyps=list(generated), refs=list(truth))[1], groups, resamples, seed
+    )
 
 
 def radfact(
@@ -289,18 +331,33 @@ def radfact(
             dict(zip(names, generated, strict=True)), dict(zip(names, truth, strict=True))
         )
     except Exception as error:
-        raise ConnectionError(f"RadFact: the server at {url} did not answer as {model!r}: {error}") from error
-    if total.num_llm_failures:  # counted by the package as if nothing followed: no score of the reports
-        raise ConnectionError(f"RadFact: {total.num_llm_failures} answers of {model!r} at {url} failed; run it again")
+        raise ConnectionError(
+            f"RadFact: the server at {url} did not answer as {model!r}: {error}"
+        ) from error
+    if (
+        total.num_llm_failures
+    ):  # counted by the package as if nothing followed: no score of the reports
+        raise ConnectionError(
+            f"RadFact: {total.num_llm_failures} answers of {model!r} at {url} failed; run it again"
+        )
     values = {row.sample_id: row.logical_f1 for row in rows}
     return _mean("radfact_f1", [values[name] for name in names], groups, resamples, seed)
 
 
-def _mean(metric: str, values: Sequence[float], groups: ArrayLike, resamples: int, seed: int) -> dict[str, Any]:
+def _mean(
+    metric: str, values: Sequence[float], groups: ArrayLike, resamples: int, seed: int
+) -> dict[str, Any]:
     """The mean of a score over reports with its patient-bootstrap interval, as a row of `evaluate`."""
     shares = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1)
     total, drawn = _sums(shares, groups, resamples, seed)
     value, patients = float(total[0, 0] / total[0, 1]), len(np.unique(np.asarray(groups)))
     low, high, _ = with_width(*interval(drawn[:, 0] / drawn[:, 1]), value, patients)
-    row = {"task": "reports", "label": "all", "metric": metric, "value": value, "low": float(low), "high": float(high)}
+    row = {
+        "task": "reports",
+        "label": "all",
+        "metric": metric,
+        "value": value,
+        "low": float(low),
+        "high": float(high),
+    }
     return row | {"n": len(values), "positives": None, "n_patients": patients}

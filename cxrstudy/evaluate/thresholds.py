@@ -77,7 +77,13 @@ def reliability(y: ArrayLike, p: ArrayLike, bins: int = BINS) -> pd.DataFrame:
 
 
 def decided(
-    y: ArrayLike, calls: ArrayLike, p: ArrayLike, *, groups: ArrayLike, resamples: int, seed: int = 0
+    y: ArrayLike,
+    calls: ArrayLike,
+    p: ArrayLike,
+    *,
+    groups: ArrayLike,
+    resamples: int,
+    seed: int = 0,
 ) -> dict[str, tuple[Floats, Floats]]:
     """F1, sensitivity, specificity, PPV and ECE: each its value (L,) and that of resamples of patients (resamples, L).
 

@@ -40,7 +40,12 @@ def text_side(name: str, encoder: Any) -> Any:
 
 
 def look(
-    text: Any, pooled: np.ndarray, prepared: Prepared, test: pd.DataFrame, names: list[str], tasks: Sequence[str]
+    text: Any,
+    pooled: np.ndarray,
+    prepared: Prepared,
+    test: pd.DataFrame,
+    names: list[str],
+    tasks: Sequence[str],
 ) -> dict[str, NDArray[np.float32]]:
     """What is asked for in ``tasks`` of the ``test`` rows, whose ``pooled`` features (N,C) are given: ``shots`` (N,L),
     the ``label_scores`` of ``names``, and ``ranks`` (N,2) among the rows that have a report, NaN for the rest.
@@ -67,7 +72,9 @@ def embed_images(text: Any, pooled: np.ndarray, prepared: Prepared, rows: np.nda
         return text.cpu().embed_image(torch.from_numpy(pooled)).float()
     text, out = text.to(device()), []
     for start in range(0, len(rows), BATCH):
-        x = text.normalise(np.stack([prepared.images[row] for row in rows[start : start + BATCH]])).to(device())
+        x = text.normalise(
+            np.stack([prepared.images[row] for row in rows[start : start + BATCH]])
+        ).to(device())
         size = (text.input_size,) * 2
         x = torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
         out.append(text.embed_image(x).float().cpu())
@@ -101,7 +108,9 @@ def label_scores(
     return (images @ (sides[0] - sides[1]).T).numpy()
 
 
-def ranks(images: Tensor, texts: Tensor, reports: list[str], block: int = 1024) -> NDArray[np.float32]:
+def ranks(
+    images: Tensor, texts: Tensor, reports: list[str], block: int = 1024
+) -> NDArray[np.float32]:
     """(N,2): the rank, from 1, of each image's report among all distinct reports, and of the best image that bears an
     image's report among all images, by cosine of unit rows (N,D).
 
@@ -114,23 +123,33 @@ def ranks(images: Tensor, texts: Tensor, reports: list[str], block: int = 1024) 
     best = torch.empty(len(distinct))
     for start in range(0, len(images), block):
         near = images[start : start + block] @ distinct.T
-        out[start : start + block, 0] = _rank(near, near.gather(1, place[start : start + block, None]))
+        out[start : start + block, 0] = _rank(
+            near, near.gather(1, place[start : start + block, None])
+        )
     for start in range(0, len(distinct), block):
         near = distinct[start : start + block] @ images.T
         theirs = place[None] == torch.arange(start, start + len(near))[:, None]
         top = near.masked_fill(~theirs, -torch.inf).amax(1, keepdim=True)
         # its other images are no rivals: that one of them is found is enough
-        best[start : start + block] = torch.from_numpy(_rank(near.masked_fill(theirs, -torch.inf), top, own=0))
+        best[start : start + block] = torch.from_numpy(
+            _rank(near.masked_fill(theirs, -torch.inf), top, own=0)
+        )
     out[:, 1] = best[place].numpy()
     return out
 
 
 def _rank(near: Tensor, target: Tensor, own: int = 1) -> NDArray[np.float32]:
     """1 + those above + half of those alike; ``own``: how many of the alike are the target itself."""
-    return (1 + (near > target).sum(1) + ((near == target).sum(1) - own) / 2).numpy().astype(np.float32)
+    return (
+        (1 + (near > target).sum(1) + ((near == target).sum(1) - own) / 2)
+        .numpy()
+        .astype(np.float32)
+    )
 
 
-def recall(found: NDArray[Any], groups: NDArray[Any], *, resamples: int, seed: int = 0) -> list[dict[str, Any]]:
+def recall(
+    found: NDArray[Any], groups: NDArray[Any], *, resamples: int, seed: int = 0
+) -> list[dict[str, Any]]:
     """R@1, R@5 and R@10 of ``ranks`` (N,2) with 95% intervals over patients (``groups``): metric rows of the task
     ``retrieval``, the gallery (in cross-fitting: each fold's) as it is. NaN, no report: left out; n counts the rest."""
     rows, known = [], ~np.isnan(found).any(axis=1)
@@ -139,9 +158,13 @@ def recall(found: NDArray[Any], groups: NDArray[Any], *, resamples: int, seed: i
     for k in AT if len(found) else ():
         hits = np.concatenate([found <= k, np.ones((len(found), 1))], axis=1)
         sums = resampled_sums(hits, groups=groups, resamples=resamples, seed=seed)
-        low, high, _ = with_width(*interval(sums[:, :2] / sums[:, 2:]), hits[:, :2].mean(axis=0), patients)
+        low, high, _ = with_width(
+            *interval(sums[:, :2] / sums[:, 2:]), hits[:, :2].mean(axis=0), patients
+        )
         for j, name in enumerate(DIRECTIONS):
             ends = {"value": float(hits[:, j].mean()), "low": float(low[j]), "high": float(high[j])}
             row = {"task": "retrieval", "label": name, "metric": f"recall@{k}"} | ends
-            rows.append(row | {"n": len(found), "positives": int(hits[:, j].sum()), "n_patients": patients})
+            rows.append(
+                row | {"n": len(found), "positives": int(hits[:, j].sum()), "n_patients": patients}
+            )
     return rows

@@ -29,7 +29,10 @@ STEPS = (
 
 
 def check(
-    name: str, settings: dict[str, Any] | None = None, data_root: str = "", tables: Tables | None = None
+    name: str,
+    settings: dict[str, Any] | None = None,
+    data_root: str = "",
+    tables: Tables | None = None,
 ) -> list[Problem]:
     """Return what is wrong with a preset, or worth knowing, before it runs: errors, then warnings, then notes.
 
@@ -63,4 +66,6 @@ def _entry(values: dict[str, Any], data_root: str) -> study.Data | None:
 
 def reads_files(preset: grid.Preset) -> bool:
     """Whether some data set of a preset lies in a folder that must be named, as ``--data-root`` does."""
-    return preset.needs_root or any(values.get("card", "synthetic") != "synthetic" for values in preset.data.values())
+    return preset.needs_root or any(
+        values.get("card", "synthetic") != "synthetic" for values in preset.data.values()
+    )

@@ -73,7 +73,9 @@ class Asked:
         for name in ("segment", "report"):
             if family := getattr(self.preset, name):
                 values[name] = family.model_dump(exclude={"rungs", "seeds"})
-        return {name: p for name, given in values.items() if (p := holds(study.STAGES[name], given))}
+        return {
+            name: p for name, given in values.items() if (p := holds(study.STAGES[name], given))
+        }
 
     @cached_property
     def folds(self) -> list[str]:
@@ -83,7 +85,11 @@ class Asked:
     @cached_property
     def laddered(self) -> list[str]:
         """Names of the data sets that ladders train on, each once."""
-        return [key for key in dict.fromkeys(ladder.data for ladder in self.preset.ladders) if key in self.held]
+        return [
+            key
+            for key in dict.fromkeys(ladder.data for ladder in self.preset.ladders)
+            if key in self.held
+        ]
 
     def judged(self) -> Iterator[tuple[str, Holding]]:
         """The data sets that encoders are judged on, of those whose rows are known."""
@@ -123,4 +129,8 @@ def _without_faults(values: dict[str, Any]) -> Any:
     except ValidationError as error:
         faulty = {str(item["loc"][0]) for item in error.errors() if item["loc"]} or {"samples_seen"}
         kept = {name: value for name, value in values.items() if name not in faulty}
-        return None if faulty & {"n_images", "splits", "paradigm"} else holds(study.Pretrain, {**kept, **BUDGET})
+        return (
+            None
+            if faulty & {"n_images", "splits", "paradigm"}
+            else holds(study.Pretrain, {**kept, **BUDGET})
+        )

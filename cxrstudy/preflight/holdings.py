@@ -14,8 +14,15 @@ from cxrstudy.data import cards
 from cxrstudy.data.manifest import assign_splits, label_array, label_names, nested_subset
 from cxrstudy.marks import line_of_value
 
-Tables = dict[tuple[str, str], pd.DataFrame | str]  # a data set read once: its manifest, or why there is none
-FACTS = ("exam", "scanner", "right:", "malposition:")  # that a query may name beside the manifest's columns
+Tables = dict[
+    tuple[str, str], pd.DataFrame | str
+]  # a data set read once: its manifest, or why there is none
+FACTS = (
+    "exam",
+    "scanner",
+    "right:",
+    "malposition:",
+)  # that a query may name beside the manifest's columns
 DEVIATIONS = 4.0  # of a drawn set's split from its share, at most
 EXAMS = 2.5  # images of a drawn patient, which go into one split together
 
@@ -78,7 +85,11 @@ class Holding:
         assert self.manifest is not None
         if paradigm in ("clip", "clip+labels"):
             return self.reported
-        return self.reported | self.prompted if paradigm == "unicl" else np.ones(len(self.manifest), bool)
+        return (
+            self.reported | self.prompted
+            if paradigm == "unicl"
+            else np.ones(len(self.manifest), bool)
+        )
 
     def count(self, splits: list[str], paradigm: str = "dinov2") -> int:
         """How many images of some splits a paradigm can be trained on; of a drawn set, how many are to be expected."""
@@ -99,7 +110,11 @@ class Holding:
     def within(self, query: str) -> pd.DataFrame:
         """The rows that meet a query; all of them where it asks for what is known only later."""
         assert self.manifest is not None
-        return self.manifest if not query or any(fact in query for fact in FACTS) else self.manifest.query(query)
+        return (
+            self.manifest
+            if not query or any(fact in query for fact in FACTS)
+            else self.manifest.query(query)
+        )
 
     def query_fault(self, query: str) -> str:
         """Why a query cannot be asked of the manifest; empty where it can."""
@@ -147,7 +162,9 @@ def hold(p: study.Data, tables: Tables) -> Holding:
         n = p.n_images or int(card.counts.get("default_images", 3000))
         return Holding(p, n, n)
     if not root:
-        said = f"card {card.name} reads files: say where they lie, --data-root PATH or DATA_ROOT=PATH"
+        said = (
+            f"card {card.name} reads files: say where they lie, --data-root PATH or DATA_ROOT=PATH"
+        )
         return Holding(p, fault=said, fault_of_root=True)
     if not Path(root).expanduser().is_dir():
         return Holding(p, fault=f"{root!r} is not a folder; {card.access}", fault_of_root=True)
@@ -159,9 +176,19 @@ def hold(p: study.Data, tables: Tables) -> Holding:
     manifest = tables[p.card, root]
     if isinstance(manifest, str):
         return Holding(p, fault=manifest, where=_card_line(p.card, manifest))
-    told: dict[str, Any] = {name: manifest.attrs.get(name) or {} for name in ("left_out", "not_understood")}
-    rows = nested_subset(manifest, p.n_images, seed=p.seed) if 0 < p.n_images < len(manifest) else manifest
-    fit = assign_splits(rows, fractions=p.fractions, seed=p.seed) if sums_to_one(p.fractions) else rows.assign(split="")
+    told: dict[str, Any] = {
+        name: manifest.attrs.get(name) or {} for name in ("left_out", "not_understood")
+    }
+    rows = (
+        nested_subset(manifest, p.n_images, seed=p.seed)
+        if 0 < p.n_images < len(manifest)
+        else manifest
+    )
+    fit = (
+        assign_splits(rows, fractions=p.fractions, seed=p.seed)
+        if sums_to_one(p.fractions)
+        else rows.assign(split="")
+    )
     return Holding(p, len(rows), len(manifest), fit, **told)
 
 
@@ -173,7 +200,11 @@ def _card_line(card: str, message: str) -> str:
     front = path.read_text(encoding="utf-8-sig").split("---\n", 2)
     quoted = re.findall(r"'([^']+)'", message)
     patterns = [word for word in re.split(r"[\s,;]+", message) if "*" in word or "." in word[:-1]]
-    found = [line_of_value(front[1], words, first=2) for words in (quoted, patterns)] if len(front) > 2 else []
+    found = (
+        [line_of_value(front[1], words, first=2) for words in (quoted, patterns)]
+        if len(front) > 2
+        else []
+    )
     line = next((number for number in found if number), 1)
     shown = path.relative_to(study.root()) if path.is_relative_to(study.root()) else path
     return f"{shown}:{line}"

@@ -14,7 +14,9 @@ OURS = ("cnn_mini", "hybrid_mini", "davit_mini")  # as `encoders.SMALL`, whose i
 def folder_of(name: str) -> Path | None:
     """Return the encoder folder that a name is, or holds as a run's folder does; None where there is none."""
     path = study.resolve(name)
-    return next((place for place in (path / "encoder", path) if (place / "encoder.json").is_file()), None)
+    return next(
+        (place for place in (path / "encoder", path) if (place / "encoder.json").is_file()), None
+    )
 
 
 def absent(name: str) -> str:
@@ -23,12 +25,24 @@ def absent(name: str) -> str:
     Args: ``name`` is an encoder folder, a table of embeddings, a name of published weights or one of timm's.
     """
     if folder := folder_of(name):
-        lacking = [file for file in ("model.safetensors", "config.json") if not (folder / file).is_file()]
-        return f"{folder} lacks {lacking[0]}: copy the whole folder, or make it again" if lacking else ""
+        lacking = [
+            file for file in ("model.safetensors", "config.json") if not (folder / file).is_file()
+        ]
+        return (
+            f"{folder} lacks {lacking[0]}: copy the whole folder, or make it again"
+            if lacking
+            else ""
+        )
     path = study.resolve(name)
     if path.suffix.lower() in embeddings.TABLES:
-        return embeddings.unreadable(path) or ("" if path.is_file() else f"no table of embeddings at {path}")
-    if name in ("pixels", "covariates") or name.partition(":")[0] in ("random", "supervised", "local-dir"):
+        return embeddings.unreadable(path) or (
+            "" if path.is_file() else f"no table of embeddings at {path}"
+        )
+    if name in ("pixels", "covariates") or name.partition(":")[0] in (
+        "random",
+        "supervised",
+        "local-dir",
+    ):
         return ""
     if name in OURS:
         return f"{name} is one of our small architectures and ships no weights; say random:{name}"
@@ -41,9 +55,7 @@ def absent(name: str) -> str:
             return str(error)
         return ""
     if "/" in name and not name.startswith("hf-hub:"):
-        return (
-            f"no encoder at {path}: a folder of one holds encoder.json and model.safetensors (a pretrain run writes it)"
-        )
+        return f"no encoder at {path}: a folder of one holds encoder.json and model.safetensors (a pretrain run writes it)"
     if name.startswith("hf-hub:") or weights.encoders.timm.is_model(name):
         return ""  # fetched, or refused with the way to fetch it, when it is opened
     return f"no encoder {name!r}: no folder, none of {', '.join(weights.KNOWN)}, and none of timm's"
@@ -52,14 +64,22 @@ def absent(name: str) -> str:
 def input_size(name: str) -> int:
     """Return the size in px that an encoder folder's images must have; 0 where it is not such a folder."""
     folder = folder_of(name)
-    return int(json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["input_size"]) if folder else 0
+    return (
+        int(json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["input_size"])
+        if folder
+        else 0
+    )
 
 
 def patients_of(name: str) -> set[str]:
     """Return the patients that an encoder folder lists as seen in its pretraining."""
     folder = folder_of(name)
     listed = folder / "patients.txt" if folder else None
-    return set(listed.read_text(encoding="utf-8").split("\n")) - {""} if listed and listed.is_file() else set()
+    return (
+        set(listed.read_text(encoding="utf-8").split("\n")) - {""}
+        if listed and listed.is_file()
+        else set()
+    )
 
 
 def unfit(name: str, size: int) -> str:
@@ -68,16 +88,24 @@ def unfit(name: str, size: int) -> str:
     Args: ``name`` is one of ours, of timm's or of published weights.
     """
     if name in OURS:
-        cut = name == "hybrid_mini" and 1 <= size % 8 <= 4  # convolutions to an eighth, then patches of 2
+        cut = (
+            name == "hybrid_mini" and 1 <= size % 8 <= 4
+        )  # convolutions to an eighth, then patches of 2
         near = f"say size={size // 8 * 8} or size={(size // 8 + 1) * 8}"
-        return f"size={size}: the patches of hybrid_mini do not divide {size} px; {near}" if cut else ""
+        return (
+            f"size={size}: the patches of hybrid_mini do not divide {size} px; {near}"
+            if cut
+            else ""
+        )
     import torch
 
     from cxrstudy import encoders, weights
 
     try:
         with torch.device("meta"):  # no weights are made
-            encoders.build_encoder(weights.KNOWN[name].architecture if name in weights.KNOWN else name, size)
+            encoders.build_encoder(
+                weights.KNOWN[name].architecture if name in weights.KNOWN else name, size
+            )
     except ValueError as error:
         return str(error)
     return ""
@@ -89,12 +117,19 @@ def bases(c: Asked) -> Iterator[Problem]:
     for name, values in c.preset.base.items():
         if list(values) == ["shipped"] and (why := absent(str(values["shipped"]))):
             yield c.error(f"base {name}: {why}", "base", name, "shipped")
-        elif list(values) != ["shipped"] and values.get("data") in c.held and not values.get("base"):
-            yield from _fits(c, str(values.get("encoder", "cnn_mini")), values["data"], ("base", name, "encoder"))
+        elif (
+            list(values) != ["shipped"] and values.get("data") in c.held and not values.get("base")
+        ):
+            yield from _fits(
+                c, str(values.get("encoder", "cnn_mini")), values["data"], ("base", name, "encoder")
+            )
     for k, ladder in enumerate(c.preset.ladders):
         if ladder.data not in c.held or (ladder.base and ladder.base not in c.preset.base):
             continue  # `grid.plan` says so
-        size, shipped = c.held[ladder.data].p.size, c.preset.base.get(ladder.base, {}).get("shipped", "")
+        size, shipped = (
+            c.held[ladder.data].p.size,
+            c.preset.base.get(ladder.base, {}).get("shipped", ""),
+        )
         own = input_size(shipped) if shipped else 0
         if own and own != size:
             yield c.error(
@@ -118,7 +153,9 @@ def controls(c: Asked) -> Iterator[Problem]:
             held = c.held[key]
             if kind in ("shuffled", "supervised") and held.manifest is not None and not held.labels:
                 yield c.warning(
-                    f"{control} needs labels, card {held.p.card} has none: it is not evaluated", "controls", k
+                    f"{control} needs labels, card {held.p.card} has none: it is not evaluated",
+                    "controls",
+                    k,
                 )
             elif kind in ("random", "supervised") and not folder_of(inner):
                 yield from _fits(c, inner, key, ("controls", k))

@@ -25,8 +25,16 @@ def parameters(c: Asked) -> Iterator[Problem]:
         ("classify", c.preset.classify, ("classify",)),
         ("scale", c.preset.scale, ("scale",)),
         *(("data", values, ("data", key)) for key, values in c.preset.data.items()),
-        *(("pretrain", v, ("base", key)) for key, v in c.preset.base.items() if list(v) != ["shipped"]),
-        *(("pretrain", v, ("ladders", k)) for k, ladder in enumerate(c.preset.ladders) for v in unfolded(ladder)),
+        *(
+            ("pretrain", v, ("base", key))
+            for key, v in c.preset.base.items()
+            if list(v) != ["shipped"]
+        ),
+        *(
+            ("pretrain", v, ("ladders", k))
+            for k, ladder in enumerate(c.preset.ladders)
+            for v in unfolded(ladder)
+        ),
     ]
     for stage in ("segment", "report"):
         if family := getattr(c.preset, stage):
@@ -36,7 +44,13 @@ def parameters(c: Asked) -> Iterator[Problem]:
             study.STAGES[stage](**values)
         except ValidationError as error:
             for item in error.errors():
-                name = str(item["loc"][0]) if item["loc"] else "n_images" if "n_images" in item["msg"] else ""
+                name = (
+                    str(item["loc"][0])
+                    if item["loc"]
+                    else "n_images"
+                    if "n_images" in item["msg"]
+                    else ""
+                )
                 place: Keys = (name,) if name in values else ()
                 if keys[0] == "ladders" and place:
                     place = _listed(c, int(keys[1]), name, values[name])[2:]
@@ -47,8 +61,15 @@ def _said(item: Any, model: type[study.Parameters]) -> str:
     """What pydantic found wrong with one parameter, or with all together."""
     if not item["loc"]:
         return str(item["msg"]).removeprefix("Value error, ")
-    alone = {"type": item["type"], "loc": item["loc"], "input": item["input"], "ctx": item.get("ctx", {})}
-    return study.explain(ValidationError.from_exception_data("", [alone]), "", model).removeprefix(": ")  # type: ignore[list-item]
+    alone = {
+        "type": item["type"],
+        "loc": item["loc"],
+        "input": item["input"],
+        "ctx": item.get("ctx", {}),
+    }
+    return study.explain(ValidationError.from_exception_data("", [alone]), "", model).removeprefix(
+        ": "
+    )  # type: ignore[list-item]
 
 
 # ---- what is there -------------------------------------------------------------------------------------------------
@@ -64,7 +85,10 @@ def data(c: Asked) -> Iterator[Problem]:
         elif held.fault:
             yield Problem("error", held.where or c.at(*at), held.fault)
         if not held.fault and p.card != "synthetic":
-            name, file = cards.read_card(p.card).name, Path(p.card).stem if p.card.endswith(".md") else p.card
+            name, file = (
+                cards.read_card(p.card).name,
+                Path(p.card).stem if p.card.endswith(".md") else p.card,
+            )
             if name != file:
                 yield Problem(
                     "warning",
@@ -85,7 +109,9 @@ def data(c: Asked) -> Iterator[Problem]:
         said = f"data {key}: {held.n:,} images of {patients:,} patients"
         yield Problem("note", "", f"{said}; left out of the table: {why}" if why else said)
         if out > odd.MANY * (out + held.whole):
-            yield c.warning(f"{out:,} of {out + held.whole:,} rows of the table are left out: {why}", *at)
+            yield c.warning(
+                f"{out:,} of {out + held.whole:,} rows of the table are left out: {why}", *at
+            )
         for column, values in held.not_understood.items():
             many = isinstance(values, dict)
             values = ", ".join(f"{v!r} ({n:,})" for v, n in values.items()) if many else values
@@ -96,7 +122,9 @@ def data(c: Asked) -> Iterator[Problem]:
             if other := not_english(some):
                 names = ", ".join(f"{name} {n:,}" for name, n in other.items())
                 said = f"of {len(some):,} reports read, {sum(other.values()):,} are not in English ({names})"
-                yield c.warning(f"{said}: they give no labels, and are neither written nor scored", *at)
+                yield c.warning(
+                    f"{said}: they give no labels, and are neither written nor scored", *at
+                )
 
 
 def splits(c: Asked) -> Iterator[Problem]:
@@ -105,12 +133,17 @@ def splits(c: Asked) -> Iterator[Problem]:
         shares, at = held.p.fractions, ("data", key, "fractions")
         if not sums_to_one(shares):
             said = " + ".join(f"{share:g}" for share in shares.values())
-            yield c.error(f"fractions must be at least 0 and sum to 1; {said} is {sum(shares.values()):g}", *at)
+            yield c.error(
+                f"fractions must be at least 0 and sum to 1; {said} is {sum(shares.values()):g}",
+                *at,
+            )
             continue
         for split, keys in _used(c, key):
             if split not in shares:
                 there = ", ".join(shares)
-                yield c.error(f"split {split!r} is used, but fractions of data {key} name only {there}", *keys)
+                yield c.error(
+                    f"split {split!r} is used, but fractions of data {key} name only {there}", *keys
+                )
             elif held.is_split and held.count([split]) == 0:
                 yield c.error(f"data {key} has no image in split {split!r}: raise its share", *at)
 
@@ -119,12 +152,16 @@ def _used(c: Asked, key: str) -> Iterator[tuple[str, Keys]]:
     """Splits of a data set that something reads, and where that is said."""
     for name, values in c.preset.base.items():
         if values.get("data") == key:
-            yield from ((split, ("base", name, "splits")) for split in values.get("splits", ["pretrain"]))
+            yield from (
+                (split, ("base", name, "splits")) for split in values.get("splits", ["pretrain"])
+            )
     own = [k for k, ladder in enumerate(c.preset.ladders) if ladder.data == key]
     if own and c.folds:
         yield from ((fold, ("data", key, "fractions")) for fold in c.folds)
     elif own:
-        yield from ((split, ("ladders", k, "splits")) for k, p in c.rungs if k in own for split in p.splits)
+        yield from (
+            (split, ("ladders", k, "splits")) for k, p in c.rungs if k in own for split in p.splits
+        )
         for stage, p in c.stages.items():
             yield from ((split, (stage, part)) for part in PARTS for split in getattr(p, part))
 
@@ -141,11 +178,19 @@ def labels(c: Asked) -> Iterator[Problem]:
         there = ", ".join(held.labels) or "none"
         for name in p.labels:
             if name not in held.labels:
-                yield c.error(f"labels: data {key} has no label {name!r}; it has {there}", "classify", "labels")
+                yield c.error(
+                    f"labels: data {key} has no label {name!r}; it has {there}",
+                    "classify",
+                    "labels",
+                )
         parts = c.parts(held, "classify")
         retrieved = held.reported[parts[TEST if TEST in parts else ALL].index].any()
         if not held.labels:
-            rest = "; with an encoder that reads text, retrieval is" if retrieved else "; nothing is left to evaluate"
+            rest = (
+                "; with an encoder that reads text, retrieval is"
+                if retrieved
+                else "; nothing is left to evaluate"
+            )
             said = f"card {held.p.card} has no labels: no finding, line or tube is evaluated{rest}"
             yield c.warning(f"{said}. Name `labels` in the card to have them", *at)
             continue
@@ -156,16 +201,22 @@ def labels(c: Asked) -> Iterator[Problem]:
         few = []
         for name in names:
             own = {part: found[name] for part, found in counts.items()}
-            said = "; ".join(f"{part} {n.images[0]:,} with, {n.images[1]:,} without" for part, n in own.items())
+            said = "; ".join(
+                f"{part} {n.images[0]:,} with, {n.images[1]:,} without" for part, n in own.items()
+            )
             yield Problem("note", "", f"  {name}: {said}")
             if too_few(own):
                 few.append(f"{name} ({said}{_one_sided(held, name)})")
         if few:
             where = ("classify", "labels") if p.labels else at
-            needed = f"{LEAST} test images with and {LEAST} without, of {LEAST_PATIENTS} patients each"
+            needed = (
+                f"{LEAST} test images with and {LEAST} without, of {LEAST_PATIENTS} patients each"
+            )
             rest = "; no label is left" if len(few) == len(names) else ""
             said = f"too few to evaluate, needed are {needed}, and both in training: {', '.join(few)}{rest}"
-            every = count_labels(held.within(p.within), names)  # where none has both classes, the runs would fail
+            every = count_labels(
+                held.within(p.within), names
+            )  # where none has both classes, the runs would fail
             hopeless = not retrieved and all(min(found.images) == 0 for found in every.values())
             yield c.error(said, *where) if hopeless else c.warning(said, *where)
 
@@ -204,14 +255,29 @@ def unused(c: Asked) -> Iterator[Problem]:
             enough = held.is_split and min(held.count(s, "clip") for s in choices) >= LEAST
             lacks += ["reports"] * enough
         uses = given & {"unicl", "clip+labels"} or controls & {"shuffled", "supervised"}
-        if not uses and not c.preset.classify.get("labels") and "classify" in c.stages and held.is_split:
-            counts = {part: count_labels(rows, held.labels) for part, rows in c.parts(held, "classify").items()}
-            enough = any(not too_few({part: n[name] for part, n in counts.items()}) for name in held.labels)
+        if (
+            not uses
+            and not c.preset.classify.get("labels")
+            and "classify" in c.stages
+            and held.is_split
+        ):
+            counts = {
+                part: count_labels(rows, held.labels)
+                for part, rows in c.parts(held, "classify").items()
+            }
+            enough = any(
+                not too_few({part: n[name] for part, n in counts.items()}) for name in held.labels
+            )
             lacks += ["labels"] * enough
         if lacks:
             said = f"card {held.p.card} has {' and '.join(lacks)} that this preset does not use"
             again = f"cxrstudy new --card {held.p.card} --name {c.file.rsplit('/', 1)[-1].removesuffix('.yml')} --force"
-            yield c.warning(f"{said}: write it again with {again}, or delete its first line", "data", key, "card")
+            yield c.warning(
+                f"{said}: write it again with {again}, or delete its first line",
+                "data",
+                key,
+                "card",
+            )
 
 
 # ---- the grid against it -------------------------------------------------------------------------------------------
@@ -235,14 +301,20 @@ def ladders(c: Asked) -> Iterator[Problem]:
         if not held.is_split:
             continue
         choices = [[fold for fold in c.folds if fold != left] for left in c.folds] or [p.splits]
-        there, in_all = (min(held.count(s, what) for s in choices) for what in (p.paradigm, "dinov2"))
+        there, in_all = (
+            min(held.count(s, what) for s in choices) for what in (p.paradigm, "dinov2")
+        )
         named = "the folds but one" if c.folds else f"split {' and '.join(p.splits)}"
         about, needs = ("", "") if held.manifest is not None else ("about ", "")
         if there < in_all:
             needs = " that have a report" + " or known labels" * (p.paradigm == "unicl")
             said = f"{p.paradigm} takes only images{needs}: {in_all - there:,} of {in_all:,} in {named} are left out"
             level: Any = "warning" if in_all - there > odd.MANY * in_all else "note"
-            yield Problem(level, c.at(*_listed(c, k, "paradigm", p.paradigm)), f"{said}; the same at every n_images")
+            yield Problem(
+                level,
+                c.at(*_listed(c, k, "paradigm", p.paradigm)),
+                f"{said}; the same at every n_images",
+            )
         if p.n_images > max(there, held.most(choices[0])):
             yield c.error(
                 f"n_images {p.n_images:,} ({p.paradigm}): {named} of data {key} holds {about}{there:,} images{needs}; "
@@ -254,7 +326,11 @@ def ladders(c: Asked) -> Iterator[Problem]:
 def _listed(c: Asked, k: int, name: str, value: Any) -> Keys:
     """Keys of a ladder's value: its own place where it stands in a list."""
     given = (c.preset.ladders[k].model_extra or {}).get(name)
-    return ("ladders", k, name, given.index(value)) if isinstance(given, list) else ("ladders", k, name)
+    return (
+        ("ladders", k, name, given.index(value))
+        if isinstance(given, list)
+        else ("ladders", k, name)
+    )
 
 
 def _lacks(paradigm: str, held: Holding) -> str:
@@ -277,7 +353,10 @@ def families(c: Asked) -> Iterator[Problem]:
         for stage in has.keys() & c.stages.keys():
             what, there = has[stage]
             if c.folds:
-                yield c.error(f"{stage} needs fixed splits, but folds is {len(c.folds)}: remove `{stage}`", stage)
+                yield c.error(
+                    f"{stage} needs fixed splits, but folds is {len(c.folds)}: remove `{stage}`",
+                    stage,
+                )
             elif not there.any():
                 yield c.error(
                     f"{stage} needs {what}, card {held.p.card} has none: remove `{stage}` from this preset, or name "
@@ -289,7 +368,9 @@ def families(c: Asked) -> Iterator[Problem]:
             else:
                 for part, rows in c.parts(held, stage).items():
                     if held.is_split and not there[rows.index].any():
-                        yield c.error(f"{stage}: no image of its {part} split in data {key} has {what}", stage)
+                        yield c.error(
+                            f"{stage}: no image of its {part} split in data {key} has {what}", stage
+                        )
 
 
 # ---- the machine ---------------------------------------------------------------------------------------------------
@@ -310,8 +391,15 @@ def machine(c: Asked) -> Iterator[Problem]:
     """Disk and memory: what the images take for certain, and what the preset expects."""
     images, free = sum(held.n * held.p.size**2 for held in c.held.values()) / 1e9, free_gb()
     if images > free:
-        yield c.error(f"the prepared images take {images:,.1f} GB, {free:.1f} GB of disk are free", "data")
+        yield c.error(
+            f"the prepared images take {images:,.1f} GB, {free:.1f} GB of disk are free", "data"
+        )
     elif c.preset.disk_gb > free:
-        yield c.warning(f"expects {c.preset.disk_gb:g} GB of disk, {free:.1f} GB are free", "disk_gb")
+        yield c.warning(
+            f"expects {c.preset.disk_gb:g} GB of disk, {free:.1f} GB are free", "disk_gb"
+        )
     if c.preset.memory_gb > memory_gb():
-        yield c.warning(f"expects {c.preset.memory_gb:g} GB of memory, there are {memory_gb():.0f} GB", "memory_gb")
+        yield c.warning(
+            f"expects {c.preset.memory_gb:g} GB of memory, there are {memory_gb():.0f} GB",
+            "memory_gb",
+        )

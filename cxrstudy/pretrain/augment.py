@@ -42,7 +42,9 @@ def augment(
     return moved * gain + (draws[5] * brightness).view(-1, 1, 1, 1)
 
 
-def _uniform(lead: tuple[int, ...], x: Tensor, generator: torch.Generator, low: int, total: int) -> Tensor:
+def _uniform(
+    lead: tuple[int, ...], x: Tensor, generator: torch.Generator, low: int, total: int
+) -> Tensor:
     """Numbers in [0,1), (*lead, len(x)): those of ``x``'s part of the batch, on its device."""
     draws = torch.rand(*lead, total or len(x), generator=generator, device=generator.device)
     return draws[..., low : low + len(x)].to(x.device, non_blocking=True)
@@ -84,16 +86,26 @@ def crops(
     area = scale[0] + draws[0] * (scale[1] - scale[0])
     aspect = (math.log(ratio[0]) + draws[1] * math.log(ratio[1] / ratio[0])).exp()
     wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    line = (torch.arange(out_size, device=x.device) * 2 + 1) / out_size - 1  # pixel centres, as align_corners=False
+    line = (
+        torch.arange(out_size, device=x.device) * 2 + 1
+    ) / out_size - 1  # pixel centres, as align_corners=False
     across = wide[..., None] * line + (signed[2] * (1 - wide))[..., None]
     down = high[..., None] * line + (signed[3] * (1 - high))[..., None]
-    grid = torch.stack(torch.broadcast_tensors(across[..., None, :], down[..., None]), -1)  # (n,N,out,out,2)
-    tall = grid.transpose(0, 1).flatten(1, 2)  # an image's crops below each other: the image is read in place
+    grid = torch.stack(
+        torch.broadcast_tensors(across[..., None, :], down[..., None]), -1
+    )  # (n,N,out,out,2)
+    tall = grid.transpose(0, 1).flatten(
+        1, 2
+    )  # an image's crops below each other: the image is read in place
     y = functional.grid_sample(x, tall, padding_mode="border", align_corners=False)
     y = y.view(len(x), n, out_size, out_size).transpose(0, 1)
     y = y.clamp(0, 1) ** (1 + signed[4] * gamma)[..., None, None] if gamma else y
     mean = y.mean((2, 3), keepdim=True)
-    y = (y - mean) * (1 + signed[5] * contrast)[..., None, None] + mean + (signed[6] * brightness)[..., None, None]
+    y = (
+        (y - mean) * (1 + signed[5] * contrast)[..., None, None]
+        + mean
+        + (signed[6] * brightness)[..., None, None]
+    )
     y = y.flatten(0, 1).unsqueeze(1).clamp(0, 1)
     return _blurred(y, draws[7].flatten() < blur, 0.1 + 1.9 * draws[8].flatten()) if blur else y
 

@@ -21,7 +21,9 @@ from cxrstudy.stored import TornFile, read_tensors, read_torch
 STATE = "checkpoint.pt"
 
 
-def save(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+def save(
+    out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]
+) -> None:
     """Keep model, optimiser and ``facts`` (plain values; ``step`` among them) in ``out``, in place of what was kept."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     packed = optimiser.state_dict()
@@ -29,7 +31,9 @@ def save(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, facts: d
         tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in moments.items()}
     file = f"checkpoint-{facts['step']}.safetensors"
     with replacing(out / file) as scratch:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch
+        )
         kept = facts | {"file": file, "sum": digest_of(scratch), "groups": packed["param_groups"]}
         _to_disk(scratch)
     with replacing(out / STATE) as scratch:
@@ -40,7 +44,9 @@ def save(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, facts: d
             old.unlink()
 
 
-def load(out: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
+def load(
+    out: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, Any] | None:
     """Put back what ``save`` kept, if it is of the run that ``key`` names; the facts, or None where nothing was.
 
     Of a pair that does not read back, or does not fit, nothing is put back: a warning says so, and the facts are
@@ -57,16 +63,23 @@ def load(out: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer
         torn = f"the checkpoint in {out} does not read back, so the run starts from its beginning: {error}"
         warnings.warn(torn, stacklevel=2)
         return {"torn": torn}
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    model.load_state_dict(
+        {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    )
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):
             _, index, moment = name.split(".", 2)
             state.setdefault(int(index), {})[moment] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": facts.pop("groups")})
-    for parameter, moments in optimiser.state.items():  # fused kernels read memory as it lies: alike in both
+    for (
+        parameter,
+        moments,
+    ) in optimiser.state.items():  # fused kernels read memory as it lies: alike in both
         for name, tensor in moments.items():
-            if name != "step" and tensor.shape == parameter.shape:  # the count of a 0-d parameter is no moment of it
+            if (
+                name != "step" and tensor.shape == parameter.shape
+            ):  # the count of a 0-d parameter is no moment of it
                 moments[name] = torch.empty_like(parameter).copy_(tensor)
     return {name: value for name, value in facts.items() if name not in ("file", "sum")}
 
@@ -101,7 +114,10 @@ def _read_tensors(
     own = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     if own != {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}:
         raise TornFile(f"{path} holds other tensors than the model")
-    sizes = [[len(group["params"]) for group in groups] for groups in (facts["groups"], optimiser.param_groups)]
+    sizes = [
+        [len(group["params"]) for group in groups]
+        for groups in (facts["groups"], optimiser.param_groups)
+    ]
     if sizes[0] != sizes[1]:
         raise TornFile(f"{out / STATE} holds other groups of parameters than the optimiser")
     return tensors

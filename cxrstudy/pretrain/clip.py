@@ -33,7 +33,11 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tenso
 
 
 def unicl_loss(
-    image: Tensor, text: Tensor, targets: Tensor, logit_scale: Tensor | float, positives: Positives = "equal"
+    image: Tensor,
+    text: Tensor,
+    targets: Tensor,
+    logit_scale: Tensor | float,
+    positives: Positives = "equal",
 ) -> Tensor:
     """Unified contrastive loss (UniCL, Yang et al., CVPR 2022): every pair with equal targets is a positive.
 
@@ -49,15 +53,21 @@ def unicl_loss(
         )
     if positives == "overlap":
         if targets.ndim != 2:
-            raise ValueError(f"positives='overlap' needs (N,L) label rows, not targets of shape {tuple(targets.shape)}")
+            raise ValueError(
+                f"positives='overlap' needs (N,L) label rows, not targets of shape {tuple(targets.shape)}"
+            )
         rows = targets.nan_to_num().to(image.dtype)
         equal = rows @ rows.T > 0
     else:
         rows = targets.reshape(len(targets), -1)
         equal = (rows[:, None] == rows[None]).all(-1)
-    equal.fill_diagonal_(True)  # a row that holds NaN equals nothing, but an image is always its own text's
+    equal.fill_diagonal_(
+        True
+    )  # a row that holds NaN equals nothing, but an image is always its own text's
     positive = equal.to(image.dtype)
-    weights = positive / positive.sum(1, keepdim=True)  # the relation is symmetric: rows serve both directions
+    weights = positive / positive.sum(
+        1, keepdim=True
+    )  # the relation is symmetric: rows serve both directions
     logits = logit_scale * image @ text.T
     by_image = functional.log_softmax(logits, 1)
     by_text = functional.log_softmax(logits.T, 1)
@@ -67,7 +77,9 @@ def unicl_loss(
 def label_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of (N,L) scores with labels in {0, 1, NaN = unknown}: the mean over what is known."""
     known = ~labels.isnan()
-    each = functional.binary_cross_entropy_with_logits(scores, labels.nan_to_num(), reduction="none")
+    each = functional.binary_cross_entropy_with_logits(
+        scores, labels.nan_to_num(), reduction="none"
+    )
     return (each * known).sum() / known.sum().clamp_min(1)
 
 
@@ -113,7 +125,9 @@ def captions(
     """
     whole = report_texts(manifest)
     kinds = {"joined": [""], "sampled": ["findings", "impression"]}.get(part, [part])
-    reports = [[sections(text).get(kind) or text if kind else text for text in whole] for kind in kinds]
+    reports = [
+        [sections(text).get(kind) or text if kind else text for text in whole] for kind in kinds
+    ]
     names = label_names(manifest)
     labels = label_array(manifest, names)
     sided = [n for n in names if with_sides and f"side:{n}" in manifest]
@@ -126,7 +140,10 @@ def captions(
         if not can:
             options.append([])
             continue
-        said = [f"{sides[n][row]} {phrase(n)}".strip() if n in sides else phrase(n) for n in np.array(names)[present]]
+        said = [
+            f"{sides[n][row]} {phrase(n)}".strip() if n in sides else phrase(n)
+            for n in np.array(names)[present]
+        ]
         one_by_one = prompts == "name" and len(said) > 0
         meant = list(np.eye(len(names), dtype=bool)[present]) if one_by_one else [present]
         texts = [prompt([one]) for one in said] if one_by_one else [prompt(said or none)]
@@ -135,7 +152,13 @@ def captions(
                 known[text] = len(known)
                 says.append(which)
         options.append([known[text] for text in texts])
-    return Captions(reports, list(known), np.array(says, dtype=bool).reshape(len(says), len(names)), options, labels)
+    return Captions(
+        reports,
+        list(known),
+        np.array(says, dtype=bool).reshape(len(says), len(names)),
+        options,
+        labels,
+    )
 
 
 def prompt(said: list[str]) -> str:
@@ -143,7 +166,9 @@ def prompt(said: list[str]) -> str:
     return "x-ray chest " + (", ".join(said) or NORMAL)
 
 
-def mixed(has_report: np.ndarray, has_prompt: np.ndarray, label_share: float, rng: np.random.Generator) -> np.ndarray:
+def mixed(
+    has_report: np.ndarray, has_prompt: np.ndarray, label_share: float, rng: np.random.Generator
+) -> np.ndarray:
     """Which of a batch's samples take a label prompt: a share of those that have both, all of those without a report.
 
     Args: ``has_report``, ``has_prompt`` (B,) bool. Returns (B,) bool.
@@ -180,17 +205,23 @@ class ImageText(nn.Module):
         self.p, self.texts, self.has_report, self.encoder = p, texts, has_report, base.encoder
         text = base.text
         if text is None:
-            corpus = texts.prompts + [report for variant in texts.reports for report in variant if report]
+            corpus = texts.prompts + [
+                report for variant in texts.reports for report in variant if report
+            ]
             text = encoders.build_text(corpus, base.encoder.channels, seed=p.seed)
         self.text = text
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(p.seed)
             size = texts.labels.shape[1] if p.paradigm == "clip+labels" else 0
             self.label_head = nn.Linear(base.encoder.channels, size) if size else None
-        self.report_tokens = torch.stack([text.tokens(variant) for variant in texts.reports])  # (V,N,context)
+        self.report_tokens = torch.stack(
+            [text.tokens(variant) for variant in texts.reports]
+        )  # (V,N,context)
         self.prompt_tokens = text.tokens(texts.prompts or [""])  # never shown where there are none
         self.says = texts.says if texts.prompts else np.zeros((1, texts.labels.shape[1]), bool)
-        self.facts = {"reports_cut": round(text.cut([r for variant in texts.reports for r in variant]), 4)}
+        self.facts = {
+            "reports_cut": round(text.cut([r for variant in texts.reports for r in variant]), 4)
+        }
 
     def kept(self) -> nn.ModuleDict:
         """What is judged and saved."""
@@ -200,34 +231,56 @@ class ImageText(nn.Module):
         """AdamW's groups: no decay on what is one-dimensional (biases, norms, the logit scale)."""
         decayed = [w for w in self.parameters() if w.ndim >= 2]
         others = [w for w in self.parameters() if w.ndim < 2]
-        return [{"params": decayed, "weight_decay": self.p.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return [
+            {"params": decayed, "weight_decay": self.p.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
 
-    def set_rates(self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> float:
+    def set_rates(
+        self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int
+    ) -> float:
         """Give every group the rate of a step, and say it."""
         for group in optimiser.param_groups:
             group["lr"] = rate
         return rate
 
     def step_loss(
-        self, x: Tensor, take: np.ndarray, low: int, rng: np.random.Generator, generator: torch.Generator, *_: Any
+        self,
+        x: Tensor,
+        take: np.ndarray,
+        low: int,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+        *_: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step and its parts. ``take`` (B,) are the batch's samples over all ranks, of which ``x``
         (n,1,H,W) holds the n from ``low`` on: all ranks draw alike, so that they do what one process would."""
         p, own = self.p, slice(low, low + len(x))
-        with torch.autocast(x.device.type, enabled=False):  # half precision would move pixels by up to two
-            x = augment(x, generator, low=low, total=len(take)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # half precision would move pixels by up to two
+            x = augment(x, generator, low=low, total=len(take)).contiguous(
+                memory_format=torch.channels_last
+            )
         as_prompt = np.zeros(len(take), bool)
         if p.paradigm == "unicl":
             as_prompt = mixed(self.has_report[take], self.has_prompt[take], p.label_share, rng)
         variant = rng.integers(0, len(self.report_tokens), len(take))
         chosen = [self.texts.options[k] for k in take]
-        prompts = np.array([o[int(u * len(o))] if o else 0 for o, u in zip(chosen, rng.random(len(take)), strict=True)])
+        prompts = np.array(
+            [
+                o[int(u * len(o))] if o else 0
+                for o, u in zip(chosen, rng.random(len(take)), strict=True)
+            ]
+        )
         said, told = self.prompt_tokens[prompts[own]], self.report_tokens[variant[own], take[own]]
         tokens = torch.where(torch.from_numpy(as_prompt[own])[:, None], said, told)
         tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(x.device, non_blocking=True)
         pooled = self.encoder.pool(x)
         image = self.text.embed_image(pooled).float()
-        with torch.autocast("cpu", enabled=False):  # where its attention's backward is slow in half precision
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # where its attention's backward is slow in half precision
             text = self.text.embed_text(tokens).float()
         with torch.autocast(x.device.type, enabled=False):
             image, text, scale = gathered(image), gathered(text), self.text.scale()

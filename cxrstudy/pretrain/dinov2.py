@@ -46,7 +46,9 @@ class DinoConfig:
     layer_decay: float = 1.0
     patch_embed_scale: float = 1.0
     freeze_prototypes: float = 0.01
-    freeze_trunk: float = 0.0  # continuing an encoder whose heads were not published: let the heads settle first
+    freeze_trunk: float = (
+        0.0  # continuing an encoder whose heads were not published: let the heads settle first
+    )
     global_scale: tuple[float, float] = (0.8, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
     local_crops: int = 0
@@ -110,19 +112,27 @@ class Head(nn.Module):
         std: float = 0.02,
     ):
         super().__init__()
-        first, second, third = nn.Linear(channels, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, bottleneck)
+        first, second, third = (
+            nn.Linear(channels, hidden),
+            nn.Linear(hidden, hidden),
+            nn.Linear(hidden, bottleneck),
+        )
         for layer in (first, second, third):
             nn.init.trunc_normal_(layer.weight, std=std or layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
         self.mlp = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
-        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck).uniform_(-1, 1) / math.sqrt(bottleneck))
+        self.prototypes = nn.Parameter(
+            torch.empty(prototypes, bottleneck).uniform_(-1, 1) / math.sqrt(bottleneck)
+        )
         self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=learn_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels) -> (N, prototypes); both sides are normalised in float32, or in float64 if they come in it."""
         wide = torch.promote_types(self.prototypes.dtype, torch.float32)
         unit = functional.normalize(self.mlp(x).to(wide), dim=-1)
-        return functional.linear(unit, self.gain * functional.normalize(self.prototypes.to(wide), dim=-1))
+        return functional.linear(
+            unit, self.gain * functional.normalize(self.prototypes.to(wide), dim=-1)
+        )
 
 
 @torch.no_grad()
@@ -133,7 +143,9 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     float32, rows sum to 1. How many rows there are on all ranks, which the reference carries along, cancels out.
     """
     scores = scores.float()
-    top = over_ranks(torch.cat([scores.flatten(), scores.new_full((1,), -torch.inf)]).max(), dist.ReduceOp.MAX)
+    top = over_ranks(
+        torch.cat([scores.flatten(), scores.new_full((1,), -torch.inf)]).max(), dist.ReduceOp.MAX
+    )
     q = torch.exp((scores - top) / temperature)
     for _ in range(iterations):
         q = q / over_ranks(q.sum(0)).clamp_min(torch.finfo(q.dtype).tiny)
@@ -171,7 +183,9 @@ def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Ten
     return -crossed / (terms * student.shape[1])
 
 
-def ibot_loss(student: Tensor, teacher: Tensor, weights: Tensor, n_images: int, temperature: float = 0.1) -> Tensor:
+def ibot_loss(
+    student: Tensor, teacher: Tensor, weights: Tensor, n_images: int, temperature: float = 0.1
+) -> Tensor:
     """Cross-entropy of masked patches: the mean over each image's, then over all images, those without a mask too.
 
     Args: ``student`` scores and ``teacher`` assignments (M,K) of the M masked patches; ``weights`` (M,) 1 by the
@@ -195,7 +209,11 @@ def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
 
 # ---- masks ---------------------------------------------------------------------------------------------------------
 def block_masks(
-    n: int, grid: tuple[int, int], rng: Any, share: tuple[float, float] = (0.1, 0.5), probability: float = 0.5
+    n: int,
+    grid: tuple[int, int],
+    rng: Any,
+    share: tuple[float, float] = (0.1, 0.5),
+    probability: float = 0.5,
 ) -> np.ndarray:
     """(n, *grid) bool: a ``probability`` of the n images with blocks masked, in a random order.
 

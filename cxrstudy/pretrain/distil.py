@@ -35,7 +35,9 @@ SETTLE = 0.1  # share of the steps in which new heads settle before the trunk of
 
 
 # ---- schedules and parameter groups ----------------------------------------------------------------------------------
-def cosine(step: int, steps: int, first: float, last: float, *, warmup: int = 0, start: float = 0.0) -> float:
+def cosine(
+    step: int, steps: int, first: float, last: float, *, warmup: int = 0, start: float = 0.0
+) -> float:
     """A line from ``start`` to ``first`` over ``warmup`` steps, then a cosine that is at ``last`` from ``steps`` on."""
     if step >= steps:
         return last
@@ -71,11 +73,17 @@ def rates(config: DinoConfig, step: int, steps: int) -> Rates:
     )
 
 
-STEM = frozenset({"pos_embed", "patch_embed", "cls_token", "reg_token", "mask_token", "norm_pre"})  # layer 0
+STEM = frozenset(
+    {"pos_embed", "patch_embed", "cls_token", "reg_token", "mask_token", "norm_pre"}
+)  # layer 0
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, weight_decay: float, layer_decay: float = 1.0, patch_embed_scale: float = 1.0
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    patch_embed_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """AdamW's groups of what trains: a transformer's rates fall by ``layer_decay`` a layer from the last block down.
 
@@ -85,7 +93,9 @@ def parameter_groups(
     heads = [module for module in model.modules() if isinstance(module, Head)]
     last = {id(tensor) for head in heads for tensor in (head.prototypes, head.gain)}
     within = {id(tensor) for head in heads for tensor in head.parameters()}
-    towers: list[Any] = [m for m in model.modules() if hasattr(m, "blocks") and hasattr(m, "patch_embed")]
+    towers: list[Any] = [
+        m for m in model.modules() if hasattr(m, "blocks") and hasattr(m, "patch_embed")
+    ]
     depth = max((len(tower.blocks) for tower in towers), default=0)
     groups: dict[tuple[str, float, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -96,8 +106,16 @@ def parameter_groups(
                 layer = 0
             elif "blocks" in words:
                 layer = int(words[words.index("blocks") + 1]) + 1
-        part = "prototypes" if id(parameter) in last else "head" if id(parameter) in within else "trunk"
-        lr_scale = layer_decay ** (depth + 1 - layer) * (patch_embed_scale if "patch_embed" in words else 1.0)
+        part = (
+            "prototypes"
+            if id(parameter) in last
+            else "head"
+            if id(parameter) in within
+            else "trunk"
+        )
+        lr_scale = layer_decay ** (depth + 1 - layer) * (
+            patch_embed_scale if "patch_embed" in words else 1.0
+        )
         decayed = int(parameter.ndim > 1)
         scales = {"part": part, "lr_scale": lr_scale, "wd_scale": decayed}
         new = {"params": [], "lr": lr * lr_scale, "weight_decay": weight_decay * decayed, **scales}
@@ -134,16 +152,24 @@ class Dino(nn.Module):
                 self.student[name] = Head(*sizes, learn_gain=config.learn_gain, std=config.head_std)
         self.teacher: Any = copy.deepcopy(self.student).requires_grad_(False)
         self.patch_head = "patch_head" if config.patch_head else "head"
-        self.centres: Any = nn.ModuleList([Centring(config.prototypes, config.centre_momentum) for _ in range(2)])
+        self.centres: Any = nn.ModuleList(
+            [Centring(config.prototypes, config.centre_momentum) for _ in range(2)]
+        )
         self.mask_token = nn.Parameter(
             torch.zeros(encoder.channels if isinstance(encoder.trunk, VisionTransformer) else 1)
         )
         self.size = config.global_size or encoder.input_size
-        tried: dict[str, Any] = {"in_chans": encoder.in_chans, "name": encoder.architecture, "tried": True}
+        tried: dict[str, Any] = {
+            "in_chans": encoder.in_chans,
+            "name": encoder.architecture,
+            "tried": True,
+        }
         refuse_cut(encoder.trunk, self.size, "global_size", **tried)
         with torch.no_grad():
             blank = next(encoder.parameters()).new_zeros(1, 1, self.size, self.size)
-            self.side = math.isqrt(self.eval().encoder.forward_features(blank).shape[1])  # of the grid of patches
+            self.side = math.isqrt(
+                self.eval().encoder.forward_features(blank).shape[1]
+            )  # of the grid of patches
         patch = self.size // self.side
         self.local_size = config.local_size or max(1, round(self.size * 3 / 7 / patch)) * patch
         if config.local_crops:
@@ -165,7 +191,14 @@ class Dino(nn.Module):
         return self
 
     def step_loss(
-        self, x: Tensor, step: int, steps: int, generator: torch.Generator, *, low: int = 0, total: int = 0
+        self,
+        x: Tensor,
+        step: int,
+        steps: int,
+        generator: torch.Generator,
+        *,
+        low: int = 0,
+        total: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step, and its parts (detached scalars on the device: nothing here waits for it).
 
@@ -180,39 +213,58 @@ class Dino(nn.Module):
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         blocks = np.zeros((2 * total, self.side, self.side), bool)
         if c.ibot_weight:
-            blocks = block_masks(2 * total, (self.side, self.side), rng, c.mask_share, c.mask_probability)
+            blocks = block_masks(
+                2 * total, (self.side, self.side), rng, c.mask_share, c.mask_probability
+            )
         masks = blocks.reshape(2, total, -1)[:, low : low + n].reshape(2 * n, -1)
         where = np.flatnonzero(masks)
         share = (1 / masks.sum(1)[where // masks.shape[1]]).astype(np.float32)
-        index, weights, mask = (torch.from_numpy(a).to(x.device, non_blocking=True) for a in (where, share, masks))
+        index, weights, mask = (
+            torch.from_numpy(a).to(x.device, non_blocking=True) for a in (where, share, masks)
+        )
         with torch.no_grad():
             large = self._views(x, 2, c.global_scale, self.size, generator, low, total)
             words, patches = _tokens(self.teacher["trunk"], large)
             taught = self.teacher["head"](words)
-            taught_patches = self.teacher[self.patch_head](patches.flatten(0, 1).index_select(0, index))
+            taught_patches = self.teacher[self.patch_head](
+                patches.flatten(0, 1).index_select(0, index)
+            )
             assign = (sinkhorn, sinkhorn) if c.centring == "sinkhorn" else self.centres
-            assigned, assigned_patches = assign[0](taught, temperature), assign[1](taught_patches, temperature)
+            assigned, assigned_patches = (
+                assign[0](taught, temperature),
+                assign[1](taught_patches, temperature),
+            )
             plain = functional.softmax(taught.float() / temperature, -1).mean(0)
         words, patches = _tokens(self.student["trunk"], large, (mask, self.mask_token))
         shown = words
         if c.local_crops:
-            small = self._views(x, c.local_crops, c.local_scale, self.local_size, generator, low, total)
+            small = self._views(
+                x, c.local_crops, c.local_scale, self.local_size, generator, low, total
+            )
             shown = torch.cat([words, _tokens(self.student["trunk"], small)[0]])
         scores = self.student["head"](shown).unflatten(0, (-1, n))
         patch_scores = self.student[self.patch_head](patches.flatten(0, 1).index_select(0, index))
         parts = {
             "dino": dino_loss(scores, assigned.unflatten(0, (2, n)), c.student_temperature),
-            "ibot": ibot_loss(patch_scores, assigned_patches, weights, 2 * n, c.student_temperature),
+            "ibot": ibot_loss(
+                patch_scores, assigned_patches, weights, 2 * n, c.student_temperature
+            ),
             "koleo": koleo(gathered(words[:n])) + koleo(gathered(words[n:])),
         }
-        loss = c.dino_weight * parts["dino"] + c.ibot_weight * parts["ibot"] + c.koleo_weight * parts["koleo"]
+        loss = (
+            c.dino_weight * parts["dino"]
+            + c.ibot_weight * parts["ibot"]
+            + c.koleo_weight * parts["koleo"]
+        )
         parts |= {"teacher_entropy": _entropy(assigned).mean(), "teacher_spread": _entropy(plain)}
         return loss, {name: part.detach() for name, part in parts.items()}
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """Move the teacher's parameters to the student's by 1 - ``momentum``; call after the optimiser's step."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+        torch._foreach_lerp_(
+            list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum
+        )
 
     def _views(
         self,
@@ -225,11 +277,17 @@ class Dino(nn.Module):
         total: int,
     ) -> Tensor:
         c, mean, std = self.config, self.encoder.mean, self.encoder.std
-        grades: dict[str, Any] = {name: getattr(c, name) for name in ("brightness", "contrast", "gamma", "blur")}
-        return (crops(x * std + mean, n, scale, size, generator, **grades, low=low, total=total) - mean) / std
+        grades: dict[str, Any] = {
+            name: getattr(c, name) for name in ("brightness", "contrast", "gamma", "blur")
+        }
+        return (
+            crops(x * std + mean, n, scale, size, generator, **grades, low=low, total=total) - mean
+        ) / std
 
 
-def _tokens(encoder: Any, x: Tensor, hide: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def _tokens(
+    encoder: Any, x: Tensor, hide: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """(N,1,H,W) -> class tokens (N,C) and patch features (N,T,C); ``hide``: a mask (N,T) and the token in its place."""
     trunk = encoder.trunk
     if not isinstance(trunk, VisionTransformer):
@@ -264,9 +322,15 @@ def configure(p: study.Pretrain, new_heads: bool) -> DinoConfig:
     unknown = sorted(set(p.dino) - known)
     if unknown:
         raise ValueError(f"dino: no constant {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    values: dict[str, Any] = {"lr": p.lr, "warmup": p.warmup, "weight_decay": (p.weight_decay, p.weight_decay)}
+    values: dict[str, Any] = {
+        "lr": p.lr,
+        "warmup": p.warmup,
+        "weight_decay": (p.weight_decay, p.weight_decay),
+    }
     values |= {"freeze_trunk": SETTLE} if new_heads else {}
-    return DinoConfig(**values | {k: tuple(v) if isinstance(v, list) else v for k, v in p.dino.items()})
+    return DinoConfig(
+        **values | {k: tuple(v) if isinstance(v, list) else v for k, v in p.dino.items()}
+    )
 
 
 class SelfDistilled(Dino):
@@ -296,14 +360,20 @@ class SelfDistilled(Dino):
         return nn.ModuleDict({"encoder": self.encoder})
 
     def _heads(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.teacher.state_dict().items() if not name.startswith("trunk.")}
+        return {
+            name: tensor
+            for name, tensor in self.teacher.state_dict().items()
+            if not name.startswith("trunk.")
+        }
 
     def groups(self) -> list[dict[str, Any]]:
         """AdamW's groups: rates fall from the last block down, heads and prototypes have schedules of their own."""
         c = self.config
         return parameter_groups(self, c.lr, c.weight_decay[0], c.layer_decay, c.patch_embed_scale)
 
-    def set_rates(self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> float:
+    def set_rates(
+        self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int
+    ) -> float:
         """Give every group the rates of a step, and say the trunk's."""
         now = rates(self.config, step, steps)
         set_rates(optimiser, now)
@@ -329,5 +399,8 @@ class SelfDistilled(Dino):
     def save(self, folder: Path) -> None:
         """Write the teacher's encoder and its heads, from which a later run can go on."""
         heads = self._heads() | {"mask_token": self.mask_token.data}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in heads.items()}, folder / weights.HEADS)
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in heads.items()},
+            folder / weights.HEADS,
+        )
         encoders.save_encoder(self.encoder.cpu(), folder)

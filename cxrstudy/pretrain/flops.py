@@ -19,7 +19,10 @@ _ATEN = torch.ops.aten
 
 def _conv_backward(grad: Any, x: Any, w: Any, *rest: Any, **_: Any) -> int:
     """As much as forward, for each of the gradients of input and weight that is asked for."""
-    transposed, wanted = rest[4], rest[7]  # after bias, stride, padding, dilation; after output padding and groups
+    transposed, wanted = (
+        rest[4],
+        rest[7],
+    )  # after bias, stride, padding, dilation; after output padding and groups
     return conv_flop_count(x, w, grad, transposed) * (bool(wanted[0]) + bool(wanted[1]))
 
 

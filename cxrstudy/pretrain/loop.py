@@ -42,7 +42,9 @@ from cxrstudy.pretrain.subset import subset_rows, usable
 from cxrstudy.progress import Progress
 from cxrstudy.results import window
 
-LOGGED = 10  # steps between two points of the learning curve, at which alone the device is waited for
+LOGGED = (
+    10  # steps between two points of the learning curve, at which alone the device is waited for
+)
 
 
 def precision(asked: str, device: torch.device) -> torch.dtype:
@@ -158,7 +160,9 @@ def pretrain(
         _compile(objective)
     live = objective.kept()
     average = copy.deepcopy(live).requires_grad_(False) if p.ema else None
-    whole = nn.ModuleDict({"objective": objective} | ({"average": average} if average is not None else {}))
+    whole = nn.ModuleDict(
+        {"objective": objective} | ({"average": average} if average is not None else {})
+    )
     optimiser = torch.optim.AdamW(objective.groups(), lr=p.lr, fused=True)
     edges = batch_edges(p.samples_seen, p.batch_size)
     steps = len(edges) - 1
@@ -177,8 +181,16 @@ def pretrain(
         values = torch.stack([value for _, value in pending]).tolist()  # the device is asked once
         for (at, _), value in zip(pending, values, strict=True):
             if not math.isfinite(value):
-                shown = subset["image_id"].iloc[batch_positions(p.n_images, edges[at], edges[at + 1], p.seed)].tolist()
-                kept = f"the last good checkpoint is of step {good}" if good else "no checkpoint was kept yet"
+                shown = (
+                    subset["image_id"]
+                    .iloc[batch_positions(p.n_images, edges[at], edges[at + 1], p.seed)]
+                    .tolist()
+                )
+                kept = (
+                    f"the last good checkpoint is of step {good}"
+                    if good
+                    else "no checkpoint was kept yet"
+                )
                 raise FloatingPointError(
                     f"loss is {value} at step {at} (images {shown[:5]} ...); {kept}; lower lr or look at them"
                 )
@@ -187,13 +199,21 @@ def pretrain(
     def keep(done: int) -> None:
         if rank == 0:
             spent = state["seconds"] + time.monotonic() - began
-            facts = {"key": key, "step": done, "curve": curve, "checks": monitor.checks, "flops": flops}
+            facts = {
+                "key": key,
+                "step": done,
+                "curve": curve,
+                "checks": monitor.checks,
+                "flops": flops,
+            }
             checkpoint.save(out, whole, optimiser, facts | {"seconds": spent})
 
     for step in progress(range(state["step"], steps)):
         if step % max(1, steps // CHECKS) == 0 and rank == 0:
             monitor.check(objective.encoder, edges[step], curve)
-        rate = objective.set_rates(optimiser, learning_rate(step, steps, p.lr, p.warmup), step, steps)
+        rate = objective.set_rates(
+            optimiser, learning_rate(step, steps, p.lr, p.warmup), step, steps
+        )
         rng = np.random.default_rng([p.seed, step, 1])
         generator.manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # of layers that drop at random
@@ -203,32 +223,45 @@ def pretrain(
         with flop.counter() if flops == 0 else contextlib.nullcontext() as counter:
             for take in np.split(batch, p.accumulate):
                 low, high = rank * len(take) // world, (rank + 1) * len(take) // world
-                raw = torch.from_numpy(prepared.images[rows[take[low:high]]])  # a byte a pixel to the device
+                raw = torch.from_numpy(
+                    prepared.images[rows[take[low:high]]]
+                )  # a byte a pixel to the device
                 x = encoder.normalise(raw.to(device, non_blocking=True))
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss, parts = objective.step_loss(x, take, low, rng, generator, step, steps)
                 (loss / p.accumulate).backward()
                 total += loss.detach() / p.accumulate
         if counter:
-            flops = counter.get_total_flops() * world / len(batch)  # a sample; alike at every step but for text length
+            flops = (
+                counter.get_total_flops() * world / len(batch)
+            )  # a sample; alike at every step but for text length
         if world > 1:
             ranks.average_gradients(objective)
         norm = nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
         optimiser.step()
         objective.after(step, steps)
         if average is not None:
-            blend = min(p.ema, (1 + step) / (10 + step))  # the first steps' weights are soon forgotten
+            blend = min(
+                p.ema, (1 + step) / (10 + step)
+            )  # the first steps' weights are soon forgotten
             torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - blend)
             for mine, now in zip(average.buffers(), live.buffers(), strict=True):
                 mine.copy_(now)
-        pending.append((step, total + 0 * norm))  # a gradient that is not finite counts as such a loss
+        pending.append(
+            (step, total + 0 * norm)
+        )  # a gradient that is not finite counts as such a loss
         due = time.monotonic() - saved > p.checkpoint_seconds
         due = due or bool(p.checkpoint_steps and (step + 1) % p.checkpoint_steps == 0)
         logged = step % LOGGED == 0 or step == steps - 1
         if logged or due:
             settle()
         if logged:
-            point = {"step": step, "samples_seen": edges[step + 1], "loss": float(total), "lr": rate}
+            point = {
+                "step": step,
+                "samples_seen": edges[step + 1],
+                "loss": float(total),
+                "lr": rate,
+            }
             curve.append(point | {name: float(part) for name, part in parts.items()})
         if due:
             saved, good = time.monotonic(), step + 1
@@ -285,7 +318,9 @@ def seen_patients(encoder: str) -> list[str]:
     folder = encoders.encoder_folder(study.resolve(encoder)) if encoder else None
     listed = encoders.listed_patients(folder) if folder else None
     if folder and listed is None and encoders.facts_of(folder)["info"].get("n_images"):
-        raise ValueError(f"base {folder}: patients.txt is missing or empty, so nobody can tell whom it was trained on")
+        raise ValueError(
+            f"base {folder}: patients.txt is missing or empty, so nobody can tell whom it was trained on"
+        )
     return sorted(listed or ())
 
 
@@ -338,18 +373,32 @@ def _compile(objective: nn.Module) -> None:
                 block.compile()
 
 
-def _launch(p: study.Pretrain, data: Path, out: Path, progress: Progress, score: Score | None) -> dict[str, Any]:
+def _launch(
+    p: study.Pretrain, data: Path, out: Path, progress: Progress, score: Score | None
+) -> dict[str, Any]:
     """``pretrain`` on ``p.processes`` processes of this machine through torch's elastic launcher."""
     file, log, done = out / "launch.yml", out / "launch.log", out / "steps"
     write_text(file, yaml.safe_dump(p.model_dump() | {"data": str(data.resolve())}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(p.threads), "CXRSTUDY_STEPS": f"{os.getpid()}:{done}"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={p.processes}",
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(p.threads),
+        "CXRSTUDY_STEPS": f"{os.getpid()}:{done}",
+    }
     if score is not None:  # by name: the workers import it, this package knows no judge
         environment["CXRSTUDY_SCORE"] = f"{score.__module__}:{score.__name__}"
     write_text(done, "0")
     with log.open("w") as stream:
         run = subprocess.Popen(
-            [*command, "-m", "cxrstudy.pretrain.loop", str(file)], stdout=stream, stderr=stream, env=environment
+            [*command, "-m", "cxrstudy.pretrain.loop", str(file)],
+            stdout=stream,
+            stderr=stream,
+            env=environment,
         )
         try:
             for step in progress(range(len(batch_edges(p.samples_seen, p.batch_size)) - 1)):
@@ -378,7 +427,9 @@ def _worker(file: str) -> None:
         for step in steps:
             yield step
             if launcher and dist.get_rank() == 0:
-                os.kill(int(launcher), 0)  # raises where a killed notebook would have left its workers running
+                os.kill(
+                    int(launcher), 0
+                )  # raises where a killed notebook would have left its workers running
                 Path(note).write_text(str(step + 1))
 
     module, _, name = os.environ.get("CXRSTUDY_SCORE", "").partition(":")

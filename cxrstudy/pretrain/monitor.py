@@ -19,7 +19,9 @@ from cxrstudy.data.manifest import label_array, label_names
 
 CHECKS = 10  # a run, beside the one at its end
 IMAGES = 384
-Score = Callable[[np.ndarray, np.ndarray], float]  # features (N,C), labels (N,L) in {0,1,NaN} -> higher is better
+Score = Callable[
+    [np.ndarray, np.ndarray], float
+]  # features (N,C), labels (N,L) in {0,1,NaN} -> higher is better
 
 
 class Collapsed(RuntimeError):
@@ -48,35 +50,53 @@ class Monitor:
     ):
         split = prepared.manifest["split"]
         left = np.setdiff1d(np.arange(len(split)), rows)
-        choices = [np.flatnonzero(split == "validation"), np.flatnonzero(~split.isin(p.splits).to_numpy()), left]
+        choices = [
+            np.flatnonzero(split == "validation"),
+            np.flatnonzero(~split.isin(p.splits).to_numpy()),
+            left,
+        ]
         enough = (c for c in choices if len(c) >= IMAGES // 4 and not np.isin(c, rows).any())
         held = next(enough, rows)  # where the subset is all there is, its own images must serve
         held = np.sort(np.random.default_rng(0).permutation(held)[:IMAGES])
         self.p, self.score, self.checks = p, score, checks
         self.images = prepared.images[held]
-        self.labels = label_array(prepared.manifest.iloc[held], label_names(prepared.manifest), truth=True)
+        self.labels = label_array(
+            prepared.manifest.iloc[held], label_names(prepared.manifest), truth=True
+        )
         self.unmeasured: dict[str, str] = {}
         both = ((self.labels == 1).sum(0) > 1) & ((self.labels == 0).sum(0) > 1)
         if score is not None and not both.any():  # the rank is looked at all the same
-            why = f"no label has two of either kind among {len(held)} held-out images" if both.size else "no labels"
+            why = (
+                f"no label has two of either kind among {len(held)} held-out images"
+                if both.size
+                else "no labels"
+            )
             self.unmeasured = {"heldout_score": f"not measured: {why}"}
             self.score = None
-            warnings.warn(f"the score of held-out images is not measured: {why}; their rank is", stacklevel=2)
+            warnings.warn(
+                f"the score of held-out images is not measured: {why}; their rank is", stacklevel=2
+            )
 
     @torch.no_grad()
     def check(self, encoder: Any, samples_seen: int, curve: list[dict[str, float]]) -> None:
         """Look once; Collapsed where features have fallen together, or a continued encoder's score has."""
         device = next(encoder.parameters()).device
-        modes = [(module, module.training) for module in encoder.modules()]  # a teacher's batch norms have their own
+        modes = [
+            (module, module.training) for module in encoder.modules()
+        ]  # a teacher's batch norms have their own
         encoder.eval()
         parts = torch.from_numpy(self.images).split(128)
-        features = torch.cat([encoder.pool(encoder.normalise(x).to(device)).float().cpu() for x in parts])
+        features = torch.cat(
+            [encoder.pool(encoder.normalise(x).to(device)).float().cpu() for x in parts]
+        )
         for module, mode in modes:
             module.training = mode
         if not torch.isfinite(features).all():
             if samples_seen < self.p.samples_seen:
                 return  # the next step's loss will tell, and name its images
-            raise Collapsed(f"after the last step its features are no longer finite; lower lr (now {self.p.lr:g})")
+            raise Collapsed(
+                f"after the last step its features are no longer finite; lower lr (now {self.p.lr:g})"
+            )
         found = {"samples_seen": float(samples_seen), "effective_rank": effective_rank(features)}
         if self.score is not None:
             found["score"] = self.score(features.numpy(), self.labels)
@@ -85,7 +105,9 @@ class Monitor:
         self.checks.append(found)
         first = self.checks[0]
         why = ""
-        if found["effective_rank"] - 1 < 0.1 * (first["effective_rank"] - 1):  # 1 is all in one direction
+        if found["effective_rank"] - 1 < 0.1 * (
+            first["effective_rank"] - 1
+        ):  # 1 is all in one direction
             now, then = found["effective_rank"], first["effective_rank"]
             why = f"its features now spread over {now:.1f} directions, at the start over {then:.1f}"
         elif self.p.base and found.get("score", 1.0) < first.get("score", 0.0) - self.p.collapse:
@@ -95,7 +117,11 @@ class Monitor:
             )
         if why:
             dino = self.p.paradigm == "dinov2"
-            heads = "; where the base came without its heads, raise freeze_trunk in `dino`" if dino else ""
+            heads = (
+                "; where the base came without its heads, raise freeze_trunk in `dino`"
+                if dino
+                else ""
+            )
             raise Collapsed(
                 f"the encoder is being destroyed: after {samples_seen} samples {why}. Lower lr (now {self.p.lr:g}) or "
                 "raise warmup" + heads

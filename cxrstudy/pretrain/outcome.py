@@ -43,7 +43,9 @@ def moved(before: list[Tensor], encoder: nn.Module) -> float:
     """How far the weights went, as a share of their length."""
     after = [w.detach().cpu() for w in encoder.parameters()]
     pairs = list(zip(before, after, strict=True))
-    far, long = (sum(float(v.square().sum()) for v in vs) for vs in ([a - b for b, a in pairs], before))
+    far, long = (
+        sum(float(v.square().sum()) for v in vs) for vs in ([a - b for b, a in pairs], before)
+    )
     return math.sqrt(far / max(long, 1e-12))
 
 

@@ -53,4 +53,6 @@ def shared_statistics(objective: nn.Module, device: torch.device) -> Any:
             "this encoder has batch norms, whose statistics processes on CPUs cannot share: say processes=1, or take "
             "an encoder without them (davit_mini, hybrid_mini, any ViT)"
         )
-    return convert_sync_batchnorm(objective)  # timm's: torch's would drop activations that are fused into norms
+    return convert_sync_batchnorm(
+        objective
+    )  # timm's: torch's would drop activations that are fused into norms

@@ -41,7 +41,9 @@ def usable(prepared: Prepared, p: study.Pretrain) -> tuple[pd.DataFrame, dict[st
     manifest = prepared.manifest.assign(row=np.arange(len(prepared.manifest)))
     unknown = sorted(set(p.splits) - set(manifest["split"]))
     if unknown:
-        raise ValueError(f"splits: no split {unknown[0]!r} in {p.data}; it has {sorted(set(manifest['split']))}")
+        raise ValueError(
+            f"splits: no split {unknown[0]!r} in {p.data}; it has {sorted(set(manifest['split']))}"
+        )
     pool = manifest[manifest["split"].isin(p.splits)]
     if p.paradigm == "dinov2":
         return pool, {}

@@ -11,7 +11,13 @@ import pandas as pd
 from cxrstudy.scaling.forms import at_the_least
 from cxrstudy.scaling.trial import LADDER
 
-ALIKE = ["method", "runs", "sigma", "noise", "ladder"]  # settings that differ in these are told apart
+ALIKE = [
+    "method",
+    "runs",
+    "sigma",
+    "noise",
+    "ladder",
+]  # settings that differ in these are told apart
 KINDS = {
     "profile": ("profile_low", "profile_high", "profile likelihood"),
     "bootstrap": ("low", "high", "bootstrap over patients and runs"),
@@ -33,9 +39,13 @@ def coverage_table(rows: pd.DataFrame) -> pd.DataFrame:
             "laws": len(every),
             "curve held": f"{every['coverage'].mean():.1%}",
         }
-        said |= {"worst to best place": f"{curves['coverage'].min():.1%} to {curves['coverage'].max():.1%}"}
+        said |= {
+            "worst to best place": f"{curves['coverage'].min():.1%} to {curves['coverage'].max():.1%}"
+        }
         said |= {"exponent held": f"{own.loc[own['place'] == 'exponent', 'coverage'].mean():.1%}"}
-        said |= {"width / oracle's": f"{every['width'].mean():.2f} (at most {every['width'].max():.2f})"}
+        said |= {
+            "width / oracle's": f"{every['width'].mean():.2f} (at most {every['width'].max():.2f})"
+        }
         shown.append(said | {"least possible": f"{own['student'].max():.2f}"})
     return pd.DataFrame(shown).set_index("method")
 
@@ -43,7 +53,17 @@ def coverage_table(rows: pd.DataFrame) -> pd.DataFrame:
 def coverage_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The same to draw (`plots.beside`): a label a kind of setting, a series a place, the range over laws as a line."""
     own = rows[rows["place"] != "all"]
-    name = own["method"] + "; " + own["runs"] + "; sigma " + own["sigma"] + "; " + own["noise"] + "; " + own["ladder"]
+    name = (
+        own["method"]
+        + "; "
+        + own["runs"]
+        + "; sigma "
+        + own["sigma"]
+        + "; "
+        + own["noise"]
+        + "; "
+        + own["ladder"]
+    )
     grouped = own.assign(label=name).groupby(["label", "place"], sort=False)["coverage"]
     found = grouped.agg(value="mean", low="min", high="max").reset_index()
     return found.rename(columns={"place": "series"})
@@ -56,7 +76,9 @@ def relied_on(rows: pd.DataFrame) -> pd.Series:
     return ~misled & (rows["sigma"] != "half, as all")
 
 
-def coverage_sentence(rows: pd.DataFrame, low: float = 0.93, high: float = 0.97, widest: float = 1.6) -> str:
+def coverage_sentence(
+    rows: pd.DataFrame, low: float = 0.93, high: float = 0.97, widest: float = 1.6
+) -> str:
     """How many settings reach what was aimed at, and which do not."""
     name = [*ALIKE, "form", "exponent"]
     own = rows[relied_on(rows)]
@@ -102,7 +124,13 @@ def public_rows(rows: pd.DataFrame) -> pd.DataFrame:
     own = rows[(rows["published"] < 1)]
     label = own["data"] + ": " + own["quantity"]
     ours = pd.DataFrame(
-        {"label": label, "series": "ours", "value": own["ours"], "low": own["low"], "high": own["high"]}
+        {
+            "label": label,
+            "series": "ours",
+            "value": own["ours"],
+            "low": own["low"],
+            "high": own["high"],
+        }
     )
     theirs = pd.DataFrame({"label": label, "series": "published", "value": own["published"]})
     return pd.concat([ours, theirs], ignore_index=True)
@@ -115,7 +143,11 @@ def exponents_table(fits: pd.DataFrame) -> pd.DataFrame:
     for low, high, name in KINDS.values():
         ends = zip(fits[low], fits[high], strict=True)
         shown[name] = ["" if np.isnan(a) else f"[{_exponent(a)}, {_exponent(b)}]" for a, b in ends]
-    return shown.assign(why=fits["refused"]).rename(columns={"why": "why there is none"}).set_index("task")
+    return (
+        shown.assign(why=fits["refused"])
+        .rename(columns={"why": "why there is none"})
+        .set_index("task")
+    )
 
 
 def _exponent(value: float) -> str:
@@ -127,9 +159,13 @@ def exponents_rows(fits: pd.DataFrame) -> pd.DataFrame:
     """The exponents that there are, to draw with both intervals."""
     own = fits[fits["refused"] == ""]
     rows = [
-        pd.DataFrame({"label": own["task"] + ", " + own["paradigm"], "series": name, "value": own["exponent"]}).assign(
-            low=own[low], high=own[high]
-        )
+        pd.DataFrame(
+            {
+                "label": own["task"] + ", " + own["paradigm"],
+                "series": name,
+                "value": own["exponent"],
+            }
+        ).assign(low=own[low], high=own[high])
         for low, high, name in KINDS.values()
     ]
     return pd.concat(rows, ignore_index=True)
@@ -138,7 +174,9 @@ def exponents_rows(fits: pd.DataFrame) -> pd.DataFrame:
 def choices_table(choices: pd.DataFrame) -> pd.DataFrame:
     """`trial.choices`: the form chosen for each ladder, by what held-out error."""
     shown = []
-    for key, own in choices.groupby(["task", "metric", "paradigm", "base"], sort=False, dropna=False):
+    for key, own in choices.groupby(
+        ["task", "metric", "paradigm", "base"], sort=False, dropna=False
+    ):
         task, metric, paradigm, _ = key
         chosen = own[own["chosen"]]
         said = {"task": task, "metric": metric, "paradigm": paradigm}
@@ -146,7 +184,9 @@ def choices_table(choices: pd.DataFrame) -> pd.DataFrame:
         each = [f"{row.form} {row.held_out:.4f}" for row in own.itertuples() if row.predicted]
         reason = "" if each else str(own["refused"].iloc[0])
         shown.append(said | {"held-out error": ", ".join(each) or f"none: {reason}"})
-    return pd.DataFrame(shown, columns=["task", "metric", "paradigm", "form", "held-out error"]).set_index("task")
+    return pd.DataFrame(
+        shown, columns=["task", "metric", "paradigm", "form", "held-out error"]
+    ).set_index("task")
 
 
 def trials_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -154,9 +194,9 @@ def trials_table(summary: pd.DataFrame) -> pd.DataFrame:
     shown = summary[["left_out", "method", "ladders", "runs", "refused"]].copy()
     shown["median error"] = ["" if np.isnan(v) else f"{v:.4f}" for v in summary["median_abs_error"]]
     shown["interval held"] = ["" if np.isnan(v) else f"{v:.0%}" for v in summary["coverage"]]
-    return shown.rename(columns={"left_out": "sizes left out", "refused": "ladders without"}).set_index(
-        "sizes left out"
-    )
+    return shown.rename(
+        columns={"left_out": "sizes left out", "refused": "ladders without"}
+    ).set_index("sizes left out")
 
 
 def trials_sentence(trials: pd.DataFrame, summary: pd.DataFrame) -> str:
@@ -164,13 +204,19 @@ def trials_sentence(trials: pd.DataFrame, summary: pd.DataFrame) -> str:
     laws = summary[(summary["method"] == "chosen") & (summary["runs"] > 0)]
     if laws.empty:
         reasons = trials.loc[trials["method"] == "chosen", "refused"].value_counts()
-        why = f" The reason most often: {reasons.index[0]}." if len(reasons) else " There is no ladder."
+        why = (
+            f" The reason most often: {reasons.index[0]}."
+            if len(reasons)
+            else " There is no ladder."
+        )
         return f"**Too little to try a law on**: with a size left out, none could be fitted.{why}"
     told = []
     for row in laws.itertuples():
         done = trials[(trials["left_out"] == row.left_out) & (trials["refused"] == "")]
         same = done[done["method"] == "chosen"][[*LADDER, "n_images", "value"]].drop_duplicates()
-        naive = done[done["method"].isin(("last value", "log-linear"))].merge(same, on=[*LADDER, "n_images", "value"])
+        naive = done[done["method"].isin(("last value", "log-linear"))].merge(
+            same, on=[*LADDER, "n_images", "value"]
+        )
         each = naive.groupby("method")["off"].apply(lambda off: off.abs().median())
         beside = ", ".join(f"{name} {value:.4f}" for name, value in each.items())
         ours, best = round(row.median_abs_error, 4), round(each.min(), 4)

@@ -29,10 +29,47 @@ from cxrstudy.scaling.evidence import (
 from cxrstudy.scaling.hypotheses import BASE, CLAIMS, Claim, NotTestable, weigh
 
 VERDICTS = ("supported", "contradicted", "inconclusive", "not testable")
-_COLUMNS = ["id", "claim", "source", "scope", "contrast", "effect", "low", "high", "p", "p_holm", "verdict", "why"]
-_EFFECTS = ["id", "claim", "factor", "setting", "x", "effect", "low", "high", "p", "verdict", "why", "threshold"]
+_COLUMNS = [
+    "id",
+    "claim",
+    "source",
+    "scope",
+    "contrast",
+    "effect",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "verdict",
+    "why",
+]
+_EFFECTS = [
+    "id",
+    "claim",
+    "factor",
+    "setting",
+    "x",
+    "effect",
+    "low",
+    "high",
+    "p",
+    "verdict",
+    "why",
+    "threshold",
+]
 _EFFECTS += ["reference", "key", "is_key", "draws"]
-_FLIPS = ["id", "claim", "factor", "setting", "effect", "low", "high", "verdict", "reference", "reference_verdict"]
+_FLIPS = [
+    "id",
+    "claim",
+    "factor",
+    "setting",
+    "effect",
+    "low",
+    "high",
+    "verdict",
+    "reference",
+    "reference_verdict",
+]
 _FLIPS += ["differs", "reverses", "towards", "turns", "turns_low", "turns_high"]
 
 
@@ -53,7 +90,9 @@ def ledger(
     several ladders (base, data, encoder, samples seen), that with the most rungs is tried.
     """
     spread = seed_spread(map(find_rungs, repeats))
-    rows = pd.DataFrame(_trials(table, resamples, seed, claims, spread), columns=[*_COLUMNS, "runs", "threshold"])
+    rows = pd.DataFrame(
+        _trials(table, resamples, seed, claims, spread), columns=[*_COLUMNS, "runs", "threshold"]
+    )
     return rows.assign(p_holm=holm(rows["p"].to_numpy(float)))
 
 
@@ -82,13 +121,26 @@ def effects(
     if tables and reference not in tables:
         raise ValueError(f"reference: {reference!r} is not among the tables: {', '.join(tables)}")
     folders = {key: frozenset(table["folder"]) for key, table in tables.items()}
-    spread = seed_spread(map(find_rungs, [*{folders[key]: table for key, table in tables.items()}.values(), *repeats]))
+    spread = seed_spread(
+        map(
+            find_rungs, [*{folders[key]: table for key, table in tables.items()}.values(), *repeats]
+        )
+    )
     rows, tried = [], {}
     for key, table in tables.items():
         factor, value = key.split("=")
         number = pd.to_numeric(value, errors="coerce")
-        own = {"factor": factor, "setting": value, "x": float(number), "key": key, "is_key": key == reference}
-        own |= {"reference": key == reference or (bool(folders[key]) and folders[key] == folders[reference])}
+        own = {
+            "factor": factor,
+            "setting": value,
+            "x": float(number),
+            "key": key,
+            "is_key": key == reference,
+        }
+        own |= {
+            "reference": key == reference
+            or (bool(folders[key]) and folders[key] == folders[reference])
+        }
         if folders[key] not in tried:  # the reference stands under every factor
             tried[folders[key]] = _trials(table, resamples, seed, claims, spread)
         rows += [row | own for row in tried[folders[key]]]
@@ -106,7 +158,9 @@ def flips(effects: pd.DataFrame) -> pd.DataFrame:
     """
     rows, out = effects.to_dict("records"), []
     for row in (row for row in rows if not row["reference"]):
-        same = [other for other in rows if (other["id"], other["factor"]) == (row["id"], row["factor"])]
+        same = [
+            other for other in rows if (other["id"], other["factor"]) == (row["id"], row["factor"])
+        ]
         basis = next(other for other in rows if other["id"] == row["id"] and other["is_key"])
         fact = {"reference": basis["key"], "reference_verdict": basis["verdict"]}
         both = {row["verdict"], basis["verdict"]}
@@ -119,11 +173,17 @@ def flips(effects: pd.DataFrame) -> pd.DataFrame:
 
 def _towards(row: dict[str, Any], same: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row of a factor's next value on the way to the reference, or to the least value where it has none."""
-    numbered = sorted((other for other in same if np.isfinite(other["x"])), key=lambda other: other["x"])
+    numbered = sorted(
+        (other for other in same if np.isfinite(other["x"])), key=lambda other: other["x"]
+    )
     if not np.isfinite(row["x"]):
         return None
     goal = next((other["x"] for other in numbered if other["reference"]), numbered[0]["x"])
-    between = [o for o in numbered if min(goal, row["x"]) <= o["x"] <= max(goal, row["x"]) and o["x"] != row["x"]]
+    between = [
+        o
+        for o in numbered
+        if min(goal, row["x"]) <= o["x"] <= max(goal, row["x"]) and o["x"] != row["x"]
+    ]
     return min(between, key=lambda other: abs(other["x"] - row["x"]), default=None)
 
 
@@ -139,7 +199,9 @@ def _turn(row: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:
             return np.clip(row["x"] + (near["x"] - row["x"]) * a / (a - b), *ends)
 
     longest = max(len(row["draws"]), len(near["draws"]))
-    drawn = meets(*(np.repeat(side["draws"], longest // len(side["draws"])) for side in (row, near)))
+    drawn = meets(
+        *(np.repeat(side["draws"], longest // len(side["draws"])) for side in (row, near))
+    )
     low, high = interval(drawn)
     turns = float(meets(row["effect"], near["effect"]))
     return found | {"turns": turns, "turns_low": float(low), "turns_high": float(high)}
@@ -170,11 +232,23 @@ def _trials(
             options, words, left = find_options(claim, cells, unclear)
             used = used_rows(options, cells)
             tried = list(used.itertuples())
-            measured = {cell: measure(cell, tried, judged, resamples, seed) for option in options for cell in option}
-            own = zlib.crc32(repr((claim.id, sorted(used["run"]))).encode())  # settings draw their seeds apart
+            measured = {
+                cell: measure(cell, tried, judged, resamples, seed)
+                for option in options
+                for cell in option
+            }
+            own = zlib.crc32(
+                repr((claim.id, sorted(used["run"]))).encode()
+            )  # settings draw their seeds apart
             row |= weigh(claim, options, measured, spread, np.random.default_rng([seed, own]))
-            which = {"any": f"the greatest of {len(words)}: ", "every": f"the least of {len(words)}: "}
-            row |= {"contrast": which.get(claim.each, "") + words[row["decides"]], "scope": scope(used)}
+            which = {
+                "any": f"the greatest of {len(words)}: ",
+                "every": f"the least of {len(words)}: ",
+            }
+            row |= {
+                "contrast": which.get(claim.each, "") + words[row["decides"]],
+                "scope": scope(used),
+            }
             row |= {"runs": sorted(used["run"].unique())}
             row["why"] += _before(claim, cells, used)
             row["why"] += "".join(f"; left out, missing: {reason}" for reason in left)
@@ -191,7 +265,9 @@ def _before(claim: Claim, cells: pd.DataFrame, used: pd.DataFrame) -> str:
     if claim.contrast not in ("largest", "growth") or len(claim.measures) > 1:
         return ""
     task, metric = claim.measures[0]
-    bases = cells[(cells["task"] == task) & (cells["metric"] == metric) & (cells["n_images"] == BASE)]
+    bases = cells[
+        (cells["task"] == task) & (cells["metric"] == metric) & (cells["n_images"] == BASE)
+    ]
     sides = [bases[bases["paradigm"].isin(family)] for family in (claim.one, claim.other)]
     if any(side.empty for side in sides) or bases["run"].nunique() < 2:
         return ""
@@ -199,11 +275,16 @@ def _before(claim: Claim, cells: pd.DataFrame, used: pd.DataFrame) -> str:
     if claim.contrast == "growth":
         means = used.groupby(["n_images", "paradigm"])["value"].mean()
         told = [
-            "/".join(f"{means[n].reindex(family).mean() - base:+.4f}" for n in sorted(set(used["n_images"])))
+            "/".join(
+                f"{means[n].reindex(family).mean() - base:+.4f}"
+                for n in sorted(set(used["n_images"]))
+            )
             for family, base in ((list(claim.one), one), (list(claim.other), other))
         ]
         return f"; over the bases, with the fewest/the most images: {told[0]} against {told[1]}"
-    return f"; of the bases as they came the difference is {one - other:+.4f}" if one != other else ""
+    return (
+        f"; of the bases as they came the difference is {one - other:+.4f}" if one != other else ""
+    )
 
 
 # ---- sentences -----------------------------------------------------------------------------------------------------
@@ -216,8 +297,12 @@ def common_scope(rows: pd.DataFrame) -> str:
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
     """A ledger for readers: a row a claim, numbers as text, of its scope what `common_scope` has not said."""
     said = common_scope(rows).split("; ")
-    rest = ["; ".join(part for part in scope.split("; ") if part not in said) for scope in rows["scope"]]
-    shown = rows.assign(claim=rows["claim"] + " (" + rows["id"] + ")", scope=rest).set_index("claim")
+    rest = [
+        "; ".join(part for part in scope.split("; ") if part not in said) for scope in rows["scope"]
+    ]
+    shown = rows.assign(claim=rows["claim"] + " (" + rows["id"] + ")", scope=rest).set_index(
+        "claim"
+    )
     shown = shown[["verdict", "why", "p", "p_holm", "contrast", "source", "scope"]]
     shown.insert(1, "effect [95%]", _ends(rows))
     for column in ("p", "p_holm"):
@@ -227,7 +312,10 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 def readable_effects(rows: pd.DataFrame) -> pd.DataFrame:
     """`effects` for readers: a row a claim, a column a setting, numbers as text."""
-    text = [f"{ends} {row.verdict}".strip() for ends, row in zip(_ends(rows), rows.itertuples(), strict=True)]
+    text = [
+        f"{ends} {row.verdict}".strip()
+        for ends, row in zip(_ends(rows), rows.itertuples(), strict=True)
+    ]
     where = rows["factor"] + "=" + rows["setting"]
     wide = rows.assign(text=text, where=where).pivot(index="claim", columns="where", values="text")
     return wide.loc[rows["claim"].unique(), where.unique()].rename_axis(columns=None)
@@ -236,7 +324,10 @@ def readable_effects(rows: pd.DataFrame) -> pd.DataFrame:
 def beside(ledgers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Ledgers of several studies for readers: a row a claim, a column a study, its verdict and effect as text."""
     columns = {
-        name: pd.Series([_verdict(*row) for row in zip(rows.itertuples(), _ends(rows), strict=True)], rows["claim"])
+        name: pd.Series(
+            [_verdict(*row) for row in zip(rows.itertuples(), _ends(rows), strict=True)],
+            rows["claim"],
+        )
         for name, rows in ledgers.items()
     }
     return pd.DataFrame(columns).fillna("").rename_axis("claim")
@@ -249,13 +340,18 @@ def _verdict(row: Any, ends: str) -> str:
 
 def opposed(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:
     """Sentences on the claims that one study supports and another shows to be the other way round."""
-    joined = pd.concat([rows.assign(study=name, text=_ends(rows)) for name, rows in ledgers.items()])
+    joined = pd.concat(
+        [rows.assign(study=name, text=_ends(rows)) for name, rows in ledgers.items()]
+    )
     said = []
     for claim, rows in joined.groupby("claim", sort=False):
         yes = rows[rows["verdict"] == "supported"]
         no = rows[(rows["verdict"] == "contradicted") & (rows["high"] < 0)]
         if len(yes) and len(no):
-            told = (", ".join(f"{row.study} ({row.text})" for row in side.itertuples()) for side in (yes, no))
+            told = (
+                ", ".join(f"{row.study} ({row.text})" for row in side.itertuples())
+                for side in (yes, no)
+            )
             said.append("{}: supported by {}; the other way round in {}.".format(claim, *told))
     return said
 
@@ -263,7 +359,11 @@ def opposed(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:
 def _ends(rows: pd.DataFrame) -> list[str]:
     ends = rows[["effect", "low", "high"]].to_numpy(np.float64)
     return [
-        "" if not np.isfinite(e) else f"{e:+.4f} [{low:+.4f}, {high:+.4f}]" if np.isfinite(low) else f"{e:+.4f}"
+        ""
+        if not np.isfinite(e)
+        else f"{e:+.4f} [{low:+.4f}, {high:+.4f}]"
+        if np.isfinite(low)
+        else f"{e:+.4f}"
         for e, low, high in ends
     ]
 
@@ -280,7 +380,9 @@ def summary(rows: pd.DataFrame) -> str:
 def untouched(rows: pd.DataFrame) -> list[str]:
     """Ids of claims, of a factor's `effects`, whose effect and interval are the same under every setting: of encoders
     that the factor does not reach, such as bases as they came."""
-    tried = rows[rows["effect"].notna()].groupby("id", sort=False)[["effect", "low", "high"]].nunique()
+    tried = (
+        rows[rows["effect"].notna()].groupby("id", sort=False)[["effect", "low", "high"]].nunique()
+    )
     return list(tried.index[(tried == 1).all(axis=1)])
 
 

@@ -45,7 +45,9 @@ class Cell(NamedTuple):
     metric: str
     data: str
     arm: str  # paradigm, with OUT_OF_DOMAIN where images of another institution were used; BASE; BASELINE
-    start: str  # the base model that training started from; the name of a base model or of a baseline
+    start: (
+        str  # the base model that training started from; the name of a base model or of a baseline
+    )
     samples_seen: float
     n_images: float  # subset size; 0 for base models and baselines
 
@@ -64,7 +66,9 @@ class Measured:
 
 
 Cells = Mapping[Cell, Measured]
-SeedVariance = Mapping[Cell, tuple[float, float]]  # of a curve: variance between seeds, degrees of freedom
+SeedVariance = Mapping[
+    Cell, tuple[float, float]
+]  # of a curve: variance between seeds, degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -80,36 +84,55 @@ class Estimate:
 
 
 # ---- from the tidy table to cells ----------------------------------------------------------------------------------
-def read_cells(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> dict[Cell, Measured]:
+def read_cells(
+    table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> dict[Cell, Measured]:
     """Return the cells of a tidy table of records, from the per-image scores stored with its runs.
 
     Every cell of one (task, metric, data) is evaluated on the labels that all its runs have. ValueError: runs of one
     (task, metric, data) with different test patients, or without stored scores.
     """
-    kept = table[(table["label"] == "macro") & table["value"].notna() & ~table["task"].str.contains("@")]
+    kept = table[
+        (table["label"] == "macro") & table["value"].notna() & ~table["task"].str.contains("@")
+    ]
     kept = kept.drop_duplicates(["folder", "task", "metric"])
     labels = table[(table["label"] != "macro") & table["value"].notna()]
     found: dict[Cell, list[tuple[float, Floats]]] = {}
-    for (stage, task, metric, data), rows in kept.groupby(["stage", "task", "metric", "data"], sort=False):
+    for (stage, task, metric, data), rows in kept.groupby(
+        ["stage", "task", "metric", "data"], sort=False
+    ):
         reader = READERS.get((stage, metric))
         if reader is None:
             continue
         if rows["patients"].nunique() > 1:
             some = rows.groupby("patients")["run"].first()
-            raise ValueError(f"{task}: {', '.join(some)} have different test patients and cannot be compared")
-        own = labels[(labels["task"] == task) & (labels["metric"] == metric) & labels["folder"].isin(rows["folder"])]
+            raise ValueError(
+                f"{task}: {', '.join(some)} have different test patients and cannot be compared"
+            )
+        own = labels[
+            (labels["task"] == task)
+            & (labels["metric"] == metric)
+            & labels["folder"].isin(rows["folder"])
+        ]
         shared = own.groupby("label", sort=False)["folder"].nunique()
         names = tuple(shared.index[shared == rows["folder"].nunique()])
         if not names:
             continue
-        for row in rows.assign(arm=_arms(rows), start=_starts(rows)).sort_values("seed").itertuples():
+        for row in (
+            rows.assign(arm=_arms(rows), start=_starts(rows)).sort_values("seed").itertuples()
+        ):
             if not (Path(row.folder) / "scores.parquet").is_file():
-                raise ValueError(f"{row.folder}: scores.parquet is missing; run the {stage} notebook again")
+                raise ValueError(
+                    f"{row.folder}: scores.parquet is missing; run the {stage} notebook again"
+                )
             trained = row.arm not in (BASE, BASELINE)
             seen, size = (float(row.samples_seen), float(row.n_images)) if trained else (0.0, 0.0)
             cell = Cell(task, metric, data, row.arm, row.start, seen, size)
             found.setdefault(cell, []).append(reader(row.folder, names, metric, resamples, seed))
-    return {c: Measured(np.array([v for v, _ in each]), np.stack([d for _, d in each])) for c, each in found.items()}
+    return {
+        c: Measured(np.array([v for v, _ in each]), np.stack([d for _, d in each]))
+        for c, each in found.items()
+    }
 
 
 def _arms(rows: pd.DataFrame) -> pd.Series:
@@ -122,7 +145,9 @@ def _arms(rows: pd.DataFrame) -> pd.Series:
 def _starts(rows: pd.DataFrame) -> pd.Series:
     """The base model's name without its run's digest, for trained encoders and for the base model itself."""
     run = rows["run"].str.replace("-[0-9a-f]{6}$", "", regex=True)
-    own = run.str.removeprefix("base-").where(rows["paradigm"] != "control", rows["encoder"].astype(str))
+    own = run.str.removeprefix("base-").where(
+        rows["paradigm"] != "control", rows["encoder"].astype(str)
+    )
     base = rows["base"].fillna("").astype(str).str.replace("-[0-9a-f]{6}$", "", regex=True)
     return base.where(base != "", own)
 
@@ -140,7 +165,9 @@ def seed_variances(cells: Cells) -> dict[Cell, tuple[float, float]]:
 
 
 # ---- one contrast --------------------------------------------------------------------------------------------------
-def contrast(weights: Mapping[Cell, float], cells: Cells, seed_variance: SeedVariance | None = None) -> Estimate:
+def contrast(
+    weights: Mapping[Cell, float], cells: Cells, seed_variance: SeedVariance | None = None
+) -> Estimate:
     """Estimate a weighted sum of cells.
 
     Args:
@@ -152,7 +179,9 @@ def contrast(weights: Mapping[Cell, float], cells: Cells, seed_variance: SeedVar
     """
     known = seed_variances(cells) if seed_variance is None else seed_variance
     effect = float(sum(w * cells[cell].values.mean() for cell, w in weights.items()))
-    draws = np.sort(np.sum([w * cells[cell].draws.mean(axis=0) for cell, w in weights.items()], axis=0))
+    draws = np.sort(
+        np.sum([w * cells[cell].draws.mean(axis=0) for cell, w in weights.items()], axis=0)
+    )
     random = [cell for cell in weights if _has_seeds(cell)]
     parts: dict[Cell, float] = {}
     for cell in random:
@@ -160,20 +189,28 @@ def contrast(weights: Mapping[Cell, float], cells: Cells, seed_variance: SeedVar
             added = weights[cell] ** 2 * known[cell.curve][0] / len(cells[cell].values)
             parts[cell.curve] = parts.get(cell.curve, 0.0) + added
     variance = sum(parts.values())
-    dof = variance**2 / sum(v**2 / known[curve][1] for curve, v in parts.items()) if variance > 0 else np.inf
+    dof = (
+        variance**2 / sum(v**2 / known[curve][1] for curve, v in parts.items())
+        if variance > 0
+        else np.inf
+    )
     draws = draws[~np.isnan(draws)]
 
     def ends(level: float) -> tuple[float, float]:
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
         half = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance) if variance > 0 else 0.0
-        return effect - np.hypot(max(effect - low, 0.0), half), effect + np.hypot(max(high - effect, 0.0), half)
+        return effect - np.hypot(max(effect - low, 0.0), half), effect + np.hypot(
+            max(high - effect, 0.0), half
+        )
 
     seeds = min((len(cells[cell].values) for cell in random), default=0)
     sources = BOTH if all(cell.curve in known for cell in random) else PATIENTS
     if not np.isfinite(effect) or not len(draws):
         return Estimate(np.nan, np.nan, np.nan, np.nan, sources, seeds)
     low, high = ends(0.95)
-    return Estimate(effect, float(low), float(high), _p_value(ends, 2 / (len(draws) + 1)), sources, seeds)
+    return Estimate(
+        effect, float(low), float(high), _p_value(ends, 2 / (len(draws) + 1)), sources, seeds
+    )
 
 
 def _has_seeds(cell: Cell) -> bool:
@@ -248,7 +285,9 @@ def paradigms(cells: Cells) -> Iterator[Row]:
     """One paradigm minus another at every subset size that both have."""
     for one, other in combinations(list(_trained(cells)), 2):
         alike = ("task", "metric", "data", "n_images")
-        if one.arm != other.arm and all(getattr(one, name) == getattr(other, name) for name in alike):
+        if one.arm != other.arm and all(
+            getattr(one, name) == getattr(other, name) for name in alike
+        ):
             yield one.arm, other.arm, {one: 1.0, other: -1.0}
 
 
@@ -284,12 +323,18 @@ def all_contrasts(table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) 
             row |= {"one": one, "other": other, "n_images": max(cell.n_images for cell in weights)}
             rows.append(row | vars(contrast(weights, cells, known)))
     columns = ["kind", "task", "metric", "data", "start", "one", "other", "n_images"]
-    return pd.DataFrame(rows, columns=[*columns, "effect", "low", "high", "p", "seeds", "variance_sources"])
+    return pd.DataFrame(
+        rows, columns=[*columns, "effect", "low", "high", "p", "seeds", "variance_sources"]
+    )
 
 
 def _trained(cells: Cells) -> Iterator[Cell]:
     """Cells of in-domain training, by curve and size."""
-    trained = (cell for cell in cells if cell.arm not in (BASE, BASELINE) and not cell.arm.endswith(OUT_OF_DOMAIN))
+    trained = (
+        cell
+        for cell in cells
+        if cell.arm not in (BASE, BASELINE) and not cell.arm.endswith(OUT_OF_DOMAIN)
+    )
     return iter(sorted(trained))
 
 

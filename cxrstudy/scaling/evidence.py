@@ -21,7 +21,9 @@ _TITLES = {"lines_tubes": "lines and tubes", "auroc": "AUROC", "dice": "Dice", "
 
 def find_rungs(table: pd.DataFrame) -> pd.DataFrame:
     """Macro rows of every encoder that is no control, each once; ``base`` is "" for those that are bases themselves."""
-    kept = table[(table["label"] == "macro") & table["stage"].isin(_STAGES) & table["value"].notna()]
+    kept = table[
+        (table["label"] == "macro") & table["stage"].isin(_STAGES) & table["value"].notna()
+    ]
     kept = kept[kept["paradigm"].notna() & (kept["paradigm"] != "control") & ~abroad(kept)]
     kept = kept.drop_duplicates(["folder", "task", "metric"])
     return kept.assign(base=kept["base"].fillna("").astype(str))
@@ -29,13 +31,17 @@ def find_rungs(table: pd.DataFrame) -> pd.DataFrame:
 
 def find_cells(rungs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """The rows of each paradigm's longest ladder and of its base (``n_images`` BASE), and why it has none."""
-    continued = rungs[(rungs["base"] != "") & rungs["paradigm"].isin(CONTINUED)].dropna(subset=[*_KEY, "n_images"])
+    continued = rungs[(rungs["base"] != "") & rungs["paradigm"].isin(CONTINUED)].dropna(
+        subset=[*_KEY, "n_images"]
+    )
     parts, unclear = [continued[:0]], {}
     for paradigm, runs in continued.groupby("paradigm"):
         sizes = runs.groupby(_KEY)["n_images"].nunique()
         longest = sizes[sizes == sizes.max()].index.tolist()
         if len(longest) > 1:
-            told = " and ".join(f"from {base} on {data}, {seen:,.0f} seen" for base, data, _, seen in longest)
+            told = " and ".join(
+                f"from {base} on {data}, {seen:,.0f} seen" for base, data, _, seen in longest
+            )
             unclear[str(paradigm)] = f"one longest ladder of {paradigm}: as long are {told}"
             continue
         base, data = longest[0][:2]
@@ -53,7 +59,9 @@ def seed_spread(grids: Iterable[pd.DataFrame]) -> Spread:
     squares: Spread = {}
     for rungs in grids:
         rows = rungs[rungs["base"] != ""]
-        each = rows.groupby(["task", "metric", "paradigm", *_KEY, "n_images"])["value"].agg(["var", "size"])
+        each = rows.groupby(["task", "metric", "paradigm", *_KEY, "n_images"])["value"].agg(
+            ["var", "size"]
+        )
         for (task, metric, paradigm, *_), variance, size in each[each["size"] > 1].itertuples():
             total, dof = squares.get((task, metric, paradigm), (0.0, 0.0))
             squares[task, metric, paradigm] = (total + variance * (size - 1), dof + size - 1)
@@ -95,7 +103,9 @@ def _contrast(
         side = [paradigm for paradigm in family if paradigm in there]
         if family and not side:
             reasons = [unclear[paradigm] for paradigm in family if paradigm in unclear]
-            raise NotTestable("; ".join(reasons) or f"runs of {' or '.join(family)} judged on {what}")
+            raise NotTestable(
+                "; ".join(reasons) or f"runs of {' or '.join(family)} judged on {what}"
+            )
         sides += [side] * bool(family)
     everyone = [paradigm for side in sides for paradigm in side]
     sizes = sorted(set.intersection(*(there[paradigm] - {BASE} for paradigm in everyone)))
@@ -107,14 +117,20 @@ def _contrast(
     for paradigm in everyone:
         if BASE in by_size and BASE not in there[paradigm]:
             raise NotTestable(f"the base of {paradigm} judged on {what}")
-    shares = [(p, sign / len(side)) for sign, side in zip((1, -1), sides, strict=False) for p in side]
+    shares = [
+        (p, sign / len(side)) for sign, side in zip((1, -1), sides, strict=False) for p in side
+    ]
     weights = {(paradigm, n): share * w for paradigm, share in shares for n, w in by_size.items()}
     return weights, f"{' minus '.join(' and '.join(side) for side in sides)}, {what}, {how}"
 
 
 def in_words(claim: Claim) -> str:
     """A contrast before there are runs."""
-    families = [f" {'or' if claim.each else 'and'} ".join(family) for family in (claim.one, claim.other) if family]
+    families = [
+        f" {'or' if claim.each else 'and'} ".join(family)
+        for family in (claim.one, claim.other)
+        if family
+    ]
     measures = " or ".join(_what(*measure) for measure in claim.measures)
     return f"{' minus '.join(families)}, {measures}, {CONTRASTS[claim.contrast][2]}"
 
@@ -137,7 +153,9 @@ def used_rows(options: Sequence[Mapping[Cell, float]], cells: pd.DataFrame) -> p
 
 def find_labels(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, set[str]]]:
     """By (task, metric) and label, the folders of the runs in which it was judged."""
-    judged = table.loc[(table["label"] != "macro") & table["value"].notna(), ["task", "metric", "label", "folder"]]
+    judged = table.loc[
+        (table["label"] != "macro") & table["value"].notna(), ["task", "metric", "label", "folder"]
+    ]
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     for task, metric, label, folder in judged.itertuples(index=False):
         found.setdefault((task, metric), {}).setdefault(label, set()).add(folder)
@@ -145,7 +163,11 @@ def find_labels(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, set[str]
 
 
 def measure(
-    cell: Cell, runs: Sequence[Any], judged: Mapping[tuple[str, str], dict[str, set[str]]], resamples: int, seed: int
+    cell: Cell,
+    runs: Sequence[Any],
+    judged: Mapping[tuple[str, str], dict[str, set[str]]],
+    resamples: int,
+    seed: int,
 ) -> tuple[Floats, Floats]:
     """Values (S,) and resamples (S, R) of a cell, a row a seed, over the labels that all used ``runs`` (tuples of
     ``used_rows``) judged, which ``judged`` (of ``find_labels``) tells."""
@@ -165,10 +187,14 @@ def measure(
 
 @functools.cache
 @remembered
-def _drawn(folder: str, devices: tuple[str, ...], metric: str, resamples: int, seed: int) -> tuple[float, Floats]:
+def _drawn(
+    folder: str, devices: tuple[str, ...], metric: str, resamples: int, seed: int
+) -> tuple[float, Floats]:
     """As ``ladders.resampled``, of a segment run: the mean over devices of the means over images that show them."""
     kept = results.kept_scores(folder)
-    wide = kept.pivot(index=["image_id", "patient_id"], columns="device", values=metric)[list(devices)].sort_index()
+    wide = kept.pivot(index=["image_id", "patient_id"], columns="device", values=metric)[
+        list(devices)
+    ].sort_index()
     values = wide.to_numpy(np.float64)
     unit, patients = units(wide.index.get_level_values("patient_id").to_numpy(), len(wide))
     sums, shown = np.zeros((2, patients, len(devices)))
@@ -180,7 +206,9 @@ def _drawn(folder: str, devices: tuple[str, ...], metric: str, resamples: int, s
         total, images = sums.T @ drawn, shown.T @ drawn
         return known_mean(np.where(images > 0, total / np.maximum(images, 1), np.nan).T)
 
-    draws = [macro(drawn) for drawn in counts(patients, resamples, seed)]  # those of `metrics.bootstrap`
+    draws = [
+        macro(drawn) for drawn in counts(patients, resamples, seed)
+    ]  # those of `metrics.bootstrap`
     return float(macro(np.ones((patients, 1)))[0]), np.concatenate(draws)
 
 
@@ -192,9 +220,15 @@ def scope(used: pd.DataFrame) -> str:
 
     own = used[used["n_images"] != BASE]
     seeds = ", ".join(f"{seed:g}" for seed in sorted(own["seed"].dropna().unique()))
-    said = [f"{named('kind')} x-rays", f"preset {named('preset')}", *([f"seed {seeds}"] if seeds else [])]
+    said = [
+        f"{named('kind')} x-rays",
+        f"preset {named('preset')}",
+        *([f"seed {seeds}"] if seeds else []),
+    ]
     for word, column in (("architecture", "encoder"), ("base", "base")):
-        said.append(f"{word} {'differs' if used[column].nunique() > 1 else 'the same'} ({named(column)})")
+        said.append(
+            f"{word} {'differs' if used[column].nunique() > 1 else 'the same'} ({named(column)})"
+        )
     seen = [f"{count:,.0f}" for count in sorted(own["samples_seen"].unique())]
     said += [f"{' or '.join(seen)} samples seen"] if seen else []
     return "; ".join([*said, named("hardware")])

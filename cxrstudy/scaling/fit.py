@@ -44,7 +44,9 @@ class ScalingFit:
     least: float = field(repr=False)
     resamples: int = 0
     seed: int = 0
-    rivals: "tuple[ScalingFit, ...]" = field(default=(), repr=False)  # the same with a lower and a higher growth
+    rivals: "tuple[ScalingFit, ...]" = field(
+        default=(), repr=False
+    )  # the same with a lower and a higher growth
 
     @property
     def law(self) -> tuple[float, ...]:
@@ -55,7 +57,9 @@ class ScalingFit:
         """The fitted curve at n, of any shape; infinity gives the floor. ValueError: n not positive."""
         return self.runs.curve(self.law, positive(n, "n", finite=False))
 
-    def interval(self, n: ArrayLike, level: float = 0.95, noise: bool = False) -> tuple[Floats, Floats]:
+    def interval(
+        self, n: ArrayLike, level: float = 0.95, noise: bool = False
+    ) -> tuple[Floats, Floats]:
         """(lo, hi), each in n's shape: of the noise-free curve or, with ``noise``, of one new run's value.
 
         Beyond the ladder a run's noise is that of the ladder's end. ``interval(np.inf)`` is the floor's.
@@ -76,7 +80,9 @@ class ScalingFit:
         """(lo, hi) of the exponent; an end at 0.0005 or 3, the range searched, means that the data set none."""
         node, rss, reach = self._region(level)
         inside = np.exp(node[rss <= self.least + reach**2, 0])
-        every = np.concatenate([[self.exponent], inside, *(rival.exponent_interval(level) for rival in self.rivals)])
+        every = np.concatenate(
+            [[self.exponent], inside, *(rival.exponent_interval(level) for rival in self.rivals)]
+        )
         return float(every.min()), float(every.max())
 
     def samples(self, n: ArrayLike) -> Floats:
@@ -86,7 +92,12 @@ class ScalingFit:
         """
         rng, at, runs = np.random.default_rng(self.seed), positive(n, "n", finite=False), self.runs
         node, dof = self._region(0.9999, fine=24)[0], min(self.dof, 1e12)
-        noise = np.maximum(self.noise * np.sqrt(dof / rng.chisquare(dof, (self.resamples, 1))), self.sure) * runs.spread
+        noise = (
+            np.maximum(
+                self.noise * np.sqrt(dof / rng.chisquare(dof, (self.resamples, 1))), self.sure
+            )
+            * runs.spread
+        )
         y, curves = self.predict(runs.n) + noise * rng.normal(size=noise.shape), []
         for some in np.array_split(y, 1 + y.size * len(node) // 10**6):
             rss, coefficients = runs.project(node, some)
@@ -100,7 +111,12 @@ class ScalingFit:
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         tail = (1 + level) / 2
-        reach = float(max(self.noise * scipy.stats.t.ppf(tail, self.dof), self.sure * scipy.stats.norm.ppf(tail)))
+        reach = float(
+            max(
+                self.noise * scipy.stats.t.ppf(tail, self.dof),
+                self.sure * scipy.stats.norm.ppf(tail),
+            )
+        )
         return *self.runs.zoom(4, fine, within=self.least + reach**2, start=self.node), reach
 
 
@@ -145,16 +161,23 @@ def fit_scaling(
     if size.ndim != 1 or size.shape != values.shape:
         raise ValueError(f"n has shape {size.shape}, error {values.shape}: both must be (K,)")
     if (values == 0).any():
-        raise ValueError(f"error is 0 at n = {size[values == 0][0]:g}: the metric is at its ceiling, which no law fits")
+        raise ValueError(
+            f"error is 0 at n = {size[values == 0][0]:g}: the metric is at its ceiling, which no law fits"
+        )
     y = positive(values, "error")
     known = sigma is not None and not partial
     need, distinct = 3 if known and form != "broken" else SIZES[form], len(np.unique(size))
     if distinct < need:
         raise ValueError(f"{form} needs at least {need} distinct n, got {distinct}")
     if form == "m4" and y.min() >= plateau:
-        raise ValueError(f"every error is at the ceiling: {y.min():g} or more, and a random guess has {plateau:g}")
+        raise ValueError(
+            f"every error is at the ceiling: {y.min():g} or more, and a random guess has {plateau:g}"
+        )
     spread = np.sqrt(y) if sigma is None else np.broadcast_to(positive(sigma, "sigma"), y.shape)
-    runs, find = Runs(form, plateau, size, y, spread), functools.partial(_robust if robust else _fit, partial=partial)
+    runs, find = (
+        Runs(form, plateau, size, y, spread),
+        functools.partial(_robust if robust else _fit, partial=partial),
+    )
     fit = find(runs, np.nan if sigma is not None else 0.5)
     if sigma is None:  # the curve sets the noise, the noise the weights of the curve
         fit = find(replace(runs, spread=fit.predict(size) ** 0.5), 0.5)
@@ -168,14 +191,18 @@ def fit_scaling(
 
 
 # ---- the parts -----------------------------------------------------------------------------------------------------
-def _fit(runs: Runs, growth: float, weights: Floats | None = None, *, partial: bool = False) -> ScalingFit:
+def _fit(
+    runs: Runs, growth: float, weights: Floats | None = None, *, partial: bool = False
+) -> ScalingFit:
     """Weighted least squares. ``growth`` tells what the spread is: the curve to that power; NaN: a given sigma, of all
     the noise or ``partial``. ``weights`` (K,): Huber's, which multiply those of the spread."""
     w = np.ones(len(runs.n)) if weights is None else weights
     runs = replace(runs, spread=runs.spread / np.sqrt(w))
     node = runs.best()
     sums, coefficients = runs.project(node, runs.error[None])
-    b, a, c, early, bend = law = [float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients])]
+    b, a, c, early, bend = law = [
+        float(v[0]) for v in runs.parameters(node, [k[0] for k in coefficients])
+    ]
     least, free = float(sums[0, 0]), FREE[runs.form]
     dof = len(runs.n) - free
     noise, rests_on, given = 1.0, np.inf, bool(np.isnan(growth))
@@ -221,8 +248,14 @@ def _growth(fit: ScalingFit) -> tuple[float, float]:
     )  # columns of one length: else the ridge would hang on the unit of n
     gram = gram / (scale[:, :, None] * scale[:, None, :]) + 1e-9 * np.eye(len(slopes))
     pull = np.einsum("ki,tk->ti", plane, weight * rest) / scale
-    left = (weight * rest**2).sum(axis=1) - (pull * np.linalg.solve(gram, pull[..., None])[..., 0]).sum(axis=1)
-    log_odds = -2 * power * np.log(curve).sum() - np.linalg.slogdet(gram)[1] - 2 * np.log(scale).sum(axis=1)
+    left = (weight * rest**2).sum(axis=1) - (
+        pull * np.linalg.solve(gram, pull[..., None])[..., 0]
+    ).sum(axis=1)
+    log_odds = (
+        -2 * power * np.log(curve).sum()
+        - np.linalg.slogdet(gram)[1]
+        - 2 * np.log(scale).sum(axis=1)
+    )
     log_odds -= (len(rest) - len(slopes)) * np.log(np.maximum(left, 1e-300))
     odds = scipy.special.softmax(log_odds / 2)
     return float(odds @ power), float(np.sqrt(odds @ (power - odds @ power) ** 2))
@@ -242,16 +275,26 @@ def _refuse_flat(fit: ScalingFit, given: set[bool]) -> None:
     better = gain > 1e-12 * weight.sum()
     for known in given:
         if known:
-            slopes, curve = scipy.stats.norm.cdf(slope * np.sqrt(gram)), scipy.stats.chi2.sf(gain, free)
+            slopes, curve = (
+                scipy.stats.norm.cdf(slope * np.sqrt(gram)),
+                scipy.stats.chi2.sf(gain, free),
+            )
         else:
-            left, pure = (weight * (y - slope * x) ** 2).sum() / (len(y) - 2), max(least / dof, 1e-300)
+            left, pure = (
+                (weight * (y - slope * x) ** 2).sum() / (len(y) - 2),
+                max(least / dof, 1e-300),
+            )
             slopes = scipy.stats.t.cdf(slope / np.sqrt(max(left, 1e-300) / gram), len(y) - 2)
             curve = scipy.stats.f.sf(gain / free / pure, free, dof)
-        falls = max(falls, min(1.0, 2 * min(slopes, curve)) if better else 1.0)  # two chances were given
+        falls = max(
+            falls, min(1.0, 2 * min(slopes, curve)) if better else 1.0
+        )  # two chances were given
         rises = max(rises, 2 * (1 - slopes))
     if falls >= 0.05:
         ends = " and ".join(f"{error[n == m].mean():.4g} at n = {m:g}" for m in (n.min(), n.max()))
         if rises < 0.05:
             raise ValueError(f"error rises with n beyond its noise (p = {rises:.2g}; {ends})")
         why = "it may lie at its floor or ceiling already, or more sizes and seeds are needed"
-        raise ValueError(f"error does not fall with n beyond its noise (p = {falls:.2f}; {ends}): {why}")
+        raise ValueError(
+            f"error does not fall with n beyond its noise (p = {falls:.2f}; {ends}): {why}"
+        )

@@ -31,7 +31,10 @@ SIZES = {"power": 3, "power_floor": 4, "m4": 4, "broken": 5}  # distinct n that 
 FREE = {"power": 2, "power_floor": 3, "m4": 3, "broken": 4}  # parameters
 SHARPNESS = 0.25
 _AXES = {"power": 1, "power_floor": 1, "m4": 2, "broken": 3}
-EXPONENTS = (0.0005, 3.0)  # searched; at the lower end an error falls by less than 1% over 20 doublings
+EXPONENTS = (
+    0.0005,
+    3.0,
+)  # searched; at the lower end an error falls by less than 1% over 20 doublings
 _EXPONENT = np.log(EXPONENTS)
 _RATIO = np.log([1e-5, 1e3])  # of r at the middle of the data
 
@@ -100,7 +103,9 @@ class Runs:
         offset, columns = self.columns(node, self.n)
         rest = error[:, None] - offset
         pull = [(rest * p) @ weight for p in columns]
-        best = [np.clip(f / ((p * p) @ weight), 0, self.cap) for f, p in zip(pull, columns, strict=True)]
+        best = [
+            np.clip(f / ((p * p) @ weight), 0, self.cap) for f, p in zip(pull, columns, strict=True)
+        ]
         if len(columns) == 2:
             (aa, ac), cc = ((columns[0] * p) @ weight for p in columns), weight.sum()
             best = within_bounds(best, (aa, ac, cc), pull)
@@ -127,12 +132,23 @@ class Runs:
             found += [np.where(good[:, None], base + end[:, None] * target, np.nan) for end in ends]
         if len(columns) == 2:
             p, u = columns[0], targets[0].T  # (X, M)
-            aa, ac, cc, ay, cy = p * p @ weight, p @ weight, weight.sum(), rest * p @ weight, rest @ weight
+            aa, ac, cc, ay, cy = (
+                p * p @ weight,
+                p @ weight,
+                weight.sum(),
+                rest * p @ weight,
+                rest @ weight,
+            )
             det = aa * cc - ac**2
             a, c = (cc * ay - ac * cy) / det, (aa * cy - ac * ay) / det
-            to_a, to_c = (cc * u - ac) / det, (aa - ac * u) / det  # the inverse Gram matrix times the target
+            to_a, to_c = (
+                (cc * u - ac) / det,
+                (aa - ac * u) / det,
+            )  # the inverse Gram matrix times the target
             room = threshold - (rest - a[:, None] * p - c[:, None]) ** 2 @ weight
-            for half in (side * np.sqrt(np.maximum(room, 0) / (to_a * u + to_c)) for side in (-1, 1)):
+            for half in (
+                side * np.sqrt(np.maximum(room, 0) / (to_a * u + to_c)) for side in (-1, 1)
+            ):
                 at_a, at_c = a + half * to_a, c + half * to_c
                 good = (room >= 0) & (at_a >= 0) & (at_c >= 0)
                 found.append(np.where(good, at_a * u + at_c, np.nan).T)
@@ -155,7 +171,10 @@ class Runs:
 
         low, high = self.searched
         inside = np.clip(node[starts], low + 1e-9, high - 1e-9)
-        return min((optimize.least_squares(off, p, bounds=(low, high)) for p in inside), key=lambda f: f.cost).x[None]
+        return min(
+            (optimize.least_squares(off, p, bounds=(low, high)) for p in inside),
+            key=lambda f: f.cost,
+        ).x[None]
 
     def zoom(
         self, rounds: int, fine: int, within: float | None = None, start: Floats | None = None
@@ -175,17 +194,29 @@ class Runs:
             node = node if start is None else np.concatenate([node, start])
             rss = self.project(node, self.error[None])[0][0]
             kept = node[[rss.argmin()]] if within is None else node[rss <= max(within, rss.min())]
-            before, turn = turn, np.linalg.eigh(np.cov(kept.T))[1] if 1 < axes_ < len(kept) else turn
-            margin = np.abs(turn.T @ before) @ (high - low) / (count - 1) * (4 if within is None else 1)
+            before, turn = (
+                turn,
+                np.linalg.eigh(np.cov(kept.T))[1] if 1 < axes_ < len(kept) else turn,
+            )
+            margin = (
+                np.abs(turn.T @ before) @ (high - low) / (count - 1) * (4 if within is None else 1)
+            )
             low, high = (kept @ turn).min(axis=0) - margin, (kept @ turn).max(axis=0) + margin
         return node, rss
 
 
-def within_bounds(alone: list[Floats], gram: tuple[Floats, Floats, Floats], pull: list[Floats]) -> list[Floats]:
+def within_bounds(
+    alone: list[Floats], gram: tuple[Floats, Floats, Floats], pull: list[Floats]
+) -> list[Floats]:
     """The best scale and floor, both at least 0: ``alone`` are each without the other, ``gram`` is (aa, ac, cc)."""
     aa, ac, cc = gram
-    a, c = (v / (aa * cc - ac**2) for v in (cc * pull[0] - ac * pull[1], aa * pull[1] - ac * pull[0]))
-    return [np.where(c < 0, alone[0], np.maximum(a, 0)), np.where(a < 0, alone[1], np.maximum(c, 0))]
+    a, c = (
+        v / (aa * cc - ac**2) for v in (cc * pull[0] - ac * pull[1], aa * pull[1] - ac * pull[0])
+    )
+    return [
+        np.where(c < 0, alone[0], np.maximum(a, 0)),
+        np.where(a < 0, alone[1], np.maximum(c, 0)),
+    ]
 
 
 def at_the_least(exponent: float) -> bool:
@@ -198,7 +229,9 @@ def positive(values: ArrayLike, name: str, finite: bool = True) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     bad = ~(array > 0) | (np.isinf(array) & finite)
     if bad.any():
-        raise ValueError(f"{name} must be positive{' and finite' if finite else ''}, got {array[bad].flat[0]}")
+        raise ValueError(
+            f"{name} must be positive{' and finite' if finite else ''}, got {array[bad].flat[0]}"
+        )
     return array
 
 

@@ -32,9 +32,14 @@ from cxrstudy.evaluate.small_samples import FLAT, is_flat
 
 Floats = NDArray[np.float64]
 Ladder = tuple[str, str, str]  # task, metric, paradigm
-Cell = tuple[str, str, str, float]  # and the number of images, or BASE: the base that the paradigm went on from
+Cell = tuple[
+    str, str, str, float
+]  # and the number of images, or BASE: the base that the paradigm went on from
 BASE = -1.0
-PAPER, SHARE = "arXiv 2509.12818", 30_000 / 3_500_000  # its smallest subset as a share of its largest
+PAPER, SHARE = (
+    "arXiv 2509.12818",
+    30_000 / 3_500_000,
+)  # its smallest subset as a share of its largest
 MI2, RAD_DINO = ("clip", "unicl"), ("dinov2",)
 FINDINGS, TUBES, PLACED = ("findings", "auroc"), ("lines_tubes", "auroc"), ("malposition", "auroc")
 DICE, CL_DICE = ("segmentation", "dice"), ("segmentation", "cl_dice")
@@ -106,7 +111,10 @@ def _largest(sizes: Sequence[float]) -> tuple[dict[float, float], str]:
 
 
 def _growth(sizes: Sequence[float]) -> tuple[dict[float, float], str]:
-    return {sizes[-1]: 1.0, sizes[0]: -1.0}, f"change from {sizes[0]:,.0f} to {sizes[-1]:,.0f} images"
+    return {
+        sizes[-1]: 1.0,
+        sizes[0]: -1.0,
+    }, f"change from {sizes[0]:,.0f} to {sizes[-1]:,.0f} images"
 
 
 def _slope(sizes: Sequence[float]) -> tuple[dict[float, float], str]:
@@ -125,11 +133,16 @@ def _share(sizes: Sequence[float]) -> tuple[dict[float, float], str]:
     off = np.abs(np.log(shares / SHARE))
     k = int(off.argmin())  # of two as near, the smaller
     if off[k] > np.log(10):
-        raise NotTestable(f"a rung within ten times of the paper's share, {SHARE:.2%}; the nearest is {shares[k]:.2%}")
+        raise NotTestable(
+            f"a rung within ten times of the paper's share, {SHARE:.2%}; the nearest is {shares[k]:.2%}"
+        )
     words = f"with {sizes[k]:,.0f} images minus the base; {sizes[k]:,.0f} of {sizes[-1]:,.0f}, {shares[k]:.2%}, is the "
     times = shares[k] / SHARE
     near = f"{times:.2g} times" if times >= 1 else f"{1 / times:.2g} times less than"
-    return {sizes[k]: 1.0, BASE: -1.0}, f"{words}rung nearest to the paper's 30k of 3.5M, {near} its {SHARE:.2%}"
+    return {
+        sizes[k]: 1.0,
+        BASE: -1.0,
+    }, f"{words}rung nearest to the paper's 30k of 3.5M, {near} its {SHARE:.2%}"
 
 
 Contrast = Callable[[Sequence[float]], tuple[dict[float, float], str]]
@@ -158,29 +171,50 @@ def weigh(
     it the claim is inconclusive. Keys: effect, low, high, p, verdict, why, ``decides`` (the option that gives the
     effect) and ``draws`` (resamples of the effect). NotTestable: an effect that is not defined.
     """
-    effects = np.array([sum(w * measured[cell][0].mean() for cell, w in option.items()) for option in options])
+    effects = np.array(
+        [sum(w * measured[cell][0].mean() for cell, w in option.items()) for option in options]
+    )
     if not np.isfinite(effects).all():
-        raise NotTestable("a metric that is defined: the test images of every label are of one class")
-    unknown = {cell[2] for option in options for cell in option if _by_lot(cell) and cell[:3] not in spread}
-    drawn = np.stack([_draws(option, measured, {} if unknown else spread, rng) for option in options])
+        raise NotTestable(
+            "a metric that is defined: the test images of every label are of one class"
+        )
+    unknown = {
+        cell[2] for option in options for cell in option if _by_lot(cell) and cell[:3] not in spread
+    }
+    drawn = np.stack(
+        [_draws(option, measured, {} if unknown else spread, rng) for option in options]
+    )
     # what holds of every option is decided by the least effect: by the greatest, with all signs turned
     sign, k = -1.0 if claim.each == "every" else 1.0, len(options)
     turned = sign * drawn.T
     decides = int((sign * effects).argmax())
     ends = float(interval(turned, 1 - 0.05 / k)[0].max()), float(interval(turned)[1].max())
     low, high = ends if sign > 0 else (-ends[1], -ends[0])
-    falls = [p / 2 if np.nanmedian(d) > 0 else 1 - p / 2 for d in turned.T for p in [bootstrap_p(d)]]  # not above 0
+    falls = [
+        p / 2 if np.nanmedian(d) > 0 else 1 - p / 2 for d in turned.T for p in [bootstrap_p(d)]
+    ]  # not above 0
     p = min(1.0, 2 * min(k * min(falls), 1 - min(falls)))
     effect = float(effects[decides])
     said, why = verdict(effect, low, high, claim.threshold, presence=claim.presence)
     if high - low <= FLAT and all(is_flat(draws.T).all() for _, draws in measured.values()):
         low, high, p = np.nan, np.nan, np.nan
-        said, why = "inconclusive", "all resamples are alike, as where an AUROC is 1: these test images cannot tell"
+        said, why = (
+            "inconclusive",
+            "all resamples are alike, as where an AUROC is 1: these test images cannot tell",
+        )
     if unknown:
         where = "above 0" if low > 0 else "below 0" if high < 0 else "on both sides of 0"
         why = f"a second seed of {', '.join(sorted(unknown))} is missing; over patients alone the interval is {where}"
         said, p = "inconclusive", np.nan
-    found = {"effect": effect, "low": low, "high": high, "p": p, "verdict": said, "why": why, "decides": decides}
+    found = {
+        "effect": effect,
+        "low": low,
+        "high": high,
+        "p": p,
+        "verdict": said,
+        "why": why,
+        "decides": decides,
+    }
     return found | {"draws": sign * turned.max(axis=1)}
 
 
@@ -211,7 +245,9 @@ def _draws(
     return draws
 
 
-def verdict(effect: float, low: float, high: float, threshold: float, *, presence: bool = False) -> tuple[str, str]:
+def verdict(
+    effect: float, low: float, high: float, threshold: float, *, presence: bool = False
+) -> tuple[str, str]:
     """(verdict, why) of an effect with its interval; ``presence``: the claim is that an effect of interest exists."""
     bound = threshold if presence else 0.0
     if high < bound:
@@ -219,5 +255,8 @@ def verdict(effect: float, low: float, high: float, threshold: float, *, presenc
     if low > 0 and effect >= threshold:
         return "supported", f"the whole interval is above 0 and the effect at least {threshold:g}"
     if low > 0:
-        return "inconclusive", f"above 0, but smaller than the smallest effect of interest, {threshold:g}"
+        return (
+            "inconclusive",
+            f"above 0, but smaller than the smallest effect of interest, {threshold:g}",
+        )
     return "inconclusive", "the interval holds 0"

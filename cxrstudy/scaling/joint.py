@@ -55,12 +55,17 @@ def fit_joint(n: ArrayLike, d: ArrayLike, loss: ArrayLike, *, delta: float = 1e-
     starts = np.stack(np.meshgrid(*[shares] * 3, *[exponents] * 2), axis=-1).reshape(-1, 5)
     starts = starts[np.argsort(objective(starts)[0])[:24]]
     fits = [
-        optimize.minimize(lambda p: [v[0] for v in objective(p[None])], start, jac=True, options={"gtol": 1e-6})
+        optimize.minimize(
+            lambda p: [v[0] for v in objective(p[None])], start, jac=True, options={"gtol": 1e-6}
+        )
         for start in starts
     ]
     best = min(fits, key=lambda fit: fit.fun)
     if np.abs(best.jac).max() > 1e-2:
-        warnings.warn(f"fit_joint stopped at a gradient of {np.abs(best.jac).max():.1g}, not at 0", stacklevel=2)
+        warnings.warn(
+            f"fit_joint stopped at a gradient of {np.abs(best.jac).max():.1g}, not at 0",
+            stacklevel=2,
+        )
     e, a, b, alpha, beta = best.x
     A, B = np.exp([a - alpha * middle[0], b - beta * middle[1]])
     return JointFit(float(np.exp(e)), float(A), float(alpha), float(B), float(beta))

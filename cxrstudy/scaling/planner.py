@@ -52,7 +52,17 @@ SAID = {  # pieces of a sentence
     "each_alone": "{name} {value}",
     "each_none": "{name} no answer",
 }
-_NUMBERS = ["value", "low", "high", "gain", "gain_low", "gain_high", "more", "more_low", "more_high"]
+_NUMBERS = [
+    "value",
+    "low",
+    "high",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "more",
+    "more_low",
+    "more_high",
+]
 
 
 def planner(table: pd.DataFrame, n_images: ArrayLike, **how: Any) -> pd.DataFrame:
@@ -76,11 +86,24 @@ def planner_grid(
     """
     compared = at_home(table, metric=metric, resamples=resamples, seed=seed)
     entries = [
-        prospect(ladder, noise_of(table, ladder.runs, metric), n_grid, form=form, resamples=resamples, seed=seed)
+        prospect(
+            ladder,
+            noise_of(table, ladder.runs, metric),
+            n_grid,
+            form=form,
+            resamples=resamples,
+            seed=seed,
+        )
         | {"home": _home(compared, ladder)}
         for ladder in read_ladders(table, metric=metric, resamples=resamples, seed=seed)
     ]
-    return {"metric": metric.upper(), "factor": LIMIT, "titles": TITLES, "said": SAID, "ladders": entries}
+    return {
+        "metric": metric.upper(),
+        "factor": LIMIT,
+        "titles": TITLES,
+        "said": SAID,
+        "ladders": entries,
+    }
 
 
 def prospect(
@@ -113,18 +136,38 @@ def prospect(
     smallest, largest = float(n.min()), float(n.max())
     fit, reason, limit = None, "", largest
     try:
-        fit, limit = fit_scaling(n, error, form=form, resamples=resamples, seed=seed, **noise), LIMIT * largest
+        fit, limit = (
+            fit_scaling(n, error, form=form, resamples=resamples, seed=seed, **noise),
+            LIMIT * largest,
+        )
     except ValueError as refused:
         reason = str(refused).rstrip(".")
-    spaced = np.geomspace(smallest, limit, 60) if n_grid is None else np.asarray(n_grid, dtype=float)
+    spaced = (
+        np.geomspace(smallest, limit, 60) if n_grid is None else np.asarray(n_grid, dtype=float)
+    )
     knots = np.concatenate([spaced, ladder.sizes, ladder.sizes / 10, [limit / 10, limit]])
     knots = np.unique(knots[(knots >= smallest) & (knots <= limit)].round(3))
-    curves = {"n_images": knots} | (_of_law(ladder, fit, knots, limit) if fit else _of_measured(ladder, knots))
-    ends = zip(("low", "high", "gain", "gain_low", "gain_high"), (*ladder.intervals(), *ladder.gains()), strict=True)
-    measured = {"n_images": ladder.sizes, "seeds": ladder.seeds, "value": ladder.values} | dict(ends)
-    entry: dict[str, Any] = {name: None if pd.isna(value) else value for name, value in ladder.key.items()}
+    curves = {"n_images": knots} | (
+        _of_law(ladder, fit, knots, limit) if fit else _of_measured(ladder, knots)
+    )
+    ends = zip(
+        ("low", "high", "gain", "gain_low", "gain_high"),
+        (*ladder.intervals(), *ladder.gains()),
+        strict=True,
+    )
+    measured = {"n_images": ladder.sizes, "seeds": ladder.seeds, "value": ladder.values} | dict(
+        ends
+    )
+    entry: dict[str, Any] = {
+        name: None if pd.isna(value) else value for name, value in ladder.key.items()
+    }
     entry |= {"name": ladder.name, "kind": str(ladder.runs["kind"].iloc[0])}
-    entry |= {"basis": "law" if fit else "measured", "reason": reason, "smallest": smallest, "largest": largest}
+    entry |= {
+        "basis": "law" if fit else "measured",
+        "reason": reason,
+        "smallest": smallest,
+        "largest": largest,
+    }
     scatter = "patients, and seeds as far as runs scatter about the law: one seed a size"
     entry |= {"covers": scatter if fit and np.isnan(ladder.spread).any() else ladder.covers}
     entry |= {"limit": limit, "base_value": ladder.base[0] if ladder.base else None}
@@ -150,12 +193,18 @@ def consult(grid: dict[str, Any], n_images: ArrayLike) -> pd.DataFrame:
         at, x = np.log(ladder["curves"]["n_images"]), np.log(n)
         row = {name: ladder[name] for name in [*KEY, "name"]} | {"n_images": n}
         for name in _NUMBERS:
-            row[name] = float(np.interp(x, at, np.array(ladder["curves"][name], float))) if answered else np.nan
+            row[name] = (
+                float(np.interp(x, at, np.array(ladder["curves"][name], float)))
+                if answered
+                else np.nan
+            )
         row["more_n"] = min(10 * n, ladder["limit"]) if answered else np.nan
         row["base_value"] = np.nan if ladder["base_value"] is None else ladder["base_value"]
         row |= {"basis": "law" if ladder["basis"] == "law" else "measured, no law"}
         row |= {name: ladder[name] for name in ("reason", "covers")}
-        row["reach"] = "refused" if not answered else "inside" if n <= ladder["largest"] else "extrapolated"
+        row["reach"] = (
+            "refused" if not answered else "inside" if n <= ladder["largest"] else "extrapolated"
+        )
         rows.append(row | {"status": _sentence(grid, ladder, row)})
     columns = [
         *KEY,
@@ -178,7 +227,13 @@ def abreast(grid: dict[str, Any], task: str, n_images: float) -> str:
     said, each = grid["said"], []
     for ladder in (ladder for ladder in grid["ladders"] if ladder["task"] == task):
         row = consult(grid | {"ladders": [ladder]}, n_images).iloc[0]
-        piece = "each_none" if row["reach"] == "refused" else "each" if row["base_value"] > 0 else "each_alone"
+        piece = (
+            "each_none"
+            if row["reach"] == "refused"
+            else "each"
+            if row["base_value"] > 0
+            else "each_alone"
+        )
         words = {"value": _number(row["value"], False), "base": _number(row["base_value"], False)}
         each.append(said[piece].format(name=ladder["name"], **words))
     title = grid["titles"].get(task, task)
@@ -189,11 +244,22 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
     """`consult`'s rows as a table to read, numbers with their intervals: a row a (task, paradigm, number of images)."""
     told = []
     for row in rows.to_dict("records"):
-        more = f"{row['more_n']:,.0f}: {_told(row, 'more')}" if row["more_n"] > row["n_images"] else ""
+        more = (
+            f"{row['more_n']:,.0f}: {_told(row, 'more')}" if row["more_n"] > row["n_images"] else ""
+        )
         cells = {"task": TITLES.get(row["task"], row["task"]), "paradigm": row["name"]}
         cells |= {"images": f"{row['n_images']:,.0f}", "expected": _told(row, "value")}
-        cells |= {"gain over the base": _told(row, "gain"), "ten times as many, or the most, would add": more}
-        told.append(cells | {"read from": row["basis"] + ("" if row["reach"] == "inside" else f"; {row['reach']}")})
+        cells |= {
+            "gain over the base": _told(row, "gain"),
+            "ten times as many, or the most, would add": more,
+        }
+        told.append(
+            cells
+            | {
+                "read from": row["basis"]
+                + ("" if row["reach"] == "inside" else f"; {row['reach']}")
+            }
+        )
     columns = [
         "task",
         "paradigm",
@@ -224,14 +290,19 @@ def boxed(frame: pd.DataFrame, label: str) -> str:
 # ---- the parts -----------------------------------------------------------------------------------------------------
 def _of_law(ladder: Ladder, fit: ScalingFit, knots: Floats, limit: float) -> dict[str, Floats]:
     """Curves of a fitted law at the knots (G,)."""
-    share = ladder.seeds / ladder.seeds.sum()  # patients move the ladder as a whole, of which the fit knows nothing
+    share = (
+        ladder.seeds / ladder.seeds.sum()
+    )  # patients move the ladder as a whole, of which the fit knows nothing
     mean, draws, value = ladder.values @ share, ladder.draws @ share, 1 - fit.predict(knots)
     high, low = (1 - end for end in fit.interval(knots))
 
     def joined(base: float, base_draws: Floats | float) -> tuple[Floats, Floats, Floats]:
         below, above = widened(np.array([mean - base]), (draws - base_draws)[:, None], np.zeros(1))
         best = value - base
-        ends = best - np.hypot(value - low, mean - base - below), best + np.hypot(high - value, above - mean + base)
+        ends = (
+            best - np.hypot(value - low, mean - base - below),
+            best + np.hypot(high - value, above - mean + base),
+        )
         return best, *ends
 
     more_n = np.minimum(10 * knots, limit)
@@ -246,7 +317,9 @@ def _of_measured(ladder: Ladder, knots: Floats) -> dict[str, Floats]:
     """Straight pieces in log n between measured sizes, at the knots (G,)."""
     at, unit = np.log(ladder.sizes), np.eye(len(ladder.sizes))
     more_n = np.minimum(10 * knots, ladder.sizes[-1])
-    here, there = (np.stack([np.interp(np.log(n), at, row) for row in unit]) for n in (knots, more_n))  # (K, G)
+    here, there = (
+        np.stack([np.interp(np.log(n), at, row) for row in unit]) for n in (knots, more_n)
+    )  # (K, G)
     step = there - here
     more, spread = ladder.values @ step, np.sqrt(np.nan_to_num(ladder.spread) ** 2 @ step**2)
     held = (ladder.values, *ladder.intervals(), *ladder.gains())
@@ -259,9 +332,13 @@ def _sentence(grid: dict[str, Any], ladder: dict[str, Any], row: dict[str, Any])
     said, n, law = grid["said"], row["n_images"], ladder["basis"] == "law"
     words = {name: ladder[name] for name in ("name", "kind")} | {"metric": grid["metric"]}
     words |= {"task": grid["titles"].get(ladder["task"], ladder["task"]), "factor": grid["factor"]}
-    words |= {name: f"{ladder[name]:,.0f}" for name in ("smallest", "largest", "limit")} | {"n": f"{n:,.0f}"}
+    words |= {name: f"{ladder[name]:,.0f}" for name in ("smallest", "largest", "limit")} | {
+        "n": f"{n:,.0f}"
+    }
     if row["reach"] == "refused":
-        return said["few" if n < ladder["smallest"] else "many" if law else "many_measured"].format(**words)
+        return said["few" if n < ladder["smallest"] else "many" if law else "many_measured"].format(
+            **words
+        )
     words |= {name: _number(row[name], name in _NUMBERS[3:]) for name in _NUMBERS}
     words |= {"base": _number(row["base_value"], False), "more_n": f"{row['more_n']:,.0f}"}
     words["verdict"] = said[_verdict(row["gain_low"], row["gain_high"])]
@@ -273,11 +350,15 @@ def _sentence(grid: dict[str, Any], ladder: dict[str, Any], row: dict[str, Any])
 
 def _home(compared: pd.DataFrame, ladder: Ladder) -> str:
     """What a ladder's images bring beyond as many of others (of ``ladders.at_home``), in words."""
-    own = compared[(compared["task"] == ladder.key["task"]) & (compared["paradigm"] == ladder.key["paradigm"])]
+    own = compared[
+        (compared["task"] == ladder.key["task"]) & (compared["paradigm"] == ladder.key["paradigm"])
+    ]
     if own.empty:
         return SAID["no_home"]
     row = own.sort_values("n_images").iloc[-1]
-    words = {name: _number(row[name], True) for name in ("gain", "low", "high")} | {"n": f"{row['n_images']:,.0f}"}
+    words = {name: _number(row[name], True) for name in ("gain", "low", "high")} | {
+        "n": f"{row['n_images']:,.0f}"
+    }
     words |= {"where": str(row["elsewhere"]).removeprefix("synthetic:")}
     return SAID["home"].format(verdict=SAID[_verdict(row["low"], row["high"])], **words)
 
@@ -291,7 +372,9 @@ def _told(row: dict[str, Any], what: str) -> str:
     names = ("value", "low", "high") if what == "value" else (what, f"{what}_low", f"{what}_high")
     if any(np.isnan(row[name]) for name in names):
         return "not known"
-    return "{} [{},\N{NO-BREAK SPACE}{}]".format(*(_number(row[name], what != "value") for name in names))
+    return "{} [{},\N{NO-BREAK SPACE}{}]".format(
+        *(_number(row[name], what != "value") for name in names)
+    )
 
 
 def _number(value: float, signed: bool) -> str:
@@ -301,4 +384,7 @@ def _number(value: float, signed: bool) -> str:
 
 def _plain(columns: dict[str, Any]) -> dict[str, list[float | None]]:
     """Arrays as JSON holds them: 6 decimals, None for NaN."""
-    return {name: [round(float(v), 6) if np.isfinite(v) else None for v in values] for name, values in columns.items()}
+    return {
+        name: [round(float(v), 6) if np.isfinite(v) else None for v in values]
+        for name, values in columns.items()
+    }

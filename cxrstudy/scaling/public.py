@@ -45,19 +45,30 @@ def laws(root: str | Path) -> pd.DataFrame:
 def frontier(compute: Floats, error: Floats, bins: int = 5) -> tuple[Floats, Floats]:
     """The least error in each of ``bins`` equal bins of log10 compute that hold a model, and the middles of these."""
     log = np.log10(compute)
-    edges = np.linspace(log.min(), log.max() + 0.1, bins + 1)  # 0.1: theirs, so that the last one lies inside
+    edges = np.linspace(
+        log.min(), log.max() + 0.1, bins + 1
+    )  # 0.1: theirs, so that the last one lies inside
     place = np.digitize(log, edges) - 1
     held = np.unique(place)
-    return 10 ** ((edges[held] + edges[held + 1]) / 2), np.array([error[place == k].min() for k in held])
+    return 10 ** ((edges[held] + edges[held + 1]) / 2), np.array(
+        [error[place == k].min() for k in held]
+    )
 
 
 def _chinchilla(root: Path) -> pd.DataFrame:
     points = pd.read_csv(root / "chinchilla_points.csv").sort_values("loss").iloc[:-5]
-    size, flop, loss = (points[name].to_numpy(float) for name in ("Model Size", "Training FLOP", "loss"))
+    size, flop, loss = (
+        points[name].to_numpy(float) for name in ("Model Size", "Training FLOP", "loss")
+    )
     fit = fit_joint(size, flop / 6 / size, loss)
-    rows = [{"quantity": name, "ours": getattr(fit, name), "published": value} for name, value in EPOCH.items()]
+    rows = [
+        {"quantity": name, "ours": getattr(fit, name), "published": value}
+        for name, value in EPOCH.items()
+    ]
     source = "Besiroglu et al. 2024 (Epoch AI)"
-    return pd.DataFrame(rows).assign(low=np.nan, high=np.nan, data="Chinchilla", points=len(points), source=source)
+    return pd.DataFrame(rows).assign(
+        low=np.nan, high=np.nan, data="Chinchilla", points=len(points), source=source
+    )
 
 
 def _openclip(root: Path) -> pd.DataFrame:
@@ -67,20 +78,37 @@ def _openclip(root: Path) -> pd.DataFrame:
     for dataset, (metric, *published) in EXPONENTS.items():
         of = judged[judged["downstream_dataset"] == dataset]
         by_openai = of["upstream_dataset"] == "CLIP-WIT"
-        for who, rest, exponent in zip(("OpenCLIP", "CLIP"), (of[~by_openai], of[by_openai]), published, strict=True):
+        for who, rest, exponent in zip(
+            ("OpenCLIP", "CLIP"), (of[~by_openai], of[by_openai]), published, strict=True
+        ):
             compute, error = rest["gmacs_total"].to_numpy(float), 1 - rest[metric].to_numpy(float)
             fit = _power(*(frontier(compute, error) if who == "OpenCLIP" else (compute, error)))
             low, high = fit.exponent_interval()
-            row = {"quantity": f"exponent, {dataset}", "ours": fit.exponent, "low": low, "high": high}
+            row = {
+                "quantity": f"exponent, {dataset}",
+                "ours": fit.exponent,
+                "low": low,
+                "high": high,
+            }
             rows.append(row | {"data": who, "published": exponent, "points": len(fit.runs.n)})
             if (dataset, who) != ("imagenet1k", "OpenCLIP"):
                 continue
             for (model, seen), value in PREDICTED.items():
                 at = cost[model] * seen
                 low, high = (float(end) for end in fit.interval(at))
-                row = {"quantity": f"error, {dataset}: {model}, {seen / 1e9:.0f}B seen", "ours": float(fit.predict(at))}
+                row = {
+                    "quantity": f"error, {dataset}: {model}, {seen / 1e9:.0f}B seen",
+                    "ours": float(fit.predict(at)),
+                }
                 rows.append(
-                    row | {"low": low, "high": high, "data": who, "published": value, "points": len(fit.runs.n)}
+                    row
+                    | {
+                        "low": low,
+                        "high": high,
+                        "data": who,
+                        "published": value,
+                        "points": len(fit.runs.n),
+                    }
                 )
     return pd.DataFrame(rows).assign(source="Cherti et al. 2023, sections 4.1 and 4.2")
 

@@ -49,25 +49,37 @@ def resample_ladders(
     on different patients.
     """
     if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)} to be resampled, got {form!r}: use fit_scaling")
+        raise ValueError(
+            f"form must be one of {', '.join(FORMS)} to be resampled, got {form!r}: use fit_scaling"
+        )
     ladders.same_patients(table)
     fits: list[dict[str, Any]] = []
     bands: list[pd.DataFrame] = []
     for key, ladder in ladders.points(table, metric).groupby([*KEY, *HELD], dropna=False):
         n, rng = ladder["n_images"].to_numpy(float), np.random.default_rng(seed)
-        row = dict(zip(KEY, key[: len(KEY)], strict=True)) | {"form": form, "sizes": len(np.unique(n))}
+        row = dict(zip(KEY, key[: len(KEY)], strict=True)) | {
+            "form": form,
+            "sizes": len(np.unique(n)),
+        }
         row |= {"seeds": int(ladder["n_images"].value_counts().max()), "runs": len(ladder)}
         try:
             folders = ladder["folder"].astype(str)
             names = ladders.judged_labels(table, key[0])
             kept = [ladders.resampled(folder, names, metric, resamples, seed) for folder in folders]
-            error, draws = 1 - np.array([value for value, _ in kept]), 1 - np.stack([d for _, d in kept], axis=1)
+            error, draws = (
+                1 - np.array([value for value, _ in kept]),
+                1 - np.stack([d for _, d in kept], axis=1),
+            )
             fit = fit_scaling(n, error, form=form, **ladders.noise_of(table, ladder, metric))
             many = refit(fit.runs, draw_runs(n, error, draws, rng, form=form))
         except (ValueError, FileNotFoundError) as reason:
             fits.append(row | {"refused": str(reason)})
             continue
-        asked = np.geomspace(n.min(), n.max() * 4, 40) if n_images is None else np.atleast_1d(n_images).astype(float)
+        asked = (
+            np.geomspace(n.min(), n.max() * 4, 40)
+            if n_images is None
+            else np.atleast_1d(n_images).astype(float)
+        )
         ends = (fit.exponent_interval(level), interval(many[0], level))
         names = ("profile_low", "profile_high", "low", "high")
         row |= dict(zip(names, (float(v) for pair in ends for v in pair), strict=True))
@@ -75,14 +87,33 @@ def resample_ladders(
         curves = fit.runs.curve([v[:, None] for v in many], asked)
         pairs = [pair[::-1] for pair in (fit.interval(asked, level), interval(curves, level))]
         band = {"n_images": asked, "value": 1 - fit.predict(asked)}
-        band |= {name: 1 - v for name, v in zip(names, (v for pair in pairs for v in pair), strict=True)}
+        band |= {
+            name: 1 - v for name, v in zip(names, (v for pair in pairs for v in pair), strict=True)
+        }
         bands.append(pd.DataFrame({name: row[name] for name in KEY} | band))
-    columns = [*KEY, "form", "sizes", "seeds", "runs", "exponent", "profile_low", "profile_high", "low", "high"]
-    none = pd.DataFrame(columns=[*KEY, "n_images", "value", "profile_low", "profile_high", "low", "high"])
-    return pd.DataFrame(fits).reindex(columns=[*columns, "refused"]), pd.concat(bands) if bands else none
+    columns = [
+        *KEY,
+        "form",
+        "sizes",
+        "seeds",
+        "runs",
+        "exponent",
+        "profile_low",
+        "profile_high",
+        "low",
+        "high",
+    ]
+    none = pd.DataFrame(
+        columns=[*KEY, "n_images", "value", "profile_low", "profile_high", "low", "high"]
+    )
+    return pd.DataFrame(fits).reindex(columns=[*columns, "refused"]), pd.concat(
+        bands
+    ) if bands else none
 
 
-def draw_runs(n: Floats, error: Floats, draws: Floats, rng: np.random.Generator, *, form: str = "power") -> Floats:
+def draw_runs(
+    n: Floats, error: Floats, draws: Floats, rng: np.random.Generator, *, form: str = "power"
+) -> Floats:
     """Errors (R, K) of K runs drawn anew in each of R resamples of the test patients.
 
     ``n`` (K,), ``error`` (K,) as measured, ``draws`` (R, K) on the resampled patients, which move all runs and each of
@@ -96,9 +127,13 @@ def draw_runs(n: Floats, error: Floats, draws: Floats, rng: np.random.Generator,
     members = [np.flatnonzero(n == size) for size in np.unique(n)]
     spread, dof = spread_of_seeds(n, error, form)
     moved = draws - error
-    own = (moved - moved.mean(axis=1, keepdims=True)).var(axis=0).mean() * len(n) / max(len(n) - 1, 1)
+    own = (
+        (moved - moved.mean(axis=1, keepdims=True)).var(axis=0).mean() * len(n) / max(len(n) - 1, 1)
+    )
     total = spread**2 * error.mean()
-    level = np.sqrt(np.maximum(dof / rng.chisquare(dof, (len(draws), 1)) - own / max(total, 1e-300), 0))
+    level = np.sqrt(
+        np.maximum(dof / rng.chisquare(dof, (len(draws), 1)) - own / max(total, 1e-300), 0)
+    )
     drawn = np.empty_like(draws)
     for runs in members:
         middle, shape = error[runs].mean(), (len(draws), len(runs))
@@ -119,11 +154,15 @@ def spread_of_seeds(n: Floats, error: Floats, form: str = "power") -> tuple[floa
     members = [np.flatnonzero(n == size) for size in np.unique(n)]
     dof = len(n) - len(members)
     if dof:
-        apart = [(error[runs] - error[runs].mean()) / np.sqrt(error[runs].mean()) for runs in members]
+        apart = [
+            (error[runs] - error[runs].mean()) / np.sqrt(error[runs].mean()) for runs in members
+        ]
         return float(np.sqrt(np.sum(np.concatenate(apart) ** 2) / dof)), dof
     dof = len(n) - FREE[form]
     if dof < 1:
-        raise ValueError(f"one run at each of {len(n)} n leaves nothing to judge the spread of seeds by: add seeds")
+        raise ValueError(
+            f"one run at each of {len(n)} n leaves nothing to judge the spread of seeds by: add seeds"
+        )
     runs = Runs(form, 0.5, n, error, np.sqrt(error))
     curve = runs.curve([v[:, None] for v in refit(runs, error[None])], n)[0]
     return float(np.sqrt(np.sum((error - curve) ** 2 / curve) / dof)), dof
@@ -142,7 +181,11 @@ def refit(runs: Runs, errors: Floats) -> tuple[Floats, ...]:
     row, inside = np.arange(len(errors)), np.clip(best, 1, _GRID - 2)
     before, at, after = (best_of[row, inside + k] for k in (-1, 0, 1))
     bent = 2 * at - before - after
-    aside = np.where((best == inside) & (bent > 0), (after - before) / (2 * np.where(bent > 0, bent, 1)), best - inside)
+    aside = np.where(
+        (best == inside) & (bent > 0),
+        (after - before) / (2 * np.where(bent > 0, bent, 1)),
+        best - inside,
+    )
     exact = node[inside] + aside[:, None] * (node[1] - node[0])
     return runs.parameters(exact, _solve(runs, exact, errors, "rk,rk->r")[1])
 

@@ -26,7 +26,19 @@ METRICS = (  # task, label, metric: larger is better, 1 the best
 )
 NAIVE = ("last value", "log-linear")
 LADDER = ["task", "label", "metric", "paradigm", "base", "data", "encoder", "samples_seen"]
-_TRIED = ["left_out", "method", "form", "n_images", "value", "predicted", "low", "high", "held", "off", "refused"]
+_TRIED = [
+    "left_out",
+    "method",
+    "form",
+    "n_images",
+    "value",
+    "predicted",
+    "low",
+    "high",
+    "held",
+    "off",
+    "refused",
+]
 
 
 def choose_form(
@@ -69,7 +81,12 @@ def choose_form(
                 continue
             found |= {(k, m): float(fit.predict(m)) - means[m] for m in rest}
         missed[form] = found
-        row = {"form": form, "predicted": len(found), "held_out": _rms(found.values()), "refused": refused}
+        row = {
+            "form": form,
+            "predicted": len(found),
+            "held_out": _rms(found.values()),
+            "refused": refused,
+        }
         both = [key for key in found if chosen and key in missed[chosen]]
         tie = _rms([deviation[size == m].mean() / np.sqrt((size == m).sum()) for _, m in both])
         rival = _rms([missed[chosen][key] for key in both]) if chosen else np.nan
@@ -111,7 +128,11 @@ def extrapolate(
         kept, held = np.isin(size, rest), ~np.isin(size, rest)
         told = None if spread is None else spread[kept]
         for method in (*forms, "chosen", *NAIVE):
-            row = {"left_out": k, "method": method, "form": "" if method in ("chosen", *NAIVE) else method}
+            row = {
+                "left_out": k,
+                "method": method,
+                "form": "" if method in ("chosen", *NAIVE) else method,
+            }
             try:
                 if method == "chosen":
                     row["form"] = _chosen(size[kept], y[kept], told, **kwargs)
@@ -120,12 +141,17 @@ def extrapolate(
                     predicted = _naive(method, size[kept], y[kept], size[held])
                 else:
                     fit = _fit_without(k, size, y, spread, form=row["form"], **kwargs)[0]
-                    predicted, ends = fit.predict(size[held]), fit.interval(size[held], level, noise=True)
+                    predicted, ends = (
+                        fit.predict(size[held]),
+                        fit.interval(size[held], level, noise=True),
+                    )
             except ValueError as reason:
                 rows.append(row | {"refused": str(reason)})
                 continue
             new = pd.DataFrame({"n_images": size[held], "value": y[held], "predicted": predicted})
-            new = new.assign(low=ends[0], high=ends[1], refused="", off=new["predicted"] - new["value"])
+            new = new.assign(
+                low=ends[0], high=ends[1], refused="", off=new["predicted"] - new["value"]
+            )
             inside = (new["low"] <= new["value"]) & (new["value"] <= new["high"])
             new["held"] = inside.astype(float).where(new["low"].notna())
             rows += [row | record for record in new.to_dict("records")]
@@ -156,20 +182,34 @@ def extrapolations(
     trials, rows = pd.concat(found, ignore_index=True), []
     for (k, method), tried in trials.groupby(["left_out", "method"], sort=False):
         done = tried[tried["refused"] == ""]
-        row = {"left_out": k, "method": method, "runs": len(done), "ladders": len(done.groupby(LADDER, dropna=False))}
+        row = {
+            "left_out": k,
+            "method": method,
+            "runs": len(done),
+            "ladders": len(done.groupby(LADDER, dropna=False)),
+        }
         row |= {"median_abs_error": done["off"].abs().median(), "coverage": done["held"].mean()}
         rows.append(row | {"refused": int((tried["refused"] != "").sum())})
-    return trials, pd.DataFrame(rows, columns=columns).sort_values("left_out", kind="stable", ignore_index=True)
+    return trials, pd.DataFrame(rows, columns=columns).sort_values(
+        "left_out", kind="stable", ignore_index=True
+    )
 
 
 @remembered
-def choices(table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]] = METRICS, **kwargs: Any) -> pd.DataFrame:
+def choices(
+    table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]] = METRICS, **kwargs: Any
+) -> pd.DataFrame:
     """`choose_form` (which takes ``kwargs``) for every ladder of the tidy table: its rows, a ladder's columns first."""
     found = [
-        choose_form(n, error, **(noise | kwargs)).assign(**key) for key, n, error, noise in _ladders(table, metrics)
+        choose_form(n, error, **(noise | kwargs)).assign(**key)
+        for key, n, error, noise in _ladders(table, metrics)
     ]
     columns = ["form", "held_out", "predicted", "rival", "tie", "chosen", "refused"]
-    return pd.concat(found, ignore_index=True)[[*LADDER, *columns]] if found else pd.DataFrame(columns=LADDER + columns)
+    return (
+        pd.concat(found, ignore_index=True)[[*LADDER, *columns]]
+        if found
+        else pd.DataFrame(columns=LADDER + columns)
+    )
 
 
 # ---- the parts -----------------------------------------------------------------------------------------------------
@@ -179,24 +219,44 @@ def _ladders(
     """Every ladder: what names it, n, error and what a fit is told of its noise."""
     continued = ladders.continued(table) & table["value"].notna()
     for task, label, metric in metrics:
-        rows = table[continued & (table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)]
+        rows = table[
+            continued
+            & (table["task"] == task)
+            & (table["label"] == label)
+            & (table["metric"] == metric)
+        ]
         for key, ladder in rows.sort_values(["n_images", "seed"]).groupby(LADDER, dropna=False):
             n, error = ladder["n_images"].to_numpy(float), 1 - ladder["value"].to_numpy(float)
-            yield dict(zip(LADDER, key, strict=True)), n, error, ladders.noise_of(table, ladder, metric)
+            yield (
+                dict(zip(LADDER, key, strict=True)),
+                n,
+                error,
+                ladders.noise_of(table, ladder, metric),
+            )
 
 
-def _checked(n: ArrayLike, error: ArrayLike, sigma: ArrayLike | None) -> tuple[Floats, Floats, Floats | None]:
+def _checked(
+    n: ArrayLike, error: ArrayLike, sigma: ArrayLike | None
+) -> tuple[Floats, Floats, Floats | None]:
     size, y = np.asarray(n, dtype=np.float64), np.asarray(error, dtype=np.float64)
     if size.ndim != 1 or size.shape != y.shape:
         raise ValueError(f"n has shape {size.shape}, error {y.shape}: both must be (K,)")
-    return size, y, None if sigma is None else np.broadcast_to(np.asarray(sigma, dtype=np.float64), y.shape)
+    return (
+        size,
+        y,
+        None if sigma is None else np.broadcast_to(np.asarray(sigma, dtype=np.float64), y.shape),
+    )
 
 
-def _fit_without(k: int, size: Floats, y: Floats, spread: Floats | None, **kwargs: Any) -> tuple[Any, Floats]:
+def _fit_without(
+    k: int, size: Floats, y: Floats, spread: Floats | None, **kwargs: Any
+) -> tuple[Any, Floats]:
     """The fit without the largest k sizes, and these."""
     rest = np.unique(size)
     kept = np.isin(size, rest[:-k])
-    return fit_scaling(size[kept], y[kept], sigma=None if spread is None else spread[kept], **kwargs), rest[-k:]
+    return fit_scaling(
+        size[kept], y[kept], sigma=None if spread is None else spread[kept], **kwargs
+    ), rest[-k:]
 
 
 def _fits(size: Floats, y: Floats, spread: Floats | None, form: str, **kwargs: Any) -> bool:

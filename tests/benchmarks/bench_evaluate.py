@@ -53,24 +53,42 @@ def bench_bootstrap(n: int, labels: int, resamples: int, rounds: int, turns: int
         def theirs(reference: Any = reference) -> Any:
             draws, values = np.random.default_rng(0), []
             for _ in range(turns):
-                rows = np.concatenate([members[i] for i in draws.integers(len(members), size=len(members))])
+                rows = np.concatenate(
+                    [members[i] for i in draws.integers(len(members), size=len(members))]
+                )
                 values.append([reference(y[rows, j], s[rows, j]) for j in range(labels)])
             return np.array(values)
 
         pairs = [(timed(ours), timed(theirs)) for _ in range(rounds + 1)][1:]
         gap = np.abs(pairs[0][0][1][:turns] - pairs[0][1][1]).max()
         what = f"{metric.__name__} bootstrap, {n} images x {labels} labels x {resamples} resamples"
-        report(what, [a[0] for a, _ in pairs], [b[0] for _, b in pairs], turns / resamples, f"differ by {gap:.0e}")
+        report(
+            what,
+            [a[0] for a, _ in pairs],
+            [b[0] for _, b in pairs],
+            turns / resamples,
+            f"differ by {gap:.0e}",
+        )
 
 
-def bench_probe(n: int, d: int, labels: int, strengths: int, rounds: int, timed_labels: int = 2) -> None:
+def bench_probe(
+    n: int, d: int, labels: int, strengths: int, rounds: int, timed_labels: int = 2
+) -> None:
     """scikit-learn at its own defaults (lbfgs, float32), but for iterations enough to converge."""
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
-    x = ((rng.normal(size=(n + 2000, d)) * np.arange(1, d + 1) ** -0.5) @ rotation).astype(np.float32)
+    x = ((rng.normal(size=(n + 2000, d)) * np.arange(1, d + 1) ** -0.5) @ rotation).astype(
+        np.float32
+    )
     logit = x @ (rng.normal(size=(d, labels)) * (rng.random((d, labels)) < 0.1))
     logit = 1.5 * logit / logit.std(axis=0) + rng.logistic(size=logit.shape)
-    y = (logit > [np.quantile(c, 1 - p) for c, p in zip(logit.T, np.linspace(0.02, 0.4, labels), strict=True)]) * 1.0
+    y = (
+        logit
+        > [
+            np.quantile(c, 1 - p)
+            for c, p in zip(logit.T, np.linspace(0.02, 0.4, labels), strict=True)
+        ]
+    ) * 1.0
     x, y, x_val, y_val = x[:n], y[:n], x[n:], y[n:]
     path = np.logspace(-5, 1, strengths)
     chosen = np.linspace(0, labels - 1, timed_labels).astype(int)
@@ -82,9 +100,14 @@ def bench_probe(n: int, d: int, labels: int, strengths: int, rounds: int, timed_
         mean, std = x.mean(axis=0), x.std(axis=0)
         z, z_val, values = (x - mean) / std, (x_val - mean) / std, []
         for strength in path:
-            models = [LogisticRegression(C=1 / (strength * n), max_iter=1000).fit(z, y[:, j]) for j in chosen]
+            models = [
+                LogisticRegression(C=1 / (strength * n), max_iter=1000).fit(z, y[:, j])
+                for j in chosen
+            ]
             scores = [model.decision_function(z_val) for model in models]
-            values.append([roc_auc_score(y_val[:, j], s) for j, s in zip(chosen, scores, strict=True)])
+            values.append(
+                [roc_auc_score(y_val[:, j], s) for j, s in zip(chosen, scores, strict=True)]
+            )
         return np.array(values)
 
     pairs = [(timed(ours), timed(theirs)) for _ in range(rounds + 1)][1:]
@@ -95,11 +118,15 @@ def bench_probe(n: int, d: int, labels: int, strengths: int, rounds: int, timed_
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads")
+    print(
+        f"{os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
+    )
     bench_bootstrap(2000, 20, 200 if options.quick else 2000, options.rounds)
     bench_probe(2000, 192, 20, 10, options.rounds)
     if not options.quick:

@@ -38,11 +38,18 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def bench(name: str, size: int, n: int, rounds: int, folder: Path) -> None:
-    np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (n, size, size), dtype=np.uint8))
+    np.save(
+        folder / "images.npy",
+        np.random.default_rng(0).integers(0, 256, (n, size, size), dtype=np.uint8),
+    )
     images = np.load(folder / "images.npy", mmap_mode="r")
-    prepared = Prepared(pd.DataFrame({"image_id": [f"i{k}" for k in range(n)]}), images, {"size": size})
+    prepared = Prepared(
+        pd.DataFrame({"image_id": [f"i{k}" for k in range(n)]}), images, {"size": size}
+    )
     encoder, rows = encoders.load_encoder(f"random:{name}", size=size).to(device()), np.arange(n)
-    tensors = [encoder.normalise(np.array(images[start : start + BATCH])) for start in range(0, n, BATCH)]
+    tensors = [
+        encoder.normalise(np.array(images[start : start + BATCH])) for start in range(0, n, BATCH)
+    ]
     tensors = [x.to(device()) for x in tensors]
     turn = iter(range(10**6))
 
@@ -68,14 +75,30 @@ def bench(name: str, size: int, n: int, rounds: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, 1 thread"
+    where = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} cores, 1 thread"
+    )
     print(f"{where}, torch {torch.__version__}")
     share = 4 if options.quick else 1
-    for name, size, n in (("cnn_mini", 64, 2048), ("davit_mini", 64, 1024), ("vit_small_patch16_224", 224, 64)):
+    for name, size, n in (
+        ("cnn_mini", 64, 2048),
+        ("davit_mini", 64, 1024),
+        ("vit_small_patch16_224", 224, 64),
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            bench(name, size, max(64, n // share), 3 if options.quick else options.rounds, Path(folder))
+            bench(
+                name,
+                size,
+                max(64, n // share),
+                3 if options.quick else options.rounds,
+                Path(folder),
+            )

@@ -47,7 +47,10 @@ def usual(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
     values = []
     for p, t in zip(pred, truth, strict=True):
         line_p, line_t = skeletonize(p), skeletonize(t)
-        precision, recall = (t & line_p).sum() / max(line_p.sum(), 1), (p & line_t).sum() / max(line_t.sum(), 1)
+        precision, recall = (
+            (t & line_p).sum() / max(line_p.sum(), 1),
+            (p & line_t).sum() / max(line_t.sum(), 1),
+        )
         values.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     return np.array(values)
 
@@ -62,7 +65,8 @@ def soft(pred: np.ndarray, truth: np.ndarray, steps: int = 10) -> np.ndarray:
         p, t = (torch.from_numpy(m[start : start + 16, None]).float() for m in (pred, truth))
         line_p, line_t = soft_skel(p, steps), soft_skel(t, steps)
         precision, recall = (
-            (a * b).sum((1, 2, 3)) / a.sum((1, 2, 3)).clamp(min=1) for a, b in ((line_p, t), (line_t, p))
+            (a * b).sum((1, 2, 3)) / a.sum((1, 2, 3)).clamp(min=1)
+            for a, b in ((line_p, t), (line_t, p))
         )
         values.append((2 * precision * recall / (precision + recall).clamp(min=1e-9)).numpy())
     return np.concatenate(values)
@@ -96,7 +100,9 @@ def compare(n: int, size: int, rounds: int) -> None:
             seconds, values[name] = timed(call)
             if turn:  # the first round warms up
                 times[name].append(seconds)
-    print(f"clDice, {n} masks of {size} px: ours {statistics.median(times['ours']):.2f} s, {peak(both):.1f} MB")
+    print(
+        f"clDice, {n} masks of {size} px: ours {statistics.median(times['ours']):.2f} s, {peak(both):.1f} MB"
+    )
     for name in list(sides)[1:]:
         ratios = [their / our for our, their in zip(times["ours"], times[name], strict=True)]
         gap = np.abs(values["ours"] - values[name]).max()
@@ -105,17 +111,25 @@ def compare(n: int, size: int, rounds: int) -> None:
             f"{statistics.median(ratios):.1f}x, {min(ratios):.1f} to {max(ratios):.1f}; values differ by {gap:.1e}"
         )
     same = all(
-        np.array_equal(ours, np.argwhere(skeletonize(mask))) for ours, mask in zip(skeletons(truth), truth, strict=True)
+        np.array_equal(ours, np.argwhere(skeletonize(mask)))
+        for ours, mask in zip(skeletons(truth), truth, strict=True)
     )
     print(f"  skeletons equal those of the whole image: {same}")
     lines = skeletons(pred)
     alone = [timed(lambda: tip_error(pred, truth, 0.7))[0] for _ in range(rounds)]
-    shared = [timed(lambda: tip_error(pred, np.zeros((n, 2)), 0.7, skeletons=lines))[0] for _ in range(rounds)]
-    print(f"tip error: {statistics.median(alone):.2f} s; {statistics.median(shared):.3f} s where clDice left skeletons")
+    shared = [
+        timed(lambda: tip_error(pred, np.zeros((n, 2)), 0.7, skeletons=lines))[0]
+        for _ in range(rounds)
+    ]
+    print(
+        f"tip error: {statistics.median(alone):.2f} s; {statistics.median(shared):.3f} s where clDice left skeletons"
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -57,7 +57,9 @@ def memory(kept: bool) -> None:
         libc.mallopt(option, ours if kept else theirs)
 
 
-def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
+def alternate(
+    ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int
+) -> tuple[list[float], list[float]]:
     """Seconds of each side, round by round, after one round that is not counted."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
@@ -72,7 +74,9 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -
     return seconds
 
 
-def keep(name: str, setting: str, peer: str, images: int, ours: list[float], theirs: list[float]) -> None:
+def keep(
+    name: str, setting: str, peer: str, images: int, ours: list[float], theirs: list[float]
+) -> None:
     """Print a row and keep it."""
     ratios = np.array(theirs) / np.array(ours)
     draws = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
@@ -104,7 +108,14 @@ class Lightly:
     masked timm trunk, heads, losses, momentum, masks, and its image-by-image transform."""
 
     def __init__(
-        self, trunk: nn.Module, channels: int, size: int, local: int, crops: int, prototypes: int, hidden: int
+        self,
+        trunk: nn.Module,
+        channels: int,
+        size: int,
+        local: int,
+        crops: int,
+        prototypes: int,
+        hidden: int,
     ):
         from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
         from lightly.models.modules import DINOv2ProjectionHead, MaskedVisionTransformerTIMM
@@ -113,12 +124,23 @@ class Lightly:
 
         self.student = MaskedVisionTransformerTIMM(vit=trunk)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        sizes = {"input_dim": channels, "hidden_dim": hidden, "bottleneck_dim": 256, "output_dim": prototypes}
+        sizes = {
+            "input_dim": channels,
+            "hidden_dim": hidden,
+            "bottleneck_dim": 256,
+            "output_dim": prototypes,
+        }
         self.head, self.teacher_head = (DINOv2ProjectionHead(**sizes) for _ in range(2))
         self.teacher_head.load_state_dict(self.head.state_dict())
         self.teacher_head.requires_grad_(False)
-        self.dino, self.ibot, self.koleo = DINOLoss(prototypes), IBOTPatchLoss(prototypes), KoLeoLoss()
-        self.optimiser = torch.optim.AdamW([*self.student.parameters(), *self.head.parameters()], lr=1e-3)
+        self.dino, self.ibot, self.koleo = (
+            DINOLoss(prototypes),
+            IBOTPatchLoss(prototypes),
+            KoLeoLoss(),
+        )
+        self.optimiser = torch.optim.AdamW(
+            [*self.student.parameters(), *self.head.parameters()], lr=1e-3
+        )
         self.masks, self.move = random_block_mask, update_momentum
         self.transform = DINOTransform(
             global_crop_size=size, global_crop_scale=(0.32, 1.0), local_crop_size=local,
@@ -127,7 +149,10 @@ class Lightly:
 
     def views(self, pictures: list[Image.Image]) -> list[torch.Tensor]:
         """Global and local views of a batch, made one by one as its data loader does."""
-        return [torch.stack(view) for view in zip(*(self.transform(picture) for picture in pictures), strict=True)]
+        return [
+            torch.stack(view)
+            for view in zip(*(self.transform(picture) for picture in pictures), strict=True)
+        ]
 
     def step(self, views: list[torch.Tensor]) -> None:
         """One step of the example's loop."""
@@ -138,13 +163,20 @@ class Lightly:
         mask[:, 1:] = blocks.flatten(1)
         with torch.no_grad():
             features = self.teacher.encode(whole)
-            taught, taught_patches = self.teacher_head(features[:, 0]), self.teacher_head(features[mask])
+            taught, taught_patches = (
+                self.teacher_head(features[:, 0]),
+                self.teacher_head(features[mask]),
+            )
         features = self.student.encode(whole, mask=mask)
         words, patches = features[:, 0], self.head(features[mask])
         shown = torch.cat([self.head(words), self.head(self.student.encode(small)[:, 0])])
         loss = (
-            self.dino(teacher_out=taught.chunk(2), student_out=shown.chunk(len(views)), teacher_temp=0.04)
-            + self.ibot(teacher_out=taught_patches, student_out=patches, mask=blocks, teacher_temp=0.04)
+            self.dino(
+                teacher_out=taught.chunk(2), student_out=shown.chunk(len(views)), teacher_temp=0.04
+            )
+            + self.ibot(
+                teacher_out=taught_patches, student_out=patches, mask=blocks, teacher_temp=0.04
+            )
             + 0.1 * sum(self.koleo(part) for part in words.chunk(2))
         )
         self.optimiser.zero_grad()
@@ -173,10 +205,17 @@ def dinov2_case(
     encoder = Encoder(name, own, input_size=size)
     timm.layers.set_fused_attn(True)
     config = DinoConfig.reference(
-        batch, prototypes=prototypes, hidden=hidden, local_crops=crops, local_size=local, global_size=size
+        batch,
+        prototypes=prototypes,
+        hidden=hidden,
+        local_crops=crops,
+        local_size=local,
+        global_size=size,
     )
     objective = Dino(encoder, config)
-    groups = parameter_groups(objective, config.lr, 0.04, config.layer_decay, config.patch_embed_scale)
+    groups = parameter_groups(
+        objective, config.lr, 0.04, config.layer_decay, config.patch_embed_scale
+    )
     optimiser = torch.optim.AdamW(groups, fused=True)
     trunk = timm.create_model(name, num_classes=0, **own)
     peer = Lightly(trunk, encoder.channels, size, local, crops, prototypes, hidden)
@@ -202,7 +241,13 @@ def dinov2_case(
     large, small = torch.cat(fixed[:2]), torch.cat(fixed[2:])
     objective._views = lambda x, n, scale, side, *rest: large if side == size else small  # type: ignore[method-assign]
     seconds = alternate(ours, lambda: peer.step(standing), rounds)
-    keep("dinov2", f"{setting}, batch {batch}, step on standing views", "lightly 1.6", batch, *seconds)
+    keep(
+        "dinov2",
+        f"{setting}, batch {batch}, step on standing views",
+        "lightly 1.6",
+        batch,
+        *seconds,
+    )
 
 
 # ---- clip beside open_clip -----------------------------------------------------------------------------------------
@@ -214,13 +259,19 @@ def bench_clip(rounds: int) -> None:
 
 def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
     out = f"/tmp/cxrstudy-bench/study-{size:06}"
-    prepared = prepare_data(study.Data(n_images=256, size=size, fractions={"pretrain": 1.0}, out=out))
-    p = study.validated("pretrain", {"n_images": 256, "samples_seen": 4096, "batch_size": batch, "data": "-"})
+    prepared = prepare_data(
+        study.Data(n_images=256, size=size, fractions={"pretrain": 1.0}, out=out)
+    )
+    p = study.validated(
+        "pretrain", {"n_images": 256, "samples_seen": 4096, "batch_size": batch, "data": "-"}
+    )
     torch.manual_seed(0)
     encoder = Encoder(name, {}, input_size=size)
     shape = TextShape(vocabulary=512, context=96, width=256, layers=4, heads=4, dim=256)
     text = Text(train_tokenizer(prepared.manifest["report"].tolist()), encoder.channels, shape)
-    objective = ImageText(p, weights.Loaded(encoder, weights.Report(), text=text), prepared.manifest)
+    objective = ImageText(
+        p, weights.Loaded(encoder, weights.Report(), text=text), prepared.manifest
+    )
     objective.train().to(memory_format=torch.channels_last)
     mine = torch.optim.AdamW(objective.groups(), lr=1e-4, fused=True)
     model = open_clip.CLIP(
@@ -263,7 +314,9 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
 def bench_loader(rounds: int) -> None:
     """Ten steps of the loop that read their images from the memory map, beside ten on one batch that is held."""
     prepared = prepare_data(
-        study.Data(n_images=4096, fractions={"pretrain": 1.0}, out="/tmp/cxrstudy-bench/study-00000a")
+        study.Data(
+            n_images=4096, fractions={"pretrain": 1.0}, out="/tmp/cxrstudy-bench/study-00000a"
+        )
     )
     p = study.validated("pretrain", {"n_images": 4096, "samples_seen": 4096, "data": "-"})
     encoder = build_encoder("cnn_mini", 64)
@@ -297,13 +350,28 @@ def bench_bf16(rounds: int) -> None:
         ("vit_small_patch16_224", {}, 224, 8),
         ("cnn_mini", None, 64, 64),
     ):
-        encoder = build_encoder(name, size) if arguments is None else Encoder(name, arguments, input_size=size)
-        timm.layers.set_fused_attn(False)  # the backward of the CPU's fused attention is slow in half precision
-        half = build_encoder(name, size) if arguments is None else Encoder(name, arguments, input_size=size)
+        encoder = (
+            build_encoder(name, size)
+            if arguments is None
+            else Encoder(name, arguments, input_size=size)
+        )
+        timm.layers.set_fused_attn(
+            False
+        )  # the backward of the CPU's fused attention is slow in half precision
+        half = (
+            build_encoder(name, size)
+            if arguments is None
+            else Encoder(name, arguments, input_size=size)
+        )
         timm.layers.set_fused_attn(True)
         x = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
 
-        def step(model: Encoder, dtype: torch.dtype, optimiser: torch.optim.Optimizer, x: torch.Tensor = x) -> None:
+        def step(
+            model: Encoder,
+            dtype: torch.dtype,
+            optimiser: torch.optim.Optimizer,
+            x: torch.Tensor = x,
+        ) -> None:
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 loss = model.pool(x).float().square().mean()
@@ -311,8 +379,16 @@ def bench_bf16(rounds: int) -> None:
             optimiser.step()
 
         sides = [(half, torch.bfloat16), (encoder, torch.float32)]
-        calls = [partial(step, m, d, torch.optim.AdamW(m.parameters(), fused=True)) for m, d in sides]
-        keep("bf16", f"{name}, {size} px, batch {batch}, one thread", "float32", batch, *alternate(*calls, rounds))
+        calls = [
+            partial(step, m, d, torch.optim.AdamW(m.parameters(), fused=True)) for m, d in sides
+        ]
+        keep(
+            "bf16",
+            f"{name}, {size} px, batch {batch}, one thread",
+            "float32",
+            batch,
+            *alternate(*calls, rounds),
+        )
 
 
 # ---- a GPU ---------------------------------------------------------------------------------------------------------
@@ -324,8 +400,15 @@ def bench_gpu(rounds: int) -> None:
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     seconds, _ = alternate(lambda: [a @ a for _ in range(20)], lambda: None, 5)
     rate = 20 * 2 * 8192**3 / statistics.median(seconds)
-    print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 products of 8,192", flush=True)
-    for make in (partial(gpu_dinov2, 224, 64), partial(gpu_clip, 128), partial(gpu_dinov2, 518, 16)):
+    print(
+        f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bfloat16 products of 8,192",
+        flush=True,
+    )
+    for make in (
+        partial(gpu_dinov2, 224, 64),
+        partial(gpu_clip, 128),
+        partial(gpu_dinov2, 518, 16),
+    ):
         for compiled in (False, True):
             gpu_step(rounds, rate, compiled, *make())
 
@@ -335,7 +418,9 @@ def gpu_dinov2(size: int, batch: int) -> tuple[str, int, list[Encoder], Callable
     local = 98 if size == 224 else 196
     own = {"img_size": size, "dynamic_img_size": True, "init_values": 1e-5}
     encoder = Encoder("vit_base_patch14_dinov2", own, input_size=size)
-    objective = Dino(encoder, DinoConfig.reference(batch, local_size=local, global_size=size)).cuda()
+    objective = Dino(
+        encoder, DinoConfig.reference(batch, local_size=local, global_size=size)
+    ).cuda()
     optimiser = torch.optim.AdamW(parameter_groups(objective, 1e-4, 0.04), fused=True)
     x = torch.randn(batch, 1, size, size, device="cuda")
     generator = torch.Generator().manual_seed(0)
@@ -371,7 +456,13 @@ def gpu_clip(batch: int) -> tuple[str, int, list[Encoder], Callable[[], None]]:
 
 
 def gpu_step(
-    rounds: int, rate: float, compiled: bool, name: str, batch: int, towers: list[Encoder], step: Callable[[], None]
+    rounds: int,
+    rate: float,
+    compiled: bool,
+    name: str,
+    batch: int,
+    towers: list[Encoder],
+    step: Callable[[], None],
 ) -> None:
     """Time one step, count its operations as they are without compilation, and name its costliest kernels."""
     with flop.counter() as counter:
@@ -416,11 +507,21 @@ def save(path: Path) -> None:
 
 def main() -> None:
     """Run what is named and keep its rows."""
-    benches = {"dinov2": bench_dinov2, "clip": bench_clip, "loader": bench_loader, "bf16": bench_bf16, "gpu": bench_gpu}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    benches = {
+        "dinov2": bench_dinov2,
+        "clip": bench_clip,
+        "loader": bench_loader,
+        "bf16": bench_bf16,
+        "gpu": bench_gpu,
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("which", nargs="+", choices=benches)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=study.root() / "book" / "recorded" / "benchmarks.csv")
+    parser.add_argument(
+        "--out", type=Path, default=study.root() / "book" / "recorded" / "benchmarks.csv"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     try:

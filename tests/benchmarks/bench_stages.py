@@ -46,7 +46,11 @@ STEPS: dict[str, list[tuple[Any, str]]] = {
     "key of what is kept": [(features, "features_folder")],
     "write, check kept features": [(features, "keep")],
     "pool": [(features, "pool_tokens")],
-    "who is judged, on what": [(cohort, "gather"), (cohort, "labelled_rows"), (protocol, "open_subject")],
+    "who is judged, on what": [
+        (cohort, "gather"),
+        (cohort, "labelled_rows"),
+        (protocol, "open_subject"),
+    ],
     "true masks": [(maps, "load_masks")],
     "fit the probe": [(classification, "fit_probe")],
     "thresholds, calibration": [(thresholds, "best_threshold"), (thresholds, "platt")],
@@ -96,7 +100,9 @@ class Clock:
                             setattr(holder, known, timed)
 
 
-def stages(data: str, encoder: str, out: Path, kept: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+def stages(
+    data: str, encoder: str, out: Path, kept: bool
+) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """The three evaluations, each giving its metrics."""
     prepared = open_prepared(study.resolve(data))
 
@@ -114,7 +120,10 @@ def stages(data: str, encoder: str, out: Path, kept: bool) -> dict[str, Callable
         found = segmentation.run(p, prepared)
         how = {"devices": found["devices"], "resamples": p.resamples, "seed": p.seed}
         rows = found["test"]["row"].to_numpy()
-        return found["metrics"] + continuity.continuity(found["maps"], prepared, rows, p.layers, **how)["metrics"]
+        return (
+            found["metrics"]
+            + continuity.continuity(found["maps"], prepared, rows, p.layers, **how)["metrics"]
+        )
 
     return {
         "classify": classify,
@@ -128,10 +137,14 @@ def values(metrics: list[dict[str, Any]]) -> pd.Series:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="runs/mini/data/study-4e23d7")
     parser.add_argument("--encoder", default="book/recorded/bases/clip-hybrid")
-    parser.add_argument("--out", default="", help="where a scratch folder is made; empty = the system's place")
+    parser.add_argument(
+        "--out", default="", help="where a scratch folder is made; empty = the system's place"
+    )
     options = parser.parse_args()
     data, encoder = (str(study.resolve(path)) for path in (options.data, options.encoder))
     torch.set_num_threads(1)
@@ -149,17 +162,28 @@ def main() -> None:
                 rows |= {"rest": spent - sum(clock.own.values()), "all": spent}
                 table |= {(stage, step, way): value for step, value in rows.items()}
                 print(f"{way}: {stage} {spent:.1f} s", flush=True)
-        size = sum(file.stat().st_blocks * 512 for file in Path(scratch, "features").glob("*/*.npy"))
+        size = sum(
+            file.stat().st_blocks * 512 for file in Path(scratch, "features").glob("*/*.npy")
+        )
     wide = pd.Series(table).unstack()[list(dict.fromkeys(way for _, _, way in table))]
-    order = [(stage, step) for stage in ("classify", "segment", "report") for step in (*STEPS, "rest", "all")]
+    order = [
+        (stage, step)
+        for stage in ("classify", "segment", "report")
+        for step in (*STEPS, "rest", "all")
+    ]
     print(wide.loc[[row for row in order if row in wide.index]].round(2).to_string(na_rep=""))
     print("all stages:", wide.xs("all", level=1).sum().round(1).to_dict())
     for stage in wide.index.unique(0):
-        gaps = [(found[stage, way] - found[stage, "without"]).abs().max() for way in ("kept, first", "kept, again")]
+        gaps = [
+            (found[stage, way] - found[stage, "without"]).abs().max()
+            for way in ("kept, first", "kept, again")
+        ]
         print(
             f"{stage}: largest difference of {len(found[stage, 'without'])} metrics {gaps[0]:.1e}, again {gaps[1]:.1e}"
         )
-    print(f"kept on disk: {size / 1e6:.0f} MB; {os.cpu_count()} cores, 1 thread, torch {torch.__version__}")
+    print(
+        f"kept on disk: {size / 1e6:.0f} MB; {os.cpu_count()} cores, 1 thread, torch {torch.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ from cxrstudy.evaluate.metrics import auroc, bootstrap, interval
 from cxrstudy.pretrain.augment import augment
 
 OUT = Path(__file__).resolve().parents[2] / "data_cards" / "synthetic_calibration.csv"
-TEST, VALIDATION, TRAIN = 100_000, 200_000, 300_000  # where each set's indices start: blocks of patients apart
+TEST, VALIDATION, TRAIN = (
+    100_000,
+    200_000,
+    300_000,
+)  # where each set's indices start: blocks of patients apart
 SIZES = (32, 64, 96, 128)
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 Rows = list[dict[str, object]]
@@ -50,7 +54,12 @@ def draw(
 
 
 def score(
-    measure: str, y: np.ndarray, s: np.ndarray, patients: np.ndarray, names: Sequence[str], **facts: object
+    measure: str,
+    y: np.ndarray,
+    s: np.ndarray,
+    patients: np.ndarray,
+    names: Sequence[str],
+    **facts: object,
 ) -> Rows:
     """Rows of AUROC with intervals, label by label and their means over findings and over devices."""
     value, samples = auroc(y, s), bootstrap(auroc, y, s, groups=patients, resamples=1000)
@@ -86,7 +95,13 @@ def pixels() -> Rows:
     rows = score("pixels", y_test, s, told.patient_id, LABELS, px=32, trained=4000)
     d = len(FINDINGS)
     return rows + score(
-        "pixels, AP only", y_test[ill][:, d:], s[ill][:, d:], told.patient_id[ill], DEVICES, px=32, trained=4000
+        "pixels, AP only",
+        y_test[ill][:, d:],
+        s[ill][:, d:],
+        told.patient_id[ill],
+        DEVICES,
+        px=32,
+        trained=4000,
     )
 
 
@@ -95,7 +110,11 @@ def train(
 ) -> Callable[[torch.Tensor], np.ndarray]:
     """A small CNN fitted to labels (N,L); gives scores of images."""
     torch.manual_seed(seed)
-    shape = {"channels": tuple(width * k for k in (1, 2, 4, 8)), "stem_width": width // 2, "in_chans": 1}
+    shape = {
+        "channels": tuple(width * k for k in (1, 2, 4, 8)),
+        "stem_width": width // 2,
+        "in_chans": 1,
+    }
     model = timm.create_model("resnet10t", num_classes=y.shape[1], global_pool="avgmax", **shape)
     model = model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05, fused=True)
@@ -129,7 +148,13 @@ def supervised() -> Rows:
     s, ill, d = train(x, y, 10)(x_test), told.view == "AP", len(FINDINGS)
     rows = score("supervised", y_test, s, told.patient_id, LABELS, px=64, trained=20_000)
     return rows + score(
-        "supervised, AP only", y_test[ill][:, d:], s[ill][:, d:], told.patient_id[ill], DEVICES, px=64, trained=20_000
+        "supervised, AP only",
+        y_test[ill][:, d:],
+        s[ill][:, d:],
+        told.patient_id[ill],
+        DEVICES,
+        px=64,
+        trained=20_000,
     )
 
 
@@ -153,9 +178,14 @@ def turing(real: str, px: int = 64) -> Rows:
     told = synthetic.describe(range(TEST, TEST + 20_000))
     rows = [np.flatnonzero(told.view == view)[k] for k, view in enumerate(manifest["view"])]
     drawn = np.concatenate(
-        [np.asarray(synthetic.sample(TEST + np.array(part), size=px).image)[:, 0] for part in np.array_split(rows, 8)]
+        [
+            np.asarray(synthetic.sample(TEST + np.array(part), size=px).image)[:, 0]
+            for part in np.array_split(rows, 8)
+        ]
     )
-    for k, picture in enumerate(pictures):  # the synthetic one takes the grey levels of its real partner, rank by rank
+    for k, picture in enumerate(
+        pictures
+    ):  # the synthetic one takes the grey levels of its real partner, rank by rank
         order = np.argsort(drawn[k], axis=None, kind="stable")
         drawn[k].flat[order] = np.sort(picture, axis=None)
     x = torch.from_numpy(np.concatenate([pictures, drawn.astype(np.uint8)]))
@@ -164,7 +194,9 @@ def turing(real: str, px: int = 64) -> Rows:
     fold = pd.Series(pd.factorize(patients)[0]).to_numpy() % 4
     s = np.empty((len(x), 1))
     for k in range(4):
-        s[fold == k] = train(x[torch.from_numpy(fold != k)], y[fold != k], 8)(x[torch.from_numpy(fold == k)])
+        s[fold == k] = train(x[torch.from_numpy(fold != k)], y[fold != k], 8)(
+            x[torch.from_numpy(fold == k)]
+        )
     return score("turing", y, s, patients, ["real"], px=px, trained=int(0.75 * len(x)))
 
 
@@ -216,8 +248,15 @@ def speed() -> Rows:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts: dict[str, Callable[[], Rows]] = {"speed": speed, "pixels": pixels, "supervised": supervised, "sizes": sizes}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts: dict[str, Callable[[], Rows]] = {
+        "speed": speed,
+        "pixels": pixels,
+        "supervised": supervised,
+        "sizes": sizes,
+    }
     parser.add_argument("--only", nargs="+", choices=[*parts, "turing"], default=[])
     parser.add_argument("--real", default="", help="folder of ChestX-ray14 images and their table")
     asked = parser.parse_args()
@@ -230,7 +269,11 @@ def main() -> None:
             continue
         start = time.monotonic()
         rows = pd.DataFrame(part()).assign(part=name, generator=synthetic.VERSION)
-        kept = pd.read_csv(OUT, dtype={"generator": str}) if OUT.is_file() else pd.DataFrame(columns=rows.columns)
+        kept = (
+            pd.read_csv(OUT, dtype={"generator": str})
+            if OUT.is_file()
+            else pd.DataFrame(columns=rows.columns)
+        )
         kept = kept[(kept["part"] != name) & (kept["generator"] == synthetic.VERSION)]
         pd.concat([kept, rows]).round(4).to_csv(OUT, index=False)
         print(

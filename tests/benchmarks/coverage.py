@@ -44,7 +44,9 @@ LADDERS = {
 }
 FLOORS, TOP, NOISE = {"power": 0.0, "power_floor": 0.05}, 0.3, 0.02
 LAWS = [
-    (form, b) for form, exponents in (("power", (0.1, 0.3, 0.6)), ("power_floor", (0.2, 0.4, 0.8))) for b in exponents
+    (form, b)
+    for form, exponents in (("power", (0.1, 0.3, 0.6)), ("power_floor", (0.2, 0.4, 0.8)))
+    for b in exponents
 ]
 PATIENTS, OWN = 0.01, 0.01  # of the error: what sampled patients do to all runs alike, and to each
 DEFAULT = {
@@ -68,13 +70,27 @@ def settings() -> Iterator[dict[str, Any]]:
         yield DEFAULT | {"form": form, "exponent": b, "sigma": "estimated", "ladder": five}
         yield DEFAULT | {"form": form, "exponent": b, "sigma": "half, as a part", "ladder": five}
         yield DEFAULT | {"form": form, "exponent": b, "sigma": "half, as all", "ladder": five}
-    for (form, b), runs, method in itertools.product(middle, ("clean", "one far off"), ("profile", "robust profile")):
+    for (form, b), runs, method in itertools.product(
+        middle, ("clean", "one far off"), ("profile", "robust profile")
+    ):
         if (runs, method) != ("clean", "profile"):
             yield DEFAULT | {"form": form, "exponent": b, "runs": runs, "method": method}
         if method == "robust profile":
-            yield DEFAULT | {"form": form, "exponent": b, "sigma": "estimated", "runs": runs, "method": method}
+            yield DEFAULT | {
+                "form": form,
+                "exponent": b,
+                "sigma": "estimated",
+                "runs": runs,
+                "method": method,
+            }
     for (form, b), ladder, method in itertools.product(middle, LADDERS, ("profile", "resampled")):
-        yield DEFAULT | {"form": form, "exponent": b, "ladder": ladder, "runs": "other patients", "method": method}
+        yield DEFAULT | {
+            "form": form,
+            "exponent": b,
+            "ladder": ladder,
+            "runs": "other patients",
+            "method": method,
+        }
 
 
 def curve(form: str, n: np.ndarray, b: float) -> np.ndarray:
@@ -91,7 +107,9 @@ def oracle(form: str, b: float, n: np.ndarray, sigma: np.ndarray, at: np.ndarray
         return np.stack(columns[: 2 if form == "power" else 3], axis=1)
 
     inverse = np.linalg.inv(slopes(n).T @ (slopes(n) / sigma[:, None] ** 2))
-    return np.sqrt(np.append(np.einsum("xi,ij,xj->x", slopes(at), inverse, slopes(at)), inverse[1, 1]))
+    return np.sqrt(
+        np.append(np.einsum("xi,ij,xj->x", slopes(at), inverse, slopes(at)), inverse[1, 1])
+    )
 
 
 def simulate(setting: dict[str, Any], draws: int, seed: int) -> list[dict[str, Any]]:
@@ -99,7 +117,10 @@ def simulate(setting: dict[str, Any], draws: int, seed: int) -> list[dict[str, A
     form, b, n = setting["form"], setting["exponent"], LADDERS[setting["ladder"]]
     truth, sizes = curve(form, n, b), np.unique(n)
     at = np.array([n[0], np.sqrt(n[0] * n[-1]), n[-1], n[-1] * sizes[-1] / sizes[-2]])
-    target, sigma = curve(form, at, b), NOISE * (truth if setting["noise"] == "proportional" else truth.mean() + 0 * n)
+    target, sigma = (
+        curve(form, at, b),
+        NOISE * (truth if setting["noise"] == "proportional" else truth.mean() + 0 * n),
+    )
     far, other = setting["runs"] == "one far off", setting["runs"] == "other patients"
     told = {"given": 1.0, "estimated": 0.0}.get(setting["sigma"], 0.5)
     rng = np.random.default_rng([seed, *setting["form"].encode(), int(100 * b), len(n), far, other])
@@ -122,27 +143,46 @@ def simulate(setting: dict[str, Any], draws: int, seed: int) -> list[dict[str, A
         except ValueError:
             continue
         resampled = setting["method"] == "resampled"
-        ends = _resampled(fit, error, at, again) if resampled else (fit.interval(at), fit.exponent_interval())
+        ends = (
+            _resampled(fit, error, at, again)
+            if resampled
+            else (fit.interval(at), fit.exponent_interval())
+        )
         low, high = (np.append(ends[0][k], ends[1][k]) for k in (0, 1))
         inside.append((low <= np.append(target, b)) & (np.append(target, b) <= high))
         widths.append(high - low)
     known = 2 * stats.norm.ppf(0.975) * oracle(form, b, n, np.hypot(sigma, OWN * truth * other), at)
     known = np.hypot(known, 2 * stats.norm.ppf(0.975) * PATIENTS * np.append(target, 0) * other)
     dof = len(n) - (2 if form == "power" else 3)
-    student = float(stats.t.ppf(0.975, dof) / stats.norm.ppf(0.975) * np.sqrt(stats.chi2.median(dof) / dof))
+    student = float(
+        stats.t.ppf(0.975, dof) / stats.norm.ppf(0.975) * np.sqrt(stats.chi2.median(dof) / dof)
+    )
     student = 1.0 if setting["sigma"] == "given" else student
     held, wide = np.mean(inside, axis=0), np.median(widths, axis=0) / known
     places = ("smallest", "middle", "largest", "one step beyond", "exponent")
-    rows = [{"place": p, "coverage": c, "width": w} for p, c, w in zip(places, held, wide, strict=True)]
+    rows = [
+        {"place": p, "coverage": c, "width": w} for p, c, w in zip(places, held, wide, strict=True)
+    ]
     rows.append({"place": "all", "coverage": held[:-1].mean(), "width": wide[:-1].mean()})
-    return [setting | row | {"student": student, "draws": draws, "refused": draws - len(inside)} for row in rows]
+    return [
+        setting | row | {"student": student, "draws": draws, "refused": draws - len(inside)}
+        for row in rows
+    ]
 
 
 def _resampled(
-    fit: ScalingFit, error: np.ndarray, at: np.ndarray, rng: np.random.Generator, resamples: int = 300
+    fit: ScalingFit,
+    error: np.ndarray,
+    at: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = 300,
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """The bootstrap's band and its interval of the exponent; its resampled patients move runs as the true ones did."""
-    moved = 1 + PATIENTS * rng.normal(size=(resamples, 1)) + OWN * rng.normal(size=(resamples, len(error)))
+    moved = (
+        1
+        + PATIENTS * rng.normal(size=(resamples, 1))
+        + OWN * rng.normal(size=(resamples, len(error)))
+    )
     drawn = draw_runs(fit.runs.n, error, error * moved, rng, form=fit.runs.form)
     many = refit(fit.runs, drawn)
     return interval(fit.runs.curve([v[:, None] for v in many], at)), interval(many[0])
@@ -155,18 +195,36 @@ def speed(folder: Path, images: int = 4000, labels: int = 15) -> None:
     tasks = {"findings": list(truth)[:8], "lines_tubes": list(truth)[8:]}
     for (i, paradigm), n, seed in itertools.product(enumerate(ladders.CONTINUED), SIZES, range(3)):
         run = f"{paradigm}-n{n:.0f}-s{seed}"
-        scores = {k: (0.6 + 0.1 * i + 0.15 * np.log10(n)) * y + rng.normal(size=images) for k, y in truth.items()}
+        scores = {
+            k: (0.6 + 0.1 * i + 0.15 * np.log10(n)) * y + rng.normal(size=images)
+            for k, y in truth.items()
+        }
         kept = {"image_id": np.arange(images), "patient_id": np.arange(images) // 2}
-        kept |= {f"truth:{k}": y for k, y in truth.items()} | {f"score:{k}": s for k, s in scores.items()}
+        kept |= {f"truth:{k}": y for k, y in truth.items()} | {
+            f"score:{k}": s for k, s in scores.items()
+        }
         (folder / run).mkdir()
         pd.DataFrame(kept).to_parquet(folder / run / "scores.parquet")
-        own = {"run": run, "folder": str(folder / run), "paradigm": paradigm, "n_images": n, "seed": seed}
+        own = {
+            "run": run,
+            "folder": str(folder / run),
+            "paradigm": paradigm,
+            "n_images": n,
+            "seed": seed,
+        }
         for task, names in tasks.items():
             each = [float(auroc(truth[k], scores[k])[0]) for k in names]
-            rows += [own | {"task": task, "label": k, "value": v} for k, v in zip(names, each, strict=True)]
+            rows += [
+                own | {"task": task, "label": k, "value": v}
+                for k, v in zip(names, each, strict=True)
+            ]
             rows.append(own | {"task": task, "label": "macro", "value": np.mean(each)})
-    table = pd.DataFrame(rows).assign(stage="classify", metric="auroc", base="b", data="d", encoder="e", patients="p")
-    table = table.assign(samples_seen=1e5, low=np.nan, high=np.nan, trained_on=None, institution="i")
+    table = pd.DataFrame(rows).assign(
+        stage="classify", metric="auroc", base="b", data="d", encoder="e", patients="p"
+    )
+    table = table.assign(
+        samples_seen=1e5, low=np.nan, high=np.nan, trained_on=None, institution="i"
+    )
     spent = [time.process_time()]
     os.environ["CXRSTUDY_RUNS"] = str(folder)  # where the bootstrap keeps what it has drawn
     for names in tasks.values():
@@ -178,20 +236,30 @@ def speed(folder: Path, images: int = 4000, labels: int = 15) -> None:
     spent.append(time.process_time())
     bootstrap, *rest = np.diff(spent)
     told = ", ".join(f"{form} {seconds:.2f} s" for form, seconds in zip(FLOORS, rest, strict=True))
-    print(f"{len(fits)} ladders, {fits['runs'].sum()} runs: AUROC bootstrap {bootstrap:.1f} s; the rest: {told}")
+    print(
+        f"{len(fits)} ladders, {fits['runs'].sum()} runs: AUROC bootstrap {bootstrap:.1f} s; the rest: {told}"
+    )
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", default="coverage", choices=["coverage", "speed", "public"])
-    parser.add_argument("--seed", type=int, help="of the simulation; draw one after the code is frozen")
+    parser.add_argument(
+        "what", nargs="?", default="coverage", choices=["coverage", "speed", "public"]
+    )
+    parser.add_argument(
+        "--seed", type=int, help="of the simulation; draw one after the code is frozen"
+    )
     parser.add_argument("--draws", type=int, default=2000)
-    parser.add_argument("--root", default=str(RECORDED.parents[2] / "shared" / "data" / "public_scaling"))
+    parser.add_argument(
+        "--root", default=str(RECORDED.parents[2] / "shared" / "data" / "public_scaling")
+    )
     parser.add_argument("--out", default="", help="another file than the one in book/recorded")
     asked = parser.parse_args()
     if asked.what == "public":
-        public.laws(asked.root).round(5).to_csv(asked.out or RECORDED / "public_laws.csv", index=False)
+        public.laws(asked.root).round(5).to_csv(
+            asked.out or RECORDED / "public_laws.csv", index=False
+        )
         return
     if asked.what == "speed":
         with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,10 @@ from cxrstudy.scaling import ladders
 FOLDS = [f"fold{k}" for k in range(5)]
 RECIPES = {  # paradigm: base, what differs from the defaults
     "unicl": ("book/recorded/bases/clip-hybrid", {"batch_size": 32, "lr": 5e-4}),
-    "dinov2": ("book/recorded/bases/dino-hybrid", {"batch_size": 32, "lr": 1e-3}),  # at 5e-4 it moves by 0.7%
+    "dinov2": (
+        "book/recorded/bases/dino-hybrid",
+        {"batch_size": 32, "lr": 1e-3},
+    ),  # at 5e-4 it moves by 0.7%
 }
 STUDIES = {  # source, variant, how the book calls its x-rays
     "synthetic": ("recorded:study-cpu", "", "synthetic"),
@@ -41,7 +44,12 @@ def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
     """Rows of the real sample."""
     out = "runs/no-harm/data/nih"
     asked = study.Data(
-        card="nih_chestxray14", root=root, n_images=0, size=64, fractions=dict.fromkeys(FOLDS, 0.2), out=out
+        card="nih_chestxray14",
+        root=root,
+        n_images=0,
+        size=64,
+        fractions=dict.fromkeys(FOLDS, 0.2),
+        out=out,
     )
     prepared = prepare_data(asked)
     counts = (prepared.manifest.filter(like="label:") == 1).sum()
@@ -49,10 +57,16 @@ def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
 
     def judge(encoders: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
-        p = study.Classify(data=out, folds=FOLDS, labels=labels, tasks=["findings"], resamples=20, **which)  # type: ignore[arg-type]
+        p = study.Classify(
+            data=out, folds=FOLDS, labels=labels, tasks=["findings"], resamples=20, **which
+        )  # type: ignore[arg-type]
         found = protocol.run(p, prepared)
         order = np.argsort(found["test"]["image_id"].to_numpy())
-        return found["truth"][order], found["scores"][order], found["test"]["patient_id"].to_numpy()[order]
+        return (
+            found["truth"][order],
+            found["scores"][order],
+            found["test"]["patient_id"].to_numpy()[order],
+        )
 
     rows = []
     for paradigm in paradigms:
@@ -76,9 +90,16 @@ def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
                 drawn = bootstrap(auroc, truth, after, groups=patients, resamples=2000)
                 draws.append(np.nanmean(drawn - before, axis=1))
             low, high = interval(np.mean(draws, axis=0))
-            rung = {"images": "real (ChestX-ray14 sample)", "task": "findings", "paradigm": paradigm, "n_images": n}
+            rung = {
+                "images": "real (ChestX-ray14 sample)",
+                "task": "findings",
+                "paradigm": paradigm,
+                "n_images": n,
+            }
             ends = {"seeds": seeds, "gain": np.mean(gains), "low": float(low), "high": float(high)}
-            rows.append(rung | ends | {"least": min(gains), "most": max(gains), "moved": min(moved)})
+            rows.append(
+                rung | ends | {"least": min(gains), "most": max(gains), "moved": min(moved)}
+            )
             print(rows[-1], flush=True)
     return rows
 
@@ -87,7 +108,9 @@ def synthetic(source: str, variant: str, images: str) -> list[dict[str, Any]]:
     """Rows of a study on synthetic x-rays whose runs stand."""
     table, _ = narrative.plan_table(source, variant)
     if table.empty:
-        raise SystemExit(f"{source} {variant} has no results: {narrative.command(source)}, or see --help")
+        raise SystemExit(
+            f"{source} {variant} has no results: {narrative.command(source)}, or see --help"
+        )
     moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
     far = moved.groupby(["paradigm", "n_images"])["value"].min()
     found = ladders.gains(table, resamples=2000)
@@ -97,22 +120,45 @@ def synthetic(source: str, variant: str, images: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Make the rows that are asked for and put them in place of those that were there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("which", choices=[*STUDIES, "real"])
     parser.add_argument("--root", default="", help="folder of ChestX-ray14")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--paradigm", choices=list(RECIPES), action="append", help="of the real sample; default: all")
+    parser.add_argument(
+        "--paradigm",
+        choices=list(RECIPES),
+        action="append",
+        help="of the real sample; default: all",
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     root, wanted = str(Path(given.root).resolve()), given.paradigm or list(RECIPES)
-    new = pd.DataFrame(synthetic(*STUDIES[given.which]) if given.which in STUDIES else real(root, given.seeds, wanted))
+    new = pd.DataFrame(
+        synthetic(*STUDIES[given.which])
+        if given.which in STUDIES
+        else real(root, given.seeds, wanted)
+    )
     new["hardware"], new["commit"] = environment()["hardware"], environment()["commit"]
     file = study.root() / "book" / "recorded" / "no_harm.csv"
     if file.is_file():
         old = pd.read_csv(file)
         again = old["images"].isin(new["images"]) & old["paradigm"].isin(new["paradigm"])
         new = pd.concat([old[~again], new])
-    columns = ["images", "task", "paradigm", "n_images", "seeds", "gain", "low", "high", "least", "most", "moved"]
+    columns = [
+        "images",
+        "task",
+        "paradigm",
+        "n_images",
+        "seeds",
+        "gain",
+        "low",
+        "high",
+        "least",
+        "most",
+        "moved",
+    ]
     new[[*columns, "hardware", "commit"]].round(4).to_csv(file, index=False)
     print(file)
 

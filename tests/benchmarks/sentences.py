@@ -30,8 +30,12 @@ def prose(markdown: str) -> str:
 
 def sentences(text: str) -> Iterator[int]:
     """The number of words of each sentence; a paragraph or list item ends one."""
-    for block in re.split(r"\n\s*\n", ABBREVIATIONS.sub(lambda found: found[0].replace(".", ""), text)):
-        for sentence in re.split(r"(?<=[.!?])[\"')\]]?\s+(?=[A-Z0-9\"'(])", " ".join(block.split())):
+    for block in re.split(
+        r"\n\s*\n", ABBREVIATIONS.sub(lambda found: found[0].replace(".", ""), text)
+    ):
+        for sentence in re.split(
+            r"(?<=[.!?])[\"')\]]?\s+(?=[A-Z0-9\"'(])", " ".join(block.split())
+        ):
             words = [word for word in sentence.split() if re.search(r"\w", word)]
             if len(words) > 2:
                 yield len(words)
@@ -44,9 +48,13 @@ def texts(path: Path) -> str:
         return prose(source)
     if path.suffix == ".ipynb":
         cells = json.loads(source)["cells"]
-        return "\n\n".join(prose("".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown")
+        return "\n\n".join(
+            prose("".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown"
+        )
     kinds = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    found = [ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    found = [
+        ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)
+    ]
     return "\n\n".join(prose(text) for text in found if text)
 
 

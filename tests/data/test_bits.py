@@ -27,7 +27,12 @@ from cxrstudy.data.dicom import UnreadableImage, read_dicom, read_with_notes
 
 SMOOTH = np.add.outer(np.arange(40), np.arange(48)) / (39 + 47)  # [0, 1], without a jump
 NATIVE = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless]
-WHOLE = [*NATIVE, JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1]  # the codecs here keep all 16 bits of a word
+WHOLE = [
+    *NATIVE,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+]  # the codecs here keep all 16 bits of a word
 
 
 def ramp(bits, signed=False):
@@ -42,7 +47,11 @@ def minmax(values):
 
 def write(path, words, *, syntax=ExplicitVRLittleEndian, precision=16, absent=(), **tags):
     """Words of 16 bits, as they are, into a file; a JPEG stream has the precision given."""
-    words = np.asarray(words).astype(np.uint16) if np.min(words) >= 0 else np.asarray(words, np.int16).view(np.uint16)
+    words = (
+        np.asarray(words).astype(np.uint16)
+        if np.min(words) >= 0
+        else np.asarray(words, np.int16).view(np.uint16)
+    )
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
@@ -92,7 +101,9 @@ def check(path, values):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize(("stored", "high"), [(12, 15), (12, 13), (12, 11), (10, 15), (10, 12), (14, 15), (16, 15)])
+@pytest.mark.parametrize(
+    ("stored", "high"), [(12, 15), (12, 13), (12, 11), (10, 15), (10, 12), (14, 15), (16, 15)]
+)
 @pytest.mark.parametrize("syntax", WHOLE)
 def test_a_value_is_cut_out_where_highbit_says(tmp_path, syntax, stored, high, signed):
     values = ramp(stored, signed)
@@ -104,7 +115,9 @@ def test_a_value_is_cut_out_where_highbit_says(tmp_path, syntax, stored, high, s
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("high", [11, 15])
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEGLosslessSV1])
-def test_samples_of_a_stream_as_precise_as_bitsstored_are_the_values(tmp_path, syntax, high, signed):
+def test_samples_of_a_stream_as_precise_as_bitsstored_are_the_values(
+    tmp_path, syntax, high, signed
+):
     values = ramp(12, signed)
     tags = {"BitsStored": 12, "HighBit": high, "PixelRepresentation": int(signed)}
     check(write(tmp_path / "x.dcm", values & 4095, syntax=syntax, precision=12, **tags), values)
@@ -118,7 +131,9 @@ def test_values_beyond_bitsstored_are_the_image_where_it_runs_on(tmp_path, synta
 
 
 def test_signed_values_beyond_bitsstored_are_the_image_where_it_runs_on(tmp_path):
-    path = write(tmp_path / "x.dcm", ramp(14, True), BitsStored=12, HighBit=11, PixelRepresentation=1)
+    path = write(
+        tmp_path / "x.dcm", ramp(14, True), BitsStored=12, HighBit=11, PixelRepresentation=1
+    )
     check(path, ramp(14, True))
 
 
@@ -155,7 +170,9 @@ def test_an_overlay_inside_the_value_is_set_aside(tmp_path):
         read_dicom(path)
 
 
-@pytest.mark.parametrize("absent", ["BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"])
+@pytest.mark.parametrize(
+    "absent", ["BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"]
+)
 @pytest.mark.parametrize("syntax", WHOLE)
 def test_an_absent_tag_has_the_value_that_readers_take(tmp_path, absent, syntax):
     tags = {"BitsStored": 12, "HighBit": 11}
@@ -202,11 +219,17 @@ def test_any_layout_gives_the_image_that_was_stored(tmp_path_factory, data):
 
 def test_pixel_data_of_another_length_are_set_aside(tmp_path):
     for columns in (24, 46, 47, 49):
-        with pytest.raises(UnreadableImage, match=r"pixel data (too long|absent or cut short): 3840 bytes of"):
-            read_dicom(write(tmp_path / "x.dcm", ramp(12), BitsStored=12, HighBit=11, Columns=columns))
+        with pytest.raises(
+            UnreadableImage, match=r"pixel data (too long|absent or cut short): 3840 bytes of"
+        ):
+            read_dicom(
+                write(tmp_path / "x.dcm", ramp(12), BitsStored=12, HighBit=11, Columns=columns)
+            )
     with pytest.raises(UnreadableImage, match="too long"):
         read_dicom(write(tmp_path / "x.dcm", ramp(12), BitsAllocated=8, BitsStored=8, HighBit=7))
-    check(write(tmp_path / "x.dcm", ramp(12), PlanarConfiguration=9), ramp(12))  # says nothing of one sample
+    check(
+        write(tmp_path / "x.dcm", ramp(12), PlanarConfiguration=9), ramp(12)
+    )  # says nothing of one sample
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1])
@@ -237,7 +260,9 @@ def test_padding_outside_the_bits_stored_is_black_and_not_the_image(tmp_path, si
 def test_a_signed_frame_around_a_bright_image_is_no_fault(tmp_path):
     values = np.full((60, 60), -2048)
     values[20:40, 20:40] = 1500 + ramp(8)[:20, :20]
-    path = write(tmp_path / "x.dcm", values & 4095, BitsStored=12, HighBit=11, PixelRepresentation=1)
+    path = write(
+        tmp_path / "x.dcm", values & 4095, BitsStored=12, HighBit=11, PixelRepresentation=1
+    )
     check(path, values)
 
 
@@ -252,5 +277,7 @@ def test_an_odd_number_of_bytes_reads_with_and_without_the_byte_that_makes_it_ev
     check(tmp_path / "x.dcm", values)
     whole = (tmp_path / "x.dcm").read_bytes()
     at = whole.index(bytes(range(77)))
-    (tmp_path / "y.dcm").write_bytes(whole[: at - 4] + (77).to_bytes(4, "little") + whole[at : at + 77])
+    (tmp_path / "y.dcm").write_bytes(
+        whole[: at - 4] + (77).to_bytes(4, "little") + whole[at : at + 77]
+    )
     check(tmp_path / "y.dcm", values)

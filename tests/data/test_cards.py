@@ -26,14 +26,35 @@ NIH = ROOT.parent / "shared" / "data" / "nih_subset"
 
 def write_card(folder, **changes):
     """A card of a hospital whose labels have one column each; keys of ``table`` and ``labels`` are merged."""
-    facts = {"name": "hospital", "title": "A hospital", "kind": "real", "licence": "own", "access": "ask the archive"}
+    facts = {
+        "name": "hospital",
+        "title": "A hospital",
+        "kind": "real",
+        "licence": "own",
+        "access": "ask the archive",
+    }
     facts |= {"citation": "none", "images": ["images/*.png"]}
-    table = {"path": "rows*.csv", "image_id": "file", "patient_id": "pid", "study_id": ["pid", "exam"]}
+    table = {
+        "path": "rows*.csv",
+        "image_id": "file",
+        "patient_id": "pid",
+        "study_id": ["pid", "exam"],
+    }
     values = {"1.0": 1, "0.0": 0, "-1.0": None}
-    labels = {"encoding": "columns", "names": {"edema": "Edema"}, "values": values, "missing": "absent"}
-    facts |= {"table": table | changes.pop("table", {}), "labels": labels | changes.pop("labels", {})} | changes
+    labels = {
+        "encoding": "columns",
+        "names": {"edema": "Edema"},
+        "values": values,
+        "missing": "absent",
+    }
+    facts |= {
+        "table": table | changes.pop("table", {}),
+        "labels": labels | changes.pop("labels", {}),
+    } | changes
     path = folder / "hospital.md"
-    path.write_text(f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# A hospital\n", encoding="utf-8")
+    path.write_text(
+        f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# A hospital\n", encoding="utf-8"
+    )
     return path
 
 
@@ -55,7 +76,13 @@ def rows(**columns):
 
 def no_rows(n):
     """Places of rows of no file."""
-    return Rows(pd.DataFrame(index=range(n)), [Path("rows.csv")], np.zeros(n, int), ["line"], np.arange(n) + 2)
+    return Rows(
+        pd.DataFrame(index=range(n)),
+        [Path("rows.csv")],
+        np.zeros(n, int),
+        ["line"],
+        np.arange(n) + 2,
+    )
 
 
 # ---- the repository's own ------------------------------------------------------------------------------------------
@@ -94,7 +121,9 @@ def test_the_nih_card_counts_labels_as_the_csv_module_does(nih):
         listed = {row["Image Index"]: row for row in csv.DictReader(file)}
     theirs = {"pleural_effusion": {"Effusion"}, "nodule_mass": {"Nodule", "Mass"}}
     names = label_names(nih)
-    assert {"cardiomegaly", "edema", "nodule_mass", "infiltration", "pneumonia", "hernia"} <= set(names)
+    assert {"cardiomegaly", "edema", "nodule_mass", "infiltration", "pneumonia", "hernia"} <= set(
+        names
+    )
     array = label_array(nih, names)
     assert not np.isnan(array).any()
     for k, name in enumerate(names):
@@ -105,7 +134,11 @@ def test_the_nih_card_counts_labels_as_the_csv_module_does(nih):
             assert sum(told) > 0, name
     for row in nih.itertuples():
         own = listed[row.image_id]
-        assert (row.patient_id, row.view, row.sex) == (own["Patient ID"], own["View Position"], own["Patient Gender"])
+        assert (row.patient_id, row.view, row.sex) == (
+            own["Patient ID"],
+            own["View Position"],
+            own["Patient Gender"],
+        )
         assert row.age == float(own["Patient Age"])
         assert Path(row.path).name == row.image_id
 
@@ -139,11 +172,19 @@ def test_values_of_label_columns_become_ours(tmp_path, missing, blank):
 def test_a_list_of_labels_becomes_ours_by_whole_names(tmp_path, missing, blank):
     given_ = ["Mass", "Edema; Nodule", "Massive", "", "edema"]
     write_rows(tmp_path, rows(found=given_))
-    labels = {"encoding": "list", "column": "found", "separator": "; ", "values": {}, "missing": missing}
+    labels = {
+        "encoding": "list",
+        "column": "found",
+        "separator": "; ",
+        "values": {},
+        "missing": missing,
+    }
     labels["names"] = {"nodule_mass": ["Nodule", "Mass"], "edema": "Edema"}
     manifest = load_manifest(write_card(tmp_path, labels=labels), root=tmp_path)
     np.testing.assert_array_equal(manifest["label:nodule_mass"], [1, 1, blank, blank, blank])
-    np.testing.assert_array_equal(manifest["label:edema"], [blank, 1, blank, blank, 1])  # whatever its case
+    np.testing.assert_array_equal(
+        manifest["label:edema"], [blank, 1, blank, blank, 1]
+    )  # whatever its case
 
 
 values = st.sampled_from(["1.0", "0.0", "-1.0", ""])
@@ -162,7 +203,13 @@ def test_one_label_from_several_columns_is_present_where_any_is(tmp_path_factory
 
 
 def test_every_column_is_mapped(tmp_path):
-    table = {"view": "pos", "age": "years", "sex": "gender", "report": "text", "query": "keep == 'yes'"}
+    table = {
+        "view": "pos",
+        "age": "years",
+        "sex": "gender",
+        "report": "text",
+        "query": "keep == 'yes'",
+    }
     table |= {"views": {"PostAnt": "PA", "side": "LATERAL"}, "sexes": {"w": "F", "m": "M"}}
     own = rows(
         pos=["PostAnt", "side", "oblique", "", "PostAnt"],
@@ -176,22 +223,35 @@ def test_every_column_is_mapped(tmp_path):
     assert list(manifest["patient_id"]) == ["00", "00", "01", "01"]  # text, zeros kept
     assert list(manifest["study_id"]) == ["00-0", "00-1", "01-2", "01-3"]
     assert [Path(path).name for path in manifest["path"]] == list(manifest["image_id"])
-    plain = {column: [None if pd.isna(v) else v for v in manifest[column]] for column in ("view", "age", "sex")}
+    plain = {
+        column: [None if pd.isna(v) else v for v in manifest[column]]
+        for column in ("view", "age", "sex")
+    }
     assert plain["view"] == ["PA", "LATERAL", None, None]
     assert plain["age"] == [58, None, None, 7]
     assert plain["sex"] == ["F", "M", None, None]
     assert manifest.attrs["left_out"] == {"not kept by query": 1}
-    assert manifest.attrs["not_understood"] == {"view": {"oblique": 1}, "age": {"414": 1}, "sex": {"x": 1}}
+    assert manifest.attrs["not_understood"] == {
+        "view": {"oblique": 1},
+        "age": {"414": 1},
+        "sex": {"x": 1},
+    }
     assert manifest["report"].fillna("").tolist() == ["No edema.", "", "Edema, mild.", "x"]
 
 
 def test_sides_masks_malposition_and_spacing_are_read_where_a_card_maps_them(tmp_path):
-    table = {"sides": {"edema": "which"}, "masks": {"picc": "drawn"}, "malposition": {"picc": "wrong"}}
+    table = {
+        "sides": {"edema": "which"},
+        "masks": {"picc": "drawn"},
+        "malposition": {"picc": "wrong"},
+    }
     table |= {"pixel_spacing": "mm"}
     own = rows(which=["left", ""], drawn=["masks/a.png", ""], wrong=["1", ""], mm=["0.14", "?"])
     write_rows(tmp_path, own)
     card = write_card(tmp_path, table=table)
-    with pytest.raises(CardError, match=r"column 'drawn' names a mask 'masks/a.png' that does not lie under"):
+    with pytest.raises(
+        CardError, match=r"column 'drawn' names a mask 'masks/a.png' that does not lie under"
+    ):
         load_manifest(card, root=tmp_path)
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "a.png").touch()
@@ -202,7 +262,9 @@ def test_sides_masks_malposition_and_spacing_are_read_where_a_card_maps_them(tmp
     assert manifest["pixel_spacing"].fillna(-1).tolist() == [0.14, -1]
     assert manifest.attrs["not_understood"] == {"pixel_spacing": {"?": 1}}
     write_rows(tmp_path, own | {"which": ["links", ""]})
-    with pytest.raises(ManifestError, match=r"rows.csv, line 2, column 'side:edema': 'links' is not right, left"):
+    with pytest.raises(
+        ManifestError, match=r"rows.csv, line 2, column 'side:edema': 'links' is not right, left"
+    ):
         load_manifest(card, root=tmp_path)
     with pytest.raises(CardError, match="has no column 'size'"):
         load_manifest(write_card(tmp_path, table=table | {"pixel_spacing": "size"}), root=tmp_path)
@@ -210,7 +272,10 @@ def test_sides_masks_malposition_and_spacing_are_read_where_a_card_maps_them(tmp
 
 def test_a_study_is_named_by_one_column_or_by_several(tmp_path):
     write_rows(tmp_path, rows(day=["mon", "tue"]))
-    for columns, told in ((["exam"], ["0", "1"]), (["day", "pid", "exam"], ["mon-00-0", "tue-00-1"])):
+    for columns, told in (
+        (["exam"], ["0", "1"]),
+        (["day", "pid", "exam"], ["mon-00-0", "tue-00-1"]),
+    ):
         manifest = load_manifest(write_card(tmp_path, table={"study_id": columns}), root=tmp_path)
         assert list(manifest["study_id"]) == told
 
@@ -230,7 +295,13 @@ def test_tables_are_joined_and_images_found_by_name_or_stem_wherever_the_globs_s
 
 
 def test_a_parquet_table_gives_what_the_same_table_in_csv_gives(tmp_path):
-    own = {"file": ["a.png", "b.png"], "pid": [7, 8], "exam": [1, 2], "Edema": [1.0, None], "years": [50, 60]}
+    own = {
+        "file": ["a.png", "b.png"],
+        "pid": [7, 8],
+        "exam": [1, 2],
+        "Edema": [1.0, None],
+        "years": [50, 60],
+    }
     table = {"age": "years"}
     from_csv = load_manifest(write_card(tmp_path, table=table), root=write_rows(tmp_path, own))
     pd.DataFrame(own).to_parquet(tmp_path / "rows.parquet")
@@ -292,15 +363,30 @@ TYPOS = [  # what is written, what instead, the sign by which its line is found,
         "seperator",
         "table.seperator: unknown name 'seperator'; near it: 'separator'",
     ),
-    ("show_images: false", "show_images: ja", "show_images", "show_images: expected true or false (got 'ja')"),
+    (
+        "show_images: false",
+        "show_images: ja",
+        "show_images",
+        "show_images: expected true or false (got 'ja')",
+    ),
     (
         "encoding: columns",
         "encodin: columns",
         "encodin:",
         "labels.encodin: unknown name 'encodin'; near it: 'encoding'",
     ),
-    ("missing: unknown", "missing: unkown", "unkown", "labels.missing: expected 'absent' or 'unknown' (got 'unkown')"),
-    ("chest_tube: chest_tube", "chest_tube: 7", "chest_tube: 7", "labels.names.chest_tube: expected text"),
+    (
+        "missing: unknown",
+        "missing: unkown",
+        "unkown",
+        "labels.missing: expected 'absent' or 'unknown' (got 'unkown')",
+    ),
+    (
+        "chest_tube: chest_tube",
+        "chest_tube: 7",
+        "chest_tube: 7",
+        "labels.names.chest_tube: expected text",
+    ),
     ("    - study_id", "    study", "  study_id:", "table.study_id: expected a list"),
     ('"-1": null', '"-1": 7', "  values:", "labels.values: '-1' must become 1"),
     (
@@ -315,7 +401,12 @@ TYPOS = [  # what is written, what instead, the sign by which its line is found,
         "title:",
         'put the value in double quotes, `title: "C',
     ),
-    ("citation: none", "citation: @none", "citation:", 'put the value in double quotes, `citation: "@none"`'),
+    (
+        "citation: none",
+        "citation: @none",
+        "citation:",
+        'put the value in double quotes, `citation: "@none"`',
+    ),
     ("name: site", "name: site\nname: again", "name: again", "'name' is given twice"),
     ("  view: view", "\tview: view", "\tview", "by blanks, not by tabs"),
     ("  view: view", "   view: view", "   view", "indent it as its neighbours"),
@@ -324,7 +415,9 @@ TYPOS = [  # what is written, what instead, the sign by which its line is found,
 
 @pytest.mark.parametrize("head", ["", "\n\n"])
 @pytest.mark.parametrize(("old", "new", "sign", "said"), TYPOS)
-def test_a_typo_is_told_with_its_line_in_the_file_and_the_remedy(tmp_path, old, new, sign, said, head):
+def test_a_typo_is_told_with_its_line_in_the_file_and_the_remedy(
+    tmp_path, old, new, sign, said, head
+):
     path = tmp_path / "own.md"
     text = head + SITE.replace(old, new, 1)
     path.write_text(text, encoding="utf-8")
@@ -339,9 +432,13 @@ def test_a_typo_is_told_with_its_line_in_the_file_and_the_remedy(tmp_path, old, 
 def test_all_typos_of_a_card_are_told_in_the_order_of_their_lines(tmp_path):
     path = tmp_path / "own.md"
     path.write_text(
-        SITE.replace("show_images: false", "show_images: ja").replace("  report: report", "  reprot: report")
+        SITE.replace("show_images: false", "show_images: ja").replace(
+            "  report: report", "  reprot: report"
+        )
     )
-    with pytest.raises(CardError, match=r"own\.md:9: show_images: .*; line 19: table\.reprot: .*near it: 'report'"):
+    with pytest.raises(
+        CardError, match=r"own\.md:9: show_images: .*; line 19: table\.reprot: .*near it: 'report'"
+    ):
         read_card(path)
 
 
@@ -351,17 +448,22 @@ def test_a_name_with_one_letter_wrong_is_told_beside_the_right_one(tmp_path_fact
     path = tmp_path_factory.getbasetemp() / "typo.md"
     lines = SITE.splitlines()
     known = [
-        k for k, line in enumerate(lines) if line.startswith(("  image_id:", "  patient_id:", "licence:", "access:"))
+        k
+        for k, line in enumerate(lines)
+        if line.startswith(("  image_id:", "  patient_id:", "licence:", "access:"))
     ]
     k = data.draw(st.sampled_from(known))
     name = lines[k].split(":")[0].strip()
     at = data.draw(st.integers(0, len(name) - 1))
     wrong = name[:at] + name[at + 1 :]
-    path.write_text("\n".join([*lines[:k], lines[k].replace(name, wrong, 1), *lines[k + 1 :]]), encoding="utf-8")
+    path.write_text(
+        "\n".join([*lines[:k], lines[k].replace(name, wrong, 1), *lines[k + 1 :]]), encoding="utf-8"
+    )
     with pytest.raises(CardError) as caught:
         read_card(path)
     assert re.search(
-        rf"(:|line ){k + 1}: [a-z_.]*{wrong}: unknown name '{wrong}'; near it: [^;]*'{name}'", str(caught.value)
+        rf"(:|line ){k + 1}: [a-z_.]*{wrong}: unknown name '{wrong}'; near it: [^;]*'{name}'",
+        str(caught.value),
     )
 
 
@@ -378,7 +480,9 @@ def test_a_root_that_is_no_folder_is_refused_with_where_to_get_the_data(tmp_path
 
 
 def test_a_table_that_is_not_there_is_refused_by_its_pattern(tmp_path):
-    refused(write_card(tmp_path), tmp_path, "hospital", "rows*.csv", str(tmp_path), "ask the archive")
+    refused(
+        write_card(tmp_path), tmp_path, "hospital", "rows*.csv", str(tmp_path), "ask the archive"
+    )
 
 
 @pytest.mark.parametrize(
@@ -400,13 +504,22 @@ def test_a_column_that_is_not_there_is_refused_by_its_name_and_file(tmp_path, pl
     write_rows(tmp_path, rows())
     column = value["edema"] if isinstance(value, dict) else value
     column = column[-1] if isinstance(column, list) else column
-    card = write_card(tmp_path, **{place: {key: value} | ({"encoding": "list"} if key == "column" else {})})
+    card = write_card(
+        tmp_path, **{place: {key: value} | ({"encoding": "list"} if key == "column" else {})}
+    )
     refused(card, tmp_path, "hospital", "rows.csv", repr(column), "it has file, pid, exam, Edema")
 
 
 def test_images_that_are_not_there_are_refused_by_their_pattern(tmp_path):
     write_rows(tmp_path, rows(), images=False)
-    refused(write_card(tmp_path), tmp_path, "hospital", "none of 2 images", str(tmp_path), "images/*.png")
+    refused(
+        write_card(tmp_path),
+        tmp_path,
+        "hospital",
+        "none of 2 images",
+        str(tmp_path),
+        "images/*.png",
+    )
 
 
 def test_a_label_value_that_the_card_does_not_map_is_refused_by_column_and_value(tmp_path):
@@ -422,13 +535,22 @@ def test_a_query_that_does_not_hold_is_refused_by_its_text(tmp_path, query):
 
 def test_an_image_id_that_appears_twice_is_refused_by_file_and_lines(tmp_path):
     write_rows(tmp_path, rows() | {"file": ["x0.png", "x0.png"]})
-    said = ("hospital", "rows.csv, line 2", "rows.csv, line 3", "'image_id': 'x0.png' appears a second time")
+    said = (
+        "hospital",
+        "rows.csv, line 2",
+        "rows.csv, line 3",
+        "'image_id': 'x0.png' appears a second time",
+    )
     refused(write_card(tmp_path), tmp_path, *said, error=ManifestError)
 
 
-@pytest.mark.parametrize(("column", "what"), [("file", "image"), ("pid", "patient"), ("exam", "study")])
+@pytest.mark.parametrize(
+    ("column", "what"), [("file", "image"), ("pid", "patient"), ("exam", "study")]
+)
 @pytest.mark.parametrize("nothing", ["", "  ", "nan", "NULL", "N/A"])
-def test_a_row_without_an_id_is_set_aside_and_counted_and_all_rows_are_refused(tmp_path, column, what, nothing):
+def test_a_row_without_an_id_is_set_aside_and_counted_and_all_rows_are_refused(
+    tmp_path, column, what, nothing
+):
     own = rows(file=["a.png", "b.png", "c.png"])
     write_rows(tmp_path, own)
     own[column] = [own[column][0], nothing, own[column][2]]
@@ -441,7 +563,9 @@ def test_a_row_without_an_id_is_set_aside_and_counted_and_all_rows_are_refused(t
     refused(card, tmp_path, f"no row has a {what} id", repr(column), "rows.csv")
 
 
-def test_an_image_id_that_fits_several_files_is_refused_and_a_path_below_root_tells_them_apart(tmp_path):
+def test_an_image_id_that_fits_several_files_is_refused_and_a_path_below_root_tells_them_apart(
+    tmp_path,
+):
     table = rows()
     write_rows(tmp_path, table)
     path = write_card(tmp_path)
@@ -450,7 +574,9 @@ def test_an_image_id_that_fits_several_files_is_refused_and_a_path_below_root_te
     twin.parent.mkdir(exist_ok=True)
     twin.write_bytes(Path(first).read_bytes())
     facts = yaml.safe_load(path.read_text().split("---\n")[1])
-    path.write_text(f"---\n{yaml.safe_dump(facts | {'images': ['**/*.png', *facts['images'], 'images_2/*']})}---\n")
+    path.write_text(
+        f"---\n{yaml.safe_dump(facts | {'images': ['**/*.png', *facts['images'], 'images_2/*']})}---\n"
+    )
     refused(path, tmp_path, "hospital", Path(first).name, "path below root")
 
 
@@ -459,13 +585,21 @@ def test_an_exact_file_name_comes_before_one_without_its_suffix(tmp_path):
     for name in names[:-1]:
         (tmp_path / name).touch()
     found = find_images(tmp_path, ["*"], pd.Series(names), no_rows(len(names)))
-    assert [None if pd.isna(f) else Path(f).name for f in found] == ["1.2.3", "1.2.3.1", "a", "a.png", None]
+    assert [None if pd.isna(f) else Path(f).name for f in found] == [
+        "1.2.3",
+        "1.2.3.1",
+        "a",
+        "a.png",
+        None,
+    ]
 
 
 COVID = ROOT.parent / "shared" / "data" / "covid_notes"
 
 
-@pytest.mark.skipif(not COVID.is_dir(), reason="needs the real x-rays and notes of ../shared/data/covid_notes")
+@pytest.mark.skipif(
+    not COVID.is_dir(), reason="needs the real x-rays and notes of ../shared/data/covid_notes"
+)
 def test_real_notes_stand_beside_their_images():
     manifest = load_manifest("covid_notes", root=COVID)
     assert len(manifest) == 164

@@ -19,11 +19,36 @@ from cxrstudy.data.columns import (
     understand,
 )
 
-AGES = {"58": 58, "058": 58, "58.0": 58, "58.5": 58.5, "58,5": 58.5, " 58 ": 58, "058Y": 58, "58 y": 58, "58 yrs": 58}
-AGES |= {"58 years": 58, "58 years old": 58, "58yo": 58, "58 y/o": 58, "58 Y.O.": 58, "\uff18": 8, "0": 0, "000D": 0}
+AGES = {
+    "58": 58,
+    "058": 58,
+    "58.0": 58,
+    "58.5": 58.5,
+    "58,5": 58.5,
+    " 58 ": 58,
+    "058Y": 58,
+    "58 y": 58,
+    "58 yrs": 58,
+}
+AGES |= {
+    "58 years": 58,
+    "58 years old": 58,
+    "58yo": 58,
+    "58 y/o": 58,
+    "58 Y.O.": 58,
+    "\uff18": 8,
+    "0": 0,
+    "000D": 0,
+}
 AGES |= {"013M": 13 / 12, "8 months": 8 / 12, "8 Mo.": 8 / 12, "8-month-old": 8 / 12, "12 mths": 1}
 AGES |= {"003W": 21 / 365.25, "6 wks": 42 / 365.25, "014D": 14 / 365.25, "1 day": 1 / 365.25}
-AGES |= {"1 year 2 months": 14 / 12, "1y6m": 1.5, "5 years, 3 months": 5.25, "1 yr and 6 mo": 1.5, "130": 130}
+AGES |= {
+    "1 year 2 months": 14 / 12,
+    "1y6m": 1.5,
+    "5 years, 3 months": 5.25,
+    "1 yr and 6 mo": 1.5,
+    "130": 130,
+}
 NO_AGES = [
     "-1",
     "-1.0",
@@ -40,7 +65,19 @@ NO_AGES = [
     "414",
     "999Y",
 ]
-NO_AGES += ["1961-01-01", "01/02/1961", "old", "58 Jahre", "3 m 4 m", "5 parsecs", "", "1/2", "58 60", "131", "1560M+"]
+NO_AGES += [
+    "1961-01-01",
+    "01/02/1961",
+    "old",
+    "58 Jahre",
+    "3 m 4 m",
+    "5 parsecs",
+    "",
+    "1/2",
+    "58 60",
+    "131",
+    "1560M+",
+]
 
 
 @pytest.mark.parametrize(("text", "years"), AGES.items())
@@ -72,7 +109,17 @@ def test_sexes_and_views_are_understood_in_their_common_spellings():
     assert {parse_sex(text) for text in ("F", "f", "Female", "FEMALE ", "woman", "Fem.")} == {"F"}
     assert {parse_sex(text) for text in ("M", "m", "male", " Male", "MAN")} == {"M"}
     assert {parse_sex(text) for text in ("O", "0", "1", "2", "Other", "x", "")} == {None}
-    pa = ("PA", "pa", "P.A.", "Pa erect", "Postero-Anterior", "POSTEROANTERIOR", "chest PA", "PA_standing", "P-A")
+    pa = (
+        "PA",
+        "pa",
+        "P.A.",
+        "Pa erect",
+        "Postero-Anterior",
+        "POSTEROANTERIOR",
+        "chest PA",
+        "PA_standing",
+        "P-A",
+    )
     ap = (
         "AP",
         "ap",
@@ -84,7 +131,17 @@ def test_sexes_and_views_are_understood_in_their_common_spellings():
         "portable AP",
         "Frontal AP",
     )
-    lateral = ("LATERAL", "lateral", "Lat", "LL", "RL", "Left Lateral", "lateral left", "L LAT", "Lateral view")
+    lateral = (
+        "LATERAL",
+        "lateral",
+        "Lat",
+        "LL",
+        "RL",
+        "Left Lateral",
+        "lateral left",
+        "L LAT",
+        "Lateral view",
+    )
     other = (
         "LLD",
         "lateral decubitus",
@@ -117,8 +174,24 @@ def test_flags_sides_spacings_and_numbers():
         0,
         None,
     ]
-    assert [parse_side(text) for text in ("Right", "L", " both ", "links")] == ["right", "left", "bilateral", None]
-    spacings = ("0.14", "0,14", "0.14 mm", "0.14\\0.14", "[0.14, 0.14]", "0.1\\0.2", "0", "-1", "?", "nan")
+    assert [parse_side(text) for text in ("Right", "L", " both ", "links")] == [
+        "right",
+        "left",
+        "bilateral",
+        None,
+    ]
+    spacings = (
+        "0.14",
+        "0,14",
+        "0.14 mm",
+        "0.14\\0.14",
+        "[0.14, 0.14]",
+        "0.1\\0.2",
+        "0",
+        "-1",
+        "?",
+        "nan",
+    )
     assert [parse_spacing(text) for text in spacings] == [0.14] * 5 + [None] * 5
     assert [number(text) for text in ("1", "1.0", "-1,0", "True", "1e0", ".5", "1-2", "")] == [
         1,

@@ -29,7 +29,9 @@ from pydicom.uid import (
 from cxrstudy.data.dicom import UnreadableImage, read_dicom, read_tags
 
 REAL = Path(__file__).parents[3] / "shared/data/dicom"
-real = pytest.mark.skipif(not REAL.is_dir(), reason=f"real DICOM files are not part of the project: no {REAL}")
+real = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"real DICOM files are not part of the project: no {REAL}"
+)
 quick = settings(max_examples=60, deadline=None, database=None)
 noisy = pytest.mark.filterwarnings("ignore")  # pydicom warns of the damage that these tests do
 RAMP = np.arange(0, 4096, 13, dtype=np.uint16)[:300].reshape(15, 20)
@@ -48,7 +50,9 @@ def dataset(pixels, *, bits=12, photometric="MONOCHROME2", syntax=ExplicitVRLitt
     ds.SamplesPerPixel = 1
     ds.PhotometricInterpretation = photometric
     order = ">" if syntax == ExplicitVRBigEndian else "<"
-    ds.PixelData = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes() + b"\0" * (pixels.nbytes % 2)
+    ds.PixelData = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes() + b"\0" * (
+        pixels.nbytes % 2
+    )
     ds["PixelData"].VR = "OW" if ds.BitsAllocated == 16 else "OB"
     for name, value in tags.items():
         setattr(ds, name, value)
@@ -58,7 +62,9 @@ def dataset(pixels, *, bits=12, photometric="MONOCHROME2", syntax=ExplicitVRLitt
 def lut(first, bits, data, vr="US"):
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [len(data) % 65536, first % 65536, bits])
-    item.add_new("LUTData", vr, [int(v) for v in data] if vr == "US" else np.asarray(data, "<u2").tobytes())
+    item.add_new(
+        "LUTData", vr, [int(v) for v in data] if vr == "US" else np.asarray(data, "<u2").tobytes()
+    )
     return [item]
 
 
@@ -95,7 +101,9 @@ def reason(path):
 
 @real
 def test_the_four_lossless_codecs_give_one_image_and_the_lossy_ones_are_near():
-    first, *others = (read_dicom(REAL / f"RG3_{codec}") for codec in ("RLE", "JPLL", "JLSL", "J2KR"))
+    first, *others = (
+        read_dicom(REAL / f"RG3_{codec}") for codec in ("RLE", "JPLL", "JLSL", "J2KR")
+    )
     assert first.shape == (1760, 1760)
     for other in others:
         np.testing.assert_array_equal(first, other)
@@ -115,7 +123,9 @@ def test_a_real_monochrome1_chest_has_bright_bone_with_and_without_meta_header()
 @real
 def test_an_image_falsely_labelled_monochrome1_is_one_minus_its_original():
     original = read_dicom(next(REAL.glob("1.2.276*.dcm")))
-    np.testing.assert_allclose(read_dicom(REAL / "Fake_MONOHR1.dcm"), 1 - original, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        read_dicom(REAL / "Fake_MONOHR1.dcm"), 1 - original, atol=1e-6, rtol=0
+    )
 
 
 @real
@@ -132,7 +142,12 @@ def test_real_luts_and_signed_pixels_fill_the_range(name):
 @real
 def test_tags_of_real_files():
     tags = read_tags(next(REAL.glob("1.2.276*.dcm")))
-    assert (tags["view"], tags["age"], tags["sex"], tags["pixel_spacing"]) == ("PA", 62, "M", (0.168, 0.168))
+    assert (tags["view"], tags["age"], tags["sex"], tags["pixel_spacing"]) == (
+        "PA",
+        62,
+        "M",
+        (0.168, 0.168),
+    )
     assert read_tags(REAL / "CR-MONO1-10-chest")["view"] == "PA"  # no preamble, no meta header
     assert read_tags(REAL / "RG3_RLE")["view"] == "AP"
 
@@ -142,18 +157,31 @@ def test_tags_of_real_files():
 
 @pytest.mark.parametrize(
     ("dtype", "bits"),
-    [(np.uint8, 8), (np.uint16, 10), (np.uint16, 12), (np.uint16, 16), (np.int16, 12), (np.int16, 16)],
+    [
+        (np.uint8, 8),
+        (np.uint16, 10),
+        (np.uint16, 12),
+        (np.uint16, 16),
+        (np.int16, 12),
+        (np.int16, 16),
+    ],
 )
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_without_voi_transform_the_image_spans_zero_to_one(dtype, bits, photometric):
     low = -(2 ** (bits - 1)) if np.issubdtype(dtype, np.signedinteger) else 0
-    pixels = np.linspace(low, low + 2**bits - 1, 77).round().astype(dtype).reshape(7, 11)  # odd length: padded
+    pixels = (
+        np.linspace(low, low + 2**bits - 1, 77).round().astype(dtype).reshape(7, 11)
+    )  # odd length: padded
     expected = minmax(pixels) if photometric == "MONOCHROME2" else 1 - minmax(pixels)
-    np.testing.assert_allclose(read(pixels, bits=bits, photometric=photometric), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        read(pixels, bits=bits, photometric=photometric), expected, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless]
+)
 def test_other_encodings_read_the_same(tmp_path, syntax, signed):
     pixels = (RAMP.astype(int) - 2048).astype(np.int16) if signed else RAMP
     if syntax.is_compressed:
@@ -165,7 +193,9 @@ def test_other_encodings_read_the_same(tmp_path, syntax, signed):
     np.testing.assert_array_equal(read_dicom(tmp_path / "other.dcm"), read(RAMP))
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
+)
 def test_a_bare_data_set_reads_like_its_file(tmp_path, syntax):
     ds = dataset(RAMP, syntax=syntax)
     del ds.file_meta
@@ -192,7 +222,9 @@ def test_a_window_ends_at_its_own_range_not_at_the_images():
     assert image.max() < 0.8
     hot = RAMP.copy()
     hot[0, 0] = 4095  # one hot pixel leaves every other grey as it was
-    np.testing.assert_array_equal(read(hot, WindowCenter=2048, WindowWidth=8192).ravel()[1:], image.ravel()[1:])
+    np.testing.assert_array_equal(
+        read(hot, WindowCenter=2048, WindowWidth=8192).ravel()[1:], image.ravel()[1:]
+    )
 
 
 def test_a_negative_rescale_slope_turns_the_greys_round_once_with_or_without_window():
@@ -201,7 +233,9 @@ def test_a_negative_rescale_slope_turns_the_greys_round_once_with_or_without_win
         np.testing.assert_allclose(turned, read(4095 - RAMP, **window), atol=1e-6)
 
 
-@pytest.mark.parametrize(("center", "width"), [(100, 0), (100, 0.5), (100, -5), (None, 50), (100, None)])
+@pytest.mark.parametrize(
+    ("center", "width"), [(100, 0), (100, 0.5), (100, -5), (None, 50), (100, None)]
+)
 def test_a_forbidden_or_half_window_counts_as_none(center, width):
     np.testing.assert_array_equal(read(RAMP, WindowCenter=center, WindowWidth=width), read(RAMP))
 
@@ -211,14 +245,20 @@ def test_monochrome1_is_inverted_after_the_window_and_the_lut_shape_does_not_inv
     expected = 1 - read(RAMP, **window)
     np.testing.assert_allclose(read(RAMP, photometric="MONOCHROME1", **window), expected, atol=1e-6)
     shape = {"PresentationLUTShape": "INVERSE"}
-    np.testing.assert_allclose(read(RAMP, photometric="MONOCHROME1", **window, **shape), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        read(RAMP, photometric="MONOCHROME1", **window, **shape), expected, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("vr", ["US", "OW"])
 def test_a_voi_lut_wins_over_a_window_and_its_greys_span_the_bits_that_it_uses(vr):
     table = (np.linspace(0, 1, 3000) ** 2 * 1023).round().astype(int)
-    image = read(RAMP, VOILUTSequence=lut(500, 16, table, vr), WindowCenter=9, WindowWidth=9)  # 10 bits, said to be 16
-    np.testing.assert_allclose(image, table[np.clip(RAMP.astype(int) - 500, 0, 2999)] / 1023, atol=1e-6)
+    image = read(
+        RAMP, VOILUTSequence=lut(500, 16, table, vr), WindowCenter=9, WindowWidth=9
+    )  # 10 bits, said to be 16
+    np.testing.assert_allclose(
+        image, table[np.clip(RAMP.astype(int) - 500, 0, 2999)] / 1023, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -231,7 +271,12 @@ def test_a_voi_lut_of_8_bits_over_12_bit_pixels(packed):
 
 
 def test_a_voi_lut_of_65536_entries_after_a_fractional_rescale():
-    image = read(RAMP, VOILUTSequence=lut(0, 16, np.arange(65536), "OW"), RescaleSlope=10.1, RescaleIntercept=3)
+    image = read(
+        RAMP,
+        VOILUTSequence=lut(0, 16, np.arange(65536), "OW"),
+        RescaleSlope=10.1,
+        RescaleIntercept=3,
+    )
     np.testing.assert_allclose(image, np.rint(RAMP * 10.1 + 3) / 65535, atol=1e-6)
 
 
@@ -255,7 +300,10 @@ def test_padding_is_black_and_leaves_the_contrast_alone(photometric):
     image = read(framed, bits=16, photometric=photometric, **padding)
     assert (image[:4] == 0).all()
     np.testing.assert_array_equal(image[4:], read(RAMP[4:], bits=16, photometric=photometric))
-    assert (read(framed, bits=16, photometric=photometric, WindowCenter=9, WindowWidth=9, **padding)[:4] == 0).all()
+    assert (
+        read(framed, bits=16, photometric=photometric, WindowCenter=9, WindowWidth=9, **padding)[:4]
+        == 0
+    ).all()
 
 
 def test_padding_of_signed_pixels_written_as_unsigned():
@@ -282,7 +330,9 @@ def test_an_image_of_one_value_is_black_unless_a_window_gives_it_a_grey(photomet
 
 
 images = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1))
-depths = st.sampled_from([(np.uint8, 8), (np.uint16, 10), (np.uint16, 16), (np.int16, 12), (np.int16, 16)])
+depths = st.sampled_from(
+    [(np.uint8, 8), (np.uint16, 10), (np.uint16, 16), (np.int16, 12), (np.int16, 16)]
+)
 functions = st.sampled_from([None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
 
 
@@ -339,7 +389,10 @@ def test_absent_empty_text_jpeg_and_imageless_files(tmp_path):
     for name in ("Rows", "Columns", "PixelData"):
         delattr(report, name)
     report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
-    found = {name: reason(tmp_path / name) for name in ("absent", "empty", "text", "photo.jpg", "report.dcm")}
+    found = {
+        name: reason(tmp_path / name)
+        for name in ("absent", "empty", "text", "photo.jpg", "report.dcm")
+    }
     assert "No such file" in found["absent"]
     assert "the file is empty" in found["empty"]
     assert "no DICOM header" in found["text"]
@@ -385,7 +438,9 @@ def test_a_header_that_promises_more_rows_than_the_stream_holds(tmp_path, syntax
 @noisy
 @pytest.mark.parametrize("number", [b"nan ", b"1e99", b"12:4"])
 def test_a_rescale_slope_that_is_no_number(tmp_path, number):
-    dataset(RAMP, RescaleSlope="7.25", RescaleIntercept=0).save_as(tmp_path / "slope.dcm", enforce_file_format=True)
+    dataset(RAMP, RescaleSlope="7.25", RescaleIntercept=0).save_as(
+        tmp_path / "slope.dcm", enforce_file_format=True
+    )
     content = (tmp_path / "slope.dcm").read_bytes()
     assert content.count(b"7.25") == 1
     (tmp_path / "slope.dcm").write_bytes(content.replace(b"7.25", number))
@@ -432,7 +487,10 @@ def only_unreadable(content):
 
 @noisy
 @quick
-@given(st.sampled_from([b"", bytes(128) + b"DICM", b"\x08\x00", b"\x02\x00", b"\x00\x08"]), st.binary(max_size=300))
+@given(
+    st.sampled_from([b"", bytes(128) + b"DICM", b"\x08\x00", b"\x02\x00", b"\x00\x08"]),
+    st.binary(max_size=300),
+)
 def test_random_bytes_raise_nothing_but_unreadable(start, rest):
     only_unreadable(start + rest)
 
@@ -441,9 +499,17 @@ def test_random_bytes_raise_nothing_but_unreadable(start, rest):
 @settings(quick, max_examples=100)
 @given(st.data())
 def test_a_damaged_file_raises_nothing_but_unreadable(data):
-    tags = {"WindowCenter": 2000, "WindowWidth": 3000, "RescaleSlope": 1, "RescaleIntercept": 0, "PixelSpacing": [1, 1]}
+    tags = {
+        "WindowCenter": 2000,
+        "WindowWidth": 3000,
+        "RescaleSlope": 1,
+        "RescaleIntercept": 0,
+        "PixelSpacing": [1, 1],
+    }
     buffer = io.BytesIO()
-    dataset(RAMP[:2], VOILUTSequence=lut(0, 12, range(40)), **tags).save_as(buffer, enforce_file_format=True)
+    dataset(RAMP[:2], VOILUTSequence=lut(0, 12, range(40)), **tags).save_as(
+        buffer, enforce_file_format=True
+    )
     content = bytearray(buffer.getvalue())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(128, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -459,7 +525,11 @@ def tags_of(tmp_path, **tags):
 
 
 def test_all_tags_and_none_where_absent(tmp_path):
-    uids = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "SOPInstanceUID": "1.2.3.4.5"}
+    uids = {
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2.3.4",
+        "SOPInstanceUID": "1.2.3.4.5",
+    }
     who = {
         "PatientID": " p7 ",
         "PatientSex": "F",
@@ -504,13 +574,22 @@ def test_views(tmp_path, said, view):
 @pytest.mark.parametrize(
     ("said", "years"),
     [
-        *[("045Y", 45), ("006M", 0.5), ("003W", 21 / 365.25), ("010D", 10 / 365.25), ("000Y", 0), ("62", 62)],
+        *[
+            ("045Y", 45),
+            ("006M", 0.5),
+            ("003W", 21 / 365.25),
+            ("010D", 10 / 365.25),
+            ("000Y", 0),
+            ("62", 62),
+        ],
         *[("", None), ("old", None)],
     ],
 )
 @noisy
 def test_ages(tmp_path, said, years):
-    assert tags_of(tmp_path, PatientAge=said)["age"] == (None if years is None else pytest.approx(years))
+    assert tags_of(tmp_path, PatientAge=said)["age"] == (
+        None if years is None else pytest.approx(years)
+    )
 
 
 def test_spacing_at_the_detector_is_brought_into_the_patient(tmp_path):
@@ -518,12 +597,19 @@ def test_spacing_at_the_detector_is_brought_into_the_patient(tmp_path):
     assert tags_of(tmp_path, **detector)["pixel_spacing"] == (0.15, 0.3)
     magnified = detector | {"EstimatedRadiographicMagnificationFactor": 1.5}
     assert tags_of(tmp_path, **magnified)["pixel_spacing"] == pytest.approx((0.1, 0.2))
-    assert tags_of(tmp_path, **magnified, PixelSpacing=[0.12, 0.12])["pixel_spacing"] == (0.12, 0.12)
-    assert tags_of(tmp_path, **magnified, PixelSpacing=[0, 0])["pixel_spacing"] == pytest.approx((0.1, 0.2))
+    assert tags_of(tmp_path, **magnified, PixelSpacing=[0.12, 0.12])["pixel_spacing"] == (
+        0.12,
+        0.12,
+    )
+    assert tags_of(tmp_path, **magnified, PixelSpacing=[0, 0])["pixel_spacing"] == pytest.approx(
+        (0.1, 0.2)
+    )
 
 
 def test_malformed_numbers_count_as_absent_and_no_pixels_are_needed(tmp_path):
-    dataset(RAMP, PixelSpacing=[0.125, 0.125], PatientID="p7").save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    dataset(RAMP, PixelSpacing=[0.125, 0.125], PatientID="p7").save_as(
+        tmp_path / "a.dcm", enforce_file_format=True
+    )
     content = (tmp_path / "a.dcm").read_bytes().replace(b"0.125\\0.125", b"0.12S\\0.12S")
     (tmp_path / "a.dcm").write_bytes(content[:-500])
     tags = read_tags(tmp_path / "a.dcm")

@@ -24,7 +24,17 @@ N, SIZE, START = 70, 96, 3_499_900
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "hospital"
-    call = ["export-synthetic", "--n", str(N), "--size", str(SIZE), "--start", str(START), "--out", str(out)]
+    call = [
+        "export-synthetic",
+        "--n",
+        str(N),
+        "--size",
+        str(SIZE),
+        "--start",
+        str(START),
+        "--out",
+        str(out),
+    ]
     done = CliRunner().invoke(cli.main, call)
     assert done.exit_code == 0, done.output
     assert f"{N} x-rays" in done.output
@@ -44,7 +54,9 @@ def test_pixels_and_tags_come_back_as_drawn(folder, drawn) -> None:
         ds = pydicom.dcmread(file)
         kinds.add(ds.PhotometricInterpretation)
         assert (ds.BitsAllocated, ds.BitsStored, ds.Modality) == (16, 16, "DX")
-        assert ds.PhotometricInterpretation == ("MONOCHROME1" if "mobile" in drawn.scanner[k] else "MONOCHROME2")
+        assert ds.PhotometricInterpretation == (
+            "MONOCHROME1" if "mobile" in drawn.scanner[k] else "MONOCHROME2"
+        )
         assert np.abs(dicom.read_dicom(file) - drawn.image[k, 0].numpy()).max() <= 0.51 / 65535
         tags = dicom.read_tags(file)
         assert (tags["patient_id"], tags["view"], tags["sex"]) == (
@@ -55,7 +67,9 @@ def test_pixels_and_tags_come_back_as_drawn(folder, drawn) -> None:
         assert tags["age"] == int(drawn.age[k])
         assert tags["pixel_spacing"] == pytest.approx([drawn.pixel_spacing[k]] * 2, abs=1e-4)
     assert kinds == {"MONOCHROME1", "MONOCHROME2"}
-    studies = pd.DataFrame({"uid": [dicom.read_tags(f)["study_id"] for f in files], "exam": drawn.study_id})
+    studies = pd.DataFrame(
+        {"uid": [dicom.read_tags(f)["study_id"] for f in files], "exam": drawn.study_id}
+    )
     assert (studies.groupby("uid")["exam"].nunique() == 1).all()
     assert studies["uid"].nunique() == len(set(drawn.study_id))
 
@@ -70,7 +84,9 @@ def test_tables_reports_and_masks_hold_what_is_known(folder, drawn) -> None:
     for k, name in enumerate(truth["image_id"]):
         bits = np.asarray(Image.open(folder / "masks" / f"{name}.png"))
         assert np.array_equal((bits >> np.arange(7)[:, None, None]) & 1, drawn.masks[k])
-        assert (folder / "reports" / f"{drawn.study_id[k]}.txt").read_text().strip() == drawn.report[k]
+        assert (
+            folder / "reports" / f"{drawn.study_id[k]}.txt"
+        ).read_text().strip() == drawn.report[k]
     facts = json.loads((folder / "export.json").read_text())
     assert facts["generator"] == synthetic.VERSION
     assert facts["synthetic"]
@@ -82,14 +98,18 @@ def test_the_ordinary_path_of_real_data_reads_it(folder, drawn, tmp_path) -> Non
     assert list(manifest["report"]) == drawn.report
     read = manifest[[f"label:{name}" for name in LABELS]].to_numpy(dtype=float)
     assert np.array_equal(read, drawn.reported, equal_nan=True)
-    p = study.Data(card="synthetic_dicom", root=str(folder), n_images=0, size=SIZE, out=str(tmp_path / "data"))
+    p = study.Data(
+        card="synthetic_dicom", root=str(folder), n_images=0, size=SIZE, out=str(tmp_path / "data")
+    )
     prepared = prepare_data(p)
     assert prepared.info["kind"] == "synthetic"  # whatever way it came, no number on it is real
     assert prepared.info["generator"] is None
     order = {name: k for k, name in enumerate(manifest["image_id"])}
     rows = [order[name] for name in prepared.manifest["image_id"]]
     eight = np.rint(drawn.image[rows, 0].numpy() * 255)
-    assert np.abs(prepared.images - eight).max() <= 1  # a value between two of 8 bits may fall either way
+    assert (
+        np.abs(prepared.images - eight).max() <= 1
+    )  # a value between two of 8 bits may fall either way
 
 
 def test_the_template_of_a_hospital_reads_this_very_shape(folder) -> None:

@@ -6,9 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
-from cxrstudy.data.greyscale import FEW, NO_PADDING, NO_RESCALE, OTHER_WINDOW, OWN_RANGE, bone_bright
+from cxrstudy.data.greyscale import (
+    FEW,
+    NO_PADDING,
+    NO_RESCALE,
+    OTHER_WINDOW,
+    OWN_RANGE,
+    bone_bright,
+)
 
-STORED = np.rint(np.add.outer(np.arange(60), np.arange(60)) / 118 * 3000 + 500).astype(np.int32)  # 500 to 3500
+STORED = np.rint(np.add.outer(np.arange(60), np.arange(60)) / 118 * 3000 + 500).astype(
+    np.int32
+)  # 500 to 3500
 OWN = (STORED - 500) / 3000
 
 
@@ -56,7 +65,9 @@ def test_a_transform_that_leaves_no_picture_gives_way_to_the_images_own_range(ta
     assert notes == (OWN_RANGE,)
 
 
-@pytest.mark.parametrize("tags", [{"RescaleSlope": 0, "RescaleIntercept": 7}, {"ModalityLUTSequence": lut(0, [3] * 9)}])
+@pytest.mark.parametrize(
+    "tags", [{"RescaleSlope": 0, "RescaleIntercept": 7}, {"ModalityLUTSequence": lut(0, [3] * 9)}]
+)
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 7, "WindowWidth": 100}])
 def test_a_rescale_to_one_value_is_not_applied_nor_the_window_after_it(tags, window):
     image, notes = grey(**tags, **window)
@@ -82,7 +93,10 @@ def test_a_window_that_leaves_a_picture_is_taken_at_its_word():
 
 
 def test_padding_that_covers_the_image_is_not_applied():
-    for tags in ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 65535}, {"PixelPaddingValue": 500}):
+    for tags in (
+        {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 65535},
+        {"PixelPaddingValue": 500},
+    ):
         image, notes = grey(**tags)
         np.testing.assert_allclose(image, OWN, atol=0.01)
         assert notes == ((NO_PADDING,) if "PixelPaddingRangeLimit" in tags else ())
@@ -98,7 +112,12 @@ def test_an_image_of_few_values_keeps_its_window_where_that_tells_them_apart(val
 
 
 @settings(max_examples=100, deadline=None, database=None)
-@given(st.floats(-1e5, 1e5), st.floats(1, 1e6), st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]), st.booleans())
+@given(
+    st.floats(-1e5, 1e5),
+    st.floats(1, 1e6),
+    st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]),
+    st.booleans(),
+)
 def test_no_window_makes_a_picture_blank(center, width, function, turned):
     how = {"photometric": "MONOCHROME1" if turned else "MONOCHROME2"}
     image, notes = grey(WindowCenter=center, WindowWidth=width, VOILUTFunction=function, **how)

@@ -12,7 +12,9 @@ from cxrstudy.data.manifest import read_manifest, write_manifest
 
 def hospital(folder, own=None, **changes):
     """The manifest of a hospital whose table has one more column for each of ``own``."""
-    return load_manifest(write_card(folder, **changes), root=write_rows(folder, rows(**(own or {}))))
+    return load_manifest(
+        write_card(folder, **changes), root=write_rows(folder, rows(**(own or {})))
+    )
 
 
 def edit(path, old, new, encoding="utf-8", ends="\n"):
@@ -45,14 +47,18 @@ def edit(path, old, new, encoding="utf-8", ends="\n"):
 def test_keys_of_a_card_stay_as_they_were_written(tmp_path, told, cells):
     path = write_card(tmp_path)
     old = yaml.safe_load(path.read_text().split("---\n")[1])["labels"]["values"]
-    text = "".join(f"    {key!r}: {'null' if value is None else value}\n" for key, value in old.items())
+    text = "".join(
+        f"    {key!r}: {'null' if value is None else value}\n" for key, value in old.items()
+    )
     edit(path, f"  values:\n{text}", f"  values: {told}\n")
     write_rows(tmp_path, rows(Edema=cells))
     assert load_manifest(path, root=tmp_path)["label:edema"].tolist() == [1, 0]
 
 
 def test_views_and_sexes_of_a_card_may_be_words_that_yaml_changes(tmp_path):
-    path = write_card(tmp_path, table={"view": "pos", "sex": "sex", "views": {"QQ": "PA"}, "sexes": {"ZZ": "F"}})
+    path = write_card(
+        tmp_path, table={"view": "pos", "sex": "sex", "views": {"QQ": "PA"}, "sexes": {"ZZ": "F"}}
+    )
     edit(path, "QQ: PA", "No: PA\n    1: AP")
     edit(path, "ZZ: F", "1: F\n    0: M")
     manifest = load_manifest(path, root=write_rows(tmp_path, rows(pos=["No", "1"], sex=["1", "0"])))
@@ -87,18 +93,32 @@ def test_a_card_that_cannot_be_meant_is_refused_by_its_file_and_key(tmp_path, ol
 
 @pytest.mark.parametrize("value", ["0.5", "2", "-1"])
 def test_a_label_that_becomes_neither_1_nor_0_is_refused_when_the_card_is_read(tmp_path, value):
-    refused(write_card(tmp_path, labels={"values": {"x": float(value)}}), tmp_path, "labels.values", "'x' must become")
-    refused(write_card(tmp_path, labels={"values": {" ": 1}}), tmp_path, "labels.values", "`missing` says")
+    refused(
+        write_card(tmp_path, labels={"values": {"x": float(value)}}),
+        tmp_path,
+        "labels.values",
+        "'x' must become",
+    )
+    refused(
+        write_card(tmp_path, labels={"values": {" ": 1}}),
+        tmp_path,
+        "labels.values",
+        "`missing` says",
+    )
 
 
 def test_a_card_without_labels_or_reports_gives_its_images(tmp_path):
     path = write_card(tmp_path, table={"report": "Edema"})
     facts = yaml.safe_load(path.read_text().split("---\n")[1])
-    path.write_text(f"---\n{yaml.safe_dump({k: v for k, v in facts.items() if k != 'labels'})}---\n")
+    path.write_text(
+        f"---\n{yaml.safe_dump({k: v for k, v in facts.items() if k != 'labels'})}---\n"
+    )
     manifest = load_manifest(path, root=write_rows(tmp_path, rows()))
     assert list(manifest) == ["image_id", "patient_id", "study_id", "path", "report"]
     write_manifest(manifest, tmp_path / "m.parquet")
-    pd.testing.assert_frame_equal(read_manifest(tmp_path / "m.parquet"), manifest, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        read_manifest(tmp_path / "m.parquet"), manifest, check_dtype=False
+    )
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -108,10 +128,21 @@ def test_ages_sexes_and_views_are_understood_or_counted_by_value(tmp_path):
         "sex": ["Female", "m", "MALE", "F", "?", "O", "f", "N/A"],
         "pos": ["pa", "AP Supine", "LL", "Lateral", "frontal", "PA", "frontal", ""],
     }
-    manifest = hospital(tmp_path, own, table={"age": "years", "sex": "sex", "view": "pos"}, labels={"names": {}})
+    manifest = hospital(
+        tmp_path, own, table={"age": "years", "sex": "sex", "view": "pos"}, labels={"names": {}}
+    )
     np.testing.assert_allclose(manifest["age"], [13 / 12, 58, 8 / 12, *[np.nan] * 5])
     assert manifest["sex"].fillna("-").tolist() == ["F", "M", "M", "F", "-", "-", "F", "-"]
-    assert manifest["view"].fillna("-").tolist() == ["PA", "AP", "LATERAL", "LATERAL", "-", "PA", "-", "-"]
+    assert manifest["view"].fillna("-").tolist() == [
+        "PA",
+        "AP",
+        "LATERAL",
+        "LATERAL",
+        "-",
+        "PA",
+        "-",
+        "-",
+    ]
     assert manifest.attrs["not_understood"] == {
         "age": {"40-49": 2, ">89": 1, "-1": 1},
         "sex": {"?": 1, "O": 1},
@@ -120,7 +151,9 @@ def test_ages_sexes_and_views_are_understood_or_counted_by_value(tmp_path):
 
 
 def test_a_column_of_which_nothing_is_known_makes_a_manifest(tmp_path):
-    manifest = hospital(tmp_path, {"years": ["", ""], "sex": ["", ""]}, table={"age": "years", "sex": "sex"})
+    manifest = hospital(
+        tmp_path, {"years": ["", ""], "sex": ["", ""]}, table={"age": "years", "sex": "sex"}
+    )
     assert manifest[["age", "sex"]].isna().all(axis=None)
     assert manifest.attrs["not_understood"] == {}
     write_manifest(manifest, tmp_path / "m.parquet")
@@ -130,20 +163,40 @@ def test_a_column_of_which_nothing_is_known_makes_a_manifest(tmp_path):
 def test_two_spellings_of_a_patient_end_the_reading_until_the_card_says_what_they_are(tmp_path):
     one = rows(file=["a.png", "b.png"], pid=["P1", "P2"])
     write_rows(tmp_path, one, "rows_1.csv")
-    write_rows(tmp_path, one | {"file": ["c.png", "d.png"], "pid": ["P1 ", "p2"], "exam": ["3", "4"]}, "rows_2.csv")
+    write_rows(
+        tmp_path,
+        one | {"file": ["c.png", "d.png"], "pid": ["P1 ", "p2"], "exam": ["3", "4"]},
+        "rows_2.csv",
+    )
     path = write_card(tmp_path)
-    refused(path, tmp_path, "card hospital: 2 patient ids", "'P1'", "'P1 '", "rows_2.csv, line 2", "ids: normalised")
+    refused(
+        path,
+        tmp_path,
+        "card hospital: 2 patient ids",
+        "'P1'",
+        "'P1 '",
+        "rows_2.csv, line 2",
+        "ids: normalised",
+    )
     for spelling, people in (("exact", 4), ("normalised", 2)):
         manifest = load_manifest(write_card(tmp_path, table={"ids": spelling}), root=tmp_path)
         assert manifest["patient_id"].nunique() == people
         assert manifest["study_id"].nunique() == 4
     write_rows(tmp_path, one | {"file": ["c.png", "d.png"], "exam": ["0 ", "01"]}, "rows_2.csv")
-    refused(write_card(tmp_path, table={"study_id": ["exam"]}), tmp_path, "2 study ids", "'01'", "ids: exact")
+    refused(
+        write_card(tmp_path, table={"study_id": ["exam"]}),
+        tmp_path,
+        "2 study ids",
+        "'01'",
+        "ids: exact",
+    )
 
 
 def test_ids_of_a_row_that_the_query_leaves_out_play_no_part(tmp_path):
     own = {"pid": ["P1", "p1", "P2"], "keep": ["y", "n", "y"]}
-    assert len(hospital(tmp_path, own | {"Edema": ["1.0"] * 3}, table={"query": "keep == 'y'"})) == 2
+    assert (
+        len(hospital(tmp_path, own | {"Edema": ["1.0"] * 3}, table={"query": "keep == 'y'"})) == 2
+    )
 
 
 def test_integers_with_a_gap_in_parquet_are_no_fractions_and_no_id_nan(tmp_path):
@@ -164,7 +217,11 @@ def test_integers_with_a_gap_in_parquet_are_no_fractions_and_no_id_nan(tmp_path)
 
 def test_every_row_that_is_left_out_is_counted_by_its_reason_a_subset_of_them_too(tmp_path):
     n = 12
-    own = {"Edema": ["1.0"] * n, "file": [f"x{k}.png" for k in range(n)], "pid": [*[f"P{k}" for k in range(n - 1)], ""]}
+    own = {
+        "Edema": ["1.0"] * n,
+        "file": [f"x{k}.png" for k in range(n)],
+        "pid": [*[f"P{k}" for k in range(n - 1)], ""],
+    }
     own["exam"] = ["", *[str(k) for k in range(1, n)]]
     own["keep"] = ["y"] * 8 + ["n"] * 3 + ["y"]
     path = write_card(tmp_path, table={"query": "keep == 'y'"})
@@ -176,23 +233,33 @@ def test_every_row_that_is_left_out_is_counted_by_its_reason_a_subset_of_them_to
     few = load_manifest(path, root=tmp_path, n_images=2)
     assert (len(few), few.attrs["left_out"]) == (2, told)
     with pytest.raises(
-        CardError, match=r"n_images is 3000, but the data set has 5 images \(7 rows .*n_images: 0 for all"
+        CardError,
+        match=r"n_images is 3000, but the data set has 5 images \(7 rows .*n_images: 0 for all",
     ):
         load_manifest(path, root=tmp_path, n_images=3000)
 
 
-@pytest.mark.parametrize(("value", "told"), [("yes", 1), ("0", 0), ("1.0", 1), ("", np.nan), ("unsure", np.nan)])
+@pytest.mark.parametrize(
+    ("value", "told"), [("yes", 1), ("0", 0), ("1.0", 1), ("", np.nan), ("unsure", np.nan)]
+)
 def test_a_malposition_is_a_yes_or_a_no_or_is_counted(tmp_path, value, told):
     manifest = hospital(tmp_path, {"wrong": [value, "1"]}, table={"malposition": {"picc": "wrong"}})
     np.testing.assert_array_equal(manifest["malposition:picc"], [told, 1])
-    assert manifest.attrs["not_understood"] == ({"malposition:picc": {"unsure": 1}} if value == "unsure" else {})
+    assert manifest.attrs["not_understood"] == (
+        {"malposition:picc": {"unsure": 1}} if value == "unsure" else {}
+    )
 
 
 def test_sides_and_masks_are_understood_however_they_are_written(tmp_path):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "a.png").touch()
     table = {"sides": {"edema": "side"}, "masks": {"picc": "drawn"}}
-    for name in ("masks\\a.png", "./masks/a.png", f"{tmp_path.name}/masks/a.png", str(tmp_path / "masks" / "a.png")):
+    for name in (
+        "masks\\a.png",
+        "./masks/a.png",
+        f"{tmp_path.name}/masks/a.png",
+        str(tmp_path / "masks" / "a.png"),
+    ):
         manifest = hospital(tmp_path, {"side": [" Right", "L"], "drawn": [name, ""]}, table=table)
         assert manifest["side:edema"].tolist() == ["right", "left"]
         assert manifest["mask:picc"].tolist() == [str(tmp_path / "masks" / "a.png"), ""]
@@ -202,4 +269,9 @@ def test_sides_and_masks_are_understood_however_they_are_written(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["/etc/*.csv", "no/such.csv", "images"])
 def test_a_table_that_is_none_is_refused_by_its_path(tmp_path, pattern):
-    refused(write_card(tmp_path, table={"path": pattern}), write_rows(tmp_path, rows()), "hospital", pattern)
+    refused(
+        write_card(tmp_path, table={"path": pattern}),
+        write_rows(tmp_path, rows()),
+        "hospital",
+        pattern,
+    )

@@ -11,7 +11,20 @@ from cxrstudy.data.ids import normal_id, read_ids
 from cxrstudy.data.tables import CardError, read_tables
 
 SAME = {
-    "12": ["12", " 12", "12 ", "12\u00a0", "\ufeff12", "12\u200b", "0012", "12.0", "12.", "12,0", "1.2E+01", "1.2e+1"]
+    "12": [
+        "12",
+        " 12",
+        "12 ",
+        "12\u00a0",
+        "\ufeff12",
+        "12\u200b",
+        "0012",
+        "12.0",
+        "12.",
+        "12,0",
+        "1.2E+01",
+        "1.2e+1",
+    ]
 }
 SAME["12"] += [
     "\uff11\uff12",
@@ -45,7 +58,9 @@ SAME["1234"] = ["1.234", "1,234", "1234.000"]
 SAME["a1b"] = ["a1b", "A1B", "A1b "]
 
 
-@pytest.mark.parametrize(("normal", "text"), [(normal, text) for normal, texts in SAME.items() for text in texts])
+@pytest.mark.parametrize(
+    ("normal", "text"), [(normal, text) for normal, texts in SAME.items() for text in texts]
+)
 def test_spellings_of_one_id_are_one(normal, text):
     assert normal_id(text) == normal
 
@@ -82,13 +97,19 @@ def test_a_normal_id_is_its_own(text):
 
 def ids(tmp_path, parts, spelling=None):
     for k, part in enumerate(parts):
-        pd.DataFrame({"id": part, "x": ["y"] * len(part)}).to_csv(tmp_path / f"part_{k}.csv", index=False)
+        pd.DataFrame({"id": part, "x": ["y"] * len(part)}).to_csv(
+            tmp_path / f"part_{k}.csv", index=False
+        )
     rows = read_tables(sorted(tmp_path.glob("part_*.csv")), used=["id"])
     return list(read_ids(rows, ["id"], rows.frame.index, "patient", spelling))
 
 
-@pytest.mark.parametrize("change", [lambda i: f"{i} ", lambda i: i.lower(), lambda i: f"'{i}", lambda i: f"{i}\u00a0"])
-def test_patients_of_two_tables_in_two_spellings_are_refused_with_pairs_places_and_remedy(tmp_path, change):
+@pytest.mark.parametrize(
+    "change", [lambda i: f"{i} ", lambda i: i.lower(), lambda i: f"'{i}", lambda i: f"{i}\u00a0"]
+)
+def test_patients_of_two_tables_in_two_spellings_are_refused_with_pairs_places_and_remedy(
+    tmp_path, change
+):
     one = [f"P{k:03d}" for k in range(40)]
     other = [change(i) for i in one]
     with pytest.raises(CardError) as caught:
@@ -116,11 +137,18 @@ def test_ids_that_lost_their_zeros_or_grew_a_fraction_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("1.23457E+11", "cut its digits"), ("3-Jan", "date"), ("####", "narrow"), ("#REF!", "formula")]
+    ("text", "why"),
+    [
+        ("1.23457E+11", "cut its digits"),
+        ("3-Jan", "date"),
+        ("####", "narrow"),
+        ("#REF!", "formula"),
+    ],
 )
 def test_an_id_that_a_spreadsheet_has_destroyed_is_refused_by_its_line(tmp_path, text, why):
     with pytest.raises(
-        CardError, match=rf"part_0.csv, line 3: column 'id' holds the patient id '{re.escape(text)}'.*{why}"
+        CardError,
+        match=rf"part_0.csv, line 3: column 'id' holds the patient id '{re.escape(text)}'.*{why}",
     ) as caught:
         ids(tmp_path, [["a", text, "b"]])
     assert "as text" in str(caught.value) and "ids: exact" in str(caught.value)

@@ -82,20 +82,35 @@ def test_other_png_modes_become_grey(tmp_path, mode):
 def test_a_dicom_file_is_known_by_its_content_and_comes_out_bone_bright(tmp_path, name):
     stored = RNG.integers(0, 4096, (32, 32))
     stored[0, :2] = 0, 4095
-    for photometric, expected in (("MONOCHROME2", stored / 4095), ("MONOCHROME1", 1 - stored / 4095)):
+    for photometric, expected in (
+        ("MONOCHROME2", stored / 4095),
+        ("MONOCHROME1", 1 - stored / 4095),
+    ):
         pixels = read_image(write_dicom(stored, tmp_path / name, photometric), 32)
         np.testing.assert_allclose(pixels, expected * 255, atol=0.51)
 
 
 @settings(deadline=None, max_examples=25)
-@given(size=st.integers(4, 24), extra=st.integers(0, 10), tall=st.booleans(), times=st.integers(1, 3), data=st.data())
-def test_a_film_that_is_not_square_keeps_its_middle_in_place(tmp_path_factory, size, extra, tall, times, data):
+@given(
+    size=st.integers(4, 24),
+    extra=st.integers(0, 10),
+    tall=st.booleans(),
+    times=st.integers(1, 3),
+    data=st.data(),
+)
+def test_a_film_that_is_not_square_keeps_its_middle_in_place(
+    tmp_path_factory, size, extra, tall, times, data
+):
     long = size + 2 * extra
     top, left = data.draw(st.integers(0, size - 2)), data.draw(st.integers(0, size - 2))
     square = np.full((size, size), 40, np.uint8)
     square[top : top + 2, left : left + 2] = 240
     whole = RNG.integers(0, 256, (long, size) if tall else (size, long), dtype=np.uint8)
-    whole[(slice(extra, extra + size), slice(None)) if tall else (slice(None), slice(extra, extra + size))] = square
+    whole[
+        (slice(extra, extra + size), slice(None))
+        if tall
+        else (slice(None), slice(extra, extra + size))
+    ] = square
     path = tmp_path_factory.mktemp("film") / "x.png"
     save(np.kron(whole, np.ones((times, times), np.uint8)), path)
     np.testing.assert_array_equal(read_image(path, size), square)
@@ -113,7 +128,12 @@ def damage(folder):
     good = save(RNG.integers(0, 256, (64, 64), dtype=np.uint8), folder / "good.png").read_bytes()
     whole = write_dicom(RNG.integers(0, 4096, (32, 32)), folder / "good.dcm").read_bytes()
     bad = {f"cut{share}.png": good[: int(len(good) * share)] for share in (0.0, 0.01, 0.5, 0.9)}
-    bad |= {"text.png": b"this is no image", "text.jpg": b"nor this", "text.dcm": b"nor this", "cut.dcm": whole[:-99]}
+    bad |= {
+        "text.png": b"this is no image",
+        "text.jpg": b"nor this",
+        "text.dcm": b"nor this",
+        "cut.dcm": whole[:-99],
+    }
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     (folder / "folder.png").mkdir()
@@ -132,7 +152,12 @@ def test_a_file_that_holds_no_image_is_refused_by_its_path_with_a_reason(tmp_pat
 # ---- a data set ----------------------------------------------------------------------------------------------------
 def manifest_of(paths, **columns):
     ids = [path.name for path in paths]
-    own = {"image_id": ids, "patient_id": [f"p {i}" for i in ids], "study_id": ids, "path": [str(p) for p in paths]}
+    own = {
+        "image_id": ids,
+        "patient_id": [f"p {i}" for i in ids],
+        "study_id": ids,
+        "path": [str(p) for p in paths],
+    }
     return pd.DataFrame(own | columns)
 
 
@@ -206,7 +231,9 @@ def test_a_folder_that_stands_is_returned_and_not_rewritten(films, tmp_path):
     assert first.info == second.info
 
 
-@pytest.mark.parametrize("changed", [{"size": 16}, {"info": {"card": "two"}}, {"info": {"card": "one", "more": 1}}])
+@pytest.mark.parametrize(
+    "changed", [{"size": 16}, {"info": {"card": "two"}}, {"info": {"card": "one", "more": 1}}]
+)
 def test_a_folder_made_for_something_else_is_made_anew(tmp_path, changed):
     paths = [save(film(k), tmp_path / f"{k}.png") for k in range(5)]
     asked = {"size": 8, "info": {"card": "one"}}
@@ -216,7 +243,9 @@ def test_a_folder_made_for_something_else_is_made_anew(tmp_path, changed):
     again = prepare(manifest_of(paths), tmp_path / "out", **asked | changed)
     size = changed.get("size", 8)
     assert again.images.shape == (5, size, size)
-    np.testing.assert_array_equal(again.images[:, :: size // 8, :: size // 8], [film(100 + k) for k in range(5)])
+    np.testing.assert_array_equal(
+        again.images[:, :: size // 8, :: size // 8], [film(100 + k) for k in range(5)]
+    )
     assert (changed.get("info") or asked["info"]).items() <= again.info.items()
 
 
@@ -225,24 +254,33 @@ def test_a_folder_that_a_killed_run_left_is_not_taken_for_whole(tmp_path):
     out = tmp_path / "out"
     prepare(manifest_of(paths), out, size=8, info={})
     (out / "prepared.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no prepared data set; run data\.ipynb") as caught:
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no prepared data set; run data\.ipynb"
+    ) as caught:
         open_prepared(out)
     assert str(out) in str(caught.value)
     (out / "images.npy").write_bytes(b"half")
-    np.testing.assert_array_equal(prepare(manifest_of(paths), out, size=8, info={}).images, [film(k) for k in range(3)])
+    np.testing.assert_array_equal(
+        prepare(manifest_of(paths), out, size=8, info={}).images, [film(k) for k in range(3)]
+    )
 
 
 def test_windows_that_leave_no_picture_and_bits_beyond_those_stored_are_counted_as_odd(tmp_path):
     smooth = np.add.outer(np.arange(48), np.arange(48)) / 94
     paths = []
-    for k, (top, tags) in enumerate([(4095, {}), (4095, {"WindowCenter": 0, "WindowWidth": 1}), (16383, {})]):
+    for k, (top, tags) in enumerate(
+        [(4095, {}), (4095, {"WindowCenter": 0, "WindowWidth": 1}), (16383, {})]
+    ):
         paths.append(write_dicom(np.rint(smooth * top), tmp_path / f"{k}.png"))
         ds = pydicom.dcmread(paths[-1])
         for name, value in tags.items():
             setattr(ds, name, value)
         ds.save_as(paths[-1])
     prepared = prepare(manifest_of(paths), tmp_path / "out", size=48, info={})
-    assert prepared.info["odd"] == {"window replaced by the image's own range": 1, "values beyond BitsStored": 1}
+    assert prepared.info["odd"] == {
+        "window replaced by the image's own range": 1,
+        "values beyond BitsStored": 1,
+    }
     for image in prepared.images:
         np.testing.assert_allclose(image, smooth * 255, atol=0.6)
     listed = pd.read_csv(tmp_path / "out" / "odd.csv")
@@ -257,8 +295,12 @@ def test_synthetic_rows_are_drawn_in_their_order(tmp_path):
     rows = [0, 7, CHUNK - 1, CHUNK, CHUNK + 19]
     index = [int(name.rsplit("-", 1)[1]) for name in prepared.manifest["image_id"].iloc[rows]]
     drawn = synthetic.sample(index, institution="public-2", size=32, seed=4)
-    np.testing.assert_array_equal(prepared.images[rows], np.rint(drawn.image[:, 0].numpy() * 255).astype(np.uint8))
-    np.testing.assert_array_equal(label_array(prepared.manifest.iloc[rows], LABELS, truth=True), drawn.labels)
+    np.testing.assert_array_equal(
+        prepared.images[rows], np.rint(drawn.image[:, 0].numpy() * 255).astype(np.uint8)
+    )
+    np.testing.assert_array_equal(
+        label_array(prepared.manifest.iloc[rows], LABELS, truth=True), drawn.labels
+    )
 
 
 def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkeypatch):
@@ -267,7 +309,8 @@ def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkey
     monkeypatch.setattr("cxrstudy.data.images.LARGE", 0)
     asked: list[int] = []
     monkeypatch.setattr(
-        "cxrstudy.data.images.Parallel", lambda n_jobs, **how: asked.append(n_jobs) or Parallel(n_jobs, **how)
+        "cxrstudy.data.images.Parallel",
+        lambda n_jobs, **how: asked.append(n_jobs) or Parallel(n_jobs, **how),
     )
     shared = prepare_data(p.model_copy(update={"out": str(tmp_path / "shared")}))
     np.testing.assert_array_equal(alone.images, shared.images)
@@ -276,7 +319,9 @@ def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkey
 
 def test_a_data_run_splits_patients_and_says_what_it_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path))
-    p = study.Data(n_images=60, size=32, fractions={"pretrain": 0.5, "test": 0.5}, out="runs/one/data/study")
+    p = study.Data(
+        n_images=60, size=32, fractions={"pretrain": 0.5, "test": 0.5}, out="runs/one/data/study"
+    )
     prepared = prepare_data(p)
     assert set(prepared.manifest["split"]) == {"pretrain", "test"}
     assert prepared.manifest.groupby("patient_id")["split"].nunique().max() == 1

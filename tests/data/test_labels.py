@@ -24,7 +24,10 @@ def rows_of(folder, cells):
 def listed(folder, cells, names=NAMES, separator="|", absent=0.0, may=(), rows=None):
     rows = rows if rows is not None else rows_of(folder, cells)
     return {
-        k[6:]: list(v) for k, v in read_list(rows, rows.frame.index, "found", separator, names, absent, may).items()
+        k[6:]: list(v)
+        for k, v in read_list(
+            rows, rows.frame.index, "found", separator, names, absent, may
+        ).items()
     }
 
 
@@ -34,7 +37,10 @@ CELLS = {
     '["cardiomegaly", "pleural effusion"]': ["cardiomegaly", "pleural effusion"],
     "['cardiomegaly' 'pleural effusion']": ["cardiomegaly", "pleural effusion"],
     "['cardiomegaly'\n 'pleural effusion']": ["cardiomegaly", "pleural effusion"],
-    "array(['cardiomegaly', 'pleural effusion'], dtype=object)": ["cardiomegaly", "pleural effusion"],
+    "array(['cardiomegaly', 'pleural effusion'], dtype=object)": [
+        "cardiomegaly",
+        "pleural effusion",
+    ],
     "('cardiomegaly', 'pleural effusion')": ["cardiomegaly", "pleural effusion"],
     "{'pleural effusion', 'cardiomegaly'}": ["pleural effusion", "cardiomegaly"],
     "[cardiomegaly, pleural effusion]": ["cardiomegaly", "pleural effusion"],
@@ -75,9 +81,14 @@ def test_lists_of_python_json_and_numpy_come_back(names):
     assert sorted(listed_names(str(np.array(names, dtype=object)), "|")) == sorted(wanted)
 
 
-@pytest.mark.parametrize("write", [str, json.dumps, lambda names: str(np.array(names, object)), "|".join])
+@pytest.mark.parametrize(
+    "write", [str, json.dumps, lambda names: str(np.array(names, object)), "|".join]
+)
 def test_labels_are_those_listed_whatever_their_case(tmp_path, write):
-    cells = [write(names) for names in (["Cardiomegaly", "pleural effusion"], ["normal"], ["PLEURAL EFFUSION"])]
+    cells = [
+        write(names)
+        for names in (["Cardiomegaly", "pleural effusion"], ["normal"], ["PLEURAL EFFUSION"])
+    ]
     assert listed(tmp_path, cells) == {"cardiomegaly": [1, 0, 0], "pleural_effusion": [1, 0, 1]}
 
 
@@ -85,14 +96,25 @@ def test_a_column_of_lists_in_parquet_gives_what_text_gives(tmp_path):
     column = pa.array([["cardiomegaly", "pleural effusion"], [], None, ["normal"]])
     pq.write_table(pa.table({"found": column}), tmp_path / "t.parquet")
     rows = read_tables([tmp_path / "t.parquet"], used=["found"])
-    assert listed(tmp_path, [], rows=rows) == {"cardiomegaly": [1, 0, 0, 0], "pleural_effusion": [1, 0, 0, 0]}
+    assert listed(tmp_path, [], rows=rows) == {
+        "cardiomegaly": [1, 0, 0, 0],
+        "pleural_effusion": [1, 0, 0, 0],
+    }
 
 
 def test_a_name_that_never_occurs_is_refused_beside_near_ones_unless_the_card_excuses_it(tmp_path):
     cells = ["Cardiomegaly|Pleural_Effusion", "Normal"]
     with pytest.raises(CardError) as caught:
-        listed(tmp_path, cells, {"edema": ["Oedema"], "cardiomegaly": ["Cardiomegly"]}, may=["Oedema"])
-    for part in ("'Cardiomegly'", "near it: 'Cardiomegaly'", "'Normal'", "may_be_absent: [Cardiomegly]", "'found'"):
+        listed(
+            tmp_path, cells, {"edema": ["Oedema"], "cardiomegaly": ["Cardiomegly"]}, may=["Oedema"]
+        )
+    for part in (
+        "'Cardiomegly'",
+        "near it: 'Cardiomegaly'",
+        "'Normal'",
+        "may_be_absent: [Cardiomegly]",
+        "'found'",
+    ):
         assert part in str(caught.value)
     names = {"edema": ["Oedema"], "cardiomegaly": ["Cardiomegaly"]}
     for may in (["Oedema"], ["oedema"], True):
@@ -104,12 +126,18 @@ def test_a_name_that_never_occurs_is_refused_beside_near_ones_unless_the_card_ex
 def test_a_cell_that_the_separator_does_not_part_is_refused_by_its_line(tmp_path):
     cells = ["cardiomegaly", "pleural effusion", "cardiomegaly; pleural effusion"]
     with pytest.raises(
-        CardError, match=r"rows.csv, line 4: column 'found' holds 'cardiomegaly; pleural effusion'.*separator"
+        CardError,
+        match=r"rows.csv, line 4: column 'found' holds 'cardiomegaly; pleural effusion'.*separator",
     ):
         listed(tmp_path, cells)
-    assert listed(tmp_path, cells, separator=";") == {"cardiomegaly": [1, 0, 1], "pleural_effusion": [0, 1, 1]}
+    assert listed(tmp_path, cells, separator=";") == {
+        "cardiomegaly": [1, 0, 1],
+        "pleural_effusion": [0, 1, 1],
+    }
     names = {"edema": ["edema"]}
-    assert listed(tmp_path, ["edema", "edema, interstitial"], names) == {"edema": [1, 0]}  # a name with a comma
+    assert listed(tmp_path, ["edema", "edema, interstitial"], names) == {
+        "edema": [1, 0]
+    }  # a name with a comma
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -134,7 +162,15 @@ def test_an_unmapped_value_is_refused_by_file_line_number_of_cells_and_all_value
     rows = rows_of(tmp_path, ["1", "maybe", "0", "?", "maybe"])
     with pytest.raises(CardError) as caught:
         read_columns(rows, rows.frame.index, {"edema": ["found"]}, {"1": 1, "0": 0}, 0.0)
-    for part in ("rows.csv, line 3", "'found'", "'maybe' (2)", "'?' (1)", "3 cells", "labels.values", "'1', '0'"):
+    for part in (
+        "rows.csv, line 3",
+        "'found'",
+        "'maybe' (2)",
+        "'?' (1)",
+        "3 cells",
+        "labels.values",
+        "'1', '0'",
+    ):
         assert part in str(caught.value)
     told = read_columns(rows, rows.frame.index[[0, 2]], {"edema": ["found"]}, {"1": 1, "0": 0}, 0.0)
     assert list(told["label:edema"]) == [1, 0]  # rows that are left out need no value

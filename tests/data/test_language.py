@@ -60,14 +60,22 @@ def test_short_english_is_english(text):
     assert is_english(text)
 
 
-@given(st.lists(st.sampled_from([t for t in texts(FOREIGN) if "FINDINGS" not in t]), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.sampled_from([t for t in texts(FOREIGN) if "FINDINGS" not in t]), min_size=1, max_size=5
+    )
+)
 def test_foreign_sentences_together_are_foreign(parts):
     assert extract_labels(". ".join(parts)) == {}
 
 
 def test_of_a_mixed_report_the_english_is_read():
-    assert extract_labels("Kein Pneumothorax. No pleural effusion is seen.") == {"pleural_effusion": "absent"}
-    assert extract_labels("Small left effusion is stable. Sin neumotórax.") == {"pleural_effusion": "present"}
+    assert extract_labels("Kein Pneumothorax. No pleural effusion is seen.") == {
+        "pleural_effusion": "absent"
+    }
+    assert extract_labels("Small left effusion is stable. Sin neumotórax.") == {
+        "pleural_effusion": "present"
+    }
 
 
 @pytest.mark.parametrize(
@@ -80,8 +88,20 @@ def test_the_language_is_named(text, name):
 
 
 def test_reports_that_are_not_english_are_counted_and_warned_of_once():
-    reports = pd.Series(["Kein Pneumothorax.", "Keine Stauung", "Lungs clear.", None, float("nan"), "", "Sin derrame"])
-    with pytest.warns(UserWarning, match=r"3 of 4 reports are not in English \(German 2, Spanish 1\)") as caught:
+    reports = pd.Series(
+        [
+            "Kein Pneumothorax.",
+            "Keine Stauung",
+            "Lungs clear.",
+            None,
+            float("nan"),
+            "",
+            "Sin derrame",
+        ]
+    )
+    with pytest.warns(
+        UserWarning, match=r"3 of 4 reports are not in English \(German 2, Spanish 1\)"
+    ) as caught:
         assert count_not_english(reports) == 3
     assert len(caught) == 1
     with warnings.catch_warnings():
@@ -95,7 +115,9 @@ def test_synthetic_reports_are_english(institution):
 
 
 def test_a_hundred_thousand_reports_take_seconds():
-    reports = ["FINDINGS: The heart is normal in size. No effusion or pneumothorax. IMPRESSION: Small nodule."] * 5000
+    reports = [
+        "FINDINGS: The heart is normal in size. No effusion or pneumothorax. IMPRESSION: Small nodule."
+    ] * 5000
     start = time.process_time()
     assert all(map(is_english, reports))
     assert time.process_time() - start < 1.5
@@ -104,7 +126,9 @@ def test_a_hundred_thousand_reports_take_seconds():
 ROCO = SHARED / "text_formats/roco_chest_captions.tsv"
 
 
-@pytest.mark.skipif(not ROCO.is_file(), reason="needs the real captions of ../shared/data/text_formats")
+@pytest.mark.skipif(
+    not ROCO.is_file(), reason="needs the real captions of ../shared/data/text_formats"
+)
 def test_of_real_captions_the_french_alone_are_foreign():
     captions = pd.read_csv(ROCO, sep="\t", quoting=csv.QUOTE_NONE).caption.dropna()
     found = captions[[not is_english(text) for text in captions]]
@@ -114,7 +138,9 @@ def test_of_real_captions_the_french_alone_are_foreign():
 NOTES = SHARED / "covid_notes/metadata.csv"
 
 
-@pytest.mark.skipif(not NOTES.is_file(), reason="needs the real notes of ../shared/data/covid_notes")
+@pytest.mark.skipif(
+    not NOTES.is_file(), reason="needs the real notes of ../shared/data/covid_notes"
+)
 def test_real_clinical_notes_are_english():
     notes = pd.read_csv(NOTES)[["clinical_notes", "other_notes"]].stack().dropna()
     assert count_not_english(notes) == 0

@@ -23,7 +23,13 @@ def lay(base, *files):
 
 def find(base, patterns, ids):
     n = len(ids)
-    rows = Rows(pd.DataFrame(index=range(n)), [Path("rows.csv")], np.zeros(n, int), ["line"], np.arange(n) + 2)
+    rows = Rows(
+        pd.DataFrame(index=range(n)),
+        [Path("rows.csv")],
+        np.zeros(n, int),
+        ["line"],
+        np.arange(n) + 2,
+    )
     found = find_images(base, patterns, pd.Series(ids, name="image"), rows)
     return [None if pd.isna(file) else os.path.relpath(file, base) for file in found]
 
@@ -35,22 +41,33 @@ def test_two_stars_are_any_depth_none_too(tmp_path):
     assert matching_files(tmp_path, "images/**") == files
     assert matching_files(tmp_path, "**/y/**/*.png") == files[2:]
     assert matching_files(tmp_path, "images/*/*.png") == files[1:2]
-    assert matching_files(tmp_path, "./images/*.png") == matching_files(tmp_path, "images\\*.png") == files[:1]
-    assert find(tmp_path, ["images/**/*"], ["a", "b.png", "x/y/c.png", "images/x/y/z/d", "e"]) == [*files, None]
+    assert (
+        matching_files(tmp_path, "./images/*.png")
+        == matching_files(tmp_path, "images\\*.png")
+        == files[:1]
+    )
+    assert find(tmp_path, ["images/**/*"], ["a", "b.png", "x/y/c.png", "images/x/y/z/d", "e"]) == [
+        *files,
+        None,
+    ]
 
 
 names = st.text("ab", min_size=1, max_size=2)
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.sets(st.lists(names, min_size=1, max_size=4).map(tuple), min_size=1, max_size=6), st.data())
+@given(
+    st.sets(st.lists(names, min_size=1, max_size=4).map(tuple), min_size=1, max_size=6), st.data()
+)
 def test_patterns_find_what_the_standard_library_finds(tmp_path_factory, paths, data):
     base = tmp_path_factory.mktemp("tree")
     for path in paths:
         lay(base, "/".join(f"d{part}" for part in path[:-1]) + f"/f{path[-1]}.png")
     parts = data.draw(st.lists(st.sampled_from(["**", "d*", "da", "d[ab]", "d?"]), max_size=3))
     pattern = "/".join([*parts, "f*.png"])
-    assert matching_files(base, pattern) == sorted({p.relative_to(base).as_posix() for p in base.glob(pattern)})
+    assert matching_files(base, pattern) == sorted(
+        {p.relative_to(base).as_posix() for p in base.glob(pattern)}
+    )
 
 
 SPELLINGS = [
@@ -75,7 +92,9 @@ def test_a_path_may_begin_with_root_or_with_its_name(tmp_path):
         ids = ["CheXpert-v1.0/train/p1/view1.jpg", str(base / "train/p2/view1.jpg")]
         assert find(root, ["train/**/*.jpg"], ids) == ["train/p1/view1.jpg", "train/p2/view1.jpg"]
         assert find_listed(root, ids).keys() == set(ids)
-    assert find(base, ["**/*"], ["CheXpert-v1.0/train/p3/view1.jpg", "train/p1/view1.jpg"])[0] is None
+    assert (
+        find(base, ["**/*"], ["CheXpert-v1.0/train/p3/view1.jpg", "train/p1/view1.jpg"])[0] is None
+    )
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -83,7 +102,9 @@ def test_a_path_may_begin_with_root_or_with_its_name(tmp_path):
 def test_accents_are_one_whether_composed_or_not(tmp_path, form, stored):
     lay(tmp_path, unicodedata.normalize(stored, "images/Müller-é.png"))
     [found] = find(tmp_path, ["images/*"], [unicodedata.normalize(form, "Müller-é.png")])
-    assert unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", "images/Müller-é.png")
+    assert unicodedata.normalize("NFC", found) == unicodedata.normalize(
+        "NFC", "images/Müller-é.png"
+    )
     assert find_listed(tmp_path, [unicodedata.normalize(form, "images/Müller-é.png")])
 
 
@@ -91,23 +112,34 @@ def test_suffixes_in_capitals_and_none_at_all(tmp_path):
     lay(tmp_path, "images/a.PNG", "images/B.DCM", "images/1.2.840.1", "images/IM0001")
     found = find(tmp_path, ["images/*"], ["a", "b.dcm", "1.2.840.1", "IM0001", "a2"])
     assert found == ["images/a.PNG", "images/B.DCM", "images/1.2.840.1", "images/IM0001", None]
-    assert find(tmp_path, ["images/*.png", "images/*.dcm"], ["a", "B"]) == ["images/a.PNG", "images/B.DCM"]
+    assert find(tmp_path, ["images/*.png", "images/*.dcm"], ["a", "B"]) == [
+        "images/a.PNG",
+        "images/B.DCM",
+    ]
 
 
 def test_case_tells_two_files_apart_and_nothing_else(tmp_path):
     lay(tmp_path, "images/a.png", "images/A.png")
     assert find(tmp_path, ["images/*"], ["A", "a"]) == ["images/A.png", "images/a.png"]
     lay(tmp_path, "images/q.PNG", "images/q.png")
-    with pytest.raises(CardError, match=r"rows.csv, line 2: image 'q' fits 2 files .*path below root"):
+    with pytest.raises(
+        CardError, match=r"rows.csv, line 2: image 'q' fits 2 files .*path below root"
+    ):
         find(tmp_path, ["images/*"], ["q"])
 
 
 def test_two_ids_of_one_file_are_refused_by_their_lines(tmp_path):
-    with pytest.raises(CardError, match=r"line 2; rows.csv, line 4: 'a' and 'images/a.png' name one file"):
-        find(lay(tmp_path, "images/a.png", "images/b.png"), ["images/*"], ["a", "b", "images/a.png"])
+    with pytest.raises(
+        CardError, match=r"line 2; rows.csv, line 4: 'a' and 'images/a.png' name one file"
+    ):
+        find(
+            lay(tmp_path, "images/a.png", "images/b.png"), ["images/*"], ["a", "b", "images/a.png"]
+        )
 
 
-@pytest.mark.parametrize("name", ["../x.png", "images/../../x.png", "/etc/x.png", "C:\\data\\x.png", "..\\x.png", ".."])
+@pytest.mark.parametrize(
+    "name", ["../x.png", "images/../../x.png", "/etc/x.png", "C:\\data\\x.png", "..\\x.png", ".."]
+)
 def test_a_path_that_leads_out_of_root_is_refused(tmp_path, name):
     base = lay(tmp_path / "root", "images/x.png")
     lay(tmp_path, "x.png")
@@ -126,9 +158,14 @@ def test_a_pattern_that_leads_out_of_root_is_refused(tmp_path, pattern):
 
 def test_the_error_tells_whether_no_file_or_no_id_fits(tmp_path):
     lay(tmp_path, "pictures/a.png")
-    with pytest.raises(CardError, match=r"none of 1 images .* no file fits the pattern. There is 'pictures/a.png'"):
+    with pytest.raises(
+        CardError, match=r"none of 1 images .* no file fits the pattern. There is 'pictures/a.png'"
+    ):
         find(tmp_path, ["images/*.png"], ["a"])
-    with pytest.raises(CardError, match=r"1 files fit the pattern.*first id is 'q.png'.*first file 'pictures/a.png'"):
+    with pytest.raises(
+        CardError,
+        match=r"1 files fit the pattern.*first id is 'q.png'.*first file 'pictures/a.png'",
+    ):
         find(tmp_path, ["pictures/*.png"], ["q.png"])
 
 

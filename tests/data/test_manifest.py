@@ -28,7 +28,11 @@ seeds = st.integers(0, 2**32)
 def table(patients, **columns):
     """A manifest with one image an entry of ``patients``."""
     n = range(len(patients))
-    own = {"image_id": [f"i{k}" for k in n], "patient_id": list(patients), "study_id": [f"s{k}" for k in n]}
+    own = {
+        "image_id": [f"i{k}" for k in n],
+        "patient_id": list(patients),
+        "study_id": [f"s{k}" for k in n],
+    }
     return pd.DataFrame(own | {"path": [f"{k}.png" for k in n]} | columns)
 
 
@@ -59,7 +63,9 @@ def test_subsets_are_exact_nested_and_hold_whole_patients_but_for_the_last(manif
 def test_a_subset_does_not_hang_on_the_order_of_the_rows(manifest, seed, data):
     n = data.draw(st.integers(1, len(manifest)))
     mixed = manifest.iloc[data.draw(st.permutations(range(len(manifest))))]
-    pd.testing.assert_frame_equal(nested_subset(manifest, n, seed=seed), nested_subset(mixed, n, seed=seed))
+    pd.testing.assert_frame_equal(
+        nested_subset(manifest, n, seed=seed), nested_subset(mixed, n, seed=seed)
+    )
 
 
 def test_another_seed_gives_another_subset():
@@ -84,7 +90,10 @@ def test_a_subset_that_cannot_be_had_is_refused_with_both_numbers(n):
 
 
 def test_the_error_of_a_subset_says_what_can_be_had():
-    with pytest.raises(ValueError, match=r"n_images is 3000, but there are 54 images.*1 to 54.*n_images: 0 .* for all"):
+    with pytest.raises(
+        ValueError,
+        match=r"n_images is 3000, but there are 54 images.*1 to 54.*n_images: 0 .* for all",
+    ):
         nested_subset(table([f"p{k}" for k in range(54)]), 3000)
 
 
@@ -112,7 +121,9 @@ def test_rows_added_change_no_patients_split(manifest, more, parts, seed):
     fractions = fractions_of(parts)
     more = more.assign(image_id="new " + more["image_id"])
     before = assign_splits(manifest, fractions=fractions, seed=seed)
-    after = assign_splits(pd.concat([more, manifest], ignore_index=True), fractions=fractions, seed=seed)
+    after = assign_splits(
+        pd.concat([more, manifest], ignore_index=True), fractions=fractions, seed=seed
+    )
     known = dict(zip(before["patient_id"], before["split"], strict=True))
     old = after[after["patient_id"].isin(known)]
     assert (old["split"] == old["patient_id"].map(known)).all()
@@ -130,7 +141,9 @@ def test_fractions_of_patients_are_met_within_their_binomial_error(parts, seed):
 
 def test_another_seed_gives_other_splits_and_splits_tell_nothing_of_subsets():
     manifest = table([f"p{k}" for k in range(2000)])
-    one, two = (assign_splits(manifest, fractions={"a": 0.5, "b": 0.5}, seed=seed) for seed in (0, 1))
+    one, two = (
+        assign_splits(manifest, fractions={"a": 0.5, "b": 0.5}, seed=seed) for seed in (0, 1)
+    )
     assert 0.4 < (one["split"] == two["split"]).mean() < 0.6
     first = nested_subset(one, 500)
     assert 0.4 < (first["split"] == "a").mean() < 0.6
@@ -138,7 +151,14 @@ def test_another_seed_gives_other_splits_and_splits_tell_nothing_of_subsets():
 
 @pytest.mark.parametrize(
     "fractions",
-    [{}, {"a": 0.5}, {"a": 0.7, "b": 0.4}, {"a": 1.5, "b": -0.5}, {"a": float("nan"), "b": 1.0}, {"a": 0.0}],
+    [
+        {},
+        {"a": 0.5},
+        {"a": 0.7, "b": 0.4},
+        {"a": 1.5, "b": -0.5},
+        {"a": float("nan"), "b": 1.0},
+        {"a": 0.0},
+    ],
 )
 def test_fractions_that_do_not_sum_to_one_are_refused(fractions):
     with pytest.raises(ValueError, match="fractions must be at least 0 and sum to 1") as caught:
@@ -149,7 +169,11 @@ def test_fractions_that_do_not_sum_to_one_are_refused(fractions):
 
 # ---- validation ----------------------------------------------------------------------------------------------------
 def sound():
-    extra = {"view": ["PA", None, "LATERAL", "AP"], "sex": ["F", "M", None, "F"], "age": [50, 0.5, None, 130]}
+    extra = {
+        "view": ["PA", None, "LATERAL", "AP"],
+        "sex": ["F", "M", None, "F"],
+        "age": [50, 0.5, None, 130],
+    }
     extra |= {"report": ["words", None, "", "x"], "label:edema": [1.0, 0.0, None, 1.0]}
     return table("aabc", **extra, **{"truth:edema": [1, 0, 0, 1]})
 
@@ -207,7 +231,10 @@ def test_a_row_is_named_by_where_it_came_from_if_that_is_known():
 
 
 def test_a_data_set_without_labels_says_so():
-    with pytest.raises(ManifestError, match=r"no label 'edema'; this data set has none \(its card has no `labels`\)"):
+    with pytest.raises(
+        ManifestError,
+        match=r"no label 'edema'; this data set has none \(its card has no `labels`\)",
+    ):
         label_array(table("ab"), ["edema"])
 
 
@@ -255,7 +282,11 @@ def test_a_file_that_is_no_manifest_is_refused_by_its_name(tmp_path):
     garbage, strange = tmp_path / "garbage.parquet", tmp_path / "strange.parquet"
     garbage.write_bytes(b"PAR1 and then nothing")
     pd.DataFrame({"hello": [1]}).to_parquet(strange)
-    for path, why in ((garbage, "not a readable"), (strange, "'image_id' is missing"), (tmp_path / "no", "not a read")):
+    for path, why in (
+        (garbage, "not a readable"),
+        (strange, "'image_id' is missing"),
+        (tmp_path / "no", "not a read"),
+    ):
         with pytest.raises(ManifestError, match=why) as caught:
             read_manifest(path)
         assert str(path) in str(caught.value)
@@ -265,7 +296,10 @@ def test_a_file_that_is_no_manifest_is_refused_by_its_name(tmp_path):
 @quick
 @given(names=st.permutations([*LABELS[:4], "hernia", "emphysema"]), data=st.data())
 def test_label_arrays_have_the_columns_asked_for_in_their_order_and_nan_for_unknown(names, data):
-    values = {name: data.draw(st.lists(st.sampled_from([0.0, 1.0, np.nan]), min_size=3, max_size=3)) for name in names}
+    values = {
+        name: data.draw(st.lists(st.sampled_from([0.0, 1.0, np.nan]), min_size=3, max_size=3))
+        for name in names
+    }
     manifest = table("abc", **{f"label:{name}": column for name, column in values.items()})
     others = [name for name in names if name not in LABELS]
     assert label_names(manifest) == [*LABELS[:4], *others]
@@ -277,7 +311,11 @@ def test_label_arrays_have_the_columns_asked_for_in_their_order_and_nan_for_unkn
 
 def test_labels_of_every_storage_give_the_same_array():
     values = [1, 0, None, 1]
-    kinds = [values, pd.array(values, dtype="Int64"), pd.array([True, False, None, True], dtype="boolean")]
+    kinds = [
+        values,
+        pd.array(values, dtype="Int64"),
+        pd.array([True, False, None, True], dtype="boolean"),
+    ]
     kinds.append(np.array([1, 0, np.nan, 1], np.float32))
     for kind in kinds:
         array = label_array(table("abcd", **{"label:edema": kind}), ["edema"])
@@ -285,8 +323,12 @@ def test_labels_of_every_storage_give_the_same_array():
 
 
 def test_truth_is_preferred_where_it_is_known_and_asked_for():
-    manifest = table("ab", **{"label:edema": [0, None], "truth:edema": [1, 1], "label:picc": [1, 0]})
-    np.testing.assert_array_equal(label_array(manifest, ["picc", "edema"], truth=True), [[1, 1], [0, 1]])
+    manifest = table(
+        "ab", **{"label:edema": [0, None], "truth:edema": [1, 1], "label:picc": [1, 0]}
+    )
+    np.testing.assert_array_equal(
+        label_array(manifest, ["picc", "edema"], truth=True), [[1, 1], [0, 1]]
+    )
     np.testing.assert_array_equal(label_array(manifest, ["edema"]), [[0], [np.nan]])
     assert label_names(manifest, "truth") == ["edema"]
     assert label_array(manifest, []).shape == (2, 0)

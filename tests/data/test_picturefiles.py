@@ -48,11 +48,22 @@ def png(path, pixels, depth=16, colour=0, chunks=()):
     """A PNG written by hand, with chunks that Pillow does not write."""
 
     def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     rows = np.asarray(pixels).astype(">u2" if depth == 16 else "u1")
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    head = struct.pack(">IIBBBBB", rows.shape[1] // (3 if colour == 2 else 1), rows.shape[0], depth, colour, 0, 0, 0)
+    head = struct.pack(
+        ">IIBBBBB",
+        rows.shape[1] // (3 if colour == 2 else 1),
+        rows.shape[0],
+        depth,
+        colour,
+        0,
+        0,
+        0,
+    )
     parts = [
         chunk(b"IHDR", head),
         *(chunk(*c) for c in chunks),
@@ -121,7 +132,9 @@ def test_pictures_of_other_numbers_are_scaled_to_their_own_range(tmp_path):
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_tiff_whose_white_is_zero_is_turned_round(tmp_path, deep):
     stored = 255 - SMOOTH
-    path = save(stored.astype(np.uint16) * 257 if deep else stored, tmp_path / "x.tif", tiffinfo={262: 1})
+    path = save(
+        stored.astype(np.uint16) * 257 if deep else stored, tmp_path / "x.tif", tiffinfo={262: 1}
+    )
     content = bytearray(path.read_bytes())
     at = content.index(struct.pack("<HHI", 262, 3, 1))
     content[at + 8 : at + 10] = b"\0\0"
@@ -136,7 +149,9 @@ def test_16_bit_colour_of_which_few_bits_are_used_is_set_aside(tmp_path):
     np.testing.assert_array_equal(
         read_image(png(tmp_path / "full.png", rgb(SMOOTH.astype(int) * 257), 16, 2), 48), SMOOTH
     )
-    assert "16 bits" in reason(png(tmp_path / "few.png", rgb(SMOOTH.astype(int) * 16), 16, 2)).reason
+    assert (
+        "16 bits" in reason(png(tmp_path / "few.png", rgb(SMOOTH.astype(int) * 16), 16, 2)).reason
+    )
 
 
 # ---- kinds of files
@@ -154,7 +169,9 @@ def test_a_16_bit_jpeg_2000_and_tiff_keep_their_range(tmp_path):
     deep = RNG.integers(0, 2**16, (48, 48), dtype=np.uint16)
     deep[0, 0] = 65535
     for name in ("x.jp2", "x.tif"):
-        np.testing.assert_allclose(read_image(save(deep, tmp_path / name), 48), deep / 257, atol=0.51)
+        np.testing.assert_allclose(
+            read_image(save(deep, tmp_path / name), 48), deep / 257, atol=0.51
+        )
     deep.astype(">u2").tofile(tmp_path / "raw")
     Image.frombytes("I;16B", (48, 48), (tmp_path / "raw").read_bytes()).save(tmp_path / "big.tif")
     np.testing.assert_allclose(read_image(tmp_path / "big.tif", 48), deep / 257, atol=0.51)
@@ -177,8 +194,22 @@ def others(folder):
     (folder / "empty.png").write_bytes(b"")
     (folder / "odd.png").write_bytes(bytes(range(100, 256)))
     (folder / "film.png").write_bytes(bytes([0, 0, 0, 24]) + b"ftypmp42" + bytes(100))
-    words = {"zip": "zip archive", "nii": "NIfTI", "niigz": "gzip", "pdf": "PDF", "html": "HTML", "text": "text"}
-    words |= {"xml": "XML", "npy": "NumPy", "lfs": "Git LFS", "mac": "macOS", "zeros": "zeros", "empty": "empty"}
+    words = {
+        "zip": "zip archive",
+        "nii": "NIfTI",
+        "niigz": "gzip",
+        "pdf": "PDF",
+        "html": "HTML",
+        "text": "text",
+    }
+    words |= {
+        "xml": "XML",
+        "npy": "NumPy",
+        "lfs": "Git LFS",
+        "mac": "macOS",
+        "zeros": "zeros",
+        "empty": "empty",
+    }
     return words | {"odd": "64 65 66", "film": "film"}
 
 
@@ -226,11 +257,15 @@ def test_absurd_sizes_are_set_aside_before_they_are_decoded(tmp_path, size):
 def test_any_mode_of_a_grey_picture_gives_its_grey(tmp_path, mode, suffix):
     pixels = np.where(SMOOTH > 127, 255, 0).astype(np.uint8) if mode == "1" else SMOOTH
     try:
-        Image.fromarray(pixels).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(tmp_path / f"x{suffix}")
+        Image.fromarray(pixels).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(
+            tmp_path / f"x{suffix}"
+        )
     except (OSError, KeyError):
         pytest.skip(f"{suffix} has no {mode}")
     image, notes = read_with_notes(tmp_path / f"x{suffix}", 48)
-    assert np.abs(image.astype(int) - pixels).max() <= (60 if mode == "1" and suffix == ".jpg" else 6)
+    assert np.abs(image.astype(int) - pixels).max() <= (
+        60 if mode == "1" and suffix == ".jpg" else 6
+    )
     assert notes == ()
 
 
@@ -238,7 +273,11 @@ def test_colour_is_counted_and_a_faint_mark_too(tmp_path):
     grey = np.stack([SMOOTH] * 3, -1)
     marked = grey.copy()
     marked[:3, :3] = 255, 255, 0
-    for pixels, expected in ((grey, ()), (marked, (COLOUR,)), (RNG.integers(0, 256, grey.shape, np.uint8), (COLOUR,))):
+    for pixels, expected in (
+        (grey, ()),
+        (marked, (COLOUR,)),
+        (RNG.integers(0, 256, grey.shape, np.uint8), (COLOUR,)),
+    ):
         assert read_with_notes(save(pixels, tmp_path / "x.png"), 48)[1] == expected
     palette = Image.fromarray(marked).quantize(64)
     palette.save(tmp_path / "p.png")
@@ -277,7 +316,9 @@ def test_a_jpeg_cut_short_and_closed_again_is_odd(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=150, deadline=None, database=None)
-@given(st.sampled_from([".png", ".jpg", ".tif", ".bmp", ".jp2", ".webp", ".gif", ".pgm"]), st.data())
+@given(
+    st.sampled_from([".png", ".jpg", ".tif", ".bmp", ".jp2", ".webp", ".gif", ".pgm"]), st.data()
+)
 def test_a_damaged_picture_raises_nothing_but_unreadable(tmp_path_factory, suffix, data):
     path = save(NOISE[:12, :12], tmp_path_factory.mktemp("damage") / f"x{suffix}")
     content = bytearray(path.read_bytes())

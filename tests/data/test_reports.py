@@ -109,7 +109,11 @@ EKG leads are external to the patient and a PICC is in place. | picc+ || Left-to
 Left chest XXXX in the mid SVC. | other+ || Hickman catheter. Cordis. | cvc+ || Cardiac leads are intact. | pacer+
 Dual lead pacemaker, leads in the right atrium and ventricle. | pacer+ || Defibrillator and PEG. | pacer+ peg+
 """
-ROWS = [row.replace("\\n", "\n").split(" |") for line in SAID.strip().splitlines() for row in line.split(" || ")]
+ROWS = [
+    row.replace("\\n", "\n").split(" |")
+    for line in SAID.strip().splitlines()
+    for row in line.split(" || ")
+]
 NOUNS = st.sampled_from([phrase(name) for name in FINDINGS + DEVICES])
 SENTENCES = st.sampled_from([row[0].strip() for row in ROWS if "\n" not in row[0]])
 
@@ -141,7 +145,9 @@ def test_sides(text, sides):
 
 
 def test_the_two_kinds_of_doubt_are_kept_apart():
-    found = extract_mentions("Possible effusion. Probable edema. Atelectasis or infiltrate. Pneumothorax.")
+    found = extract_mentions(
+        "Possible effusion. Probable edema. Atelectasis or infiltrate. Pneumothorax."
+    )
     assert [m.hedge for m in found] == ["weak", "strong", "strong", "strong", ""]
     assert [m.status for m in found] == ["uncertain", *["present"] * 4]
 
@@ -192,17 +198,26 @@ def test_sections(text, parts):
 
 
 def test_normal():
-    assert is_normal("INDICATION: pneumonia. FINDINGS: Lungs are clear. IMPRESSION: No acute cardiopulmonary disease.")
+    assert is_normal(
+        "INDICATION: pneumonia. FINDINGS: Lungs are clear. IMPRESSION: No acute cardiopulmonary disease."
+    )
     assert not is_normal("No acute cardiopulmonary abnormality. Calcified granuloma.")
     assert not is_normal("Normal heart. Possible nodule.") and not is_normal("Chest radiograph.")
 
 
-@given(st.lists(NOUNS, min_size=1, max_size=4, unique=True), st.sampled_from(["No evidence of ", "Without ", "No "]))
+@given(
+    st.lists(NOUNS, min_size=1, max_size=4, unique=True),
+    st.sampled_from(["No evidence of ", "Without ", "No "]),
+)
 def test_a_denial_reaches_all_of_its_list(nouns, denial):
-    said = extract_labels(denial + ", ".join(nouns[:-1]) + (" or " if len(nouns) > 1 else "") + nouns[-1] + ".")
+    said = extract_labels(
+        denial + ", ".join(nouns[:-1]) + (" or " if len(nouns) > 1 else "") + nouns[-1] + "."
+    )
     assert said and set(said.values()) == {"absent"}
     assert set(extract_labels(". ".join(nouns)).values()) == {"present"}
-    assert set(extract_labels(". ".join(f"Possible {noun}" for noun in nouns)).values()) == {"uncertain"}
+    assert set(extract_labels(". ".join(f"Possible {noun}" for noun in nouns)).values()) == {
+        "uncertain"
+    }
 
 
 @given(st.lists(SENTENCES, max_size=6))
@@ -215,9 +230,17 @@ def test_sentences_that_stand_together_say_what_each_says(parts):
         assert extract_labels(". ".join(parts)) == wanted
 
 
-@given(SENTENCES, st.sampled_from([str.upper, str.title, str.lower]), st.sampled_from(["  ", "\t", " \u00a0 "]))
+@given(
+    SENTENCES,
+    st.sampled_from([str.upper, str.title, str.lower]),
+    st.sampled_from(["  ", "\t", " \u00a0 "]),
+)
 def test_case_and_blanks_do_not_matter(text, case, blank):
-    assert extract_labels(case(text)) == extract_labels(text) == extract_labels(text.replace(" ", blank))
+    assert (
+        extract_labels(case(text))
+        == extract_labels(text)
+        == extract_labels(text.replace(" ", blank))
+    )
 
 
 @settings(max_examples=300)
@@ -244,7 +267,10 @@ def test_it_reads_what_synthetic_reports_were_told(institution):
     labels = [extract_labels(report) for report in described.report]
     for k, name in enumerate(LABELS):
         true = described.told[:, k] == 1
-        assert f1(np.array([said.get(name) == "present" for said in labels]), true) >= 0.98 or not true.any(), name
+        assert (
+            f1(np.array([said.get(name) == "present" for said in labels]), true) >= 0.98
+            or not true.any()
+        ), name
 
 
 # F1 over all reports and over each half of them, by a hash of their number: rules were written reading the first alone,
@@ -268,28 +294,42 @@ def curated() -> Iterator[tuple[str, str, list[str]]]:
         for member in archive:
             if member.name.endswith(".xml"):
                 root = ElementTree.parse(io.BytesIO(archive.extractfile(member).read())).getroot()
-                parts = [f"{part.get('Label')}: {part.text or ''}" for part in root.iter("AbstractText")]
+                parts = [
+                    f"{part.get('Label')}: {part.text or ''}" for part in root.iter("AbstractText")
+                ]
                 codes = [code.text for code in root.iter("major")]
                 if "No Indexing" not in codes:
                     yield root.find("uId").get("id"), "\n".join(parts), codes
 
 
-@pytest.mark.skipif(not OPENI.is_file(), reason="needs the real reports of ../shared/data/openi_reports")
+@pytest.mark.skipif(
+    not OPENI.is_file(), reason="needs the real reports of ../shared/data/openi_reports"
+)
 def test_agreement_with_the_curators_of_open_i():
     rows = list(curated())
     read = np.array([hashlib.sha256(uid.encode()).digest()[0] % 2 == 0 for uid, _, _ in rows])
     labels = [extract_labels(text) for _, text, _ in rows]
-    names = {name: {name} for name in FLOORS} | {"lines": set(DEVICES + OTHER_DEVICES) - {"pacemaker"}}
+    names = {name: {name} for name in FLOORS} | {
+        "lines": set(DEVICES + OTHER_DEVICES) - {"pacemaker"}
+    }
     table, low = [], []
     for name, (floor, half) in FLOORS.items():
         wanted = tuple(f"{code}/" for code in CODES[name])
-        true = np.array([any(f"{code}/".startswith(wanted) for code in codes) for _, _, codes in rows])
+        true = np.array(
+            [any(f"{code}/".startswith(wanted) for code in codes) for _, _, codes in rows]
+        )
         if name == "normal":
             said = np.array([is_normal(text) for _, text, _ in rows])
         else:
             said = np.array([any(one.get(n) == "present" for n in names[name]) for one in labels])
-        for part, on, least in (("all", read | True, floor), ("read", read, half), ("unread", ~read, half)):
-            counts = [int((a & b & on).sum()) for a, b in ((said, true), (said, ~true), (~said, true))]
+        for part, on, least in (
+            ("all", read | True, floor),
+            ("read", read, half),
+            ("unread", ~read, half),
+        ):
+            counts = [
+                int((a & b & on).sum()) for a, b in ((said, true), (said, ~true), (~said, true))
+            ]
             table.append(f"{name} {part}: TP {counts[0]}, FP {counts[1]}, FN {counts[2]}")
             if f1(said[on], true[on]) < least:
                 low.append(table[-1])

@@ -29,18 +29,29 @@ SAID = {"pneumothorax": "present", "fracture": "absent", "picc": "present"}
 def test_history_and_comparison_are_not_read_whatever_the_line_end(end, lines):
     text = end.join(lines)
     assert extract_labels(text) == SAID
-    assert sorted(text[slice(*m.span)] for m in extract_mentions(text)) == ["PICC", "fracture", "pneumothorax"]
+    assert sorted(text[slice(*m.span)] for m in extract_mentions(text)) == [
+        "PICC",
+        "fracture",
+        "pneumothorax",
+    ]
     assert list(sections(text)) == ["indication", "comparison", "findings", "impression"]
 
 
-@given(st.lists(st.sampled_from(ALONE + COLONS + INLINE + ["Pneumothorax: none"]), max_size=12), st.data())
+@given(
+    st.lists(st.sampled_from(ALONE + COLONS + INLINE + ["Pneumothorax: none"]), max_size=12),
+    st.data(),
+)
 def test_any_mixture_of_line_ends_reads_as_newlines_do(lines, data):
     ends = [e for e in ENDS if "\n\n" not in plain(e)[0]]
     text = "".join(line + data.draw(st.sampled_from(ends)) for line in lines)
     assert extract_labels(text) == extract_labels("\n".join([*lines, ""]))
 
 
-@given(st.text(alphabet=st.sampled_from("<>br/p&;#1nx\\.~_0d:*[] \r\n\u2028\u00adab") | st.characters()))
+@given(
+    st.text(
+        alphabet=st.sampled_from("<>br/p&;#1nx\\.~_0d:*[] \r\n\u2028\u00adab") | st.characters()
+    )
+)
 def test_every_plain_character_has_its_place(text):
     out, places = plain(text)
     assert out == text if places is None else len(places) == len(out)
@@ -106,7 +117,12 @@ BODIES = ("\npneumothorax.", "\nPneumothorax", " right pneumothorax")
 def with_bodies(table: str) -> list[tuple[str, str]]:
     """Every header with every text below or behind it; words without a mark are a header on their own line alone."""
     marks = ":*_<>[]=-\u2013\u2014{\uff1a"
-    return [(head, body) for head in rows(table) for body in BODIES if body[0] != " " or set(head) & set(marks)]
+    return [
+        (head, body)
+        for head in rows(table)
+        for body in BODIES
+        if body[0] != " " or set(head) & set(marks)
+    ]
 
 
 @pytest.mark.parametrize(("head", "body"), with_bodies(NOT_READ))
@@ -121,7 +137,9 @@ def test_headers_of_what_is_read(head, body):
     assert extract_labels(text) == {"pneumothorax": "present"}
 
 
-WORDS = st.sampled_from(["indication", "comparison", "technique", "findings", "impression", "conclusion", "history"])
+WORDS = st.sampled_from(
+    ["indication", "comparison", "technique", "findings", "impression", "conclusion", "history"]
+)
 
 
 @given(WORDS, st.sampled_from(["lose", "swap", "double", "change"]), st.integers(1, 20))

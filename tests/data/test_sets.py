@@ -37,10 +37,18 @@ def data(tmp_path):
     (root / "masks").mkdir()
     rng = np.random.default_rng(0)
     for k in range(6):
-        Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(root / "images" / f"ä{k}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(
+            root / "images" / f"ä{k}.png"
+        )
     Image.fromarray(np.eye(40, dtype=np.uint8) * 255).save(root / "masks" / "0.png")
-    table = {"image": [f"ä{k}.png" for k in range(6)], "patient": [f"p{k}" for k in range(6)], "age": [40] * 6}
-    pd.DataFrame(table | {"mask": ["masks/0.png", *[""] * 5]}).to_csv(root / "table.csv", index=False)
+    table = {
+        "image": [f"ä{k}.png" for k in range(6)],
+        "patient": [f"p{k}" for k in range(6)],
+        "age": [40] * 6,
+    }
+    pd.DataFrame(table | {"mask": ["masks/0.png", *[""] * 5]}).to_csv(
+        root / "table.csv", index=False
+    )
     (tmp_path / "films.md").write_text(CARD, encoding="utf-8")
     return str(tmp_path / "films.md"), root
 
@@ -50,7 +58,15 @@ def digest(card, root, **other):
 
 
 def asked(card, root, out, **other):
-    return study.Data(card=card, root=str(root), n_images=0, size=32, out=str(out), fractions={"test": 1.0}, **other)
+    return study.Data(
+        card=card,
+        root=str(root),
+        n_images=0,
+        size=32,
+        out=str(out),
+        fractions={"test": 1.0},
+        **other,
+    )
 
 
 def test_the_name_hangs_on_what_the_files_hold_not_on_where_they_lie(data, tmp_path, monkeypatch):
@@ -58,25 +74,36 @@ def test_the_name_hangs_on_what_the_files_hold_not_on_where_they_lie(data, tmp_p
     name = digest(card, root)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for file in sorted((f for f in root.rglob("*") if f.is_file()), reverse=True):  # another order on disk
+    for file in sorted(
+        (f for f in root.rglob("*") if f.is_file()), reverse=True
+    ):  # another order on disk
         (moved / file.relative_to(root)).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, moved / file.relative_to(root))
     link = tmp_path / "link"
     link.symlink_to(root)
     monkeypatch.chdir(root.parent)
     monkeypatch.setenv("HOME", str(root.parent))
-    assert {digest(card, where) for where in (root, moved, link, "data", "./data/", "~/data", f"{root}/")} == {name}
+    assert {
+        digest(card, where)
+        for where in (root, moved, link, "data", "./data/", "~/data", f"{root}/")
+    } == {name}
     shutil.copyfile(card, tmp_path / "here" / "films.md")
     assert digest(str(tmp_path / "here" / "films.md"), root) == name
 
 
 def test_the_name_changes_with_the_table_the_card_the_files_and_what_is_asked_for(data):
     card, root = data
-    names = [digest(card, root), digest(card, root, n_images=3), digest(card, root, n_images=3, seed=5)]
+    names = [
+        digest(card, root),
+        digest(card, root, n_images=3),
+        digest(card, root, n_images=3, seed=5),
+    ]
     table = pd.read_csv(root / "table.csv")
     table.assign(age=[41, *[40] * 5]).to_csv(root / "table.csv", index=False)
     names.append(digest(card, root))
-    table.assign(age=[41, *[40] * 5], patient=[f"q{k}" for k in range(6)]).to_csv(root / "table.csv", index=False)
+    table.assign(age=[41, *[40] * 5], patient=[f"q{k}" for k in range(6)]).to_csv(
+        root / "table.csv", index=False
+    )
     names.append(digest(card, root))
     with open(root / "images" / "ä3.png", "ab") as file:
         file.write(b"x")
@@ -153,7 +180,9 @@ def test_what_is_not_in_it_and_what_is_odd_is_counted_told_and_listed(data, tmp_
     with pytest.warns(UserWarning, match="of the table|could not be read") as caught:
         prepared = prepare_data(asked(card, root, tmp_path / "out"))
     told = [str(warning.message) for warning in caught]
-    assert any("1 of 5 images could not be read (20%): an HTML page 1" in sentence for sentence in told)
+    assert any(
+        "1 of 5 images could not be read (20%): an HTML page 1" in sentence for sentence in told
+    )
     info = prepared.info
     assert info["quarantined"] == 1
     assert info["set_aside"] == {"an HTML page": 1}
@@ -190,24 +219,38 @@ def test_few_losses_are_counted_without_a_warning(data, tmp_path):
     assert prepared.info["odd"] == prepared.info["set_aside"] == {}
     assert len(odd.oddest(tmp_path / "out", prepared.manifest["image_id"])) == 0
     assert odd.losses({"rows": 100, "left_out": {"no patient id": 5}, "set_aside": {}}, 95) == []
-    assert odd.losses({"rows": 100, "left_out": {"no patient id": 2}, "set_aside": {"cut": 2}}, 96) == []
-    assert len(odd.losses({"rows": 100, "left_out": {"no patient id": 3}, "set_aside": {"cut": 4}}, 93)) == 2
+    assert (
+        odd.losses({"rows": 100, "left_out": {"no patient id": 2}, "set_aside": {"cut": 2}}, 96)
+        == []
+    )
+    assert (
+        len(
+            odd.losses({"rows": 100, "left_out": {"no patient id": 3}, "set_aside": {"cut": 4}}, 93)
+        )
+        == 2
+    )
     info = {"rows": 1000, "left_out": {"no patient id": 6, odd.ASKED: 900}}
-    assert odd.losses(info, 90) == ["6 of 100 rows of the table were left out (6%): no patient id 6."]
+    assert odd.losses(info, 90) == [
+        "6 of 100 rows of the table were left out (6%): no patient id 6."
+    ]
 
 
 def test_the_synthetic_institution_is_drawn_as_before(tmp_path):
     """Numbers as before data runs were named after what their files hold."""
     prepared = prepare_data(study.Data(n_images=20, size=32, out=str(tmp_path)))
     assert prepared.info["mean"] == 0.4166385186887255
-    assert hashlib.blake2b(prepared.images.tobytes(), digest_size=8).hexdigest() == "b4cac1be7ee52af8"
+    assert (
+        hashlib.blake2b(prepared.images.tobytes(), digest_size=8).hexdigest() == "b4cac1be7ee52af8"
+    )
     assert prepared.info["odd"] == prepared.info["left_out"] == prepared.info["set_aside"] == {}
     assert not (tmp_path / "root.txt").exists()
 
 
 def test_the_notebooks_default_number_takes_all_of_a_smaller_set_and_says_so(data, tmp_path):
     card, root = data
-    p = study.Data(card=card, root=str(root), size=32, out=str(tmp_path / "out"), fractions={"test": 1.0})
+    p = study.Data(
+        card=card, root=str(root), size=32, out=str(tmp_path / "out"), fractions={"test": 1.0}
+    )
     assert p.n_images > 6
     with pytest.warns(UserWarning, match="3000 by default; all 6 images are taken"):
         assert len(prepare_data(p).manifest) == 6

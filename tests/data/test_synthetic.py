@@ -41,7 +41,9 @@ def same(a, b, rows, numbers) -> None:
     site=st.sampled_from(["study", "study-faint", "public-3", "public"]),
     data=st.data(),
 )
-def test_a_sample_depends_on_seed_institution_and_index_alone(index, size, threads, seed, site, data) -> None:
+def test_a_sample_depends_on_seed_institution_and_index_alone(
+    index, size, threads, seed, site, data
+) -> None:
     before = torch.get_num_threads()
     whole = sample(index, institution=site, size=size, seed=seed)
     rows = data.draw(st.permutations(range(len(index))))[: data.draw(st.integers(1, len(index)))]
@@ -111,13 +113,18 @@ def test_a_tip_is_the_end_of_its_mask(many) -> None:
 def test_a_word_after_the_name_changes_one_factor_of_the_same_patients(many, word) -> None:
     other = sample(range(200), institution=f"study-{word}", size=64)
     assert other.patient_id.tolist() == many.patient_id[:200].tolist()
-    assert np.array_equal(other.labels, many.labels[:200]) and np.array_equal(other.masks, many.masks[:200])
+    assert np.array_equal(other.labels, many.labels[:200]) and np.array_equal(
+        other.masks, many.masks[:200]
+    )
     assert torch.equal(other.image, many.image[:200]) == (not word.startswith("shift"))
-    assert np.array_equal(other.reported, many.reported[:200], equal_nan=True) == (word != "mislabel4")
+    assert np.array_equal(other.reported, many.reported[:200], equal_nan=True) == (
+        word != "mislabel4"
+    )
     assert (other.report == many.report[:200]) == (not word.startswith("mention"))
     devices_of = ("tube", "catheter", "line", "pacemaker")
     said = [
-        sum(text.lower().count(w) for w in devices_of for text in batch) for batch in (other.report, many.report[:200])
+        sum(text.lower().count(w) for w in devices_of for text in batch)
+        for batch in (other.report, many.report[:200])
     ]
     assert word != "mention5" or said[0] < 0.5 * said[1]
     assert word != "mention95" or said[0] > 1.5 * said[1]
@@ -157,20 +164,32 @@ def test_a_lateral_belongs_to_the_frontal_before_it(many) -> None:
     side = np.flatnonzero(many.view == "LATERAL")
     assert len(side) > 10
     for name in ("study_id", "labels", "reported", "severity", "scanner"):
-        assert np.array_equal(getattr(many, name)[side], getattr(many, name)[side - 1], equal_nan=name in NUMBERS)
+        assert np.array_equal(
+            getattr(many, name)[side], getattr(many, name)[side - 1], equal_nan=name in NUMBERS
+        )
     assert [many.report[k] for k in side] == [many.report[k - 1] for k in side]
     assert set(many.view[side - 1]) == {"PA"}
 
 
 def test_reports_tell_no_device_that_is_not_there_and_compare_only_with_a_prior() -> None:
     told = describe(range(4000))
-    words = {"swan_ganz_catheter": "Swan-Ganz", "picc": "PICC", "chest_tube": "chest tube", "pacemaker": "pacemaker"}
+    words = {
+        "swan_ganz_catheter": "Swan-Ganz",
+        "picc": "PICC",
+        "chest_tube": "chest tube",
+        "pacemaker": "pacemaker",
+    }
     followed = 0
     for row, text in enumerate(told.report):
         for name, word in words.items():
-            if re.search(rf"{word}(?! has been removed)", re.sub(rf"Interval removal of the {word}[^.]*", "", text)):
+            if re.search(
+                rf"{word}(?! has been removed)",
+                re.sub(rf"Interval removal of the {word}[^.]*", "", text),
+            ):
                 assert told.labels[row, LABELS.index(name)], text
-        compared = re.search(r"Unchanged|unchanged|Interval|interval|Stable|New |removed|resolved", text)
+        compared = re.search(
+            r"Unchanged|unchanged|Interval|interval|Stable|New |removed|resolved", text
+        )
         followed += bool(compared)
         assert not (compared and told.study_id[row].endswith("s0")), text
     assert followed > 200
@@ -178,7 +197,9 @@ def test_reports_tell_no_device_that_is_not_there_and_compare_only_with_a_prior(
 
 def test_states_last_from_exam_to_exam() -> None:
     told = describe(range(6000))
-    again = (told.patient_id[1:] == told.patient_id[:-1]) & (told.study_id[1:] != told.study_id[:-1])
+    again = (told.patient_id[1:] == told.patient_id[:-1]) & (
+        told.study_id[1:] != told.study_id[:-1]
+    )
     before, after = told.labels[:-1][again], told.labels[1:][again]
     for k, name in enumerate(LABELS):
         assert after[before[:, k] > 0, k].mean() > 2 * told.labels[:, k].mean(), name
@@ -192,7 +213,10 @@ def test_malposition_is_what_the_rules_say_of_the_tip() -> None:
     deep = y - lm["carina"][:, None]
     inwards = 134.0 * lm["wide"][:, None] - np.abs(x)
     below, left = y - lm["dome.left"][:, None], x - lm["shift"][:, None]
-    reach = np.stack([-deep[:, 0], deep[:, 1], deep[:, 2], -x[:, 3], below[:, 4], inwards[:, 5], left[:, 6]], axis=1)
+    reach = np.stack(
+        [-deep[:, 0], deep[:, 1], deep[:, 2], -x[:, 3], below[:, 4], inwards[:, 5], left[:, 6]],
+        axis=1,
+    )
     for k, name in enumerate(DEVICES):
         here = case.held.present[:, k]
         ok = (reach[here, k] >= devices.RULES[k][1]) & (reach[here, k] <= devices.RULES[k][2])
@@ -212,7 +236,13 @@ def shadow(case, name: str, side: int) -> tuple[torch.Tensor, View]:
 
 @pytest.mark.parametrize(
     ("name", "mm"),  # what is wide or crossed by other shadows has no one height
-    [("nodule_mass", 8), ("consolidation", 12), ("fracture", 20), ("pleural_effusion", 25), ("pneumothorax", 40)],
+    [
+        ("nodule_mass", 8),
+        ("consolidation", 12),
+        ("fracture", 20),
+        ("pleural_effusion", 25),
+        ("pneumothorax", 40),
+    ],
 )
 def test_right_is_on_the_left_of_a_frontal_image_and_views_agree_on_height(name, mm, many) -> None:
     lateral = np.flatnonzero(many.view == "LATERAL")[:6]
@@ -223,7 +253,10 @@ def test_right_is_on_the_left_of_a_frontal_image_and_views_agree_on_height(name,
         change, view = shadow(case, name, side)
         change = change.abs() * (change.abs() > 0.02)
         mass = change.sum((1, 2)).numpy()
-        v, u = (((change.sum(3 - k) * (torch.arange(96) - 47.5)).sum(1)).numpy() / mass * view.spacing for k in (1, 2))
+        v, u = (
+            ((change.sum(3 - k) * (torch.arange(96) - 47.5)).sum(1)).numpy() / mass * view.spacing
+            for k in (1, 2)
+        )
         frontal = u[0::2] - view.shift_u[0::2]
         assert ((frontal < 0) == (side == RIGHT)).all()
         height = (v - view.shift_v) / view.magnify(np.zeros(len(v)))
@@ -233,8 +266,18 @@ def test_right_is_on_the_left_of_a_frontal_image_and_views_agree_on_height(name,
 def test_a_mirrored_patient_gives_a_mirrored_image() -> None:
     rng = np.random.default_rng(0)
     scene = Scene({"a": rng.uniform(5, 60, (4, 7)) * np.array([1, 1, 1, 1, 1, 1, 0.02])}, 4)
-    turned = {"cos": np.full(4, 0.99), "sin": np.full(4, 0.14), "roll": np.full(4, 0.05), "shift_u": np.full(4, 7.0)}
-    rest = {"near": np.ones(4), "source": np.full(4, 1800.0), "shift_v": np.full(4, 3.0), "spacing": np.full(4, 6.0)}
+    turned = {
+        "cos": np.full(4, 0.99),
+        "sin": np.full(4, 0.14),
+        "roll": np.full(4, 0.05),
+        "shift_u": np.full(4, 7.0),
+    }
+    rest = {
+        "near": np.ones(4),
+        "source": np.full(4, 1800.0),
+        "shift_v": np.full(4, 3.0),
+        "spacing": np.full(4, 6.0),
+    }
     there = Canvas.of(scene, View(**turned, **rest), 64)
     turned = {k: v if k == "cos" else -v for k, v in turned.items()}
     mirrored = Scene({"a": scene.shapes["a"] * np.array([-1, 1, 1, 1, 1, 1, -1])}, 4)

@@ -30,4 +30,6 @@ def test_outputs_are_those_that_recorded_studies_used(drawn):
         "report": short_hash("\n".join(batch.report)),
         "ids": short_hash("\n".join([*batch.patient_id, *batch.study_id, *batch.view])),
     }
-    assert found == PINNED[drawn], "another world is drawn: recorded studies no longer show what this code draws"
+    assert found == PINNED[drawn], (
+        "another world is drawn: recorded studies no longer show what this code draws"
+    )

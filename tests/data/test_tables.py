@@ -24,7 +24,9 @@ TEXT = "id,name,report\n01,Émile,fine\n02,Zoë,\n"
 
 def read(*paths, used=("id", "name"), **options):
     rows = read_tables(list(paths), used=used, **options)
-    return rows, [[None if pd.isna(v) else v for v in row] for row in rows.frame[list(used)].to_numpy(object)]
+    return rows, [
+        [None if pd.isna(v) else v for v in row] for row in rows.frame[list(used)].to_numpy(object)
+    ]
 
 
 def refused(*said, **call):
@@ -40,9 +42,13 @@ PACKERS = {"csv": bytes, "csv.gz": gzip.compress, "csv.bz2": bz2.compress, "csv.
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_a_table_is_read_whatever_its_unicode_packing_and_line_ends(tmp_path, ends, encoding, suffix):
+def test_a_table_is_read_whatever_its_unicode_packing_and_line_ends(
+    tmp_path, ends, encoding, suffix
+):
     path = tmp_path / f"t.{suffix}"
     path.write_bytes(PACKERS[suffix](TEXT.replace("\n", ends).encode(encoding)))
     rows, found = read(path)
@@ -50,13 +56,18 @@ def test_a_table_is_read_whatever_its_unicode_packing_and_line_ends(tmp_path, en
     assert rows.place(1) == f"{path}, line 3"
 
 
-def test_another_encoding_is_read_where_the_card_names_it_and_refused_by_file_line_and_remedy_where_not(tmp_path):
+def test_another_encoding_is_read_where_the_card_names_it_and_refused_by_file_line_and_remedy_where_not(
+    tmp_path,
+):
     path = tmp_path / "t.csv"
     path.write_bytes(TEXT.encode("cp1252"))
     refused("line 2", "0xc9", "encoding: cp1252", path=path)
     assert read(path, encoding="cp1252")[1] == [["01", "Émile"], ["02", "Zoë"]]
     path.write_text(TEXT, encoding="utf-8")
-    assert read(path, encoding="cp1252")[1] == [["01", "Émile"], ["02", "Zoë"]]  # what is UTF-8 is read as that
+    assert read(path, encoding="cp1252")[1] == [
+        ["01", "Émile"],
+        ["02", "Zoë"],
+    ]  # what is UTF-8 is read as that
 
 
 def test_a_zip_of_one_table_is_read_and_of_more_refused(tmp_path):
@@ -72,7 +83,9 @@ def test_a_zip_of_one_table_is_read_and_of_more_refused(tmp_path):
         packed.writestr("[Content_Types].xml", "")
         packed.writestr("xl/workbook.xml", "")
     refused("workbook", "save it as CSV", path=tmp_path / "book.xlsx")
-    (tmp_path / "table.csv").write_bytes((tmp_path / "book.xlsx").read_bytes())  # whatever it is called
+    (tmp_path / "table.csv").write_bytes(
+        (tmp_path / "book.xlsx").read_bytes()
+    )  # whatever it is called
     refused("workbook", "save it as CSV", path=tmp_path / "table.csv")
     (tmp_path / "table.csv").write_text("id,name\n1.2.3\0,a\n")  # DICOM pads ids so
     assert read(tmp_path / "table.csv")[1] == [["1.2.3", "a"]]
@@ -108,7 +121,9 @@ cell = st.text(st.sampled_from('ab ,;"\n\té'), max_size=5)
 @given(st.lists(st.tuples(cell, cell), min_size=1, max_size=6), st.sampled_from(",;\t"))
 def test_cells_and_lines_are_those_of_the_file(tmp_path_factory, records, separator):
     folder = tmp_path_factory.mktemp("t")
-    frame = pd.DataFrame([(f"x{k}", *record) for k, record in enumerate(records)], columns=["id", "name", "text"])
+    frame = pd.DataFrame(
+        [(f"x{k}", *record) for k, record in enumerate(records)], columns=["id", "name", "text"]
+    )
     frame.to_csv(folder / "t.csv", sep=separator, index=False)
     rows, found = read(folder / "t.csv", used=["id", "name", "text"], separator=separator)
     assert found == [[v if v.strip() else None for v in row] for row in frame.to_numpy(object)]
@@ -192,7 +207,12 @@ def test_every_one_of_several_tables_needs_the_columns(tmp_path):
 def test_cells_that_look_missing_are_kept_where_the_card_gives_them_a_meaning(tmp_path):
     (tmp_path / "t.csv").write_text("id,name\n1,NA\n2,null\n3, nan \n4,\n")
     assert [name for _, name in read(tmp_path / "t.csv")[1]] == [None] * 4
-    assert [name for _, name in read(tmp_path / "t.csv", keep=["NA"])[1]] == ["NA", None, None, None]
+    assert [name for _, name in read(tmp_path / "t.csv", keep=["NA"])[1]] == [
+        "NA",
+        None,
+        None,
+        None,
+    ]
 
 
 # ---- Parquet -------------------------------------------------------------------------------------------------------
@@ -218,7 +238,9 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize(
-    ("column", "text"), COLUMNS, ids=[str(column.type) + str(k) for k, (column, _) in enumerate(COLUMNS)]
+    ("column", "text"),
+    COLUMNS,
+    ids=[str(column.type) + str(k) for k, (column, _) in enumerate(COLUMNS)],
 )
 def test_a_parquet_column_of_any_type_gives_the_text_that_csv_would(tmp_path, column, text):
     pq.write_table(pa.table({"id": ["a", "b"], "x": column}), tmp_path / "t.parquet")

@@ -35,7 +35,11 @@ NAMES = {"Pneumothorax": "pneumothorax", "Pleural effusion": "pleural_effusion",
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("value", "status"),
-    [(v, s) for s, values in (("absent", ABSENT), ("present", PRESENT), ("uncertain", DOUBTED)) for v in values],
+    [
+        (v, s)
+        for s, values in (("absent", ABSENT), ("present", PRESENT), ("uncertain", DOUBTED))
+        for v in values
+    ],
 )
 def test_a_value_is_the_statement(name, value, status):
     assert extract_labels(name + value) == {NAMES[name]: status}
@@ -51,7 +55,9 @@ def test_each_row_of_a_template_says_its_own(names, kind, data):
     link, no, yes = kind
     truth = {name: data.draw(st.booleans()) for name in names}
     text = "\n".join(f"{name}{link}{yes if there else no}" for name, there in truth.items())
-    assert extract_labels(text) == {NAMES[n]: "present" if there else "absent" for n, there in truth.items()}
+    assert extract_labels(text) == {
+        NAMES[n]: "present" if there else "absent" for n, there in truth.items()
+    }
 
 
 @pytest.mark.parametrize(

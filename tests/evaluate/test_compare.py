@@ -18,9 +18,13 @@ def write(folder, signal, seed=0, n=300, truth_seed=7):
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(truth_seed)
     truth = (fixed.random((n, 4)) < [0.3, 0.2, 0.3, 0.4]).astype(np.float32)
     truth[truth[:, 2] == 0, 3] = np.nan
-    table = pd.DataFrame({"image_id": [f"i{k}" for k in range(n)], "patient_id": [f"p{k // 2}" for k in range(n)]})
+    table = pd.DataFrame(
+        {"image_id": [f"i{k}" for k in range(n)], "patient_id": [f"p{k // 2}" for k in range(n)]}
+    )
     for j, name in enumerate(NAMES):
-        table[f"score:{name}"] = (signal * np.nan_to_num(truth[:, j]) + rng.normal(size=n)).astype(np.float32)
+        table[f"score:{name}"] = (signal * np.nan_to_num(truth[:, j]) + rng.normal(size=n)).astype(
+            np.float32
+        )
         table[f"truth:{name}"] = truth[:, j]
     folder.mkdir(parents=True)
     table.sample(frac=1, random_state=seed).to_parquet(folder / "scores.parquet")
@@ -58,17 +62,42 @@ def test_the_p_of_a_bootstrap_lies_in_reach_and_does_not_care_who_is_first(draws
 def test_a_run_differs_from_itself_by_nothing_and_from_a_better_one_by_what_it_lacks(tmp_path):
     good, bad = write(tmp_path / "good", 2.0), write(tmp_path / "bad", 0.3, seed=1)
     same = paired(good, good, resamples=50)
-    assert (same["difference"] == 0).all() and (same["p"] == 1).all() and (same[["low", "high"]] == 0).all(axis=None)
+    assert (
+        (same["difference"] == 0).all()
+        and (same["p"] == 1).all()
+        and (same[["low", "high"]] == 0).all(axis=None)
+    )
     table = paired(good, bad, resamples=200, seed=3).set_index(["task", "label"])
-    assert list(table.index.get_level_values("task").unique()) == ["findings", "lines_tubes", "malposition"]
+    assert list(table.index.get_level_values("task").unique()) == [
+        "findings",
+        "lines_tubes",
+        "malposition",
+    ]
     row = table.loc["findings", "macro"]
     assert 0 < row["low"] < row["difference"] < row["high"] and row["p"] < 0.02
-    turned = paired(bad, good, resamples=200, seed=3).set_index(["task", "label"]).loc["findings", "macro"]
-    assert turned["difference"] == -row["difference"] and turned["p"] == row["p"] and turned["low"] == -row["high"]
-    one, other = (pd.read_parquet(f / "scores.parquet").sort_values("image_id") for f in (good, bad))
-    cells = [(t[["truth:picc"]].to_numpy(float), t[["score:picc"]].to_numpy(float)) for t in (one, other)]
-    assert table.loc[("lines_tubes", "picc"), "difference"] == pytest.approx(auroc(*cells[0])[0] - auroc(*cells[1])[0])
-    draws = [bootstrap(auroc, *c, groups=one["patient_id"].to_numpy(), resamples=200, seed=3) for c in cells]
+    turned = (
+        paired(bad, good, resamples=200, seed=3)
+        .set_index(["task", "label"])
+        .loc["findings", "macro"]
+    )
+    assert (
+        turned["difference"] == -row["difference"]
+        and turned["p"] == row["p"]
+        and turned["low"] == -row["high"]
+    )
+    one, other = (
+        pd.read_parquet(f / "scores.parquet").sort_values("image_id") for f in (good, bad)
+    )
+    cells = [
+        (t[["truth:picc"]].to_numpy(float), t[["score:picc"]].to_numpy(float)) for t in (one, other)
+    ]
+    assert table.loc[("lines_tubes", "picc"), "difference"] == pytest.approx(
+        auroc(*cells[0])[0] - auroc(*cells[1])[0]
+    )
+    draws = [
+        bootstrap(auroc, *c, groups=one["patient_id"].to_numpy(), resamples=200, seed=3)
+        for c in cells
+    ]
     low = np.quantile(draws[0] - draws[1], 0.025)
     assert table.loc[("lines_tubes", "picc"), "low"] == pytest.approx(low)
     held = table.loc[("malposition", "malposition:picc"), "n"]
@@ -86,7 +115,9 @@ def test_a_grid_corrects_over_all_its_rows(tmp_path):
     assert (table["p_least"] == 9 * 2 / 101).all() and (table["p_holm"] >= table["p_least"]).all()
     clear = [(write(tmp_path / f"clear{k}", 9.0, seed=k), runs[1]) for k in range(2)]
     found = grid(clear, resamples=100)
-    assert found["p_holm"].min() == pytest.approx(found["p_least"].iloc[0]) == 6 * 2 / 101  # it is reached
+    assert (
+        found["p_holm"].min() == pytest.approx(found["p_least"].iloc[0]) == 6 * 2 / 101
+    )  # it is reached
     assert (grid(clear * 20, resamples=100)["p_least"] == 1).all()
 
 
@@ -109,12 +140,19 @@ def test_seed_and_sampling_are_told_apart_where_they_are_known():
     rng, found = np.random.default_rng(0), []
     for _ in range(200):
         seeds, own = 0.03 * rng.normal(size=6), 0.01 * rng.normal(size=6)
-        draws = seeds[:, None] + own[:, None] + 0.02 * rng.normal(size=400) + 0.01 * rng.normal(size=(6, 400))
+        draws = (
+            seeds[:, None]
+            + own[:, None]
+            + 0.02 * rng.normal(size=400)
+            + 0.01 * rng.normal(size=(6, 400))
+        )
         found.append(components(0.8 + seeds + own, draws))
     mean = pd.DataFrame(found).pow(2).mean().pow(0.5)
     assert mean["seed_sd"] == pytest.approx(0.03, rel=0.1)
     assert mean["sampling_sd"] == pytest.approx((0.02**2 + 0.01**2) ** 0.5, rel=0.1)
-    assert mean["both_sd"] == pytest.approx((mean["seed_sd"] ** 2 + mean["sampling_sd"] ** 2) ** 0.5)
+    assert mean["both_sd"] == pytest.approx(
+        (mean["seed_sd"] ** 2 + mean["sampling_sd"] ** 2) ** 0.5
+    )
     assert components([0.8, 0.8], np.tile(0.8 + rng.normal(size=50), (2, 1)))["seed_sd"] == 0
 
 

@@ -18,7 +18,12 @@ from cxrstudy.evaluate.embeddings import read_embeddings
 IDS = [f"im{k}" for k in range(6)]
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 NUMBERED = {f"e{k}": X[:, k] for k in range(4)}
-EXTRA = {"label": [0, 1, 0, 1, 0, 1], "fold": [0, 1, 2, 0, 1, 2], "age": [50.5] * 6, "patient_id": range(6)}
+EXTRA = {
+    "label": [0, 1, 0, 1, 0, 1],
+    "fold": [0, 1, 2, 0, 1, 2],
+    "age": [50.5] * 6,
+    "patient_id": range(6),
+}
 
 
 def write(folder, columns, ids=IDS, **how):
@@ -34,7 +39,9 @@ def quiet(path):
 
 
 # ---- which columns are the vector ----------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64, list])
+@pytest.mark.parametrize(
+    "kind", [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64, list]
+)
 @pytest.mark.parametrize("name", ["embedding", "vector", "x", "Unnamed: 0", "feature_12"])
 def test_one_list_column_of_any_name_and_number_type_is_the_vector(tmp_path, name, kind):
     x = (X * 10).round() if kind is list else (X * 10).round().astype(kind)
@@ -56,7 +63,9 @@ def test_what_stands_beside_the_vector_is_named_and_no_feature(tmp_path, extra, 
         np.testing.assert_array_equal(found.vectors, X)
 
 
-def test_words_lists_of_words_and_few_numbered_labels_beside_a_list_column_are_no_features(tmp_path):
+def test_words_lists_of_words_and_few_numbered_labels_beside_a_list_column_are_no_features(
+    tmp_path,
+):
     labels = {"label_0": [0, 1] * 3, "label_1": [1, 0] * 3}
     words = {"names": [["a", "b"]] * 6, "site": ["ward"] * 6, "seen": [True] * 6}
     with pytest.warns(UserWarning, match="not used: label_0, label_1, names, site, seen"):
@@ -72,9 +81,14 @@ def test_words_lists_of_words_and_few_numbered_labels_beside_a_list_column_are_n
     n=st.integers(2, 30),
     seed=st.integers(0, 99),
 )
-def test_numbered_columns_come_in_the_order_of_their_numbers(tmp_path_factory, prefix, first, width, n, seed):
+def test_numbered_columns_come_in_the_order_of_their_numbers(
+    tmp_path_factory, prefix, first, width, n, seed
+):
     names = [f"{prefix}{k:0{width}d}" for k in range(first, first + n)]
-    columns = {names[k]: np.full(6, float(k)) + np.arange(6) / 10 for k in np.random.default_rng(seed).permutation(n)}
+    columns = {
+        names[k]: np.full(6, float(k)) + np.arange(6) / 10
+        for k in np.random.default_rng(seed).permutation(n)
+    }
     found = quiet(write(tmp_path_factory.mktemp("t"), columns))
     np.testing.assert_allclose(found.vectors, np.arange(n) + np.arange(6)[:, None] / 10, rtol=1e-6)
 
@@ -89,9 +103,15 @@ def test_columns_named_by_numbers_alone_and_one_with_holes_in_its_integers(tmp_p
 
 
 REFUSED = {
-    "no numbers in their names": ({"alpha": X[:, 0], "beta": X[:, 1]}, r"none of its columns.*alpha \(float\), beta"),
+    "no numbers in their names": (
+        {"alpha": X[:, 0], "beta": X[:, 1]},
+        r"none of its columns.*alpha \(float\), beta",
+    ),
     "labels alone": (EXTRA, r"none of its columns is a vector \(columns: label"),
-    "one numbered column": ({"e0": X[:, 0], "label": EXTRA["label"]}, r"none of its columns.*e0 \(float\), label"),
+    "one numbered column": (
+        {"e0": X[:, 0], "label": EXTRA["label"]},
+        r"none of its columns.*e0 \(float\), label",
+    ),
     "an index": ({"Unnamed: 0": range(6)}, "none of its columns.*Unnamed: 0"),
     "nothing": ({}, "none of its columns"),
     "two prefixes": (
@@ -100,22 +120,43 @@ REFUSED = {
     ),
     "two lists": ({"a": list(X), "b": list(X)}, "more than one could be the vector: 'a'; 'b'"),
     "a list beside as many numbered": ({"box": list(X)} | NUMBERED, "more than one.*'box'; e0, e1"),
-    "a gap": ({f"e{k}": X[:, 0] for k in (0, 1, 3)}, "e0 to e3 are no complete run; missing numbers: 2"),
+    "a gap": (
+        {f"e{k}": X[:, 0] for k in (0, 1, 3)},
+        "e0 to e3 are no complete run; missing numbers: 2",
+    ),
     "a late start": (
         {f"fold{k}": X[:, 0] for k in (3, 4)},
         "fold3 to fold4 are no complete run; missing.*: 1, 2",
     ),
-    "a number twice": ({n: X[:, 0] for n in ("e0", "e1", "e01")}, "no complete run; a number appears twice"),
-    "words among them": (NUMBERED | {"e2": ["a"] * 6}, "column e2 among the numbered ones holds .*string"),
+    "a number twice": (
+        {n: X[:, 0] for n in ("e0", "e1", "e01")},
+        "no complete run; a number appears twice",
+    ),
+    "words among them": (
+        NUMBERED | {"e2": ["a"] * 6},
+        "column e2 among the numbered ones holds .*string",
+    ),
     "words": ({f"e{k}": ["0.5"] * 6 for k in range(3)}, r"none of its columns.*e0 \(.*string\)"),
     "lists of words": ({"embedding": [["0.1", "0.2"]] * 6}, "none of its columns.*embedding"),
     "lists as words": ({"embedding": ["[0.1, 0.2]"] * 6}, "none of its columns.*embedding"),
     "lists of lists": ({"embedding": [[[0.1, 0.2], [0.3]]] * 6}, "none of its columns.*embedding"),
-    "unequal lists": ({"embedding": [[1.0], [1.0, 2.0]] * 3}, "all of one length: 1 in row 0, 2 in row 1"),
-    "no list": ({"embedding": [[1.0], None, [1.0]] * 2}, r"embedding: no list in row 1 \(2 such rows\)"),
-    "none in a list": ({"embedding": [[1.0, 2.0], [None, 1.0]] * 3}, r"row 1 \(im1\) is not finite \(3 such rows\)"),
+    "unequal lists": (
+        {"embedding": [[1.0], [1.0, 2.0]] * 3},
+        "all of one length: 1 in row 0, 2 in row 1",
+    ),
+    "no list": (
+        {"embedding": [[1.0], None, [1.0]] * 2},
+        r"embedding: no list in row 1 \(2 such rows\)",
+    ),
+    "none in a list": (
+        {"embedding": [[1.0, 2.0], [None, 1.0]] * 3},
+        r"row 1 \(im1\) is not finite \(3 such rows\)",
+    ),
     "too large": ({"embedding": [[1.0, 1e300]] * 6}, "row 0 .*not finite"),
-    "empty lists": ({"embedding": [[]] * 6}, "none of its columns|6 image ids but vectors of shape"),
+    "empty lists": (
+        {"embedding": [[]] * 6},
+        "none of its columns|6 image ids but vectors of shape",
+    ),
 }
 
 
@@ -133,17 +174,25 @@ def test_noise_beside_an_integer_label_does_not_tell_the_label(tmp_path):
     prepared = open_prepared(folder)
     truth = label_array(prepared.manifest, ["cardiomegaly"], truth=True)[:, 0].astype(int)
     noise = np.random.default_rng(1).standard_normal((240, 8))
-    path = write(tmp_path, {"embedding": list(noise), "label": truth}, ids=prepared.manifest["image_id"])
+    path = write(
+        tmp_path, {"embedding": list(noise), "label": truth}, ids=prepared.manifest["image_id"]
+    )
     values = {"encoder": str(path), "data": str(folder), "resamples": 20, "tasks": ["findings"]}
     with pytest.warns(UserWarning, match="the vector is 'embedding'; not used: label"):
-        result = protocol.run(study.validated("classify", values | {"labels": ["cardiomegaly"]}), prepared)
+        result = protocol.run(
+            study.validated("classify", values | {"labels": ["cardiomegaly"]}), prepared
+        )
     assert result["info"]["features"] == 8
-    row = next(m for m in result["metrics"] if (m["label"], m["metric"]) == ("cardiomegaly", "auroc"))
+    row = next(
+        m for m in result["metrics"] if (m["label"], m["metric"]) == ("cardiomegaly", "auroc")
+    )
     assert row["low"] < 0.6
 
 
 # ---- which row is which image --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("ids", [[5, 6, 7], np.array([5.0, 6.0, 7.0]), ["5", "6", "7"], np.int16([5, 6, 7])])
+@pytest.mark.parametrize(
+    "ids", [[5, 6, 7], np.array([5.0, 6.0, 7.0]), ["5", "6", "7"], np.int16([5, 6, 7])]
+)
 @pytest.mark.parametrize("where", ["column", "index", "npz", "category"])
 def test_ids_are_the_same_whatever_type_they_were_kept_in(tmp_path, ids, where):
     table = pd.DataFrame({"image_id": ids, "v": list(X[:3])})
@@ -161,7 +210,14 @@ def test_ids_are_the_same_whatever_type_they_were_kept_in(tmp_path, ids, where):
 
 @pytest.mark.parametrize(
     ("theirs", "hint"),
-    [("im{}.png", True), (" im{}", True), ("IM{}", True), ("a/b/im{}.dcm", True), ("other{}", False), ("im0{}", False)],
+    [
+        ("im{}.png", True),
+        (" im{}", True),
+        ("IM{}", True),
+        ("a/b/im{}.dcm", True),
+        ("other{}", False),
+        ("im0{}", False),
+    ],
 )
 def test_ids_that_do_not_meet_are_shown_from_both_sides(tmp_path, theirs, hint):
     path = write(tmp_path, {"v": list(X)}, ids=[theirs.format(k) for k in range(6)])
@@ -198,7 +254,9 @@ def test_npz_of_other_arrays_and_files_of_another_kind_are_refused_with_the_way(
             read_embeddings(tmp_path / "a.npz")
     pd.DataFrame({"image_id": IDS, **NUMBERED}).to_csv(tmp_path / "a.csv")
     for call in (read_embeddings, lambda path: protocol.open_subject(str(path), 32, 0)):
-        with pytest.raises(ValueError, match=r"a\.csv.*only Parquet and npz.*to_parquet\('a\.parquet'\)"):
+        with pytest.raises(
+            ValueError, match=r"a\.csv.*only Parquet and npz.*to_parquet\('a\.parquet'\)"
+        ):
             call(tmp_path / "a.csv")
 
 
@@ -214,7 +272,9 @@ def test_vectors_that_tell_nothing_are_warned_of(tmp_path):
 @pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [-1, 0, 1]])
 def test_numbered_labels_are_no_vector(tmp_path, values):
     drawn = np.random.default_rng(0).choice(values, size=(40, 3))
-    table = pd.DataFrame(drawn, columns=[f"label_{k}" for k in range(3)]).assign(image_id=[f"i{k}" for k in range(40)])
+    table = pd.DataFrame(drawn, columns=[f"label_{k}" for k in range(3)]).assign(
+        image_id=[f"i{k}" for k in range(40)]
+    )
     table.to_parquet(tmp_path / "e.parquet")
     with pytest.raises(ValueError, match="label_0 to label_2 hold 0, 1 and -1 alone"):
         read_embeddings(tmp_path / "e.parquet")

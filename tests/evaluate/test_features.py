@@ -49,7 +49,9 @@ def prepared(folder, tmp_path, monkeypatch):
 def passes():
     """Counts every module that is called, whoever calls it."""
     called = []
-    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: called.append(module)
+    )
     yield called
     hook.remove()
 
@@ -67,7 +69,9 @@ def test_the_last_layer_is_what_forward_features_gives_and_more_layers_stand_beh
     vit = name.startswith(("vit", "hybrid"))
     assert classes.shape == (2, one.channels if vit else 0)
     if vit:
-        torch.testing.assert_close(classes, one.trunk.forward_features(x.expand(-1, one.in_chans, -1, -1))[:, 0])
+        torch.testing.assert_close(
+            classes, one.trunk.forward_features(x.expand(-1, one.in_chans, -1, -1))[:, 0]
+        )
     both, of_both = extract(one, x, layers=2)
     assert both.shape[:2] == last.shape[:2] and both.shape[2] > last.shape[2]
     torch.testing.assert_close(both[..., : one.channels], last)
@@ -79,13 +83,17 @@ def test_stages_of_another_grid_are_averaged_onto_the_last_ones():
     inner = one.trunk.forward_intermediates(x, indices=2, intermediates_only=True)[0]
     found = extract(one, x, layers=2)[0][..., one.channels :]
     assert inner.shape[-1] == 2 * int(found.shape[1] ** 0.5)
-    torch.testing.assert_close(found, torch.nn.functional.avg_pool2d(inner, 2).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(
+        found, torch.nn.functional.avg_pool2d(inner, 2).flatten(2).transpose(1, 2)
+    )
 
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_several_poolings_of_one_pass_are_those_of_several(prepared, passes, kept):
     one = encoder()
-    alone = [encode(one, prepared, ROWS, pooling=pooling, kept=kept) for pooling in ("max+grid2", "mean")]
+    alone = [
+        encode(one, prepared, ROWS, pooling=pooling, kept=kept) for pooling in ("max+grid2", "mean")
+    ]
     passes.clear()
     encode(one, prepared, ROWS, pooling="mean")
     once = len(passes)
@@ -97,7 +105,9 @@ def test_several_poolings_of_one_pass_are_those_of_several(prepared, passes, kep
 
 
 def test_class_tokens_pool_only_where_there_are_any(prepared):
-    assert encode(encoder("random:vit_tiny_patch16_224"), prepared, ROWS, pooling="class+mean").shape == (6, 2 * 192)
+    assert encode(
+        encoder("random:vit_tiny_patch16_224"), prepared, ROWS, pooling="class+mean"
+    ).shape == (6, 2 * 192)
     with pytest.raises(ValueError, match="'class' needs an encoder with a class token"):
         encode(encoder(), prepared, ROWS, pooling="class")
     with pytest.raises(ValueError, match="layers=2"):
@@ -112,27 +122,41 @@ def test_kept_features_are_those_of_a_fresh_pass_in_half_precision(prepared, poo
     found = encode(one, prepared, ROWS, pooling=pooling, kept=True, batch=2)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, fresh, rtol=2e-3, atol=2e-3)
-    np.testing.assert_array_equal(encode(one, prepared, ROWS[::-1], pooling=pooling, kept=True), found[::-1])
+    np.testing.assert_array_equal(
+        encode(one, prepared, ROWS[::-1], pooling=pooling, kept=True), found[::-1]
+    )
 
 
-def test_a_second_look_at_the_same_rows_runs_no_encoder_and_new_rows_cost_themselves_alone(prepared, passes):
+def test_a_second_look_at_the_same_rows_runs_no_encoder_and_new_rows_cost_themselves_alone(
+    prepared, passes
+):
     encode(encoder(), prepared, ROWS, pooling="mean", kept=True)
     assert passes
     passes.clear()
-    again = encode(encoder(), prepared, ROWS, pooling="max+grid2", kept=True)  # other parts, another object
+    again = encode(
+        encoder(), prepared, ROWS, pooling="max+grid2", kept=True
+    )  # other parts, another object
     assert not passes
     kept = keep(encoder(), prepared, ROWS, features_folder(encoder(), prepared))
     assert kept.stands(np.arange(120)).sum() == len(set(ROWS))
     assert again.shape == (6, 128 * 5)
     sizes = []
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda _, args: sizes.append(len(args[0]))
+    )
     encode(encoder(), prepared, np.array([7, 80, 81]), pooling="mean", kept=True)
     hook.remove()
     assert set(sizes) == {2}
 
 
 def test_a_second_evaluation_of_an_encoder_does_no_forward_pass(prepared, folder, passes):
-    values = {"data": str(folder), "keep_features": True, "resamples": 20, "strengths": [1.0], "tasks": ["findings"]}
+    values = {
+        "data": str(folder),
+        "keep_features": True,
+        "resamples": 20,
+        "strengths": [1.0],
+        "tasks": ["findings"],
+    }
     p = study.validated("classify", values)
     first = protocol.run(p, prepared)
     assert passes
@@ -151,11 +175,20 @@ def test_another_encoder_data_set_or_depth_has_another_place(prepared):
     other = Prepared(prepared.manifest, 255 - np.array(prepared.images), prepared.info)
     renamed = prepared.manifest.assign(image_id=prepared.manifest["image_id"] + "x")
     fewer = Prepared(renamed, prepared.images, prepared.info)
-    sites = [(encoder(), prepared, 1), (encoder(seed=1), prepared, 1), (vit, prepared, 1), (vit, prepared, 2)]
+    sites = [
+        (encoder(), prepared, 1),
+        (encoder(seed=1), prepared, 1),
+        (vit, prepared, 1),
+        (vit, prepared, 2),
+    ]
     pixel = np.array(prepared.images)
     pixel[2, 5, 5] ^= 1  # of one image among many
     sites += [(encoder(), Prepared(prepared.manifest, pixel, prepared.info), 1)]
-    sites += [(encoder(), other, 1), (encoder(), fewer, 1), (encoders.load_encoder("pixels"), prepared, 1)]
+    sites += [
+        (encoder(), other, 1),
+        (encoder(), fewer, 1),
+        (encoders.load_encoder("pixels"), prepared, 1),
+    ]
     assert len({features_folder(*site) for site in sites}) == len(sites)
     assert features_folder(encoder(), prepared) == features_folder(encoder(), prepared)
     assert features_folder(encoder(), prepared).parent == study.runs_root() / "features"
@@ -222,7 +255,10 @@ def test_no_more_than_a_batch_is_held_in_memory(prepared, monkeypatch, kept):
         return found
 
     monkeypatch.setattr(features, "_forward", watched)
-    sizes = [len(part) for part, _ in encode_batches(encoder(), prepared, np.arange(40), kept=kept, batch=8)]
+    sizes = [
+        len(part)
+        for part, _ in encode_batches(encoder(), prepared, np.arange(40), kept=kept, batch=8)
+    ]
     assert sizes == [8] * 5
     assert len(alive) == 5
 
@@ -238,7 +274,9 @@ def test_what_was_encoded_before_a_failure_is_not_encoded_again(prepared, monkey
     monkeypatch.setattr(features, "_forward", fails)
     with pytest.raises(KeyboardInterrupt):
         patches(encoder(), prepared, np.arange(40), kept=True, batch=8)
-    monkeypatch.setattr(features, "_forward", lambda *call, **how: sizes.append(len(call[2])) or own(*call, **how))
+    monkeypatch.setattr(
+        features, "_forward", lambda *call, **how: sizes.append(len(call[2])) or own(*call, **how)
+    )
     patches(encoder(), prepared, np.arange(40), kept=True, batch=8)
     assert sizes == [8] * 3
 
@@ -246,7 +284,9 @@ def test_what_was_encoded_before_a_failure_is_not_encoded_again(prepared, monkey
 def test_patches_that_are_not_kept_leave_nothing_behind(prepared):
     found = patches(encoder(), prepared, ROWS)
     pooled = pool_tokens(torch.from_numpy(found[ROWS]).float(), "mean")
-    np.testing.assert_allclose(pooled, encode(encoder(), prepared, ROWS, pooling="mean"), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        pooled, encode(encoder(), prepared, ROWS, pooling="mean"), rtol=2e-3, atol=2e-3
+    )
     assert not list((study.runs_root() / "features").iterdir())
 
 
@@ -288,32 +328,52 @@ def vectors(prepared, tmp_path, form, change=None):
     elif form == "vector":
         pd.DataFrame({"image_id": ids, "vector": list(x)}).to_parquet(path)
     else:
-        pd.DataFrame(x, columns=[f"f{k}" for k in range(x.shape[1])]).assign(image_id=ids, site="ward").to_parquet(path)
+        pd.DataFrame(x, columns=[f"f{k}" for k in range(x.shape[1])]).assign(
+            image_id=ids, site="ward"
+        ).to_parquet(path)
     return path
 
 
 def classify(prepared, folder, path, **changes):
-    values = {"encoder": str(path), "data": str(folder), "pooling": "mean", "resamples": 20, "strengths": [1.0]}
+    values = {
+        "encoder": str(path),
+        "data": str(folder),
+        "pooling": "mean",
+        "resamples": 20,
+        "strengths": [1.0],
+    }
     values |= {"tasks": ["findings", "lines_tubes"]} | changes
     return protocol.run(study.validated("classify", values), prepared)
 
 
 @pytest.mark.parametrize("form", ["npz", "vector", "columns"])
-def test_a_table_of_vectors_is_judged_as_the_encoder_that_made_it(prepared, folder, tmp_path, form, passes):
+def test_a_table_of_vectors_is_judged_as_the_encoder_that_made_it(
+    prepared, folder, tmp_path, form, passes
+):
     path = vectors(prepared, tmp_path, form)
     passes.clear()
     result = classify(prepared, folder, path)
     assert not passes
     own = classify(prepared, folder, "random:cnn_mini")
     np.testing.assert_allclose(result["scores"], own["scores"], rtol=1e-3, atol=1e-3)
-    assert (result["subject"]["paradigm"], result["subject"]["encoder"]) == ("embeddings", path.name)
+    assert (result["subject"]["paradigm"], result["subject"]["encoder"]) == (
+        "embeddings",
+        path.name,
+    )
     assert result["subject"]["patients"] == own["subject"]["patients"]
 
 
 def test_only_the_images_that_are_judged_must_be_in_the_table(prepared, folder, tmp_path):
     test = set(prepared.manifest.loc[prepared.manifest["split"] == "test", "image_id"])
-    path = vectors(prepared, tmp_path, "npz", lambda ids, x: (ids[[i not in test for i in ids]], x[: 120 - len(test)]))
-    with pytest.raises(ValueError, match=rf"table.npz lacks {len(test)} of 120 images; first: study-"):
+    path = vectors(
+        prepared,
+        tmp_path,
+        "npz",
+        lambda ids, x: (ids[[i not in test for i in ids]], x[: 120 - len(test)]),
+    )
+    with pytest.raises(
+        ValueError, match=rf"table.npz lacks {len(test)} of 120 images; first: study-"
+    ):
         classify(prepared, folder, path)
     assert read_embeddings(path).vectors.shape == (120 - len(test), 128)
 
@@ -336,7 +396,11 @@ def test_tables_that_do_not_hold_are_refused_with_row_and_count(prepared, tmp_pa
     for form, change, said in [
         ("npz", twice, "3 image ids appear again; first: study-"),
         ("columns", broken, r"the vector in row 5 \(study-\d+\) is not finite \(2 such rows\)"),
-        ("vector", lambda ids, x: (ids, [row[: 3 + k % 2] for k, row in enumerate(x)]), "all of one length"),
+        (
+            "vector",
+            lambda ids, x: (ids, [row[: 3 + k % 2] for k, row in enumerate(x)]),
+            "all of one length",
+        ),
         ("npz", lambda ids, x: (ids, x[:-1]), "120 image ids but vectors of shape"),
     ]:
         with pytest.raises(ValueError, match=said) as caught:

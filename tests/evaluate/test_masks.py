@@ -24,7 +24,9 @@ def blobs(draw, n=3):
     """(n,H,W) masks from empty to full: smoothed noise above a level, as thick or thin as comes."""
     shape = draw(st.integers(2, 40)), draw(st.integers(2, 40))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    noise = ndimage.gaussian_filter(rng.normal(size=(n, *shape)), (0, *[draw(st.sampled_from([0, 0.7, 2]))] * 2))
+    noise = ndimage.gaussian_filter(
+        rng.normal(size=(n, *shape)), (0, *[draw(st.sampled_from([0, 0.7, 2]))] * 2)
+    )
     return noise > np.quantile(noise, draw(st.sampled_from([0, 0.3, 0.8, 0.97, 1])))
 
 
@@ -37,8 +39,12 @@ def drawn(start, end, shape=(60, 70)):
 def of_file(mask, path, size):
     """A mask file as `load_masks` brings it to ``size``."""
     Image.fromarray(np.uint8(mask)).save(path)
-    one = pd.DataFrame({"image_id": ["a"], "patient_id": ["a"], "path": ["a.png"], "mask:picc": [str(path)]})
-    found = load_masks(Prepared(one, np.zeros((1, size, size), np.uint8), {"size": size}), np.arange(1))
+    one = pd.DataFrame(
+        {"image_id": ["a"], "patient_id": ["a"], "path": ["a.png"], "mask:picc": [str(path)]}
+    )
+    found = load_masks(
+        Prepared(one, np.zeros((1, size, size), np.uint8), {"size": size}), np.arange(1)
+    )
     return found.masks[0].any(0)
 
 
@@ -61,7 +67,9 @@ def test_no_pixel_of_a_file_is_lost_whatever_the_factor(tmp_path, side):
         mask[row, column] = True
         found = of_file(mask, tmp_path / "mask.png", 40)
         assert found.sum() == 1
-        place = np.ceil((np.array([row, column]) + 0.5) * 40 / side).astype(int) - 1  # its centre; on a border, before
+        place = (
+            np.ceil((np.array([row, column]) + 0.5) * 40 / side).astype(int) - 1
+        )  # its centre; on a border, before
         assert found[tuple(place)]
 
 
@@ -72,8 +80,12 @@ def test_dice_and_iou_are_the_sets_own(p, data):
     t = np.roll(p, data.draw(st.integers(-3, 3)), axis=1) & (data.draw(st.booleans()) | p)
     for n in range(len(p)):
         a, b = (set(map(tuple, np.argwhere(m[n]))) for m in (p, t))
-        assert dice(p, t)[n] == pytest.approx(2 * len(a & b) / (len(a) + len(b)) if a | b else np.nan, nan_ok=True)
-        assert iou(p, t)[n] == pytest.approx(len(a & b) / len(a | b) if a | b else np.nan, nan_ok=True)
+        assert dice(p, t)[n] == pytest.approx(
+            2 * len(a & b) / (len(a) + len(b)) if a | b else np.nan, nan_ok=True
+        )
+        assert iou(p, t)[n] == pytest.approx(
+            len(a & b) / len(a | b) if a | b else np.nan, nan_ok=True
+        )
     np.testing.assert_allclose(dice(p, t), 2 * iou(p, t) / (1 + iou(p, t)))
 
 
@@ -87,7 +99,9 @@ def test_symmetric_and_one_on_equal_masks_and_the_same_in_a_mirror(metric, p):
     between = metric(p, t)
     assert ((between >= 0) & (between <= 1) | np.isnan(between)).all()
     assert metric(p[0], t[0]) == pytest.approx(between[0], nan_ok=True)
-    if metric is not cl_dice:  # Zhang and Suen's thinning has a direction: a mirrored skeleton may differ by a pixel
+    if (
+        metric is not cl_dice
+    ):  # Zhang and Suen's thinning has a direction: a mirrored skeleton may differ by a pixel
         for axis in (1, 2):
             np.testing.assert_array_equal(metric(np.flip(p, axis), np.flip(t, axis)), between)
 
@@ -129,7 +143,11 @@ def test_what_is_empty_is_said_and_not_averaged_in():
     assert np.isnan(tip_error(empty, full)).all()
     assert np.isnan(tip_error(full, empty)).all()
     assert np.isnan(tip_error(full, np.full((2, 2), np.nan))).all()
-    assert dice(full[:0], full[:0]).shape == cl_dice(full[:0], full[:0]).shape == tip_error(full[:0], full[:0]).shape
+    assert (
+        dice(full[:0], full[:0]).shape
+        == cl_dice(full[:0], full[:0]).shape
+        == tip_error(full[:0], full[:0]).shape
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,9 +185,13 @@ def test_cl_dice_is_the_papers_formula_and_takes_skeletons_that_stand(p):
             expected.append(np.nan)
             continue
         precision, recall = (line_a & b).sum() / line_a.sum(), (line_b & a).sum() / line_b.sum()
-        expected.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+        expected.append(
+            2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        )
     np.testing.assert_allclose(cl_dice(p, t), expected)
-    np.testing.assert_array_equal(cl_dice(p, t, skeletons=(skeletons(p), skeletons(t))), cl_dice(p, t))
+    np.testing.assert_array_equal(
+        cl_dice(p, t, skeletons=(skeletons(p), skeletons(t))), cl_dice(p, t)
+    )
 
 
 def test_a_gap_costs_cl_dice_by_its_length_and_a_thicker_line_nothing():
@@ -206,13 +228,17 @@ def test_pieces_are_counted_across_corners(p):
     move=st.tuples(st.integers(-6, 6), st.integers(-6, 6)),
     mm=st.floats(0.1, 6),
 )
-def test_the_tip_of_a_line_from_above_is_its_lower_end_and_its_error_a_distance(column, tip, move, mm):
+def test_the_tip_of_a_line_from_above_is_its_lower_end_and_its_error_a_distance(
+    column, tip, move, mm
+):
     mask, truth = drawn((0, column), tip), np.array([tip[1] + move[1], tip[0] + move[0]], float)
     assert tips(mask).tolist() == [tip[1], tip[0]]
     assert tip_error(mask, truth, mm) == pytest.approx(np.hypot(*move) * mm)
     other = drawn((0, column), (tip[0] + move[0], tip[1] + move[1]))
     both = np.stack([mask, other])
-    np.testing.assert_allclose(tip_error(both, both[::-1], [mm, 2 * mm]), np.hypot(*move) * mm * np.array([1, 2]))
+    np.testing.assert_allclose(
+        tip_error(both, both[::-1], [mm, 2 * mm]), np.hypot(*move) * mm * np.array([1, 2])
+    )
     np.testing.assert_allclose(
         tip_error(both, np.stack([truth] * 2), mm, skeletons=skeletons(both)),
         tip_error(both, np.stack([truth] * 2), mm),
@@ -220,7 +246,9 @@ def test_the_tip_of_a_line_from_above_is_its_lower_end_and_its_error_a_distance(
 
 
 @pytest.mark.parametrize(
-    ("start", "end"), [((30, 0), (20, 30)), ((30, 69), (40, 35)), ((5, 20), (50, 30))], ids=["right", "left", "neck"]
+    ("start", "end"),
+    [((30, 0), (20, 30)), ((30, 69), (40, 35)), ((5, 20), (50, 30))],
+    ids=["right", "left", "neck"],
 )
 def test_devices_enter_over_arm_chest_wall_and_neck(start, end):
     assert tips(drawn(start, end)).tolist() == [end[1], end[0]]
@@ -239,7 +267,11 @@ def test_a_tip_is_found_across_a_gap_and_on_what_has_no_end():
 
 def test_tips_and_spacings_that_do_not_fit_are_refused():
     masks = np.zeros((3, 8, 8), bool)
-    for truth, spacing in ((np.zeros((2, 2)), 1.0), (np.zeros((3, 2)), [1.0, 2.0]), (np.zeros((3, 3)), 1.0)):
+    for truth, spacing in (
+        (np.zeros((2, 2)), 1.0),
+        (np.zeros((3, 2)), [1.0, 2.0]),
+        (np.zeros((3, 3)), 1.0),
+    ):
         with pytest.raises(ValueError, match="3 masks need as many tips and spacings"):
             tip_error(masks, truth, spacing)
 

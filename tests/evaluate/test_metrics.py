@@ -21,7 +21,11 @@ def reference(metric, y, s, weights=None):
         known = ~np.isnan(label)
         weight = np.ones(len(label)) if weights is None else weights
         present = {label[i] for i in np.flatnonzero(known) if weight[i] > 0}
-        one = np.nan if len(present) < 2 else REFERENCE[metric](label[known], score[known], sample_weight=weight[known])
+        one = (
+            np.nan
+            if len(present) < 2
+            else REFERENCE[metric](label[known], score[known], sample_weight=weight[known])
+        )
         values.append(one)
     return np.array(values)
 
@@ -45,7 +49,9 @@ def test_equals_sklearn_on_every_input(metric, problem):
     y, s, _, rng = problem
     np.testing.assert_allclose(metric(y, s), reference(metric, y, s), rtol=0, atol=1e-12)
     weights = rng.integers(0, 4, size=len(y)) * rng.choice([1, 0.37])
-    np.testing.assert_allclose(metric(y, s, weights), reference(metric, y, s, weights), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        metric(y, s, weights), reference(metric, y, s, weights), rtol=0, atol=1e-12
+    )
 
 
 @both
@@ -60,7 +66,9 @@ def test_bootstrap_equals_a_loop_over_resampled_rows(metric, problem, seed):
         rows.append(np.concatenate([np.flatnonzero(groups == name) for name in drawn]))
     naive = np.stack([reference(metric, y[i], s[i]) for i in rows])
     fast = bootstrap(metric, y, s, groups=groups, resamples=4, seed=seed)
-    slow = bootstrap(lambda y, s: reference(metric, y, s), y, s, groups=groups, resamples=4, seed=seed)
+    slow = bootstrap(
+        lambda y, s: reference(metric, y, s), y, s, groups=groups, resamples=4, seed=seed
+    )
     np.testing.assert_allclose(fast, naive, rtol=0, atol=1e-12)
     np.testing.assert_allclose(slow, naive, rtol=0, atol=1e-12)
 
@@ -71,7 +79,9 @@ def test_bootstrap_equals_a_loop_over_resampled_rows(metric, problem, seed):
 def test_order_of_images_and_scale_of_scores_do_not_matter(metric, problem, scale):
     y, s, groups, rng = problem
     order = rng.permutation(len(y))
-    np.testing.assert_allclose(metric(y[order], s[order] * scale + 1), metric(y, s), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        metric(y[order], s[order] * scale + 1), metric(y, s), rtol=0, atol=1e-12
+    )
     here = bootstrap(metric, y, s, groups=groups, resamples=5)
     there = bootstrap(metric, y[order], s[order], groups=groups[order], resamples=5)
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-12)
@@ -88,11 +98,17 @@ def test_turning_the_scores_round_turns_auroc_round(problem):
 @both
 def test_resamples_are_shared_by_labels_and_encoders_and_by_longer_runs(metric):
     rng = np.random.default_rng(0)
-    y, s, groups = rng.integers(0, 2, (60, 2)).astype(float), rng.normal(size=(60, 2)), np.arange(60) // 2
+    y, s, groups = (
+        rng.integers(0, 2, (60, 2)).astype(float),
+        rng.normal(size=(60, 2)),
+        np.arange(60) // 2,
+    )
     first = bootstrap(metric, y, s, groups=groups, resamples=600, seed=3)
     swapped = bootstrap(metric, y[:, ::-1], s[:, ::-1], groups=groups, resamples=600, seed=3)
     np.testing.assert_array_equal(first, swapped[:, ::-1])
-    np.testing.assert_array_equal(first[:300], bootstrap(metric, y, s, groups=groups, resamples=300, seed=3))
+    np.testing.assert_array_equal(
+        first[:300], bootstrap(metric, y, s, groups=groups, resamples=300, seed=3)
+    )
     same = bootstrap(metric, y, 2 * s, groups=groups, resamples=600, seed=3)
     np.testing.assert_array_equal(first - same, 0)
     assert not np.array_equal(first, bootstrap(metric, y, s, groups=groups, resamples=600, seed=4))
@@ -117,7 +133,9 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     for _ in range(200):
         patient = np.sort(rng.integers(300, size=450))
         y = (rng.random(300) < 0.3)[patient].astype(float)
-        lo, hi = interval(bootstrap(auroc, y, y + rng.normal(size=450), groups=patient, resamples=200))
+        lo, hi = interval(
+            bootstrap(auroc, y, y + rng.normal(size=450), groups=patient, resamples=200)
+        )
         hits += lo[0] <= truth <= hi[0]
     assert 0.90 <= hits / 200 <= 0.99
 
@@ -137,7 +155,9 @@ def test_many_images_and_blocks_do_not_change_a_value(metric):
 def test_any_metric_of_any_shape():
     masks = np.zeros((10, 4, 4), bool)
     masks[:5] = True
-    samples = bootstrap(lambda y, s: (y == s).mean(), masks, masks, groups=list("aabbccddee"), resamples=4)
+    samples = bootstrap(
+        lambda y, s: (y == s).mean(), masks, masks, groups=list("aabbccddee"), resamples=4
+    )
     np.testing.assert_array_equal(samples, np.ones((4, 1)))
 
 
@@ -157,7 +177,9 @@ def test_interval_ignores_nan_and_keeps_shape():
 @both
 def test_refusals_name_the_reason(metric):
     y, s = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.1, 0.2], [0.3, 0.4]])
-    with pytest.raises(ValueError, match=r"shape \(2, 2\), s has \(2,\)|shape \(2, 2\), s has \(2, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(2, 2\), s has \(2,\)|shape \(2, 2\), s has \(2, 1\)"
+    ):
         metric(y, s[:, 0])
     with pytest.raises(ValueError, match=r"found 2\.0 in row 0, label 1"):
         metric(np.where(y == 1, [1, 2], y), s)

@@ -21,9 +21,13 @@ TASKS = ["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "r
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    p = study.Data(n_images=360, size=32, fractions=SHARES, out=str(tmp_path_factory.mktemp("data")))
+    p = study.Data(
+        n_images=360, size=32, fractions=SHARES, out=str(tmp_path_factory.mktemp("data"))
+    )
     whole = prepare_data(p)
-    manifest = whole.manifest.assign(path=[f"/x-rays/{k}.png" for k in range(360)])  # no generator that knows more
+    manifest = whole.manifest.assign(
+        path=[f"/x-rays/{k}.png" for k in range(360)]
+    )  # no generator that knows more
     dropped = manifest.columns[manifest.columns.str.match("(label|truth|side|malposition):")]
     return Prepared(manifest.drop(columns=dropped), whole.images, whole.info | {"kind": "real"})
 
@@ -32,7 +36,9 @@ def prepared(tmp_path_factory):
 def clip(tmp_path_factory):
     """An encoder with a text tower."""
     folder, encoder = tmp_path_factory.mktemp("clip"), encoders.build_encoder("cnn_mini", 32)
-    encoders.save_encoder(encoder, folder / "encoder", encoders.build_text(["a report"], encoder.channels))
+    encoders.save_encoder(
+        encoder, folder / "encoder", encoders.build_text(["a report"], encoder.channels)
+    )
     return str(folder / "encoder")
 
 
@@ -65,10 +71,19 @@ BASELINES = [
 ]
 
 
-@pytest.mark.parametrize("changes", BASELINES, ids=lambda changes: " ".join(map(str, changes.values())))
-def test_without_labels_a_baseline_ends_well_with_the_reason_in_its_record(prepared, tmp_path, changes):
+@pytest.mark.parametrize(
+    "changes", BASELINES, ids=lambda changes: " ".join(map(str, changes.values()))
+)
+def test_without_labels_a_baseline_ends_well_with_the_reason_in_its_record(
+    prepared, tmp_path, changes
+):
     result = run(prepared, **changes)
-    assert result["metrics"] == [] and result["names"] == [] and result["curve"].empty and result["subgroups"].empty
+    assert (
+        result["metrics"] == []
+        and result["names"] == []
+        and result["curve"].empty
+        and result["subgroups"].empty
+    )
     assert list(result["not_evaluated"]) == TASKS
     assert "records no labels" in result["not_evaluated"]["findings"]
     assert result["info"]["not_evaluated"] == result["not_evaluated"]
@@ -79,28 +94,49 @@ def test_without_labels_a_baseline_ends_well_with_the_reason_in_its_record(prepa
         started=time.time(), artefacts=files,
     )  # fmt: skip
     assert json.loads(path.read_text())["info"]["not_evaluated"]["lines_tubes"]
-    assert list(pd.read_parquet(tmp_path / "run" / "scores.parquet").columns) == ["image_id", "patient_id"]
+    assert list(pd.read_parquet(tmp_path / "run" / "scores.parquet").columns) == [
+        "image_id",
+        "patient_id",
+    ]
 
 
 def test_without_labels_reports_are_still_retrieved(prepared, clip):
     result = run(prepared, encoder=clip)
-    assert {row["task"] for row in result["metrics"]} == {"retrieval"} and result["ranks"] is not None
+    assert {row["task"] for row in result["metrics"]} == {"retrieval"} and result[
+        "ranks"
+    ] is not None
     assert set(result["not_evaluated"]) == set(TASKS) - {"retrieval"}
     shuffled = run(prepared, encoder=clip, shuffle_labels=True)
     assert shuffled["metrics"] == [] and "no labels" in shuffled["not_evaluated"]["retrieval"]
     silent = Prepared(prepared.manifest.drop(columns="report"), prepared.images, prepared.info)
     found = run(silent, encoder=clip)
-    assert found["metrics"] == [] and found["not_evaluated"]["retrieval"] == "no test image has a report"
+    assert (
+        found["metrics"] == []
+        and found["not_evaluated"]["retrieval"] == "no test image has a report"
+    )
 
 
 def test_without_labels_folds_and_other_data_sets_end_well_too(prepared, tmp_path):
     result = run(prepared, folds=["train", "validation", "test"])
-    assert result["metrics"] == [] and len(result["test"]) == prepared.manifest["split"].ne("pretrain").sum()
-    prepare_data(study.Data(n_images=60, size=32, institution="public-0", fractions={"test": 1.0}, out=str(tmp_path)))
+    assert (
+        result["metrics"] == []
+        and len(result["test"]) == prepared.manifest["split"].ne("pretrain").sum()
+    )
+    prepare_data(
+        study.Data(
+            n_images=60, size=32, institution="public-0", fractions={"test": 1.0}, out=str(tmp_path)
+        )
+    )
     result = run(prepared, also=[str(tmp_path)])
     assert result["also"] == {} and f"@{tmp_path.name}" in result["not_evaluated"]
-    other = run(marked(prepared), also=[str(tmp_path)])  # with labels of its own, which the other does not know
-    assert other["also"] == {} and other["names"] == ["covid"] and f"@{tmp_path.name}" in other["not_evaluated"]
+    other = run(
+        marked(prepared), also=[str(tmp_path)]
+    )  # with labels of its own, which the other does not know
+    assert (
+        other["also"] == {}
+        and other["names"] == ["covid"]
+        and f"@{tmp_path.name}" in other["not_evaluated"]
+    )
 
 
 def test_leaks_are_refused_without_labels_too(prepared):
@@ -124,11 +160,20 @@ def test_figures_say_that_there_is_nothing_to_draw():
 def test_labels_under_their_own_names_are_evaluated_as_findings(prepared, clip):
     rng = np.random.default_rng(3)
     names = ("COVID-19 pneumonia", "tuberculosis", "edema", "picc", "a:b")
-    data = labelled(prepared, **{f"label:{name}": (rng.random(360) < 0.4).astype(float) for name in names})
+    data = labelled(
+        prepared, **{f"label:{name}": (rng.random(360) < 0.4).astype(float) for name in names}
+    )
     result = run(data, encoder=clip)
     assert set(result["names"]) == {*names, *(f"zero_shot:{name}" for name in names)}
-    tasks = {row["label"]: row["task"] for row in result["metrics"] if row["task"] in ("findings", "lines_tubes")}
-    assert tasks == dict.fromkeys([*names, "macro"], "findings") | {"picc": "lines_tubes", "macro": "lines_tubes"}
+    tasks = {
+        row["label"]: row["task"]
+        for row in result["metrics"]
+        if row["task"] in ("findings", "lines_tubes")
+    }
+    assert tasks == dict.fromkeys([*names, "macro"], "findings") | {
+        "picc": "lines_tubes",
+        "macro": "lines_tubes",
+    }
     values = {(row["task"], row["label"], row["metric"]): row["value"] for row in result["metrics"]}
     own = [values["findings", name, "auroc"] for name in names if name != "picc"]
     assert values["findings", "macro", "auroc"] == pytest.approx(np.mean(own))
@@ -149,7 +194,11 @@ def test_a_label_that_every_encoder_tells_has_an_interval_with_a_width_and_its_c
         row = result["metrics"][0]
         assert row["value"] == 1 and 0.7 < row["low"] < 0.95 and row["high"] == 1
         assert (row["n"], row["positives"]) == (len(result["test"]), result["truth"].sum())
-        assert row["n_patients"] == result["test"]["patient_id"].nunique() == result["info"]["test_patients"]
+        assert (
+            row["n_patients"]
+            == result["test"]["patient_id"].nunique()
+            == result["info"]["test_patients"]
+        )
 
 
 # ---- too few -------------------------------------------------------------------------------------------------------
@@ -172,15 +221,25 @@ def test_too_few_of_either_class_in_test_have_no_value_and_are_counted_by_split(
         assert (row["n"], row["positives"]) == (n, 6 if value else n - 6)
     reason = result["not_evaluated"]["findings"]
     counted = f"test {6 if value else n - 6} / {n - 6 if value else 6}"
-    assert "covid" in reason and counted in reason and "training" in reason and "needed: 10 test images" in reason
+    assert (
+        "covid" in reason
+        and counted in reason
+        and "training" in reason
+        and "needed: 10 test images" in reason
+    )
     groups = result["subgroups"]
-    assert groups["value"].isna().all() and groups["note"].str.startswith(("too few", "over 0 of")).all()
+    assert (
+        groups["value"].isna().all()
+        and groups["note"].str.startswith(("too few", "over 0 of")).all()
+    )
     assert run(few_in_test(prepared, "test", 6, value), label_counts=[20, 0])["curve"].empty
 
 
 def test_a_label_that_training_does_not_hold_is_not_evaluated(prepared):
     result = run(few_in_test(prepared, "train", 0), tasks=["findings"])
-    assert np.isnan(result["metrics"][0]["value"]) and result["metrics"][0]["note"].startswith("not fitted: covid")
+    assert np.isnan(result["metrics"][0]["value"]) and result["metrics"][0]["note"].startswith(
+        "not fitted: covid"
+    )
     assert "training 0 / " in result["metrics"][0]["note"]
 
 
@@ -191,7 +250,9 @@ def test_a_label_of_one_class_alone_is_left_out_and_said(prepared):
     rows = {row["label"]: row for row in result["metrics"] if row["metric"] == "auroc"}
     assert result["names"] == ["covid"] and rows["covid"]["value"] > 0
     for name in ("always", "unknown"):
-        assert np.isnan(rows[name]["value"]) and rows[name]["note"].startswith(f"too few to evaluate: {name}")
+        assert np.isnan(rows[name]["value"]) and rows[name]["note"].startswith(
+            f"too few to evaluate: {name}"
+        )
 
 
 def test_where_nothing_can_be_evaluated_each_label_is_counted(prepared):
@@ -229,32 +290,53 @@ def row(task, label, value, n=100, positives=40, **more):
 def test_a_page_says_on_what_its_numbers_rest():
     few = "too few to evaluate: 3 test images of 3 patients with it, 97 of 60 without"
     cells = [row("findings", "edema", 0.8), row("findings", "covid", np.nan, positives=3, note=few)]
-    table = pd.DataFrame([*cells, row("findings", "macro", 0.8), row("malposition", "malposition:picc", 0.6)])
+    table = pd.DataFrame(
+        [*cells, row("findings", "macro", 0.8), row("malposition", "malposition:picc", 0.6)]
+    )
     said = tables.tested(table, "findings")
     assert said == (
         "Findings: 100 test images of 60 patients; positives: pulmonary edema 40. "
         "Findings, too few to evaluate: covid (3 of 100)."
     )
-    assert "Malposition: 100 test images of 60 patients; positives: PICC line 40." in tables.tested(table)
+    assert "Malposition: 100 test images of 60 patients; positives: PICC line 40." in tables.tested(
+        table
+    )
     assert tables.tested(table, "reports") == "" == tables.tested(table[:0])
 
 
 def test_no_harm_is_said_only_where_the_test_images_can_tell(tmp_path, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
     y = np.repeat([1.0, 0.0], [6 * 4, 3 * 4])  # told without fault by both
-    for name, base, n in (("base-clip-cnn-aaaaaa", "", 0), ("clip-n200-s0-bbbbbb", "clip-cnn", 200)):
+    for name, base, n in (
+        ("base-clip-cnn-aaaaaa", "", 0),
+        ("clip-n200-s0-bbbbbb", "clip-cnn", 200),
+    ):
         out = tmp_path / "runs" / "mini" / "classify" / name
         p = study.validated("classify", {"out": str(out)})
         rows = [row("findings", label, 1.0, n=len(y)) for label in ("edema", "macro")]
-        subject = {"paradigm": "clip", "encoder": "cnn_mini", "base": base, "n_images": n, "data": "d", "seed": 0}
-        results.write_record("classify", p, metrics=rows, subject=subject | {"patients": "p"}, started=time.time())
+        subject = {
+            "paradigm": "clip",
+            "encoder": "cnn_mini",
+            "base": base,
+            "n_images": n,
+            "data": "d",
+            "seed": 0,
+        }
+        results.write_record(
+            "classify", p, metrics=rows, subject=subject | {"patients": "p"}, started=time.time()
+        )
         scores = pd.DataFrame(
-            {"image_id": [f"i{k}" for k in range(len(y))], "patient_id": np.arange(len(y)).astype(str)}
+            {
+                "image_id": [f"i{k}" for k in range(len(y))],
+                "patient_id": np.arange(len(y)).astype(str),
+            }
         )
         scores.assign(**{"score:edema": y, "truth:edema": y}).to_parquet(out / "scores.parquet")
     gained = ladders.gains(results.load_records(tmp_path / "runs"), resamples=50)
     assert gained[["gain", "n", "n_patients"]].values.tolist() == [[0, 36, 36]]
-    assert gained["low"].iloc[0] == pytest.approx(0.025 ** (1 / 12) - 1) and gained["high"].iloc[0] > 0
+    assert (
+        gained["low"].iloc[0] == pytest.approx(0.025 ** (1 / 12) - 1) and gained["high"].iloc[0] > 0
+    )
     said = narrative.harm(gained)
     assert "cannot be told from 36 test images of 36 patients" in said and "harmed none" not in said
     sure = narrative.harm(gained.assign(low=-0.001, high=0.002))
@@ -289,17 +371,35 @@ def readers():
 @pytest.mark.parametrize("reader", readers())
 def test_pages_cope_with_runs_without_a_number(tmp_path, monkeypatch, metrics, reader):
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    nothing = row("findings", "covid", np.nan, n=9, positives=6, note="too few to evaluate: 6 test images")
-    rows = {"none": [], "too few": [nothing, nothing | {"label": "macro"}], "a base alone": []}[metrics]
-    for name, base, n in (("base-clip-cnn-aaaaaa", "", 0), ("clip-n200-s0-bbbbbb", "clip-cnn", 200)):
-        p = study.validated("classify", {"out": str(tmp_path / "runs" / "mini" / "classify" / name)})
-        subject = {"paradigm": "clip", "encoder": "cnn_mini", "base": base, "n_images": n, "data": "d", "seed": 0}
+    nothing = row(
+        "findings", "covid", np.nan, n=9, positives=6, note="too few to evaluate: 6 test images"
+    )
+    rows = {"none": [], "too few": [nothing, nothing | {"label": "macro"}], "a base alone": []}[
+        metrics
+    ]
+    for name, base, n in (
+        ("base-clip-cnn-aaaaaa", "", 0),
+        ("clip-n200-s0-bbbbbb", "clip-cnn", 200),
+    ):
+        p = study.validated(
+            "classify", {"out": str(tmp_path / "runs" / "mini" / "classify" / name)}
+        )
+        subject = {
+            "paradigm": "clip",
+            "encoder": "cnn_mini",
+            "base": base,
+            "n_images": n,
+            "data": "d",
+            "seed": 0,
+        }
         own = (
             [row("findings", label, 0.8) for label in ("covid", "macro")]
             if metrics == "a base alone" and not n
             else rows
         )
-        results.write_record("classify", p, metrics=own, subject=subject | {"patients": "p"}, started=time.time())
+        results.write_record(
+            "classify", p, metrics=own, subject=subject | {"patients": "p"}, started=time.time()
+        )
     table = results.load_records(tmp_path / "runs")
     assert len(table) == {"none": 0, "too few": 4, "a base alone": 2}[metrics]
     readers()[reader](table)
@@ -310,7 +410,10 @@ def test_pages_cope_with_runs_without_a_number(tmp_path, monkeypatch, metrics, r
 def test_scores_of_a_run_without_labels_can_be_recorded(tmp_path):
     kept = pd.DataFrame({"image_id": ["a", "b"], "patient_id": ["p", "q"]})
     kept.to_parquet(tmp_path / "scores.parquet")
-    recorded._keep_scores(tmp_path / "scores.parquet", tmp_path / "kept" / "scores" / "run" / "scores.parquet")
+    recorded._keep_scores(
+        tmp_path / "scores.parquet", tmp_path / "kept" / "scores" / "run" / "scores.parquet"
+    )
     pd.testing.assert_frame_equal(
-        results.kept_scores(tmp_path / "kept" / "scores" / "run").astype(object), kept.astype(object)
+        results.kept_scores(tmp_path / "kept" / "scores" / "run").astype(object),
+        kept.astype(object),
     )

@@ -58,14 +58,23 @@ def test_is_the_optimum_that_sklearn_finds(n, d, unknown, strength):
     scores = probe.decision_function(x_val)
     for j in range(y.shape[1]):
         coef, intercept = sklearn_fit(x, y[:, j], strength)
-        assert np.linalg.norm((probe.coef[j] - coef) * x.std(0)) <= 2e-3 * np.linalg.norm(coef * x.std(0))
+        assert np.linalg.norm((probe.coef[j] - coef) * x.std(0)) <= 2e-3 * np.linalg.norm(
+            coef * x.std(0)
+        )
         known = ~np.isnan(y_val[:, j])
         theirs = roc_auc_score(y_val[known, j], (x_val @ coef + intercept)[known])
         assert probe.val_auroc[0, j] == pytest.approx(theirs, abs=0.002)
-        np.testing.assert_allclose(scores[:, j], x_val @ coef + intercept, atol=5e-3 * (1 + np.abs(scores[:, j]).max()))
+        np.testing.assert_allclose(
+            scores[:, j], x_val @ coef + intercept, atol=5e-3 * (1 + np.abs(scores[:, j]).max())
+        )
 
 
-@given(seed=st.integers(0, 10**6), n=st.integers(8, 80), d=st.integers(1, 40), strength=st.floats(1e-3, 10))
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(8, 80),
+    d=st.integers(1, 40),
+    strength=st.floats(1e-3, 10),
+)
 @settings(deadline=None, max_examples=25)
 def test_no_weights_give_a_lower_objective(seed, n, d, strength):
     """The gradient of the documented objective vanishes, to within what is left to gain, on any input."""
@@ -97,7 +106,9 @@ def test_order_and_copies_of_unknown_rows_do_not_matter(seed):
     # and a label's unknown rows count for the other labels alone
     hidden = y.copy()
     hidden[rng.random(120) < 0.3, 0] = np.nan
-    np.testing.assert_allclose(fit_probe(x, hidden, **call).coef[1] * x.std(0), probe.coef[1] * x.std(0), atol=2e-4)
+    np.testing.assert_allclose(
+        fit_probe(x, hidden, **call).coef[1] * x.std(0), probe.coef[1] * x.std(0), atol=2e-4
+    )
 
 
 def test_labels_and_strengths_together_equal_one_at_a_time():
@@ -110,9 +121,15 @@ def test_labels_and_strengths_together_equal_one_at_a_time():
             alone = fit_probe(x, y[:, j], strengths=[strength], x_val=x_val, y_val=y_val[:, j])
             assert alone.val_auroc[0, 0] == pytest.approx(together.val_auroc[s, j], abs=1e-3)
             if strength == together.strength[j]:
-                np.testing.assert_allclose(alone.coef[0] * x.std(0), together.coef[j] * x.std(0), atol=2e-4)
-    np.testing.assert_array_equal(together.strength, np.array(path)[together.val_auroc.argmax(axis=0)])
-    np.testing.assert_allclose(auroc(y_val, together.decision_function(x_val)), together.val_auroc.max(axis=0))
+                np.testing.assert_allclose(
+                    alone.coef[0] * x.std(0), together.coef[j] * x.std(0), atol=2e-4
+                )
+    np.testing.assert_array_equal(
+        together.strength, np.array(path)[together.val_auroc.argmax(axis=0)]
+    )
+    np.testing.assert_allclose(
+        auroc(y_val, together.decision_function(x_val)), together.val_auroc.max(axis=0)
+    )
 
 
 def test_equal_validation_scores_take_the_stronger_penalty():
@@ -137,7 +154,11 @@ def test_labels_of_one_class_and_constant_features_do_no_harm():
     probe = fit_probe(x, y, strengths=[0.1], x_val=x_val, y_val=y_val)
     scores = probe.decision_function(x_val)
     np.testing.assert_array_equal(np.isnan(probe.strength), [True, True, True, False])
-    assert np.ptp(scores[:, :3], axis=0).max() == 0 and scores[0, 0] < 0 < scores[0, 1] and scores[0, 2] == 0
+    assert (
+        np.ptp(scores[:, :3], axis=0).max() == 0
+        and scores[0, 0] < 0 < scores[0, 1]
+        and scores[0, 2] == 0
+    )
     assert (probe.coef[:, 5] == 0).all() and np.isfinite(scores).all()
     coef, _ = sklearn_fit(x, y[:, 3], 0.1)
     np.testing.assert_allclose(np.delete((probe.coef[3] - coef) * x.std(0), 5), 0, atol=1e-3)
@@ -189,31 +210,64 @@ def test_evaluate_reports_labels_and_their_mean():
         (m, name) for m in ("auroc", "auprc") for name in ("edema", "picc", "fracture", "macro")
     ]
     edema, picc, fracture, macro = records[:4]
-    value, samples = auroc(y, scores), bootstrap(auroc, y, scores, groups=groups, resamples=200, seed=1)
-    assert edema["value"] == value[0] and (edema["low"], edema["high"]) == tuple(e[0] for e in interval(samples))
+    value, samples = (
+        auroc(y, scores),
+        bootstrap(auroc, y, scores, groups=groups, resamples=200, seed=1),
+    )
+    assert edema["value"] == value[0] and (edema["low"], edema["high"]) == tuple(
+        e[0] for e in interval(samples)
+    )
     assert edema["n"] == 180 and edema["positives"] == np.nansum(y[:, 0]) and picc["n"] == 200
-    assert np.isnan([fracture["value"], fracture["low"], fracture["high"]]).all() and fracture["positives"] == 0
-    assert macro["value"] == pytest.approx(value[:2].mean()) and macro["low"] < macro["value"] < macro["high"]
+    assert (
+        np.isnan([fracture["value"], fracture["low"], fracture["high"]]).all()
+        and fracture["positives"] == 0
+    )
+    assert (
+        macro["value"] == pytest.approx(value[:2].mean())
+        and macro["low"] < macro["value"] < macro["high"]
+    )
     assert (macro["low"], macro["high"]) == pytest.approx(interval(samples[:, :2].mean(axis=1)))
     assert macro["positives"] == edema["positives"] + picc["positives"] and macro["n"] == 200
     with pytest.raises(ValueError, match="2 names"):
         evaluate(scores, y, groups, ["a", "b"])
 
 
-@pytest.mark.skipif(not (SHARED / "nih_subset").is_dir(), reason="needs the real x-rays of ../shared/data/nih_subset")
+@pytest.mark.skipif(
+    not (SHARED / "nih_subset").is_dir(),
+    reason="needs the real x-rays of ../shared/data/nih_subset",
+)
 def test_real_labels_and_patients():
     """Age, sex and view of 1,000 real x-rays: the probe agrees with scikit-learn where features are few and coarse."""
-    with open(SHARED / "nih_subset" / "Data_Entry_2017_v2020.csv", newline="", encoding="utf-8") as file:
+    with open(
+        SHARED / "nih_subset" / "Data_Entry_2017_v2020.csv", newline="", encoding="utf-8"
+    ) as file:
         rows = list(csv.DictReader(file))
-    x = np.array([[float(r["Patient Age"]), r["Patient Gender"] == "M", r["View Position"] == "PA"] for r in rows])
-    y = np.array([[name in r["Finding Labels"] for name in ("Edema", "Effusion", "Infiltration")] for r in rows]) * 1.0
+    x = np.array(
+        [
+            [float(r["Patient Age"]), r["Patient Gender"] == "M", r["View Position"] == "PA"]
+            for r in rows
+        ]
+    )
+    y = (
+        np.array(
+            [
+                [name in r["Finding Labels"] for name in ("Edema", "Effusion", "Infiltration")]
+                for r in rows
+            ]
+        )
+        * 1.0
+    )
     patients = np.array([int(r["Patient ID"]) for r in rows])
     test = patients % 3 == 0
     probe = fit_probe(x[~test], y[~test], strengths=[1e-3, 0.1], x_val=x[test], y_val=y[test])
     for j in range(3):
         coef, intercept = sklearn_fit(x[~test], y[~test, j], probe.strength[j])
-        np.testing.assert_allclose(probe.decision_function(x[test])[:, j], x[test] @ coef + intercept, atol=1e-3)
-    records = evaluate(probe.decision_function(x[test]), y[test], patients[test], ["e", "f", "i"], resamples=100)
+        np.testing.assert_allclose(
+            probe.decision_function(x[test])[:, j], x[test] @ coef + intercept, atol=1e-3
+        )
+    records = evaluate(
+        probe.decision_function(x[test]), y[test], patients[test], ["e", "f", "i"], resamples=100
+    )
     assert all(r["low"] < r["value"] < r["high"] for r in records)
 
 
@@ -248,8 +302,12 @@ def test_attention_finds_the_one_patch_that_matters_and_the_mean_does_not():
     hit = y[test, 0] == 1
     assert (share[hit, 0].argmax(1) == place[test][hit]).mean() > 0.75
     assert np.isnan(probe.strength[2]) and np.ptp(scores[:, 2]) == 0 and scores[0, 2] < 0
-    np.testing.assert_array_equal(probe.strength[:2], np.array([1e-3, 1e-1])[probe.val_auroc[:, :2].argmax(0)])
-    np.testing.assert_allclose(auroc(y[val], probe.decision_function(x, val))[:2], probe.val_auroc[:, :2].max(0))
+    np.testing.assert_array_equal(
+        probe.strength[:2], np.array([1e-3, 1e-1])[probe.val_auroc[:, :2].argmax(0)]
+    )
+    np.testing.assert_allclose(
+        auroc(y[val], probe.decision_function(x, val))[:2], probe.val_auroc[:, :2].max(0)
+    )
 
 
 def test_attention_is_the_same_each_time_and_masks_what_is_unknown():
@@ -261,7 +319,9 @@ def test_attention_is_the_same_each_time_and_masks_what_is_unknown():
     hidden = y[rows].copy()
     hidden[::2, 0] = np.nan
     other = fit_attention(x, hidden, **call)
-    np.testing.assert_allclose(other.weight[[1, 4]], probe.weight[[1, 4]], atol=1e-5)  # label 1 lost nothing
+    np.testing.assert_allclose(
+        other.weight[[1, 4]], probe.weight[[1, 4]], atol=1e-5
+    )  # label 1 lost nothing
     assert not np.allclose(other.weight[0], probe.weight[0], atol=1e-2)
     assert not np.array_equal(fit_attention(x, y[rows], **call, seed=1).weight, probe.weight)
 
@@ -291,8 +351,12 @@ def test_evaluate_weighs_labels_by_their_positives_and_judges_decisions():
         whole = value["macro", f"{metric}_weighted"]
         assert whole["value"] == pytest.approx((parts * weights).sum() / used.sum())
         assert whole["low"] <= whole["value"] <= whole["high"]
-    assert value["macro", "f1"]["value"] == pytest.approx(np.mean([value[n, "f1"]["value"] for n in names[:2]]))
-    assert all(np.isnan(value["fracture", metric]["value"]) for metric in ("sensitivity", "specificity"))
+    assert value["macro", "f1"]["value"] == pytest.approx(
+        np.mean([value[n, "f1"]["value"] for n in names[:2]])
+    )
+    assert all(
+        np.isnan(value["fracture", metric]["value"]) for metric in ("sensitivity", "specificity")
+    )
     assert value["fracture", "auroc"]["note"].startswith(
         "too few to evaluate: 0 test images of 0 patients with it, 300"
     )

@@ -32,7 +32,9 @@ NEXT = dict(zip(FOLDS, FOLDS[1:] + FOLDS[:1], strict=True))  # the held fold: th
 def prepared(tmp_path_factory):
     shares = {"pretrain": 0.1, "train": 0.4, "validation": 0.2, "test": 0.3}
     return prepare_data(
-        study.Data(n_images=IMAGES, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data")))
+        study.Data(
+            n_images=IMAGES, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data"))
+        )
     )
 
 
@@ -43,7 +45,13 @@ def folded(prepared):
 
 
 def parameters(**changes):
-    own = {"encoder": "pixels", "labels": COMMON, "resamples": 40, "strengths": [0.1, 10.0], "data": "runs/x/study-1"}
+    own = {
+        "encoder": "pixels",
+        "labels": COMMON,
+        "resamples": 40,
+        "strengths": [0.1, 10.0],
+        "data": "runs/x/study-1",
+    }
     own["tasks"] = ["findings", "lines_tubes"]
     return study.validated("classify", own | changes)
 
@@ -59,7 +67,13 @@ def of(prepared, *splits):
 def write_encoder(folder, patients, seed=0):
     """A run folder with an encoder that says whom it was pretrained on."""
     encoder = encoders.build_encoder("cnn_mini", 32, seed=seed)
-    encoder.info |= {"paradigm": "clip", "n_images": 64, "samples_seen": 96, "seed": seed, "base": "b-1"}
+    encoder.info |= {
+        "paradigm": "clip",
+        "n_images": 64,
+        "samples_seen": 96,
+        "seed": seed,
+        "base": "b-1",
+    }
     encoders.save_encoder(encoder, folder / "encoder")
     (folder / "encoder" / "patients.txt").write_text("\n".join(patients))
     return folder
@@ -76,7 +90,9 @@ def flipped(prepared, *splits):
 
 # ---- leaks ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_labelled_patient_who_was_pretrained_on_is_refused_with_encoder_and_patient(prepared, tmp_path, split):
+def test_a_labelled_patient_who_was_pretrained_on_is_refused_with_encoder_and_patient(
+    prepared, tmp_path, split
+):
     patient = of(prepared, split)[-1]
     folder = write_encoder(tmp_path / "run", [*of(prepared, "pretrain"), patient])
     for name in (folder, folder / "encoder"):
@@ -123,16 +139,27 @@ def test_in_cross_fitting_only_patients_of_the_held_fold_matter(folded, tmp_path
     assert of(folded, "fold0")[0] in str(caught.value)
 
 
-def test_a_patient_on_whom_the_probe_is_fitted_or_chosen_is_refused_as_a_test_patient(prepared, folded, tmp_path):
+def test_a_patient_on_whom_the_probe_is_fitted_or_chosen_is_refused_as_a_test_patient(
+    prepared, folded, tmp_path
+):
     for splits in ({"train": ["train", "test"]}, {"validation": ["test"]}, {"test": ["train"]}):
-        with pytest.raises(LeakError, match="test patients are training or validation patients too") as caught:
+        with pytest.raises(
+            LeakError, match="test patients are training or validation patients too"
+        ) as caught:
             run(prepared, **splits)
         met = of(prepared, "train" if splits == {"test": ["train"]} else "test")
         assert f"{len(met)} test patients" in str(caught.value) and met[0] in str(caught.value)
-    same = study.Data(n_images=IMAGES, size=32, fractions={"train": 0.5, "test": 0.5}, out=str(tmp_path / "same"))
+    same = study.Data(
+        n_images=IMAGES, size=32, fractions={"train": 0.5, "test": 0.5}, out=str(tmp_path / "same")
+    )
     prepare_data(same)
-    for data, changes in ((prepared, {}), (folded, {"folds": FOLDS, "test": ["nowhere"]})):  # nowhere: all its rows
-        with pytest.raises(LeakError, match="test patients are training or validation patients too"):
+    for data, changes in (
+        (prepared, {}),
+        (folded, {"folds": FOLDS, "test": ["nowhere"]}),
+    ):  # nowhere: all its rows
+        with pytest.raises(
+            LeakError, match="test patients are training or validation patients too"
+        ):
             run(data, also=[same.out], **changes)
 
 
@@ -151,7 +178,9 @@ def test_fixed_splits_score_the_test_rows_and_know_nothing_of_their_labels(prepa
 def test_cross_fitted_scores_cover_every_row_once_and_know_nothing_of_its_own_fold(folded):
     result = run(folded, folds=FOLDS)
     assert sorted(result["test"]["row"]) == list(range(IMAGES))
-    assert list(result["test"]["image_id"]) == list(folded.manifest["image_id"].iloc[result["test"]["row"]])
+    assert list(result["test"]["image_id"]) == list(
+        folded.manifest["image_id"].iloc[result["test"]["row"]]
+    )
     np.testing.assert_array_equal(result["truth"], label_array(result["test"], COMMON, truth=True))
     for fold in ("fold0", "fold2"):
         held = (result["test"]["split"] == fold).to_numpy()
@@ -162,12 +191,16 @@ def test_cross_fitted_scores_cover_every_row_once_and_know_nothing_of_its_own_fo
 
 
 def test_each_fold_is_scored_by_its_own_encoder(folded, tmp_path):
-    names = [str(write_encoder(tmp_path / fold, ["a stranger"], seed=k)) for k, fold in enumerate(FOLDS)]
+    names = [
+        str(write_encoder(tmp_path / fold, ["a stranger"], seed=k)) for k, fold in enumerate(FOLDS)
+    ]
     whole = run(folded, encoder="", fold_encoders=names, folds=FOLDS, pooling="mean")
     for name, fold in zip(names[1:3], FOLDS[1:3], strict=True):
         alone = run(folded, encoder=name, folds=FOLDS, pooling="mean")
         held = (whole["test"]["split"] == fold).to_numpy()
-        np.testing.assert_allclose(whole["scores"][held], alone["scores"][held], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            whole["scores"][held], alone["scores"][held], rtol=1e-4, atol=1e-4
+        )
         assert not np.allclose(whole["scores"][~held], alone["scores"][~held], rtol=1e-2)
 
 
@@ -184,7 +217,9 @@ def test_within_judges_only_rows_that_meet_the_query(prepared):
     assert result["subject"]["patients"] != run(prepared)["subject"]["patients"]
 
 
-@pytest.mark.parametrize("query", ["vieww == 'PA'", "view ==", "view = 'PA'", "age.nonsense()", "age + 1"])
+@pytest.mark.parametrize(
+    "query", ["vieww == 'PA'", "view ==", "view = 'PA'", "age.nonsense()", "age + 1"]
+)
 def test_a_query_that_does_not_hold_is_refused_by_its_text(prepared, query):
     with pytest.raises(ValueError, match="within") as caught:
         run(prepared, within=query)
@@ -201,7 +236,9 @@ def test_a_query_that_no_row_meets_is_refused_by_its_text(prepared):
 def test_a_split_that_is_not_there_is_refused_beside_those_that_are(prepared, which):
     with pytest.raises(ValueError, match="no labelled image in splits") as caught:
         run(prepared, **{which: ["tset"]})
-    assert all(name in str(caught.value) for name in ("tset", "pretrain", "train", "validation", "test"))
+    assert all(
+        name in str(caught.value) for name in ("tset", "pretrain", "train", "validation", "test")
+    )
 
 
 def test_a_label_that_is_not_there_is_refused_by_its_name(prepared):
@@ -210,7 +247,9 @@ def test_a_label_that_is_not_there_is_refused_by_its_name(prepared):
 
 
 def test_without_labels_asked_for_all_of_the_vocabulary_that_have_both_classes_are_probed(prepared):
-    manifest = prepared.manifest.assign(**{"label:hernia": 1.0, "label:edema": 0.0, "truth:edema": 0.0})
+    manifest = prepared.manifest.assign(
+        **{"label:hernia": 1.0, "label:edema": 0.0, "truth:edema": 0.0}
+    )
     result = run(Prepared(manifest, prepared.images, prepared.info), labels=[])
     array = label_array(manifest, LABELS, truth=True)
     both = (array == 1).any(0) & (array == 0).any(0)
@@ -221,7 +260,9 @@ def test_without_labels_asked_for_all_of_the_vocabulary_that_have_both_classes_a
 # ---- numbers -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def by_subject(prepared):
-    return {name: run(prepared, encoder=name) for name in ("pixels", "covariates", "random:cnn_mini")}
+    return {
+        name: run(prepared, encoder=name) for name in ("pixels", "covariates", "random:cnn_mini")
+    }
 
 
 subjects = pytest.mark.parametrize("name", ["pixels", "covariates", "random:cnn_mini"])
@@ -231,11 +272,19 @@ def check_saved(result, path):
     protocol.save_scores(result, path)
     kept = pd.read_parquet(path).sample(frac=1, random_state=0)
     assert sorted(kept["image_id"]) == sorted(result["test"]["image_id"])
-    scores, truth = (kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("score", "truth"))
-    calls, chances = (kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("call", "probability"))
+    scores, truth = (
+        kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("score", "truth")
+    )
+    calls, chances = (
+        kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("call", "probability")
+    )
     patients = kept["patient_id"].to_numpy()
-    again = protocol.score(parameters(), COMMON, scores, truth, patients, calls=calls, probabilities=chances)
-    pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(result["metrics"]), rtol=0, atol=1e-12)
+    again = protocol.score(
+        parameters(), COMMON, scores, truth, patients, calls=calls, probabilities=chances
+    )
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(again), pd.DataFrame(result["metrics"]), rtol=0, atol=1e-12
+    )
 
 
 @subjects
@@ -275,7 +324,11 @@ def test_subjects_say_what_they_are_and_are_judged_on_the_same_patients(by_subje
         assert subject["paradigm"] == "control"
         assert (subject["n_images"], subject["samples_seen"]) == (0, 0)
         assert subject["patients"] == patients_hash(judged)
-        assert (subject["kind"], subject["institution"], subject["data"]) == ("synthetic", "synthetic:study", "study-1")
+        assert (subject["kind"], subject["institution"], subject["data"]) == (
+            "synthetic",
+            "synthetic:study",
+            "study-1",
+        )
 
 
 def test_features_are_those_of_the_subject(by_subject, prepared):
@@ -305,20 +358,29 @@ def test_pixels_of_a_marked_label_are_found(prepared):
     images[mark == 1, :8, :8] = 255
     columns = {"truth:picc": mark, "truth:edema": rng.integers(0, 2, len(images)).astype(float)}
     marked = Prepared(prepared.manifest.assign(**columns), images, prepared.info)
-    table = pd.DataFrame(run(marked, labels=["edema", "picc"])["metrics"]).set_index(["label", "metric"])["value"]
+    table = pd.DataFrame(run(marked, labels=["edema", "picc"])["metrics"]).set_index(
+        ["label", "metric"]
+    )["value"]
     assert table["picc", "auroc"] > 0.99
     assert 0.25 < table["edema", "auroc"] < 0.75
 
 
 # ---- features ------------------------------------------------------------------------------------------------------
 @settings(deadline=None, max_examples=25)
-@given(n=st.integers(1, 3), side=st.integers(2, 5), channels=st.integers(1, 4), seed=st.integers(0, 999))
+@given(
+    n=st.integers(1, 3),
+    side=st.integers(2, 5),
+    channels=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)
 def test_pooled_parts_stand_side_by_side(n, side, channels, seed):
     tokens = torch.randn(n, side * side, channels, generator=torch.Generator().manual_seed(seed))
     parts = {"mean": tokens.mean(1), "max": tokens.amax(1), "grid1": tokens.mean(1)}
     parts[f"grid{side}"] = tokens.transpose(1, 2).flatten(1)
     for names in (["mean"], ["max", "mean"], ["grid1"], [f"grid{side}", "max"]):
-        torch.testing.assert_close(pool_tokens(tokens, "+".join(names)), torch.cat([parts[k] for k in names], 1))
+        torch.testing.assert_close(
+            pool_tokens(tokens, "+".join(names)), torch.cat([parts[k] for k in names], 1)
+        )
     assert torch.equal(pool_tokens(tokens[:, :1], "mean+max"), tokens[:, 0])
 
 
@@ -358,14 +420,25 @@ def test_an_encoder_of_another_size_sees_the_images_at_its_own(prepared):
     flat = Prepared(prepared.manifest, np.full_like(prepared.images, 90), prepared.info)
     small, large = np.arange(1), np.full((1, 64, 64), 90, np.uint8)
     expected = pool_tokens(encoder.forward_features(encoder.normalise(large)), "mean")
-    np.testing.assert_allclose(encode(encoder, flat, small, pooling="mean"), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        encode(encoder, flat, small, pooling="mean"), expected, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_covariates_are_view_sex_and_age_and_need_none_of_them():
     table = pd.DataFrame(
-        {"view": ["AP", "LATERAL", "PA", None], "sex": ["M", "F", None, "M"], "age": [50, 75, None, 0]}
+        {
+            "view": ["AP", "LATERAL", "PA", None],
+            "sex": ["M", "F", None, "M"],
+            "age": [50, 75, None, 0],
+        }
     )
-    expected = [[1, 0, 1, 1, 1], [0, 1, 0, 1.5, 2.25], [0, 0, 0, 1, 1], [0, 0, 1, 0, 0]]  # the median stands in
+    expected = [
+        [1, 0, 1, 1, 1],
+        [0, 1, 0, 1.5, 2.25],
+        [0, 0, 0, 1, 1],
+        [0, 0, 1, 0, 0],
+    ]  # the median stands in
     np.testing.assert_allclose(covariates(table), expected)
     assert not covariates(table[[]]).any()
     assert math.isfinite(covariates(table.assign(age=None)).sum())
@@ -383,12 +456,16 @@ def test_facts_of_drawn_images_are_the_institutions_truth(prepared):
         assert np.isnan(wrong[~inside]).all() and np.isnan(wrong[~held]).all()
     right = told["right:pleural_effusion"].to_numpy()
     side = truth.side[:, FINDINGS.index("pleural_effusion")]
-    assert set(side[inside & (right == 1)]) == {"right"} and set(side[inside & (right == 0)]) == {"left"}
+    assert set(side[inside & (right == 1)]) == {"right"} and set(side[inside & (right == 0)]) == {
+        "left"
+    }
     assert not {"right", "left"} & set(side[inside & np.isnan(right)])
     np.testing.assert_array_equal(told["scanner"][inside], truth.scanner[inside])
     for patient, rows in prepared.manifest.groupby("patient_id"):
         exams = told["exam"].loc[rows.index]
-        assert exams.min() == 0 and exams.nunique() == rows["study_id"].nunique() == exams.max() + 1, patient
+        assert (
+            exams.min() == 0 and exams.nunique() == rows["study_id"].nunique() == exams.max() + 1
+        ), patient
 
 
 def test_facts_of_other_data_are_their_own_columns():
@@ -413,9 +490,13 @@ def test_another_generator_tells_no_malposition(prepared):
     assert not any(column.startswith("malposition:") for column in told)
 
 
-def test_malposition_and_laterality_are_judged_among_those_who_have_the_thing(prepared, monkeypatch):
+def test_malposition_and_laterality_are_judged_among_those_who_have_the_thing(
+    prepared, monkeypatch
+):
     monkeypatch.setattr(cohort, "LEAST", 1)
-    result = run(prepared, labels=[], tasks=["findings", "lines_tubes", "malposition", "laterality"])
+    result = run(
+        prepared, labels=[], tasks=["findings", "lines_tubes", "malposition", "laterality"]
+    )
     extra = [name for name in result["names"] if ":" in name]
     assert {name.split(":")[0] for name in extra} == {"malposition", "right"}
     tasks = {row["label"]: row["task"] for row in result["metrics"]}
@@ -423,10 +504,14 @@ def test_malposition_and_laterality_are_judged_among_those_who_have_the_thing(pr
         k, base = result["names"].index(name), result["names"].index(name.split(":")[1])
         known = ~np.isnan(result["truth"][:, k])
         assert (result["truth"][known, base] == 1).all() and known.any()
-        assert tasks[name] == {"malposition": "malposition", "right": "laterality"}[name.split(":")[0]]
+        assert (
+            tasks[name] == {"malposition": "malposition", "right": "laterality"}[name.split(":")[0]]
+        )
     plain = run(prepared, labels=[])
     assert plain["names"] + extra == result["names"]
-    np.testing.assert_allclose(result["scores"][:, : len(plain["names"])], plain["scores"], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(
+        result["scores"][:, : len(plain["names"])], plain["scores"], rtol=1e-2, atol=1e-2
+    )
     monkeypatch.setattr(cohort, "LEAST", 1000)
     assert run(prepared, tasks=["findings", "malposition"])["names"] == COMMON[:2]
     with pytest.raises(ValueError, match="tasks: nothing of"):
@@ -440,7 +525,9 @@ def test_subgroups_are_the_rows_of_the_group_alone(prepared):
     here = (result["test"]["view"] == "AP").to_numpy()
     row = table.loc[("view", "AP", "picc", "auroc")]
     k = COMMON.index("picc")
-    assert row["value"] == pytest.approx(roc_auc_score(result["truth"][here, k], result["scores"][here, k]))
+    assert row["value"] == pytest.approx(
+        roc_auc_score(result["truth"][here, k], result["scores"][here, k])
+    )
     assert row["n"] == here.sum()
     ages = table.loc["age"].index.get_level_values("group")
     assert set(ages) <= {"0-39", "40-59", "60-79", "80-130"} and len(set(ages)) > 1
@@ -452,7 +539,9 @@ def test_thresholds_and_probabilities_come_from_validation_alone(prepared):
     test_flipped = run(flipped(prepared, "test"))
     for what in ("calls", "probabilities"):
         np.testing.assert_array_equal(test_flipped[what], result[what])
-    assert not np.array_equal(run(flipped(prepared, "validation"))["probabilities"], result["probabilities"])
+    assert not np.array_equal(
+        run(flipped(prepared, "validation"))["probabilities"], result["probabilities"]
+    )
     judge = result["judges"][0]
     np.testing.assert_array_equal(result["calls"], result["scores"] >= judge.threshold)
     for k in range(4):
@@ -468,7 +557,9 @@ def test_the_label_efficiency_curve_is_nested_and_ends_at_the_whole_probe(prepar
     table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
     for task in ("findings", "lines_tubes"):
         for seed in (0, 1):
-            assert curve[task, whole, seed] == pytest.approx(table[task, "macro", "auroc"], abs=1e-4)
+            assert curve[task, whole, seed] == pytest.approx(
+                table[task, "macro", "auroc"], abs=1e-4
+            )
     assert curve["findings", 10, 0] != curve["findings", 10, 1]
     assert run(prepared)["curve"].empty
 
@@ -477,7 +568,10 @@ def test_the_label_efficiency_curve_names_the_patients_that_it_used(prepared, fo
     whole = len(of(prepared, "train"))
     curve = run(prepared, label_counts=[5000, whole, 10, 0], label_seeds=1)["curve"]
     assert curve[curve["task"] == "findings"]["patients"].tolist() == [10, whole]  # each once
-    sizes = [len(of(folded, *(f for f in FOLDS if f not in (held, after)))) for held, after in NEXT.items()]
+    sizes = [
+        len(of(folded, *(f for f in FOLDS if f not in (held, after))))
+        for held, after in NEXT.items()
+    ]
     assert len(set(sizes)) > 1
     result = run(folded, folds=FOLDS, label_counts=[20, 0], label_seeds=1)
     curve = result["curve"].set_index(["task", "patients"])["auroc"]
@@ -511,24 +605,35 @@ def test_a_supervised_encoder_is_each_folds_own_and_never_meets_its_test_patient
     np.testing.assert_array_equal(again["scores"], result["scores"])
     judges = [r["judges"][0].encoder.state_dict() for r in (result, other)]
     assert all(torch.equal(judges[0][name], judges[1][name]) for name in judges[0])
-    assert not np.allclose(result["scores"], run(prepared, encoder="random:cnn_mini", pooling="mean")["scores"])
+    assert not np.allclose(
+        result["scores"], run(prepared, encoder="random:cnn_mini", pooling="mean")["scores"]
+    )
     assert (result["subject"]["paradigm"], result["subject"]["samples_seen"]) == ("control", 256)
     folds = run(folded, folds=FOLDS, **settings_)["judges"]
     first, second = (judge.encoder.state_dict() for judge in folds[:2])
     assert not all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_supervised_encoder_that_goes_on_from_another_minds_whom_that_one_knew(prepared, tmp_path):
+def test_a_supervised_encoder_that_goes_on_from_another_minds_whom_that_one_knew(
+    prepared, tmp_path
+):
     folder = write_encoder(tmp_path / "run", of(prepared, "test"))
     with pytest.raises(LeakError):
         run(prepared, encoder=f"supervised:{folder}", supervised_samples=64)
     folder = write_encoder(tmp_path / "other", of(prepared, "pretrain"))
-    assert run(prepared, encoder=f"supervised:{folder}", supervised_samples=64)["subject"]["paradigm"] == "control"
+    assert (
+        run(prepared, encoder=f"supervised:{folder}", supervised_samples=64)["subject"]["paradigm"]
+        == "control"
+    )
 
 
 def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
     out = tmp_path / "public"
-    prepare_data(study.Data(n_images=80, size=32, institution="public-0", fractions={"test": 1.0}, out=str(out)))
+    prepare_data(
+        study.Data(
+            n_images=80, size=32, institution="public-0", fractions={"test": 1.0}, out=str(out)
+        )
+    )
     result = run(prepared, also=[str(out)], also_within="row >= 16")
     there = result["also"]["public"]
     assert list(there["test"]["row"]) == list(range(16, 80))
@@ -540,20 +645,29 @@ def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
     assert rows["findings@public", "cardiomegaly", "auroc"] == pytest.approx(
         roc_auc_score(there["truth"][:, k], there["scores"][:, k])
     )
-    assert protocol.save(result, tmp_path / "run")[:2] == ["scores.parquet", "scores@public.parquet"]
+    assert protocol.save(result, tmp_path / "run")[:2] == [
+        "scores.parquet",
+        "scores@public.parquet",
+    ]
     assert len(pd.read_parquet(tmp_path / "run" / "scores@public.parquet")) == 64
     late = tmp_path / "late"  # of the same institution
     shares = {"pretrain": 0.5, "test": 0.5}
-    halved = prepare_data(study.Data(n_images=80, size=32, institution="public-0", fractions=shares, out=str(late)))
+    halved = prepare_data(
+        study.Data(n_images=80, size=32, institution="public-0", fractions=shares, out=str(late))
+    )
     both = run(prepared, also=[str(out), str(late)])
     assert [len(both["also"][name]["test"]) for name in ("public", "late")] == [
         80,
         (halved.manifest["split"] == "test").sum(),
     ]
-    assert {"scores@public.parquet", "scores@late.parquet"} <= set(protocol.save(both, tmp_path / "both"))
+    assert {"scores@public.parquet", "scores@late.parquet"} <= set(
+        protocol.save(both, tmp_path / "both")
+    )
     with pytest.raises(ValueError, match="also: two folders of one name"):
         run(prepared, also=[str(out), str(out)])
-    folder = write_encoder(tmp_path / "leaky", [*of(prepared, "pretrain"), there["test"]["patient_id"].iloc[-1]])
+    folder = write_encoder(
+        tmp_path / "leaky", [*of(prepared, "pretrain"), there["test"]["patient_id"].iloc[-1]]
+    )
     run(prepared, encoder=str(folder), pooling="mean")
     with pytest.raises(LeakError):
         run(prepared, encoder=str(folder), also=[str(out)])
@@ -562,27 +676,41 @@ def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
 
 
 def test_a_split_in_time_fits_on_the_first_exams_and_judges_on_later_ones(prepared):
-    result = run(prepared, fit_within="exam == 0", test_within="exam > 0", labels=["cardiomegaly", "picc"])
+    result = run(
+        prepared, fit_within="exam == 0", test_within="exam > 0", labels=["cardiomegaly", "picc"]
+    )
     later = cohort.facts(prepared, [])["exam"].to_numpy() > 0
     assert (
         later[result["test"]["row"]].all()
         and len(result["test"]) == (later & (prepared.manifest["split"] == "test")).sum()
     )
-    assert result["info"]["train_images"] == (~later & (prepared.manifest["split"] == "train")).sum()
+    assert (
+        result["info"]["train_images"] == (~later & (prepared.manifest["split"] == "train")).sum()
+    )
     with pytest.raises(ValueError, match="test_within: no row"):
         run(prepared, test_within="exam > 90")
 
 
 def test_a_split_in_time_within_folds_looks_at_the_images_of_every_fold(folded, monkeypatch):
-    time = {"fit_within": "exam == 0", "test_within": "exam > 0", "labels": ["cardiomegaly", "picc"]}
+    time = {
+        "fit_within": "exam == 0",
+        "test_within": "exam > 0",
+        "labels": ["cardiomegaly", "picc"],
+    }
     result, looked = run(folded, folds=FOLDS, **time), protocol.look
     assert len(np.unique(result["scores"], axis=0)) > 0.9 * len(result["test"])
-    monkeypatch.setattr(protocol, "look", lambda p, e, t, data, rows, s: looked(p, e, t, data, np.arange(IMAGES), s))
-    np.testing.assert_allclose(run(folded, folds=FOLDS, **time)["scores"], result["scores"], rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(
+        protocol, "look", lambda p, e, t, data, rows, s: looked(p, e, t, data, np.arange(IMAGES), s)
+    )
+    np.testing.assert_allclose(
+        run(folded, folds=FOLDS, **time)["scores"], result["scores"], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_an_image_that_was_not_looked_at_cannot_be_scored(prepared):
-    x, _ = protocol.look(parameters(), encoders.load_encoder("pixels"), None, prepared, np.arange(9), iter)
+    x, _ = protocol.look(
+        parameters(), encoders.load_encoder("pixels"), None, prepared, np.arange(9), iter
+    )
     with pytest.raises(ValueError, match="not finite in row 1"):
         protocol._scores(run(prepared)["probes"][0], x, np.array([8, 9]))
 
@@ -614,16 +742,22 @@ def test_the_probe_of_patches_is_judged_alike_and_shows_where_it_looks(prepared)
     result = run(prepared, encoder="random:cnn_mini", probe="attention", strengths=[0.1])
     assert result["scores"].shape == (len(result["test"]), 4)
     assert result["info"]["features"] == 128
-    images, share, labels = protocol.gaze(parameters(encoder="random:cnn_mini", probe="attention"), prepared, result, 3)
+    images, share, labels = protocol.gaze(
+        parameters(encoder="random:cnn_mini", probe="attention"), prepared, result, 3
+    )
     assert images.shape == (3, 32, 32) and labels == COMMON[:3] and images.any()
     np.testing.assert_allclose(share.sum(1), 1, atol=1e-5)
     hidden = Prepared(prepared.manifest, prepared.images, prepared.info | {"show_images": False})
-    assert not protocol.gaze(parameters(encoder="random:cnn_mini", probe="attention"), hidden, result, 3)[0].any()
+    assert not protocol.gaze(
+        parameters(encoder="random:cnn_mini", probe="attention"), hidden, result, 3
+    )[0].any()
 
 
 def test_where_there_is_nothing_to_look_at_no_image_is_shown(prepared):
     p = parameters(encoder="covariates", probe="attention")
-    images, shares, labels = protocol.gaze(p, prepared, protocol.run(p, prepared))  # covariates have no patches
+    images, shares, labels = protocol.gaze(
+        p, prepared, protocol.run(p, prepared)
+    )  # covariates have no patches
     assert (images.shape, len(shares), labels) == ((0, 32, 32), 0, [])
     p = parameters(encoder="random:cnn_mini", probe="attention", strengths=[0.1])
     result = protocol.run(p, prepared)
@@ -638,10 +772,17 @@ def test_figures_of_a_result_say_what_they_show(by_subject):
     assert "pleural effusion, PICC line" in shown.alt and shown.markup.count("<img") == 1
     empty = scores.assign(**{"truth:picc": 0.0})
     assert "PICC" not in plots.roc_and_pr(empty, COMMON).alt
-    tables = {name: reliability(scores[f"truth:{name}"], scores[f"probability:{name}"]) for name in COMMON[:2]}
+    tables = {
+        name: reliability(scores[f"truth:{name}"], scores[f"probability:{name}"])
+        for name in COMMON[:2]
+    }
     metrics = pd.DataFrame(result["metrics"]).set_index(["label", "metric"])["value"]
     assert f"cardiomegaly {metrics['cardiomegaly', 'ece']:.3f}" in plots.reliability(tables).alt
-    curve = pd.DataFrame({"task": "findings", "patients": [10, 10, 90], "seed": [0, 1, 0], "auroc": [0.5, 0.7, 0.8]})
+    curve = pd.DataFrame(
+        {"task": "findings", "patients": [10, 10, 90], "seed": [0, 1, 0], "auroc": [0.5, 0.7, 0.8]}
+    )
     assert "findings from 0.600 with 10 to 0.800 with 90" in plots.efficiency(curve).alt
-    looks = plots.attention(np.zeros((1, 8, 8), np.uint8), np.array([[0.1, 0.2, 0.3, 0.4]]), ["picc"])
+    looks = plots.attention(
+        np.zeros((1, 8, 8), np.uint8), np.array([[0.1, 0.2, 0.3, 0.4]]), ["picc"]
+    )
     assert "2 x 2 patches: PICC line 40% on one patch" in looks.alt

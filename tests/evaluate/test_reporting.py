@@ -27,7 +27,14 @@ SAID = {  # where an image is bright, and what its report says then
     3: "No acute cardiopulmonary abnormality.",
 }
 CORPUS = [f"{first} {second}" for first in SAID.values() for second in SAID.values()]
-TINY = {"width": 32, "layers": 1, "vocabulary": 300, "resamples": 20, "data": "runs/x/study-1", "encoder": "pixels"}
+TINY = {
+    "width": 32,
+    "layers": 1,
+    "vocabulary": 300,
+    "resamples": 20,
+    "data": "runs/x/study-1",
+    "encoder": "pixels",
+}
 
 
 def parameters(**changes):
@@ -37,7 +44,11 @@ def parameters(**changes):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     shares = {"pretrain": 0.1, "train": 0.5, "validation": 0.2, "test": 0.2}
-    return prepare_data(study.Data(n_images=160, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data"))))
+    return prepare_data(
+        study.Data(
+            n_images=160, size=32, fractions=shares, out=str(tmp_path_factory.mktemp("data"))
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,9 @@ def clear(prepared):
     kinds = np.random.default_rng(1).integers(4, size=len(images))
     for image, kind in zip(images, kinds, strict=True):
         image[16 * (kind // 2) :][:16, 16 * (kind % 2) :][:, :16] += 200
-    return Prepared(prepared.manifest.assign(report=[SAID[kind] for kind in kinds]), images, prepared.info)
+    return Prepared(
+        prepared.manifest.assign(report=[SAID[kind] for kind in kinds]), images, prepared.info
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +72,10 @@ def learned(clear):
 def features(clear):
     """Patch features and reports of some images, and a decoder that has barely begun to learn them."""
     encoder = encoders.load_encoder("random:cnn_mini", size=32)
-    tokens, reports = encode_tokens(encoder, clear, np.arange(24), grid=0), clear.manifest["report"].tolist()[:24]
+    tokens, reports = (
+        encode_tokens(encoder, clear, np.arange(24), grid=0),
+        clear.manifest["report"].tolist()[:24],
+    )
     torch.manual_seed(0)
     return tokens, reports, Writer(parameters(), tokens, reports)
 
@@ -75,8 +91,16 @@ def by_hand(writer, one, p):
         before = writer.prefix(torch.from_numpy(one[None]))
         while len(said) < p.max_tokens and (not said or said[-1] != writer.end):
             words = writer.language.get_input_embeddings()(torch.tensor([said], dtype=torch.long))
-            said.append(int(writer.language(inputs_embeds=torch.cat([before, words], 1)).logits[0, -1].argmax()))
-    return writer.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+            said.append(
+                int(
+                    writer.language(inputs_embeds=torch.cat([before, words], 1))
+                    .logits[0, -1]
+                    .argmax()
+                )
+            )
+    return writer.tokenizer.decode(
+        said, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    ).strip()
 
 
 def without_seconds(result):
@@ -98,16 +122,24 @@ def test_what_an_image_shows_is_written_and_another_image_is_not_its_report(lear
 def test_the_control_is_what_the_decoder_writes_for_another_patients_image(learned, clear):
     reports, p = learned["reports"], parameters()
     other = textscores.other_patients(reports["patient_id"].to_numpy(), p.seed)
-    again = learned["writer"].write(learned["tokens"][other], p)  # fed these images, it writes these very reports
+    again = learned["writer"].write(
+        learned["tokens"][other], p
+    )  # fed these images, it writes these very reports
     assert list(reports["other_patient"]) == again
     assert list(reports["generated"]) != again
 
 
 def test_scores_and_table_are_of_the_test_rows_and_their_own_reports(learned, clear, tmp_path):
     test, reports = learned["test"], learned["reports"]
-    assert sorted(test["image_id"]) == sorted(clear.manifest.loc[clear.manifest["split"] == "test", "image_id"])
-    assert list(reports["truth"]) == [f"FINDINGS: {text}" for text in clear.manifest["report"].iloc[test["row"]]]
-    expected = textscores.evaluate(reports["generated"], reports["truth"], reports["patient_id"], resamples=20)
+    assert sorted(test["image_id"]) == sorted(
+        clear.manifest.loc[clear.manifest["split"] == "test", "image_id"]
+    )
+    assert list(reports["truth"]) == [
+        f"FINDINGS: {text}" for text in clear.manifest["report"].iloc[test["row"]]
+    ]
+    expected = textscores.evaluate(
+        reports["generated"], reports["truth"], reports["patient_id"], resamples=20
+    )
     assert learned["metrics"][: len(expected)] == expected
     alone = textscores.per_report(reports["generated"], reports["truth"])
     pd.testing.assert_frame_equal(reports[list(alone)], alone)
@@ -131,7 +163,8 @@ def test_the_state_of_least_validation_loss_is_kept(prepared):
 
 def test_a_run_is_repeated_by_its_seed_and_changed_by_another(prepared):
     first, again, other = (
-        reporting.run(parameters(seed=seed, encoder="random:cnn_mini"), prepared) for seed in (0, 0, 1)
+        reporting.run(parameters(seed=seed, encoder="random:cnn_mini"), prepared)
+        for seed in (0, 0, 1)
     )
     pd.testing.assert_frame_equal(first["history"], again["history"])
     pd.testing.assert_frame_equal(first["reports"], again["reports"])
@@ -181,8 +214,13 @@ def test_reports_of_other_lengths_beside_it_change_no_reports_loss(features, pro
 def test_the_prompt_stands_between_image_and_report(features):
     tokens, reports, _ = features
     writer = Writer(parameters(prompt="Describe."), tokens, reports)
-    prefix, words = writer.prefix(torch.from_numpy(tokens[:2])), writer.language.get_input_embeddings()
-    said = torch.tensor([writer.tokenizer.bos_token_id, *writer.tokenizer("Describe.")["input_ids"]])
+    prefix, words = (
+        writer.prefix(torch.from_numpy(tokens[:2])),
+        writer.language.get_input_embeddings(),
+    )
+    said = torch.tensor(
+        [writer.tokenizer.bos_token_id, *writer.tokenizer("Describe.")["input_ids"]]
+    )
     assert prefix.shape == (2, tokens.shape[1] + len(said), 32)
     torch.testing.assert_close(prefix[1, tokens.shape[1] :], words(said))
     seen = writer.projector((torch.from_numpy(tokens[:2]).float() - writer.mean) @ writer.axes)
@@ -217,17 +255,29 @@ def test_greedy_writes_the_likeliest_token_each_time_and_stops(learned):
     assert writer.write(tokens, p) == [by_hand(writer, one, p) for one in tokens]
 
 
-@pytest.mark.filterwarnings("ignore:Passing `")  # that a guard looks at what is written alone: it is meant to
+@pytest.mark.filterwarnings(
+    "ignore:Passing `"
+)  # that a guard looks at what is written alone: it is meant to
 def test_guards_against_repetition_and_length_hold(features, monkeypatch):
     tokens, _, writer = features
     decode, written = writer.tokenizer.batch_decode, []
-    monkeypatch.setattr(writer.tokenizer, "batch_decode", lambda ids, **how: written.append(ids) or decode(ids, **how))
+    monkeypatch.setattr(
+        writer.tokenizer,
+        "batch_decode",
+        lambda ids, **how: written.append(ids) or decode(ids, **how),
+    )
     for guard in ({}, {"no_repeat": 2}, {"repetition_penalty": 5.0}):
         assert len(writer.write(tokens, parameters(max_tokens=40, **guard))) == len(tokens)
     plain, guarded, penal = ([[*ids, writer.end] for ids in some.tolist()] for some in written)
-    plain, guarded, penal = ([ids[: ids.index(writer.end)] for ids in some] for some in (plain, guarded, penal))
-    pairs = [[list(zip(ids[:-1], ids[1:], strict=True)) for ids in some] for some in (plain, guarded)]
-    assert any(len(set(said)) < len(said) for said in pairs[0])  # without a guard there is something to guard against
+    plain, guarded, penal = (
+        [ids[: ids.index(writer.end)] for ids in some] for some in (plain, guarded, penal)
+    )
+    pairs = [
+        [list(zip(ids[:-1], ids[1:], strict=True)) for ids in some] for some in (plain, guarded)
+    ]
+    assert any(
+        len(set(said)) < len(said) for said in pairs[0]
+    )  # without a guard there is something to guard against
     assert all(len(set(said)) == len(said) for said in pairs[1])
     distinct = [sum(len(set(ids)) for ids in some) / sum(map(len, some)) for some in (plain, penal)]
     assert distinct[0] < distinct[1]
@@ -244,18 +294,24 @@ def test_a_long_report_is_cut_and_has_no_end(features):
 
 
 def test_a_report_that_just_fits_is_not_counted_as_cut(clear):
-    told = Prepared(clear.manifest.assign(report="Left pleural effusion."), clear.images, clear.info)
+    told = Prepared(
+        clear.manifest.assign(report="Left pleural effusion."), clear.images, clear.info
+    )
     length = reporting.run(parameters(steps=2), told)["info"]["tokens_a_report"]
     assert length == int(length)
     for most, cut in ((int(length), 0), (int(length) - 1, 1)):
-        assert reporting.run(parameters(steps=2, max_tokens=most), told)["info"]["reports_cut"] == cut
+        assert (
+            reporting.run(parameters(steps=2, max_tokens=most), told)["info"]["reports_cut"] == cut
+        )
 
 
 @settings(deadline=None, max_examples=50)
 @given(text=st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="<>")))
 def test_any_text_comes_back_from_its_tokens(text):
     tokenizer = train_tokenizer(list(SAID.values()), 300)
-    assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+    assert (
+        tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+    )
 
 
 def test_a_tokenizer_has_the_size_asked_for_and_learns_words():
@@ -276,11 +332,15 @@ def test_tokens_are_the_encoders_patches_in_half_precision_whatever_the_order(pr
 
 def test_a_coarser_grid_averages_neighbours(prepared):
     encoder, rows = encoders.load_encoder("random:hybrid_mini", size=64), np.arange(3)
-    fine, coarse = (encode_tokens(encoder, prepared, rows, grid=grid).astype(float) for grid in (0, 2))
+    fine, coarse = (
+        encode_tokens(encoder, prepared, rows, grid=grid).astype(float) for grid in (0, 2)
+    )
     assert fine.shape == (3, 64, 128)
     cells = fine.reshape(3, 2, 4, 2, 4, 128).mean((2, 4)).reshape(3, 4, 128)
     np.testing.assert_allclose(coarse, cells, atol=5e-3)
-    np.testing.assert_array_equal(encode_tokens(encoder, prepared, rows, grid=9), fine.astype(np.float16))
+    np.testing.assert_array_equal(
+        encode_tokens(encoder, prepared, rows, grid=9), fine.astype(np.float16)
+    )
 
 
 def test_many_tokens_lie_in_a_file_that_is_gone_afterwards(prepared, tmp_path, monkeypatch):
@@ -309,7 +369,9 @@ def test_covariates_are_one_token(prepared):
 def test_an_encoder_runs_once_over_each_image(clear, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        encoders.Pixels, "forward_features", lambda self, x: seen.append(len(x)) or torch.zeros(len(x), 1, 1024)
+        encoders.Pixels,
+        "forward_features",
+        lambda self, x: seen.append(len(x)) or torch.zeros(len(x), 1, 1024),
     )
     reporting.run(parameters(steps=3, n_train=20, n_validation=5, n_test=10), clear)
     assert sum(seen) == 35
@@ -331,28 +393,41 @@ def test_a_second_run_with_kept_features_does_no_forward_pass_and_finds_the_same
     assert second["metrics"] == first["metrics"]
     # of an image: its patches in half precision, then, by grid, their mean; each loses at most 2**-11 of the largest
     largest = np.abs(fresh["tokens"]).max()
-    np.testing.assert_allclose(first["tokens"].astype(float), fresh["tokens"], rtol=0, atol=2**-10 * largest)
+    np.testing.assert_allclose(
+        first["tokens"].astype(float), fresh["tokens"], rtol=0, atol=2**-10 * largest
+    )
     alike = [found["history"]["loss"][:10] for found in (first, fresh)]  # later, paths part
     np.testing.assert_allclose(*alike, rtol=0.02)
     pd.testing.assert_series_equal(scores(first), scores(fresh), atol=0.05, rtol=0)
 
 
 def test_patches_that_classification_kept_are_read_and_not_made_again(clear, kept):
-    values = {"encoder": "random:cnn_mini", "data": "runs/x/study-1", "keep_features": True, "tasks": ["findings"]}
+    values = {
+        "encoder": "random:cnn_mini",
+        "data": "runs/x/study-1",
+        "keep_features": True,
+        "tasks": ["findings"],
+    }
     protocol.run(study.validated("classify", values | {"resamples": 20, "strengths": [1.0]}), clear)
     with without_encoder():
         result = reporting.run(parameters(encoder="random:cnn_mini", keep_features=True), clear)
     assert len(list(kept.iterdir())) == 1
-    expected = encode_tokens(encoders.load_encoder("random:cnn_mini", size=32), clear, result["test"]["row"], grid=8)
+    expected = encode_tokens(
+        encoders.load_encoder("random:cnn_mini", size=32), clear, result["test"]["row"], grid=8
+    )
     np.testing.assert_allclose(result["tokens"].astype(float), expected, rtol=2**-10, atol=1e-5)
-    more = parameters(encoder="random:cnn_mini", keep_features=True, train=["pretrain", "train"])  # new rows
+    more = parameters(
+        encoder="random:cnn_mini", keep_features=True, train=["pretrain", "train"]
+    )  # new rows
     with without_encoder(), pytest.raises(RuntimeError, match="a forward pass"):
         reporting.run(more, clear)
 
 
 # ---- who is judged -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_patient_who_was_pretrained_on_is_refused_before_anything_is_computed(prepared, tmp_path, split):
+def test_a_patient_who_was_pretrained_on_is_refused_before_anything_is_computed(
+    prepared, tmp_path, split
+):
     patient = prepared.manifest.loc[prepared.manifest["split"] == split, "patient_id"].iloc[0]
     encoder = encoders.build_encoder("cnn_mini", 32)
     encoder.info |= {"paradigm": "clip", "n_images": 64}
@@ -360,7 +435,11 @@ def test_a_patient_who_was_pretrained_on_is_refused_before_anything_is_computed(
     (tmp_path / "encoder" / "patients.txt").write_text(f"a stranger\n{patient}")
     begun = []
     with pytest.raises(LeakError, match=patient):
-        reporting.run(parameters(encoder=str(tmp_path)), prepared, progress=lambda items: begun.append(1) or items)
+        reporting.run(
+            parameters(encoder=str(tmp_path)),
+            prepared,
+            progress=lambda items: begun.append(1) or items,
+        )
     assert not begun
 
 
@@ -376,7 +455,9 @@ def test_a_test_patient_of_another_part_is_refused_before_anything_is_computed(c
 def test_caps_parts_and_queries_choose_the_rows(clear):
     reports = clear.manifest["report"].where(np.arange(160) % 3 > 0)
     some = Prepared(clear.manifest.assign(report=reports), clear.images, clear.info)
-    result = reporting.run(parameters(n_train=30, n_validation=7, n_test=12, within="view != 'LATERAL'"), some)
+    result = reporting.run(
+        parameters(n_train=30, n_validation=7, n_test=12, within="view != 'LATERAL'"), some
+    )
     info = result["info"]
     assert (info["train_images"], info["validation_images"], info["test_images"]) == (30, 7, 12)
     kept = clear.manifest["view"] != "LATERAL"
@@ -388,11 +469,16 @@ def test_caps_parts_and_queries_choose_the_rows(clear):
 
 
 def test_parts_that_hold_nothing_are_refused(clear):
-    with pytest.raises(ValueError, match=r"part: none of 160 images of runs/x/study-1 has a report with 'impression'"):
+    with pytest.raises(
+        ValueError,
+        match=r"part: none of 160 images of runs/x/study-1 has a report with 'impression'",
+    ):
         reporting.run(parameters(part="impression"), clear)
     with pytest.raises(ValueError, match="tset"):
         reporting.run(parameters(test=["tset"]), clear)
-    one = clear.manifest.assign(patient_id=clear.manifest["patient_id"].where(clear.manifest["split"] != "test", "p"))
+    one = clear.manifest.assign(
+        patient_id=clear.manifest["patient_id"].where(clear.manifest["split"] != "test", "p")
+    )
     with pytest.raises(ValueError, match=r"patient 'p' has \d+ of them"):
         reporting.run(parameters(), Prepared(one, clear.images, clear.info))
 
@@ -408,8 +494,16 @@ def test_what_gives_no_patch_features_is_refused_by_its_name(clear, monkeypatch,
 
 def test_subjects_say_what_they_are(learned):
     subject = learned["subject"]
-    assert (subject["paradigm"], subject["encoder"], subject["n_images"]) == ("control", "pixels", 0)
-    assert (subject["kind"], subject["institution"], subject["data"]) == ("synthetic", "synthetic:study", "study-1")
+    assert (subject["paradigm"], subject["encoder"], subject["n_images"]) == (
+        "control",
+        "pixels",
+        0,
+    )
+    assert (subject["kind"], subject["institution"], subject["data"]) == (
+        "synthetic",
+        "synthetic:study",
+        "study-1",
+    )
 
 
 # ---- a language model of a folder ----------------------------------------------------------------------------------
@@ -418,9 +512,16 @@ def folder(tmp_path_factory):
     """A tiny causal language model with a tokenizer, laid out as Hugging Face's are; it asks for odd decoding."""
     where = tmp_path_factory.mktemp("models") / "tiny-llm"
     tokenizer = train_tokenizer(CORPUS, 320)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **shape))
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **shape)
+    )
     model.generation_config.do_sample, model.generation_config.temperature = True, 5.0
     model.generation_config.suppress_tokens = list(range(0, len(tokenizer), 2))
     model.save_pretrained(where)
@@ -440,7 +541,9 @@ def test_only_adapters_and_projector_learn(clear, folder, rank):
     for name, tensor in stored.items():
         assert torch.equal(state[name], tensor), name
     adapters = {name: v for name, v in state.items() if "lora_" in name}
-    assert len(adapters) == (2 * 7 * 2 if rank else 0)  # two matrices each for seven linear layers in two blocks
+    assert len(adapters) == (
+        2 * 7 * 2 if rank else 0
+    )  # two matrices each for seven linear layers in two blocks
     assert all(min(v.shape) == rank for v in adapters.values())
     assert all(v.any() for name, v in adapters.items() if "lora_B" in name)  # these start at zero
     learning = {name for name, v in writer.named_parameters() if v.requires_grad}
@@ -458,11 +561,18 @@ def test_a_model_is_found_by_its_name_below_weights(folder, monkeypatch):
     assert not any(v.requires_grad for v in model.parameters())
 
 
-def test_a_model_that_is_not_here_says_what_to_fetch_and_where_it_goes(clear, tmp_path, monkeypatch):
+def test_a_model_that_is_not_here_says_what_to_fetch_and_where_it_goes(
+    clear, tmp_path, monkeypatch
+):
     monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(tmp_path))
     with pytest.raises(encoders.MissingWeights) as caught:
         reporting.run(parameters(language_model="lmsys/vicuna-7b-v1.5"), clear)
-    for part in ("'lmsys/vicuna-7b-v1.5'", "hf download", f"--local-dir {tmp_path}/vicuna-7b-v1.5", "config.json"):
+    for part in (
+        "'lmsys/vicuna-7b-v1.5'",
+        "hf download",
+        f"--local-dir {tmp_path}/vicuna-7b-v1.5",
+        "config.json",
+    ):
         assert part in str(caught.value)
 
 
@@ -471,7 +581,9 @@ def test_a_model_that_is_not_whole_says_what_to_fetch(folder, tmp_path, lost):
     for file in folder.iterdir():
         if file.name != lost:
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"):
+    with pytest.raises(
+        encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"
+    ):
         reporting.open_model(str(tmp_path), 4)
 
 
@@ -480,7 +592,9 @@ def test_a_model_file_that_was_cut_says_what_to_fetch(folder, tmp_path, kept):
     for file in folder.iterdir():
         whole = file.read_bytes()
         (tmp_path / file.name).write_bytes(whole[:kept] if file.suffix == ".safetensors" else whole)
-    with pytest.raises(encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"):
+    with pytest.raises(
+        encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"
+    ):
         reporting.open_model(str(tmp_path), 4)
 
 
@@ -510,10 +624,18 @@ def test_a_tokenizer_that_knows_more_than_its_model_is_refused(folder, tmp_path)
 
 # ---- shown ---------------------------------------------------------------------------------------------------------
 def test_examples_mark_what_is_agreed_missed_and_invented_and_nothing_else():
-    truth, mine = "Cardiomegaly. No edema. Left effusion <2 cm.", "The heart is enlarged. No effusion. Right PICC."
-    table = pd.DataFrame({"truth": [truth], "generated": [mine]}).join(textscores.per_report([mine], [truth]))
+    truth, mine = (
+        "Cardiomegaly. No edema. Left effusion <2 cm.",
+        "The heart is enlarged. No effusion. Right PICC.",
+    )
+    table = pd.DataFrame({"truth": [truth], "generated": [mine]}).join(
+        textscores.per_report([mine], [truth])
+    )
     page = plots.report_examples(table).markup
-    marks = [part.split("</mark>")[0].split('title="')[-1].split('">') for part in page.split("<mark ")[4:]]
+    marks = [
+        part.split("</mark>")[0].split('title="')[-1].split('">')
+        for part in page.split("<mark ")[4:]
+    ]
     expected = [
         ["agreed", "Cardiomegaly"],
         ["missed", "effusion"],

@@ -36,7 +36,11 @@ ETT, NGT = DEVICES.index("endotracheal_tube"), DEVICES.index("nasogastric_tube")
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     shares = {"pretrain": 0.1, "train": 0.5, "validation": 0.2, "test": 0.2}
-    return prepare_data(study.Data(n_images=300, size=64, fractions=shares, out=str(tmp_path_factory.mktemp("data"))))
+    return prepare_data(
+        study.Data(
+            n_images=300, size=64, fractions=shares, out=str(tmp_path_factory.mktemp("data"))
+        )
+    )
 
 
 def parameters(**changes):
@@ -83,7 +87,9 @@ def real(tmp_path):
     mask = np.zeros((200, 100), np.uint8)
     mask[60:130, 40:44] = 7
     Image.fromarray(mask).save(tmp_path / "ett.png")
-    manifest = pd.DataFrame({"image_id": list("abcd"), "patient_id": list("abcd"), "study_id": list("abcd")})
+    manifest = pd.DataFrame(
+        {"image_id": list("abcd"), "patient_id": list("abcd"), "study_id": list("abcd")}
+    )
     manifest["path"] = [*[str(tmp_path / "x.png")] * 3, "synthetic:study:0:5"]
     manifest["mask:endotracheal_tube"] = [str(tmp_path / "ett.png"), None, "", None]
     manifest["label:endotracheal_tube"] = [1.0, 0.0, 1.0, np.nan]
@@ -115,7 +121,10 @@ def test_a_mask_that_cannot_be_read_is_named_with_row_and_column(real, tmp_path,
         path.write_text("no image")
     with pytest.raises(ManifestError) as caught:
         load_masks(real, np.array([1, 0]))
-    assert all(word in str(caught.value) for word in (str(path), "row 0", "image a", "'mask:endotracheal_tube'"))
+    assert all(
+        word in str(caught.value)
+        for word in (str(path), "row 0", "image a", "'mask:endotracheal_tube'")
+    )
 
 
 # ---- feature maps --------------------------------------------------------------------------------------------------
@@ -152,9 +161,15 @@ def test_a_trunk_without_feature_maps_is_refused_by_name():
 def test_the_encoder_sees_each_image_once(prepared, monkeypatch):
     seen = []
     own = stored.maps_of
-    monkeypatch.setattr(stored, "maps_of", lambda e, p, rows, n: seen.extend(rows.tolist()) or own(e, p, rows, n))
+    monkeypatch.setattr(
+        stored, "maps_of", lambda e, p, rows, n: seen.extend(rows.tolist()) or own(e, p, rows, n)
+    )
     result = run(prepared, steps=12, n_train=64)
-    assert len(seen) == len(set(seen)) == sum(result["info"][f"{s}_images"] for s in ("train", "validation", "test"))
+    assert (
+        len(seen)
+        == len(set(seen))
+        == sum(result["info"][f"{s}_images"] for s in ("train", "validation", "test"))
+    )
 
 
 def test_no_more_than_a_chunk_is_held_in_memory(prepared, tmp_path, monkeypatch):
@@ -181,11 +196,15 @@ def test_no_more_than_a_chunk_is_held_in_memory(prepared, tmp_path, monkeypatch)
 
 def test_maps_lie_below_the_runs_folder_and_are_gone_afterwards(prepared, tmp_path, monkeypatch):
     places, own = [], segmentation.encode_maps
-    monkeypatch.setattr(segmentation, "encode_maps", lambda *a, **how: places.append(how["home"]) or own(*a, **how))
+    monkeypatch.setattr(
+        segmentation, "encode_maps", lambda *a, **how: places.append(how["home"]) or own(*a, **how)
+    )
     found = run(prepared, steps=1, n_train=60, n_test=20, out=str(tmp_path / "run"))
     assert [place.parent for place in places] == [tmp_path / "run"]
     assert list((tmp_path / "run").iterdir()) == []
-    assert found["maps"].of(found["test"]["row"].to_numpy(), 4)[0].any()  # though nobody else finds them any more
+    assert (
+        found["maps"].of(found["test"]["row"].to_numpy(), 4)[0].any()
+    )  # though nobody else finds them any more
 
 
 # ---- kept for later evaluations ------------------------------------------------------------------------------------
@@ -214,8 +233,12 @@ def test_kept_maps_are_those_of_the_encoder_to_half_precision(prepared, kept, na
     encoder, rows = encoders.load_encoder(f"random:{name}", size=64), np.array([9, 2, 200, 70])
     for layers in (1, 3):
         seen = stored.encode_maps(encoder, prepared, rows, layers, kept=True)
-        of_seen, of_encoder = (stored.maps_of(one, prepared, rows, layers) for one in (seen, encoder))
-        for found, expected in zip(of_seen, of_encoder, strict=True):  # 11 bits: at most 2**-11 of a value is lost
+        of_seen, of_encoder = (
+            stored.maps_of(one, prepared, rows, layers) for one in (seen, encoder)
+        )
+        for found, expected in zip(
+            of_seen, of_encoder, strict=True
+        ):  # 11 bits: at most 2**-11 of a value is lost
             torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-5)
     with pytest.raises(ValueError, match=r"layers=2, rows .* only 4 are here, with 3"):
         stored.maps_of(seen, prepared, rows, 2)
@@ -223,8 +246,13 @@ def test_kept_maps_are_those_of_the_encoder_to_half_precision(prepared, kept, na
         stored.maps_of(seen, prepared, np.array([9, 3]), 3)
 
 
-def test_maps_of_other_layers_are_kept_apart_and_a_vits_are_the_patches_of_classification(prepared, kept):
-    cnn, vit = (encoders.load_encoder(f"random:{name}", size=64) for name in ("cnn_mini", "vit_tiny_patch16_224"))
+def test_maps_of_other_layers_are_kept_apart_and_a_vits_are_the_patches_of_classification(
+    prepared, kept
+):
+    cnn, vit = (
+        encoders.load_encoder(f"random:{name}", size=64)
+        for name in ("cnn_mini", "vit_tiny_patch16_224")
+    )
     for layers in (5, 9, 4):  # it has five stages
         stored.encode_maps(cnn, prepared, np.arange(4), layers, kept=True)
     assert len(list(kept.iterdir())) == 2
@@ -236,11 +264,17 @@ def test_maps_of_other_layers_are_kept_apart_and_a_vits_are_the_patches_of_class
 def test_a_killed_run_goes_on_where_it_stood(prepared, kept, monkeypatch):
     encoder, seen, own = encoders.load_encoder("random:cnn_mini", size=64), [], stored.maps_of
     monkeypatch.setattr(stored, "CHUNK", 8)
-    monkeypatch.setattr(stored, "maps_of", lambda e, p, rows, n: seen.extend(rows.tolist()) or own(e, p, rows, n))
+    monkeypatch.setattr(
+        stored, "maps_of", lambda e, p, rows, n: seen.extend(rows.tolist()) or own(e, p, rows, n)
+    )
     context = multiprocessing.get_context("fork")
 
     def dies(encoder, prepared, rows, layers):
-        return own(encoder, prepared, rows, layers) if rows[0] < 16 else os.kill(os.getpid(), signal.SIGKILL)
+        return (
+            own(encoder, prepared, rows, layers)
+            if rows[0] < 16
+            else os.kill(os.getpid(), signal.SIGKILL)
+        )
 
     def killed():
         stored.maps_of = dies
@@ -267,8 +301,13 @@ def test_the_linear_head_is_one_convolution_on_the_joined_upsampled_maps():
     maps = some_maps((4, 8, 8), (6, 2, 2))
     head = segmentation.LinearHead(maps, 2, 16)
     tensors = [torch.from_numpy(m).float() for m in maps]
-    standard = [(t - t.mean((0, 2, 3), keepdim=True)) / t.std((0, 2, 3), correction=0, keepdim=True) for t in tensors]
-    joined = torch.cat([functional.interpolate(t, size=(16, 16), mode="bilinear") for t in standard], 1)
+    standard = [
+        (t - t.mean((0, 2, 3), keepdim=True)) / t.std((0, 2, 3), correction=0, keepdim=True)
+        for t in tensors
+    ]
+    joined = torch.cat(
+        [functional.interpolate(t, size=(16, 16), mode="bilinear") for t in standard], 1
+    )
     weight = torch.cat([part.weight for part in head.parts], 1)
     expected = functional.conv2d(joined, weight, head.parts[0].bias)
     torch.testing.assert_close(head(tensors), expected, rtol=1e-3, atol=1e-4)
@@ -276,7 +315,12 @@ def test_the_linear_head_is_one_convolution_on_the_joined_upsampled_maps():
 
 @pytest.mark.parametrize(
     ("shapes", "size", "doublings"),
-    [([(16, 32, 32), (128, 4, 4)], 64, 0), ([(192, 4, 4)] * 3, 64, 3), ([(1, 64, 64)], 64, 0), ([(8, 5, 5)], 70, 3)],
+    [
+        ([(16, 32, 32), (128, 4, 4)], 64, 0),
+        ([(192, 4, 4)] * 3, 64, 3),
+        ([(1, 64, 64)], 64, 0),
+        ([(8, 5, 5)], 70, 3),
+    ],
 )
 def test_the_decoder_draws_at_the_masks_size_whatever_the_grids(shapes, size, doublings):
     maps = some_maps(*shapes)
@@ -297,7 +341,10 @@ def test_a_constant_channel_does_no_harm():
 def test_what_is_not_known_has_no_part_in_the_loss():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 8, 8, generator=generator, requires_grad=True)
-    masks, known = torch.rand(4, 3, 8, 8, generator=generator) < 0.2, torch.ones(4, 3, dtype=torch.bool)
+    masks, known = (
+        torch.rand(4, 3, 8, 8, generator=generator) < 0.2,
+        torch.ones(4, 3, dtype=torch.bool),
+    )
     known[:2, 0] = known[:, 2] = False
     loss = mask_loss(logits, masks, known)
     loss.backward()
@@ -336,7 +383,9 @@ def test_a_decoder_on_a_frozen_random_encoder_beats_drawing_nothing(result):
 
 
 def test_a_run_is_the_same_again_and_another_with_another_seed(prepared):
-    first, again, other = (run(prepared, steps=16, n_train=64, n_test=40, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        run(prepared, steps=16, n_train=64, n_test=40, seed=seed) for seed in (0, 0, 1)
+    )
     pd.testing.assert_frame_equal(again["scores"], first["scores"])
     pd.testing.assert_frame_equal(again["curve"], first["curve"])
     assert json.dumps(again["metrics"]) == json.dumps(first["metrics"])  # NaN too
@@ -349,28 +398,37 @@ def test_a_leak_is_refused_before_anything_is_computed(prepared, tmp_path, split
     encoder.info |= {"paradigm": "clip", "n_images": 64, "samples_seen": 96}
     encoders.save_encoder(encoder, tmp_path / "encoder")
     patient = of(prepared, split)[0]
-    (tmp_path / "encoder" / "patients.txt").write_text("\n".join([*of(prepared, "pretrain"), patient]))
+    (tmp_path / "encoder" / "patients.txt").write_text(
+        "\n".join([*of(prepared, "pretrain"), patient])
+    )
     monkeypatch.setattr(segmentation, "encode_maps", lambda *_, **__: pytest.fail("computed"))
     with pytest.raises(LeakError, match=patient):
         run(prepared, encoder=str(tmp_path))
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_a_test_patient_of_another_part_is_refused_before_anything_is_computed(prepared, part, monkeypatch):
+def test_a_test_patient_of_another_part_is_refused_before_anything_is_computed(
+    prepared, part, monkeypatch
+):
     monkeypatch.setattr(segmentation, "encode_maps", lambda *_, **__: pytest.fail("computed"))
     with pytest.raises(LeakError, match=of(prepared, "test")[0]):
         run(prepared, n_train=300, n_test=300, **{part: [part, "test"]})
 
 
 def test_caps_keep_nested_subsets_of_whole_patients(prepared):
-    small, large = run(prepared, steps=4, n_train=60, n_test=40), run(prepared, steps=4, n_train=90, n_test=50)
+    small, large = (
+        run(prepared, steps=4, n_train=60, n_test=40),
+        run(prepared, steps=4, n_train=90, n_test=50),
+    )
     assert (small["info"]["train_images"], small["info"]["test_images"]) == (60, 40)
     assert set(small["test"]["image_id"]) < set(large["test"]["image_id"])
     assert set(small["test"]["split"]) == {"test"}
     assert small["subject"]["patients"] != large["subject"]["patients"]
 
 
-@pytest.mark.parametrize(("encoder", "head"), [("pixels", "linear"), ("random:davit_mini", "linear")])
+@pytest.mark.parametrize(
+    ("encoder", "head"), [("pixels", "linear"), ("random:davit_mini", "linear")]
+)
 def test_controls_and_heads_run(prepared, encoder, head):
     result = run(prepared, encoder=encoder, head=head, steps=10, n_train=60, n_test=40)
     assert result["subject"]["encoder"] == encoder
@@ -411,7 +469,9 @@ def test_data_without_masks_is_refused_with_the_remedy(prepared):
 def test_scores_are_the_mask_metrics_of_what_was_drawn(prepared, result):
     assert [case["which"] for case in result["cases"]] == ["best", "median", "worst"] * 2
     for case in result["cases"]:
-        of_case = (result["scores"]["row"] == case["row"]) & (result["scores"]["device"] == case["device"])
+        of_case = (result["scores"]["row"] == case["row"]) & (
+            result["scores"]["device"] == case["device"]
+        )
         row = result["scores"][of_case].iloc[0]
         truth = load_masks(prepared, np.array([case["row"]]))
         k = DEVICES.index(case["device"])
@@ -425,7 +485,11 @@ def test_scores_are_the_mask_metrics_of_what_was_drawn(prepared, result):
             assert row[name] == pytest.approx(expected, nan_ok=True)
         assert row["missed"] == (not p.any())
     for _, rows in result["scores"][result["scores"]["present"]].groupby("device"):
-        cases = {case["which"]: case["dice"] for case in result["cases"] if case["device"] == rows["device"].iloc[0]}
+        cases = {
+            case["which"]: case["dice"]
+            for case in result["cases"]
+            if case["device"] == rows["device"].iloc[0]
+        }
         assert (cases["best"], cases["worst"]) == (rows["dice"].max(), rows["dice"].min())
 
 
@@ -449,10 +513,19 @@ def test_metrics_are_means_over_images_that_show_the_device_and_tips_medians(res
 
 
 def test_a_missed_tube_has_no_tip_error_and_counts_as_missed():
-    row = {"place": 0, "device": "picc", "present": True, "dice": 0.5, "missed": 0.0, "tip_error_mm": 4.0}
+    row = {
+        "place": 0,
+        "device": "picc",
+        "present": True,
+        "dice": 0.5,
+        "missed": 0.0,
+        "tip_error_mm": 4.0,
+    }
     rows = [row | {"image_id": f"i{k}", "patient_id": f"p{k}"} for k in range(4)]
     rows[3] |= {"dice": 0.0, "missed": 1.0, "tip_error_mm": np.nan}
-    table = pd.DataFrame(rows).reindex(columns=[*rows[0], *{*segmentation.MEANS, *segmentation.MEDIANS} - set(rows[0])])
+    table = pd.DataFrame(rows).reindex(
+        columns=[*rows[0], *{*segmentation.MEANS, *segmentation.MEDIANS} - set(rows[0])]
+    )
     found = pd.DataFrame(segmentation.summarise(table, resamples=50)).set_index(["label", "metric"])
     assert found.loc[("picc", "tip_error_mm"), ["value", "n"]].tolist() == [4.0, 3]
     assert found.loc[("picc", "missed"), ["value", "n"]].tolist() == [0.25, 4]
@@ -461,18 +534,24 @@ def test_a_missed_tube_has_no_tip_error_and_counts_as_missed():
 
 # ---- continuity ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("noise", [False, True])
-def test_continuity_is_one_where_patches_tell_the_tube_and_a_half_where_they_do_not(prepared, monkeypatch, noise):
+def test_continuity_is_one_where_patches_tell_the_tube_and_a_half_where_they_do_not(
+    prepared, monkeypatch, noise
+):
     def maps_of(_, prepared, rows, layers):
         on = torch.from_numpy(load_masks(prepared, rows).masks[:, [ETT]]).float()
         on = functional.adaptive_max_pool2d(on, 16)
         generator = torch.Generator().manual_seed(int(rows.sum()))
         return [
-            torch.randn(len(rows), 8, 16, 16, generator=generator) if noise else torch.cat([on, 1 - on], 1)
+            torch.randn(len(rows), 8, 16, 16, generator=generator)
+            if noise
+            else torch.cat([on, 1 - on], 1)
         ] * layers
 
     monkeypatch.setattr(continuity, "maps_of", maps_of)
     rows = np.arange(150)
-    found = continuity.continuity(None, prepared, rows, 2, devices=["endotracheal_tube"], resamples=20)
+    found = continuity.continuity(
+        None, prepared, rows, 2, devices=["endotracheal_tube"], resamples=20
+    )
     table = pd.DataFrame(found["metrics"]).set_index("label")
     tubes = load_masks(prepared, rows).masks[:, ETT].any((1, 2)).sum()
     assert list(table.index) == ["layer-2", "layer-1", "nearness-16"]
@@ -489,7 +568,10 @@ def test_continuity_is_one_where_patches_tell_the_tube_and_a_half_where_they_do_
 
 def test_nearness_is_the_distance_to_the_tip_on_each_grid(prepared):
     encoder, rows = encoders.load_encoder("random:cnn_mini", size=64), np.arange(40)
-    tubes, truth = continuity.continuity(encoder, prepared, rows, 4, resamples=20)["tubes"], load_masks(prepared, rows)
+    tubes, truth = (
+        continuity.continuity(encoder, prepared, rows, 4, resamples=20)["tubes"],
+        load_masks(prepared, rows),
+    )
     for side in (16, 8, 4):
         for tube in tubes.iloc[::5].to_dict("records"):
             mask = truth.masks[tube["row"], DEVICES.index(tube["device"])]
@@ -498,7 +580,11 @@ def test_nearness_is_the_distance_to_the_tip_on_each_grid(prepared):
             tip = np.minimum(tip * side // 64, side - 1)
             away = np.hypot(*(np.indices((side, side)) - tip[:, None, None]))
             here, there = away[on & (away > 0)], away[~on & (away > 0)]
-            by_hand = np.mean(np.sign(there[None] - here[:, None]) / 2 + 0.5) if len(here) and len(there) else np.nan
+            by_hand = (
+                np.mean(np.sign(there[None] - here[:, None]) / 2 + 0.5)
+                if len(here) and len(there)
+                else np.nan
+            )
             assert tube[f"nearness-{side}"] == pytest.approx(by_hand, nan_ok=True)
 
 
@@ -508,12 +594,17 @@ def test_continuity_counts_tubes_and_says_whose(prepared):
     found = continuity.continuity(encoder, prepared, rows, 5, resamples=20)
     tubes, truth = found["tubes"], load_masks(prepared, rows)
     expected = [
-        (int(rows[n]), DEVICES[k]) for n, k in np.argwhere(truth.masks.any((2, 3)) & ~np.isnan(truth.tips).any(2))
+        (int(rows[n]), DEVICES[k])
+        for n, k in np.argwhere(truth.masks.any((2, 3)) & ~np.isnan(truth.tips).any(2))
     ]
     assert list(zip(tubes["row"], tubes["device"], strict=True)) == expected
     assert [m["grid"] for m in found["metrics"]] == [32, 16, 8, 4, 4, 32, 16, 8, 4]
     by_label = {metric["label"]: metric for metric in found["metrics"]}
-    for layer, grid in (("layer-5", 32), ("layer-3", 8), ("layer-1", 4)):  # on its grid a layer's control has its tubes
+    for layer, grid in (
+        ("layer-5", 32),
+        ("layer-3", 8),
+        ("layer-1", 4),
+    ):  # on its grid a layer's control has its tubes
         for count in ("n", "positives", "grid"):
             assert by_label[layer][count] == by_label[f"nearness-{grid}"][count]
     for metric in found["metrics"]:
@@ -528,11 +619,16 @@ def test_continuity_counts_tubes_and_says_whose(prepared):
 # ---- pictures and notebook -----------------------------------------------------------------------------------------
 def test_pictures_say_what_they_show_and_withhold_what_they_must(prepared, result):
     shown = pictures.overlays(prepared, result["cases"], title="Here.")
-    assert shown.alt.startswith("Here. True and predicted outlines of 6 x-rays: endotracheal tube, best: Dice ")
+    assert shown.alt.startswith(
+        "Here. True and predicted outlines of 6 x-rays: endotracheal tube, best: Dice "
+    )
     found = continuity.continuity(result["encoder"], prepared, np.arange(30), 2, resamples=20)
     heat = pictures.continuity(prepared, found["example"])
     assert "layer-1, 4 x 4 patches" in heat.alt
     assert "<img" in shown.markup and "<img" in heat.markup
     closed = Prepared(prepared.manifest, prepared.images, prepared.info | {"show_images": False})
-    for kept in (pictures.overlays(closed, result["cases"]), pictures.continuity(closed, found["example"])):
+    for kept in (
+        pictures.overlays(closed, result["cases"]),
+        pictures.continuity(closed, found["example"]),
+    ):
         assert "<img" not in kept.markup

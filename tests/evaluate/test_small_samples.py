@@ -13,7 +13,13 @@ from cxrstudy import recorded, results
 from cxrstudy.evaluate import small_samples, zeroshot
 from cxrstudy.evaluate.classification import by_task, evaluate
 from cxrstudy.evaluate.compare import paired
-from cxrstudy.evaluate.small_samples import LEAST, LEAST_PATIENTS, class_counts, exact_interval, too_few
+from cxrstudy.evaluate.small_samples import (
+    LEAST,
+    LEAST_PATIENTS,
+    class_counts,
+    exact_interval,
+    too_few,
+)
 
 quick = settings(deadline=None, max_examples=60)
 shares = st.floats(0, 1)
@@ -40,7 +46,9 @@ def test_an_exact_interval_is_narrower_with_more_patients(value, n, more):
 @given(n=st.integers(1, 500), k=st.integers(0, 500), level=st.floats(0.5, 0.999))
 def test_an_exact_interval_is_clopper_and_pearsons(n, k, level):
     theirs = scipy.stats.binomtest(min(k, n), n).proportion_ci(level, method="exact")
-    assert exact_interval(min(k, n) / n, n, level) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert exact_interval(min(k, n) / n, n, level) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-9
+    )
 
 
 @quick
@@ -89,11 +97,20 @@ def test_an_interval_that_has_a_width_stays_as_it_is_bit_for_bit(low, high, valu
 def separated(positives, negatives, *, each=1):
     """Scores (N,1) that tell labels (N,1) without fault, and patients of ``each`` images, one class a patient."""
     y = np.repeat([1.0] * positives + [0.0] * negatives, each)[:, None]
-    return y * 2 + np.linspace(0, 0.5, len(y))[:, None], y, np.repeat(np.arange(positives + negatives), each)
+    return (
+        y * 2 + np.linspace(0, 0.5, len(y))[:, None],
+        y,
+        np.repeat(np.arange(positives + negatives), each),
+    )
 
 
 @quick
-@given(positives=st.integers(LEAST, 40), negatives=st.integers(LEAST, 40), each=st.integers(1, 3), turn=st.booleans())
+@given(
+    positives=st.integers(LEAST, 40),
+    negatives=st.integers(LEAST, 40),
+    each=st.integers(1, 3),
+    turn=st.booleans(),
+)
 def test_no_interval_of_labels_told_without_fault_has_no_width(positives, negatives, each, turn):
     s, y, groups = separated(positives, negatives, each=each)
     calls, p = (s > 1).astype(float), np.clip(s / 3, 0, 1)
@@ -108,7 +125,9 @@ def test_no_interval_of_labels_told_without_fault_has_no_width(positives, negati
 
 
 def test_images_of_a_patient_do_not_narrow_an_exact_interval():
-    few, many = (evaluate(*separated(12, 20, each=each), ["a"], resamples=20)[0]["low"] for each in (1, 5))
+    few, many = (
+        evaluate(*separated(12, 20, each=each), ["a"], resamples=20)[0]["low"] for each in (1, 5)
+    )
     assert few == many
 
 
@@ -116,7 +135,10 @@ def test_a_macro_average_over_a_label_without_width_is_the_mean_of_its_labels_en
     rng = np.random.default_rng(0)
     y = (rng.random((200, 2)) < 0.4).astype(float)
     s = np.stack([y[:, 0] * 9, y[:, 1] + rng.normal(size=200)], axis=1)
-    rows = {(r["label"], r["metric"]): r for r in evaluate(s, y, np.arange(200), ["a", "b"], resamples=100)}
+    rows = {
+        (r["label"], r["metric"]): r
+        for r in evaluate(s, y, np.arange(200), ["a", "b"], resamples=100)
+    }
     for end in ("value", "low", "high"):
         mean = np.mean([rows[name, "auroc"][end] for name in "ab"])
         assert rows["macro", "auroc"][end] == pytest.approx(mean)
@@ -128,14 +150,18 @@ def test_scores_that_do_not_vary_are_a_half_with_a_width():
     assert row["low"] < row["value"] == 0.5 < row["high"]
 
 
-@pytest.mark.parametrize(("positives", "negatives"), [(6, 3), (LEAST - 1, 90), (90, LEAST - 1), (0, 50), (50, 0)])
+@pytest.mark.parametrize(
+    ("positives", "negatives"), [(6, 3), (LEAST - 1, 90), (90, LEAST - 1), (0, 50), (50, 0)]
+)
 def test_too_few_of_either_class_have_no_value_and_are_counted(positives, negatives):
     s, y, groups = separated(positives, negatives)
     rows = evaluate(s, y, groups, ["covid"], calls=y, probabilities=y, resamples=20)
     for row in rows:
         assert np.isnan([row["value"], row["low"], row["high"]]).all()
         assert (row["n"], row["positives"]) == (positives + negatives, positives)
-    assert f"{positives} test images of {positives} patients with it, {negatives}" in rows[0]["note"]
+    assert (
+        f"{positives} test images of {positives} patients with it, {negatives}" in rows[0]["note"]
+    )
     assert f"needed: {LEAST} images of {LEAST_PATIENTS} patients" in rows[0]["note"]
     assert rows[-1]["label"] == "macro" and rows[-1]["note"].startswith("over 0 of 1 labels")
 
@@ -143,7 +169,9 @@ def test_too_few_of_either_class_have_no_value_and_are_counted(positives, negati
 def test_images_of_too_few_patients_are_too_few():
     s, y, _ = separated(30, 30)
     few = np.r_[np.arange(30) % (LEAST_PATIENTS - 1), 100 + np.arange(30)]
-    assert too_few(y, few)[0].startswith("too few to evaluate: 30 test images of 4 patients with it")
+    assert too_few(y, few)[0].startswith(
+        "too few to evaluate: 30 test images of 4 patients with it"
+    )
     assert too_few(y, np.arange(60)) == [""]
     assert np.isnan(evaluate(s, y, few, ["a"], resamples=20)[0]["value"])
 
@@ -155,7 +183,9 @@ def test_a_label_that_is_too_few_has_no_part_in_the_macro_average():
     alone = evaluate(s[:, :1], y[:, :1], np.arange(300), ["a"], resamples=50)
     rows = evaluate(s, y, np.arange(300), ["a", "rare"], resamples=50)
     for one, two in zip(alone, [row for row in rows if row["label"] != "rare"], strict=True):
-        assert {k: v for k, v in one.items() if k != "note"} == {k: v for k, v in two.items() if k != "note"}
+        assert {k: v for k, v in one.items() if k != "note"} == {
+            k: v for k, v in two.items() if k != "note"
+        }
     assert next(r for r in rows if r["label"] == "macro")["note"].startswith("over 1 of 2 labels")
 
 
@@ -166,7 +196,10 @@ def test_classes_are_counted_by_image_and_by_patient(seed, n, patients):
     y, groups = rng.choice([0.0, 1.0, np.nan], (n, 2)), rng.integers(0, patients, n)
     found = class_counts(y, groups)
     for k in range(2):
-        assert found["positives"][k] == (y[:, k] == 1).sum() and found["negatives"][k] == (y[:, k] == 0).sum()
+        assert (
+            found["positives"][k] == (y[:, k] == 1).sum()
+            and found["negatives"][k] == (y[:, k] == 0).sum()
+        )
         assert found["positive_patients"][k] == len(set(groups[y[:, k] == 1]))
         assert found["negative_patients"][k] == len(set(groups[y[:, k] == 0]))
         assert found["patients"][k] == len(set(groups[~np.isnan(y[:, k])]))
@@ -177,7 +210,9 @@ def test_classes_are_counted_by_image_and_by_patient(seed, n, patients):
 def test_no_recorded_value_moves(name):
     """The minimum and the exact intervals change nothing of what came with the book."""
     table = recorded.load(name)
-    table = table[(table["stage"] == "classify") & ~table["task"].astype(str).str.contains("@|retrieval")]
+    table = table[
+        (table["stage"] == "classify") & ~table["task"].astype(str).str.contains("@|retrieval")
+    ]
     own = table[(table["run"] == table["run"].min()) & table["metric"].isin(["auroc", "auprc"])]
     kept = results.kept_scores(own["folder"].iloc[0])
     runs = pd.read_csv(recorded.place(name) / "runs.csv").set_index("run")
@@ -186,8 +221,12 @@ def test_no_recorded_value_moves(name):
     names = [column.removeprefix("score:") for column in kept if column.startswith("score:")]
     labels = own.set_index(["task", "label", "metric"])
     for task, which in by_task(names).items():
-        truth, scores = (kept[[f"{w}:{names[k]}" for k in which]].to_numpy(float) for w in ("truth", "score"))
-        rows = evaluate(scores, truth, kept["patient_id"].to_numpy(), [names[k] for k in which], **draw)
+        truth, scores = (
+            kept[[f"{w}:{names[k]}" for k in which]].to_numpy(float) for w in ("truth", "score")
+        )
+        rows = evaluate(
+            scores, truth, kept["patient_id"].to_numpy(), [names[k] for k in which], **draw
+        )
         for row in rows:
             there = labels.loc[(task, row["label"], row["metric"])]
             assert [row[c] for c in ("value", "low", "high", "n", "positives")] == [
@@ -202,13 +241,23 @@ def test_recall_of_all_and_of_none_has_a_width():
         assert (row["low"], row["high"]) == pytest.approx(ends) and row["n_patients"] == 30
 
 
-def test_two_runs_that_both_tell_all_may_differ_on_others_and_a_run_differs_from_itself_by_nothing(tmp_path):
+def test_two_runs_that_both_tell_all_may_differ_on_others_and_a_run_differs_from_itself_by_nothing(
+    tmp_path,
+):
     s, y, groups = separated(12, 30)
     rng = np.random.default_rng(0)
-    for name, scores in (("one", s[:, 0]), ("other", s[:, 0] * 3), ("noisy", s[:, 0] + 2 * rng.normal(size=42))):
+    for name, scores in (
+        ("one", s[:, 0]),
+        ("other", s[:, 0] * 3),
+        ("noisy", s[:, 0] + 2 * rng.normal(size=42)),
+    ):
         (tmp_path / name).mkdir()
-        table = pd.DataFrame({"image_id": [f"i{k}" for k in range(42)], "patient_id": groups.astype(str)})
-        table.assign(**{"score:edema": scores, "truth:edema": y[:, 0]}).to_parquet(tmp_path / name / "scores.parquet")
+        table = pd.DataFrame(
+            {"image_id": [f"i{k}" for k in range(42)], "patient_id": groups.astype(str)}
+        )
+        table.assign(**{"score:edema": scores, "truth:edema": y[:, 0]}).to_parquet(
+            tmp_path / name / "scores.parquet"
+        )
     row = paired(tmp_path / "one", tmp_path / "other", resamples=50).iloc[0]
     bound = 1 - 0.025 ** (1 / 12)
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((0, -bound, bound))

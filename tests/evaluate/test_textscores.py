@@ -18,7 +18,14 @@ from cxrstudy.data.vocabulary import FINDINGS
 from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate import textscores
 from cxrstudy.evaluate.metrics import bootstrap, interval
-from cxrstudy.evaluate.textscores import corpus_bleu, differences, evaluate, other_patients, per_report, texts
+from cxrstudy.evaluate.textscores import (
+    corpus_bleu,
+    differences,
+    evaluate,
+    other_patients,
+    per_report,
+    texts,
+)
 
 REPORTS = list(synthetic.describe(range(160)).report)
 GROUPS = [f"p{k // 2}" for k in range(80)]
@@ -26,7 +33,9 @@ quick = settings(deadline=None, max_examples=25)
 
 
 def table(generated, truth, groups=None, **more):
-    rows = evaluate(generated, truth, groups or list(map(str, range(len(truth)))), **{"resamples": 50} | more)
+    rows = evaluate(
+        generated, truth, groups or list(map(str, range(len(truth)))), **{"resamples": 50} | more
+    )
     return {(row["label"], row["metric"]): row for row in rows}
 
 
@@ -34,7 +43,9 @@ def supports(row):
     """Patients whose report bears what a row of REPORTS counts (a patient a report)."""
     if not row["metric"].startswith("f1"):
         return len(REPORTS)
-    columns = textscores.TASKS.get(row["label"], [NAMES.index(row["label"])] if row["label"] in NAMES else [])
+    columns = textscores.TASKS.get(
+        row["label"], [NAMES.index(row["label"])] if row["label"] in NAMES else []
+    )
     kind = int(row["metric"] == "f1_side")
     found = [{name for name, _ in textscores._said(report, "present")[kind]} for report in REPORTS]
     return sum(bool(names & set(columns)) for names in found)
@@ -47,8 +58,21 @@ def value(generated, truth, label, metric, **more):
 # ---- easy cases ----------------------------------------------------------------------------------------------------
 def test_identical_reports_have_every_score_at_one():
     rows = table(REPORTS, REPORTS)
-    assert {label for label, _ in rows} >= {"findings", "lines_tubes", "all", "cardiomegaly", "picc"}
-    assert {metric for _, metric in rows} == {"f1_micro", "f1_macro", "f1_side", "rouge_l", "bleu_4", "f1"}
+    assert {label for label, _ in rows} >= {
+        "findings",
+        "lines_tubes",
+        "all",
+        "cardiomegaly",
+        "picc",
+    }
+    assert {metric for _, metric in rows} == {
+        "f1_micro",
+        "f1_macro",
+        "f1_side",
+        "rouge_l",
+        "bleu_4",
+        "f1",
+    }
     for row in rows.values():
         assert (row["value"], row["high"]) == pytest.approx((1, 1), abs=1e-12)
         assert row["low"] == pytest.approx(0.025 ** (1 / supports(row)))  # every resample is alike
@@ -71,7 +95,9 @@ def test_the_order_of_reports_changes_nothing():
 
 def test_where_nothing_is_named_there_is_no_f1():
     rows = table(["No pneumothorax."], ["The heart is normal in size."])
-    assert np.isnan([rows["all", metric]["value"] for metric in ("f1_micro", "f1_macro", "f1_side")]).all()
+    assert np.isnan(
+        [rows["all", metric]["value"] for metric in ("f1_micro", "f1_macro", "f1_side")]
+    ).all()
     assert rows["all", "rouge_l"]["value"] < 1
     assert rows["all", "f1_micro"]["positives"] == 0
 
@@ -85,20 +111,32 @@ def test_a_name_that_is_only_doubted_counts_as_asked():
 
 
 def test_sides_are_judged_apart_from_names():
-    left, right, both, neither = (f"{side} pleural effusion." for side in ("Left", "Right", "Bilateral", "Small"))
+    left, right, both, neither = (
+        f"{side} pleural effusion." for side in ("Left", "Right", "Bilateral", "Small")
+    )
     assert value(left, right, "findings", "f1_micro") == 1
     assert value(left, right, "findings", "f1_side") == 0
     assert value(left, both, "findings", "f1_side") == pytest.approx(2 / 3)  # one of two sides
     assert value(f"{left} {right}", both, "all", "f1_side") == 1
     assert value(neither, left, "all", "f1_side") == 0
     assert np.isnan(value(neither, neither, "all", "f1_side"))
-    assert value(f"{left} Right chest tube.", f"{left} Left chest tube.", "lines_tubes", "f1_side") == 0
+    assert (
+        value(f"{left} Right chest tube.", f"{left} Left chest tube.", "lines_tubes", "f1_side")
+        == 0
+    )
     assert value(f"{left} Right chest tube.", f"{left} Left chest tube.", "all", "f1_side") == 0.5
 
 
 def test_differences_are_by_name():
-    told = differences("Cardiomegaly. Right PICC. No effusion.", "The heart is enlarged. Small effusion. May be edema.")
-    assert told == {"agreed": ["cardiomegaly"], "missed": ["pleural_effusion", "edema"], "invented": ["picc"]}
+    told = differences(
+        "Cardiomegaly. Right PICC. No effusion.",
+        "The heart is enlarged. Small effusion. May be edema.",
+    )
+    assert told == {
+        "agreed": ["cardiomegaly"],
+        "missed": ["pleural_effusion", "edema"],
+        "invented": ["picc"],
+    }
     told = differences("Cardiomegaly.", "The heart is enlarged. May be edema.", uncertain="absent")
     assert told == {"agreed": ["cardiomegaly"], "missed": [], "invented": []}
 
@@ -112,20 +150,31 @@ def test_tracheostomy_tubes_and_the_like_are_lines_and_tubes():
 # ---- references ----------------------------------------------------------------------------------------------------
 def bears(reports, positive=("present", "uncertain")):
     said = [extract_labels(text) for text in reports]
-    return np.array([[labels.get(name) in positive for name in NAMES] for labels in said], dtype=int)
+    return np.array(
+        [[labels.get(name) in positive for name in NAMES] for labels in said], dtype=int
+    )
 
 
 @quick
-@given(seed=st.integers(0, 2**31), n=st.integers(1, 30), uncertain=st.sampled_from(["present", "absent"]))
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(1, 30),
+    uncertain=st.sampled_from(["present", "absent"]),
+)
 def test_f1_is_scikit_learns(seed, n, uncertain):
     rng = np.random.default_rng(seed)
-    mine, truth = (["" if rng.random() < 0.1 else REPORTS[i] for i in rng.integers(160, size=n)] for _ in range(2))
+    mine, truth = (
+        ["" if rng.random() < 0.1 else REPORTS[i] for i in rng.integers(160, size=n)]
+        for _ in range(2)
+    )
     truth = [text or "No finding." for text in truth]
     positive = ("present", "uncertain") if uncertain == "present" else ("present",)
     y, s = bears(truth, positive), bears(mine, positive)
     rows = table(mine, truth, uncertain=uncertain, resamples=1)
     for task, of_task in {"findings": True, "lines_tubes": False, "all": None}.items():
-        columns = [k for k, name in enumerate(NAMES) if of_task is None or (name in FINDINGS) == of_task]
+        columns = [
+            k for k, name in enumerate(NAMES) if of_task is None or (name in FINDINGS) == of_task
+        ]
         pair = y[:, columns], s[:, columns]
         row = rows[task, "f1_micro"]
         assert row["positives"] == pair[0].sum()
@@ -138,11 +187,14 @@ def test_f1_is_scikit_learns(seed, n, uncertain):
     for k, name in enumerate(NAMES):
         assert ((name, "f1") in rows) == y[:, k].any()
         if y[:, k].any():
-            assert rows[name, "f1"]["value"] == pytest.approx(f1_score(y[:, k], s[:, k], zero_division=0))
+            assert rows[name, "f1"]["value"] == pytest.approx(
+                f1_score(y[:, k], s[:, k], zero_division=0)
+            )
 
 
 sentences = st.lists(
-    st.sampled_from(["no", "edema", "effusion", ",", ".", "left-sided", "4", "Cm", "the"]), max_size=9
+    st.sampled_from(["no", "edema", "effusion", ",", ".", "left-sided", "4", "Cm", "the"]),
+    max_size=9,
 ).map(" ".join)
 
 
@@ -151,15 +203,26 @@ sentences = st.lists(
 def test_bleu_is_sacrebleus_of_the_corpus_and_of_each_report(pairs):
     mine, truth = map(list, zip(*pairs, strict=True))
     expected = sacrebleu.corpus_bleu(mine, [truth]).score / 100
-    assert table(mine, truth, resamples=1)["all", "bleu_4"]["value"] == pytest.approx(expected, abs=1e-12)
+    assert table(mine, truth, resamples=1)["all", "bleu_4"]["value"] == pytest.approx(
+        expected, abs=1e-12
+    )
     alone = [sacrebleu.sentence_bleu(m, [t]).score / 100 for m, t in pairs]
     assert list(per_report(mine, truth)["bleu_4"]) == pytest.approx(alone, abs=1e-12)
 
 
 def test_bleu_of_many_sums_at_once_is_that_of_each():
-    counts = np.array([[9, 8, 5, 3, 0, 0, 9, 8, 7, 6], [3, 9, 3, 2, 1, 0, 3, 2, 1, 0], [9, 9, 9, 8, 7, 6, 9, 8, 7, 6]])
+    counts = np.array(
+        [
+            [9, 8, 5, 3, 0, 0, 9, 8, 7, 6],
+            [3, 9, 3, 2, 1, 0, 3, 2, 1, 0],
+            [9, 9, 9, 8, 7, 6, 9, 8, 7, 6],
+        ]
+    )
     expected = [
-        sacrebleu.BLEU.compute_bleu(list(c[2:6]), list(c[6:]), int(c[0]), int(c[1]), smooth_method="exp").score / 100
+        sacrebleu.BLEU.compute_bleu(
+            list(c[2:6]), list(c[6:]), int(c[0]), int(c[1]), smooth_method="exp"
+        ).score
+        / 100
         for c in counts
     ]
     np.testing.assert_allclose(corpus_bleu(counts.astype(float)), expected, atol=1e-12)
@@ -198,7 +261,9 @@ def test_patients_are_drawn_not_reports():
     once, twice = table(mine, truth, names), table(mine * 2, truth * 2, names * 2)
     for key, row in once.items():
         ends = [row[name] for name in ("value", "low", "high")]
-        assert ends == pytest.approx([twice[key][name] for name in ("value", "low", "high")], abs=1e-12)
+        assert ends == pytest.approx(
+            [twice[key][name] for name in ("value", "low", "high")], abs=1e-12
+        )
 
 
 def test_a_reports_own_scores_are_those_of_it_alone():
@@ -207,7 +272,9 @@ def test_a_reports_own_scores_are_those_of_it_alone():
     for k, (m, t) in enumerate(zip(mine, truth, strict=True)):
         alone = value(m, t, "all", "f1_micro")
         assert rows["f1"][k] == pytest.approx(alone, nan_ok=True)
-        assert {kind: rows[kind][k] for kind in ("agreed", "missed", "invented")} == differences(m, t)
+        assert {kind: rows[kind][k] for kind in ("agreed", "missed", "invented")} == differences(
+            m, t
+        )
 
 
 # ---- wrong input ---------------------------------------------------------------------------------------------------
@@ -230,7 +297,13 @@ def test_wrong_input_is_refused_with_its_place(mine, truth, more, said):
 def test_a_part_of_a_report_is_cut_out_and_history_left_out():
     whole = "INDICATION: Fever.\nFINDINGS: Clear\n lungs.\n\nIMPRESSION: Normal.\n"
     manifest = pd.DataFrame({"report": [whole, "IMPRESSION: Edema.", None, "Lungs are clear.", ""]})
-    joined = ["FINDINGS: Clear lungs. IMPRESSION: Normal.", "IMPRESSION: Edema.", "", "FINDINGS: Lungs are clear.", ""]
+    joined = [
+        "FINDINGS: Clear lungs. IMPRESSION: Normal.",
+        "IMPRESSION: Edema.",
+        "",
+        "FINDINGS: Lungs are clear.",
+        "",
+    ]
     assert texts(manifest) == joined
     assert texts(manifest, "findings") == ["Clear lungs.", "", "", "Lungs are clear.", ""]
     assert texts(manifest, "impression") == ["Normal.", "Edema.", "", "", ""]
@@ -245,7 +318,9 @@ def test_synthetic_reports_are_written_as_they_are():
 @quick
 @given(sizes=st.lists(st.integers(1, 5), min_size=2, max_size=12), seed=st.integers(0, 99))
 def test_everyone_gets_the_image_of_another_patient_and_every_image_goes_to_one(sizes, seed):
-    patients = np.random.default_rng(seed).permutation(np.repeat([f"p{k}" for k in range(len(sizes))], sizes))
+    patients = np.random.default_rng(seed).permutation(
+        np.repeat([f"p{k}" for k in range(len(sizes))], sizes)
+    )
     if 2 * max(sizes) > sum(sizes):
         with pytest.raises(ValueError, match=f"'p{np.argmax(sizes)}'"):
             other_patients(patients, seed)
@@ -264,7 +339,10 @@ def test_another_seed_gives_other_images():
 # ---- optional scores -----------------------------------------------------------------------------------------------
 def test_radgraph_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "radgraph", None)
-    with pytest.raises(MissingWeights, match=r"pip install radgraph.*radgraph-xl\.tar\.gz.*StanfordAIMI/RRG_scorers"):
+    with pytest.raises(
+        MissingWeights,
+        match=r"pip install radgraph.*radgraph-xl\.tar\.gz.*StanfordAIMI/RRG_scorers",
+    ):
         textscores.radgraph(["a"], ["b"], ["p"])
 
 
@@ -284,8 +362,15 @@ def test_radgraph_scores_are_averaged_with_their_interval(monkeypatch):
             return np.mean(rewards), rewards, [], []
 
     monkeypatch.setitem(sys.modules, "radgraph", types.SimpleNamespace(F1RadGraph=F1RadGraph))
-    row = textscores.radgraph(["a", "b", "c", "d"], ["a", "b", "c", "x"], list("1234"), resamples=200)
-    assert (row["task"], row["label"], row["metric"], row["n"]) == ("reports", "all", "radgraph_f1", 4)
+    row = textscores.radgraph(
+        ["a", "b", "c", "d"], ["a", "b", "c", "x"], list("1234"), resamples=200
+    )
+    assert (row["task"], row["label"], row["metric"], row["n"]) == (
+        "reports",
+        "all",
+        "radgraph_f1",
+        4,
+    )
     assert row["value"] == 0.75
     assert row["low"] < 0.75 < row["high"]
 
@@ -293,14 +378,22 @@ def test_radgraph_scores_are_averaged_with_their_interval(monkeypatch):
 def fake_radfact(failures):
     class Pipeline:
         def __init__(self, models):
-            assert models["parse_model"] == {"model": "m", "provider": "ollama", "base_url": "http://here"}
+            assert models["parse_model"] == {
+                "model": "m",
+                "provider": "ollama",
+                "base_url": "http://here",
+            }
 
         def compute_radfact(self, candidates, references):
             same = {k: float(candidates[k] == references[k]) for k in references}
-            rows = [types.SimpleNamespace(sample_id=k, logical_f1=value) for k, value in same.items()]
+            rows = [
+                types.SimpleNamespace(sample_id=k, logical_f1=value) for k, value in same.items()
+            ]
             return types.SimpleNamespace(num_llm_failures=failures), rows[::-1]
 
-    return types.SimpleNamespace(ModelConfig=dict, PipelineModels=dict, RadFactLitePipeline=Pipeline)
+    return types.SimpleNamespace(
+        ModelConfig=dict, PipelineModels=dict, RadFactLitePipeline=Pipeline
+    )
 
 
 def test_radfact_scores_are_averaged_and_failed_answers_are_no_score(monkeypatch):
@@ -313,7 +406,9 @@ def test_radfact_scores_are_averaged_and_failed_answers_are_no_score(monkeypatch
 
 
 def test_reports_in_other_languages_are_set_aside_and_counted():
-    manifest = pd.DataFrame({"report": ["FINDINGS: No effusion.", "Kein Pneumothorax. Kein Erguss.", None]})
+    manifest = pd.DataFrame(
+        {"report": ["FINDINGS: No effusion.", "Kein Pneumothorax. Kein Erguss.", None]}
+    )
     with pytest.warns(UserWarning, match="1 of 2 reports are not in English"):
         found = textscores.texts(manifest)
     assert [bool(text) for text in found] == [True, False, False]

@@ -9,7 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from cxrstudy.evaluate.metrics import bootstrap
-from cxrstudy.evaluate.thresholds import BINS, best_threshold, decided, platt, reliability, resampled_sums
+from cxrstudy.evaluate.thresholds import (
+    BINS,
+    best_threshold,
+    decided,
+    platt,
+    reliability,
+    resampled_sums,
+)
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -56,8 +63,12 @@ def test_platt_is_a_logistic_regression_on_softened_targets():
         high, low = (truth.sum() + 1) / (truth.sum() + 2), 1 / (len(truth) - truth.sum() + 2)
         soft = np.where(truth == 1, high, low)
         both, weight = np.concatenate([score, score])[:, None], np.concatenate([soft, 1 - soft])
-        model = LogisticRegression(C=1e10, tol=1e-10).fit(both, np.repeat([1, 0], len(score)), sample_weight=weight)
-        np.testing.assert_allclose(found[j], [model.coef_[0, 0], model.intercept_[0]], rtol=1e-3, atol=1e-3)
+        model = LogisticRegression(C=1e10, tol=1e-10).fit(
+            both, np.repeat([1, 0], len(score)), sample_weight=weight
+        )
+        np.testing.assert_allclose(
+            found[j], [model.coef_[0, 0], model.intercept_[0]], rtol=1e-3, atol=1e-3
+        )
 
 
 def test_scores_that_separate_or_do_not_vary_have_finite_probabilities():
@@ -80,15 +91,19 @@ def test_decisions_are_scikit_learns_and_resamples_are_the_bootstraps(seed):
         truth, call = y[known, j], calls[known, j]
         if 0 < truth.sum() < len(truth) and call.any():
             values = [found[name][0][j] for name in ("f1", "sensitivity", "specificity", "ppv")]
-            wanted = [f1_score(truth, call), recall_score(truth, call), recall_score(1 - truth, 1 - call)]
+            wanted = [
+                f1_score(truth, call),
+                recall_score(truth, call),
+                recall_score(1 - truth, 1 - call),
+            ]
             np.testing.assert_allclose(values, [*wanted, precision_score(truth, call)])
         bins = np.minimum((p[known, j] * BINS).astype(int), BINS - 1)
         gaps = [abs((truth - p[known, j])[bins == k].sum()) for k in range(BINS)]
         assert found["ece"][0][j] == pytest.approx(sum(gaps) / known.sum())
         table = reliability(y[:, j], p[:, j])
-        assert (table["n"] * (table["said"] - table["seen"]).abs()).sum() / known.sum() == pytest.approx(
-            found["ece"][0][j]
-        )
+        assert (
+            table["n"] * (table["said"] - table["seen"]).abs()
+        ).sum() / known.sum() == pytest.approx(found["ece"][0][j])
 
     def sensitivity(truth, call):
         yes = truth == 1

@@ -18,12 +18,19 @@ quick = settings(deadline=None, max_examples=30)
 
 
 def unit(seed, n, d=8):
-    return torch.nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return torch.nn.functional.normalize(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
 
 
 @pytest.fixture(scope="module")
 def text():
-    corpus = ["x-ray chest edema", "There is a pleural effusion.", "No pneumothorax.", "PICC line in place."]
+    corpus = [
+        "x-ray chest edema",
+        "There is a pleural effusion.",
+        "No pneumothorax.",
+        "PICC line in place.",
+    ]
     return encoders.build_text(corpus * 3, 16).eval()
 
 
@@ -32,12 +39,16 @@ def text():
 def test_recall_grows_with_k_and_every_rank_lies_in_the_gallery(seed, n, same):
     reports = [f"report {max(0, k - same)}" for k in range(n)]
     found = zeroshot.ranks(unit(seed, n), unit(seed + 1, n), reports, block=7)
-    assert (found >= 1).all() and (found[:, 0] <= len(set(reports))).all() and (found[:, 1] <= n).all()
+    assert (
+        (found >= 1).all() and (found[:, 0] <= len(set(reports))).all() and (found[:, 1] <= n).all()
+    )
     rows = pd.DataFrame(zeroshot.recall(found, np.arange(n), resamples=20))
     for _, of_one in rows.groupby("label"):
         assert of_one["value"].is_monotonic_increasing
         assert ((of_one["low"] <= of_one["value"]) & (of_one["value"] <= of_one["high"])).all()
-    np.testing.assert_array_equal(zeroshot.ranks(unit(seed, n), unit(seed + 1, n), reports), found)  # of any block
+    np.testing.assert_array_equal(
+        zeroshot.ranks(unit(seed, n), unit(seed + 1, n), reports), found
+    )  # of any block
 
 
 @quick
@@ -65,7 +76,11 @@ def test_features_that_have_fallen_together_find_nothing():
 
 def test_images_without_a_report_are_in_no_gallery_and_the_others_are_ranked_without_them(text):
     """As a fold in which all, some or none have one; of a data set without reports as well."""
-    images, names, n = np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32), ["edema"], 12
+    images, names, n = (
+        np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32),
+        ["edema"],
+        12,
+    )
     reports = [f"report {k}" for k in range(n)]
     reports[3], reports[7] = None, " "
     test = pd.DataFrame({"row": np.arange(n), "report": reports})
@@ -86,16 +101,29 @@ def test_images_without_a_report_are_in_no_gallery_and_the_others_are_ranked_wit
 
 def test_in_cross_fitting_a_fold_without_reports_costs_the_others_nothing(tmp_path):
     shares = {"a": 0.34, "b": 0.33, "c": 0.33}
-    prepared = prepare_data(study.Data(n_images=120, size=32, fractions=shares, out=str(tmp_path / "data")))
+    prepared = prepare_data(
+        study.Data(n_images=120, size=32, fractions=shares, out=str(tmp_path / "data"))
+    )
     silent = prepared.manifest["split"] == "a"
     manifest = prepared.manifest.assign(report=prepared.manifest["report"].mask(silent))
     encoder = encoders.build_encoder("cnn_mini", 32)
-    encoders.save_encoder(encoder, tmp_path / "clip", encoders.build_text(["a report"], encoder.channels))
-    values = {"encoder": str(tmp_path / "clip"), "folds": list(shares), "resamples": 20, "strengths": [1.0]}
-    p = study.validated("classify", values | {"tasks": ["findings", "retrieval"], "labels": ["cardiomegaly"]})
+    encoders.save_encoder(
+        encoder, tmp_path / "clip", encoders.build_text(["a report"], encoder.channels)
+    )
+    values = {
+        "encoder": str(tmp_path / "clip"),
+        "folds": list(shares),
+        "resamples": 20,
+        "strengths": [1.0],
+    }
+    p = study.validated(
+        "classify", values | {"tasks": ["findings", "retrieval"], "labels": ["cardiomegaly"]}
+    )
     result = protocol.run(p, Prepared(manifest, prepared.images, prepared.info))
     np.testing.assert_array_equal(np.isnan(result["ranks"]).all(1), result["test"]["split"] == "a")
-    assert next(row["n"] for row in result["metrics"] if row["task"] == "retrieval") == (~silent).sum()
+    assert (
+        next(row["n"] for row in result["metrics"] if row["task"] == "retrieval") == (~silent).sum()
+    )
     result = protocol.run(p, Prepared(manifest.assign(report=None), prepared.images, prepared.info))
     assert result["ranks"] is None and {row["task"] for row in result["metrics"]} == {"findings"}
 
@@ -105,17 +133,23 @@ def test_label_scores_do_not_depend_on_the_order_of_prompts_and_turn_with_their_
     present, absent = zeroshot.PRESENT, zeroshot.ABSENT
     scores = zeroshot.label_scores(text, images, names)
     assert scores.shape == (9, 3) and (np.abs(scores) <= 2).all() and np.ptp(scores) > 1e-3
-    moved = zeroshot.label_scores(text, images, names, present=present[::-1], absent=absent[2:] + absent[:2])
+    moved = zeroshot.label_scores(
+        text, images, names, present=present[::-1], absent=absent[2:] + absent[:2]
+    )
     np.testing.assert_allclose(moved, scores, atol=1e-6)
     turned = zeroshot.label_scores(text, images, names, present=absent, absent=present)
     np.testing.assert_allclose(turned, -scores, atol=1e-6)
-    np.testing.assert_allclose(zeroshot.label_scores(text, images, names[::-1])[:, ::-1], scores, atol=1e-6)
+    np.testing.assert_allclose(
+        zeroshot.label_scores(text, images, names[::-1])[:, ::-1], scores, atol=1e-6
+    )
 
 
 def test_only_encoders_with_a_text_tower_have_one(tmp_path, text):
     encoder = encoders.build_encoder("cnn_mini", 32)
     encoders.save_encoder(encoder, tmp_path / "plain")
-    encoders.save_encoder(encoder, tmp_path / "both", encoders.build_text(["a report"], encoder.channels))
+    encoders.save_encoder(
+        encoder, tmp_path / "both", encoders.build_text(["a report"], encoder.channels)
+    )
     assert zeroshot.text_side(str(tmp_path / "plain"), encoder) is None
     assert zeroshot.text_side("random:cnn_mini", encoder) is None
     text = zeroshot.text_side(str(tmp_path / "both"), encoder)
@@ -124,8 +158,13 @@ def test_only_encoders_with_a_text_tower_have_one(tmp_path, text):
 
 def test_a_shipped_clip_encoder_knows_findings_unlabelled_and_its_scores_are_kept(tmp_path):
     shares = {"train": 0.3, "validation": 0.2, "test": 0.5}
-    prepared = prepare_data(study.Data(n_images=500, size=64, fractions=shares, out=str(tmp_path / "data")))
-    p = study.validated("classify", {"encoder": "book/recorded/bases/clip-hybrid", "resamples": 40, "strengths": [1.0]})
+    prepared = prepare_data(
+        study.Data(n_images=500, size=64, fractions=shares, out=str(tmp_path / "data"))
+    )
+    p = study.validated(
+        "classify",
+        {"encoder": "book/recorded/bases/clip-hybrid", "resamples": 40, "strengths": [1.0]},
+    )
     result = protocol.run(p, prepared)
     table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
     assert table["zero_shot", "zero_shot:pleural_effusion", "auroc"] > 0.75
@@ -140,4 +179,6 @@ def test_a_shipped_clip_encoder_knows_findings_unlabelled_and_its_scores_are_kep
     cells = [kept[[f"{what}:zero_shot:edema"]].to_numpy(float) for what in ("truth", "score")]
     assert auroc(*cells)[0] == table["zero_shot", "zero_shot:edema", "auroc"]
     alone = protocol.run(p.model_copy(update={"tasks": ["findings"]}), prepared)
-    np.testing.assert_allclose(alone["scores"], result["scores"][:, : len(alone["names"])], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        alone["scores"], result["scores"][:, : len(alone["names"])], rtol=1e-3, atol=1e-3
+    )

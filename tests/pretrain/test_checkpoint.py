@@ -34,7 +34,13 @@ def data(tmp_path_factory):
 
 
 def go(data, out, progress=iter, **changes):
-    own = {"n_images": 32, "samples_seen": 64, "batch_size": 16, "precision": "fp32", "checkpoint_seconds": 1e-9}
+    own = {
+        "n_images": 32,
+        "samples_seen": 64,
+        "batch_size": 16,
+        "precision": "fp32",
+        "checkpoint_seconds": 1e-9,
+    }
     p = study.validated("pretrain", own | {"data": str(data), "out": str(out)} | changes)
     return pretrain(p, data, progress=progress)
 
@@ -92,13 +98,18 @@ def test_a_torn_checkpoint_is_told_by_its_file_and_the_run_ends_as_one_that_was_
     with pytest.raises(Killed):
         go(data, tmp_path, killed_after(2))
     DAMAGE[how](tmp_path / file)
-    with pytest.warns(UserWarning, match="does not read back, so the run starts from its beginning") as caught:
+    with pytest.warns(
+        UserWarning, match="does not read back, so the run starts from its beginning"
+    ) as caught:
         result = go(data, tmp_path)
     assert any(str(tmp_path / file) in str(warning.message) for warning in caught)
     assert str(tmp_path / file) in result["torn_checkpoint"]
     assert result["resumed_from"] == 0
     assert weights(tmp_path) == whole
-    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-4.safetensors", "checkpoint.pt"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == [
+        "checkpoint-4.safetensors",
+        "checkpoint.pt",
+    ]
     again = go(data, tmp_path)
     assert again["resumed_from"] == 4 and "torn_checkpoint" not in again
 
@@ -122,7 +133,9 @@ def test_a_checkpoint_of_before_it_was_summed_is_resumed(tmp_path):
     optimiser = torch.optim.AdamW(model.parameters())
     checkpoint.save(tmp_path, model, optimiser, {"key": "this", "step": 3})
     facts = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    torch.save({name: value for name, value in facts.items() if name != "sum"}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {name: value for name, value in facts.items() if name != "sum"}, tmp_path / "checkpoint.pt"
+    )
     assert checkpoint.load(tmp_path, "this", model, optimiser) == {"key": "this", "step": 3}
 
 

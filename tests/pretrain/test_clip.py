@@ -42,7 +42,9 @@ def naive(image, text, positive, scale):
     for anchors, others in ((image, text), (text, image)):
         for i in range(n):
             logits = torch.stack([scale * (anchors[i] * others[j]).sum() for j in range(n)])
-            log_all = torch.log(torch.exp(logits - logits.max().detach()).sum()) + logits.max().detach()
+            log_all = (
+                torch.log(torch.exp(logits - logits.max().detach()).sum()) + logits.max().detach()
+            )
             own = [log_all - logits[j] for j in range(n) if positive[i][j]]
             total = total + torch.stack(own).mean() / n
     return total / 2
@@ -57,7 +59,9 @@ ids = st.lists(st.integers(-3, 3), min_size=2, max_size=9)
 def test_where_all_ids_differ_unicl_is_clip(n, dim, seed, scale):
     image, text = rows_of(n, dim, seed)
     distinct = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:n]
-    torch.testing.assert_close(unicl_loss(image, text, distinct, scale), clip_loss(image, text, scale))
+    torch.testing.assert_close(
+        unicl_loss(image, text, distinct, scale), clip_loss(image, text, scale)
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -67,7 +71,9 @@ def test_value_and_gradients_are_those_of_a_naive_reference(targets, dim, seed, 
     image, text = rows_of(n, dim, seed)
     log_scale = torch.tensor(math.log(scale), dtype=torch.float64)
     leaves = [tensor.clone().requires_grad_() for tensor in (image, text, log_scale)]
-    expected = naive(leaves[0], leaves[1], [[a == b for b in targets] for a in targets], leaves[2].exp())
+    expected = naive(
+        leaves[0], leaves[1], [[a == b for b in targets] for a in targets], leaves[2].exp()
+    )
     wanted = torch.autograd.grad(expected, leaves)
     loss = unicl_loss(leaves[0], leaves[1], torch.tensor(targets), leaves[2].exp())
     torch.testing.assert_close(loss, expected)
@@ -99,7 +105,9 @@ def test_the_order_of_a_batch_changes_nothing(targets, seed, scale, data):
 def test_image_and_text_have_equal_parts(targets, seed, scale):
     image, text = rows_of(len(targets), 5, seed)
     targets = torch.tensor(targets)
-    torch.testing.assert_close(unicl_loss(text, image, targets, scale), unicl_loss(image, text, targets, scale))
+    torch.testing.assert_close(
+        unicl_loss(text, image, targets, scale), unicl_loss(image, text, targets, scale)
+    )
 
 
 @quick
@@ -119,24 +127,31 @@ def test_the_least_loss_is_reached_where_each_class_has_a_direction_of_its_own()
 
 label_rows = st.integers(1, 4).flatmap(
     lambda width: st.lists(
-        st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=width, max_size=width), min_size=2, max_size=8
+        st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=width, max_size=width),
+        min_size=2,
+        max_size=8,
     )
 )
 
 
 @quick
 @given(rows=label_rows, seed=seeds, scale=scales)
-def test_label_rows_agree_with_ids_and_a_row_with_nan_is_positive_of_itself_alone(rows, seed, scale):
+def test_label_rows_agree_with_ids_and_a_row_with_nan_is_positive_of_itself_alone(
+    rows, seed, scale
+):
     image, text = rows_of(len(rows), 5, seed)
     known = sorted({tuple(row) for row in rows if not any(map(math.isnan, row))})
-    own = [known.index(tuple(row)) if tuple(row) in known else 100 + k for k, row in enumerate(rows)]
+    own = [
+        known.index(tuple(row)) if tuple(row) in known else 100 + k for k, row in enumerate(rows)
+    ]
     loss = unicl_loss(image, text, torch.tensor(rows), scale)
     assert torch.isfinite(loss)
     torch.testing.assert_close(loss, unicl_loss(image, text, torch.tensor(own), scale))
 
 
 @pytest.mark.parametrize(
-    ("image", "text", "targets"), [((4, 3), (4, 3), (3,)), ((4, 3), (5, 3), (4,)), ((4, 3), (4, 2), (4,))]
+    ("image", "text", "targets"),
+    [((4, 3), (4, 3), (3,)), ((4, 3), (5, 3), (4,)), ((4, 3), (4, 2), (4,))],
 )
 def test_shapes_that_do_not_fit_are_refused(image, text, targets):
     with pytest.raises(ValueError, match="targets") as caught:
@@ -151,7 +166,9 @@ def labelled(**columns):
 
 def test_captions_are_the_report_and_the_prompt_of_what_is_recorded_as_present():
     nan = math.nan
-    own = labelled(picc=[1, 0, nan, 1, 0], edema=[1, 0, 0, 1, nan], hernia=[0, 0, 0, 0, 1])  # the third: who knows?
+    own = labelled(
+        picc=[1, 0, nan, 1, 0], edema=[1, 0, 0, 1, nan], hernia=[0, 0, 0, 0, 1]
+    )  # the third: who knows?
     told = captions(own.assign(report=["a", None, "b", "", "c"]))
     assert told.reports == [["a", "", "b", "", "c"]]
     assert len(told.prompts) == len(set(told.prompts)) == 3
@@ -163,7 +180,9 @@ def test_captions_are_the_report_and_the_prompt_of_what_is_recorded_as_present()
         "x-ray chest hernia",
     ]
     assert captions(own).reports == [[""] * 5]
-    np.testing.assert_array_equal(told.labels, [[1, 1, 0], [0, 0, 0], [0, nan, 0], [1, 1, 0], [nan, 0, 1]])
+    np.testing.assert_array_equal(
+        told.labels, [[1, 1, 0], [0, 0, 0], [0, nan, 0], [1, 1, 0], [nan, 0, 1]]
+    )
 
 
 def test_a_prompt_a_name_gives_each_label_its_own_and_says_its_side():
@@ -181,7 +200,10 @@ def test_a_prompt_a_name_gives_each_label_its_own_and_says_its_side():
 def test_parts_of_a_report_are_its_sections_or_all_of_it_where_it_has_none():
     text = "FINDINGS: The heart is large. IMPRESSION: Cardiomegaly."
     own = pd.DataFrame({"report": [text, "Nothing new."]})
-    by = {part: captions(own, part=part).reports for part in ("joined", "findings", "impression", "sampled")}
+    by = {
+        part: captions(own, part=part).reports
+        for part in ("joined", "findings", "impression", "sampled")
+    }
     assert by["joined"] == [[text, "Nothing new."]]
     assert [row[0].strip() for row in by["findings"]] == ["The heart is large."]
     assert [row[0].strip() for row in by["impression"]] == ["Cardiomegaly."]
@@ -266,18 +288,38 @@ def test_a_report_overlaps_with_nothing_and_prompts_of_none_with_each_other():
     says = np.array([[1, 0], [1, 1], [0, 0], [0, 0], [1, 0]], bool)
     rows = overlap_rows(says, np.array([True, True, True, True, False]))
     shared = (rows @ rows.T > 0).int().tolist()
-    assert shared == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
+    assert shared == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0],
+    ]
 
 
 @quick
-@given(st.lists(st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=3, max_size=3), min_size=1, max_size=8), seeds)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=3, max_size=3),
+        min_size=1,
+        max_size=8,
+    ),
+    seeds,
+)
 def test_the_label_loss_is_the_mean_over_what_is_known(rows, seed):
-    scores = torch.randn(len(rows), 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores = torch.randn(
+        len(rows), 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     known = [
-        (s, y) for ss, yy in zip(scores.tolist(), rows, strict=True) for s, y in zip(ss, yy, strict=True) if y == y
+        (s, y)
+        for ss, yy in zip(scores.tolist(), rows, strict=True)
+        for s, y in zip(ss, yy, strict=True)
+        if y == y
     ]
     wanted = np.mean([math.log1p(math.exp(-s if y else s)) for s, y in known]) if known else 0.0
-    assert float(label_loss(scores, torch.tensor(rows, dtype=torch.float64))) == pytest.approx(wanted)
+    assert float(label_loss(scores, torch.tensor(rows, dtype=torch.float64))) == pytest.approx(
+        wanted
+    )
 
 
 def test_a_report_shown_twice_matches_itself():

@@ -28,7 +28,16 @@ from torch import nn
 
 from cxrstudy.encoders import Encoder, build_encoder, load_encoder, save_encoder
 from cxrstudy.pretrain.augment import crops
-from cxrstudy.pretrain.dinov2 import Centring, DinoConfig, Head, block_masks, dino_loss, ibot_loss, koleo, sinkhorn
+from cxrstudy.pretrain.dinov2 import (
+    Centring,
+    DinoConfig,
+    Head,
+    block_masks,
+    dino_loss,
+    ibot_loss,
+    koleo,
+    sinkhorn,
+)
 from cxrstudy.pretrain.distil import Dino, _tokens, cosine, parameter_groups, rates, set_rates
 
 torch.set_num_threads(1)
@@ -70,11 +79,17 @@ def of_head(head, names, dtype=torch.float32):
     head.load_state_dict({names.get(name, name): value for name, value in weights.items()})
     leaves = dict(head.named_parameters())
     scores = head(x)
-    grads = grad((scores * wave(7, 6, at=3).to(dtype)).sum(), x, *[leaves[names.get(name, name)] for name in weights])
+    grads = grad(
+        (scores * wave(7, 6, at=3).to(dtype)).sum(),
+        x,
+        *[leaves[names.get(name, name)] for name in weights],
+    )
     return {"head": scores, "head, gradients": grads}
 
 
-MASKED = (np.arange(20).reshape(4, 5) % 3 == 0) & (np.arange(4) != 2)[:, None]  # an image without a masked patch
+MASKED = (np.arange(20).reshape(4, 5) % 3 == 0) & (np.arange(4) != 2)[
+    :, None
+]  # an image without a masked patch
 WEIGHTS = torch.tensor((1 / MASKED.sum(1).clip(1))[np.nonzero(MASKED)[0]], dtype=torch.float32)
 PATCHES = len(WEIGHTS)
 
@@ -90,7 +105,10 @@ def ours():
     for local in (2, 8):
         student, teacher = wave(2 + local, 3, 6).requires_grad_(), assignments(2, 3, 6, at=2)
         loss = dino_loss(student, teacher)
-        out[f"dino, {local} local"], out[f"dino, {local} local, gradients"] = loss, grad(loss, student)
+        out[f"dino, {local} local"], out[f"dino, {local} local, gradients"] = (
+            loss,
+            grad(loss, student),
+        )
     student, teacher = wave(PATCHES, 6).requires_grad_(), assignments(PATCHES, 6, at=2)
     loss = ibot_loss(student, teacher, WEIGHTS, 4)
     out["ibot"], out["ibot, gradients"] = loss, grad(loss, student)
@@ -108,14 +126,21 @@ def theirs():
     from dinov2.loss import DINOLoss, KoLeoLoss, iBOTPatchLoss
     from dinov2.utils.utils import CosineScheduler
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # its iBOT loss will not do without
+    dist.init_process_group(
+        "gloo", store=dist.HashStore(), rank=0, world_size=1
+    )  # its iBOT loss will not do without
     names = {"prototypes": "last_layer.weight_v", "gain": "last_layer.weight_g"}
     out = of_head(DINOHead(5, 6, hidden_dim=8, bottleneck_dim=4), names)
     out["sinkhorn"] = DINOLoss(6).sinkhorn_knopp_teacher(wave(9, 6), 0.05)
     count = torch.tensor([PATCHES])
-    out["sinkhorn, patches"] = iBOTPatchLoss(6).sinkhorn_knopp_teacher(wave(PATCHES, 6, at=1), 0.07, count)
+    out["sinkhorn, patches"] = iBOTPatchLoss(6).sinkhorn_knopp_teacher(
+        wave(PATCHES, 6, at=1), 0.07, count
+    )
     dist.destroy_process_group()
-    for name, loss, rows in (("centring", DINOLoss(6), 9), ("centring, patches", iBOTPatchLoss(6), PATCHES)):
+    for name, loss, rows in (
+        ("centring", DINOLoss(6), 9),
+        ("centring, patches", iBOTPatchLoss(6), PATCHES),
+    ):
         found = []
         for k in range(3):
             scores = wave(rows, 6, at=k)
@@ -125,16 +150,29 @@ def theirs():
         out[name] = torch.stack(found)
     for local in (2, 8):
         student, teacher = wave(2 + local, 3, 6).requires_grad_(), assignments(2, 3, 6, at=2)
-        crossed = DINOLoss(6)([student[:2].flatten(0, 1)], [teacher.flip(0).flatten(0, 1)]) * 2 / (2 + 2 * local)
-        loss = crossed + DINOLoss(6)(list(student[2:]), list(teacher)) / (2 + 2 * local)  # as in its ssl_meta_arch.py
-        out[f"dino, {local} local"], out[f"dino, {local} local, gradients"] = loss, grad(loss, student)
+        crossed = (
+            DINOLoss(6)([student[:2].flatten(0, 1)], [teacher.flip(0).flatten(0, 1)])
+            * 2
+            / (2 + 2 * local)
+        )
+        loss = crossed + DINOLoss(6)(list(student[2:]), list(teacher)) / (
+            2 + 2 * local
+        )  # as in its ssl_meta_arch.py
+        out[f"dino, {local} local"], out[f"dino, {local} local, gradients"] = (
+            loss,
+            grad(loss, student),
+        )
     student, teacher = wave(PATCHES, 6).requires_grad_(), assignments(PATCHES, 6, at=2)
-    loss = iBOTPatchLoss(6).forward_masked(student, teacher, torch.from_numpy(MASKED), PATCHES, WEIGHTS)
+    loss = iBOTPatchLoss(6).forward_masked(
+        student, teacher, torch.from_numpy(MASKED), PATCHES, WEIGHTS
+    )
     out["ibot"], out["ibot, gradients"] = loss, grad(loss, student)
     x, of = wave(8, 4).requires_grad_(), KoLeoLoss()
     out["koleo"], out["koleo, gradients"] = of(x), grad(of(x), x)
     out["koleo, duplicates"] = of(wave(3, 4).repeat(2, 1))
-    epochs = STEPS // 20  # of 100 epochs 10 warm up the rate and 30 the temperature; the reference's first is frozen
+    epochs = (
+        STEPS // 20
+    )  # of 100 epochs 10 warm up the rate and 30 the temperature; the reference's first is frozen
     lr = CosineScheduler(4e-3, 1e-6, STEPS, warmup_iters=2 * epochs)
     last = CosineScheduler(4e-3, 1e-6, STEPS, warmup_iters=2 * epochs)
     last.schedule[: round(0.01 * STEPS)] = 0
@@ -143,7 +181,10 @@ def theirs():
     schedules = [lr, last, CosineScheduler(0.04, 0.4, STEPS), CosineScheduler(0.992, 1, STEPS), hot]
     names = ("lr", "prototypes_lr", "weight_decay", "momentum", "teacher_temperature")
     pairs = zip(names, schedules, strict=True)
-    return out | {name: torch.tensor([float(schedule[k]) for k in range(STEPS + 1)]) for name, schedule in pairs}
+    return out | {
+        name: torch.tensor([float(schedule[k]) for k in range(STEPS + 1)])
+        for name, schedule in pairs
+    }
 
 
 class Plain:
@@ -173,7 +214,9 @@ def their_masks(grid, n):
     height, width = grid
     blocks = MaskingGenerator(grid, max_num_patches=0.5 * height // 1 * width)  # as in its train.py
     sample = [({"global_crops": [torch.zeros(1)] * 2, "local_crops": [torch.zeros(1)]},)]
-    batch = collate_data_and_cast(sample * (n // 2), (0.1, 0.5), 0.5, torch.float32, height * width, blocks)
+    batch = collate_data_and_cast(
+        sample * (n // 2), (0.1, 0.5), 0.5, torch.float32, height * width, blocks
+    )
     return batch["collated_masks"].numpy().reshape(n, height, width)
 
 
@@ -187,7 +230,10 @@ def digests(masks_of):
 
 
 def numbers(results):
-    return {name: [float(f"{v:.9g}") for v in torch.as_tensor(t).flatten().tolist()] for name, t in results.items()}
+    return {
+        name: [float(f"{v:.9g}") for v in torch.as_tensor(t).flatten().tolist()]
+        for name, t in results.items()
+    }
 
 
 def agree(found, wanted):
@@ -211,7 +257,9 @@ def test_values_and_gradients_are_those_the_reference_gives():
 
 
 def test_parameter_groups_are_the_references():
-    groups = pytest.importorskip("dinov2.utils.param_groups", reason="the reference is not installed")
+    groups = pytest.importorskip(
+        "dinov2.utils.param_groups", reason="the reference is not installed"
+    )
     trunk = small_encoder(init_values=1e-5, depth=3).trunk
     wanted = groups.get_params_groups_with_decay(trunk, 0.9, 0.2)
     found = {id(p): g for g in parameter_groups(trunk, 1.0, 1.0, 0.9, 0.2) for p in g["params"]}
@@ -226,7 +274,9 @@ def test_parameter_groups_are_the_references():
 def test_a_new_head_scores_by_cosine_and_its_gain_stays_one():
     torch.manual_seed(0)
     head = Head(32, 500, 300, 64)
-    assert Head(32, 500, 300, 64, std=0).mlp[2].weight.detach().std() == pytest.approx(300**-0.5, rel=0.05)
+    assert Head(32, 500, 300, 64, std=0).mlp[2].weight.detach().std() == pytest.approx(
+        300**-0.5, rel=0.05
+    )
     assert (head.gain == 1).all()
     assert not head.gain.requires_grad
     assert head.mlp[2].weight.detach().std() == pytest.approx(0.02, rel=0.05)
@@ -260,7 +310,10 @@ def test_sinkhorn_stays_finite_far_out_and_without_rows():
 
 def _rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    centre, cut = Centring(6), slice(0, 5) if rank == 0 else slice(5, 12)  # ranks hold unequally many rows
+    centre, cut = (
+        Centring(6),
+        slice(0, 5) if rank == 0 else slice(5, 12),
+    )  # ranks hold unequally many rows
     found = [sinkhorn(wave(12, 6)[cut], 0.05), centre(wave(12, 6)[cut], 0.05), centre.centre]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -289,7 +342,10 @@ def test_dino_is_the_mean_of_its_cross_entropies(local, batch, seed):
     student = torch.randn(2 + local, batch, 5, generator=generator, dtype=torch.float64).float()
     teacher = torch.softmax(torch.randn(2, batch, 5, generator=generator), -1)
     terms = [
-        nn.functional.cross_entropy(student[s] / 0.1, teacher[t]) for s in range(2 + local) for t in range(2) if s != t
+        nn.functional.cross_entropy(student[s] / 0.1, teacher[t])
+        for s in range(2 + local)
+        for t in range(2)
+        if s != t
     ]
     assert len(terms) == 2 + 2 * local
     torch.testing.assert_close(dino_loss(student, teacher), torch.stack(terms).mean())
@@ -328,7 +384,11 @@ def test_masks_are_drawn_by_their_generator_and_never_mask_more_than_asked(grid,
 
 def test_the_share_masked_spreads_evenly_and_half_the_images_have_none():
     rng = np.random.default_rng(0)
-    masks = np.concatenate([block_masks(64, (14, 14), rng) for _ in range(20)]).reshape(20, 64, -1).mean(-1)
+    masks = (
+        np.concatenate([block_masks(64, (14, 14), rng) for _ in range(20)])
+        .reshape(20, 64, -1)
+        .mean(-1)
+    )
     assert ((masks > 0).sum(1) == 32).all()
     ordered = np.sort(masks, 1)[:, 32:].mean(0)
     np.testing.assert_allclose(ordered, np.linspace(0.1, 0.5, 65)[1::2], atol=0.02)
@@ -338,7 +398,12 @@ def test_the_share_masked_spreads_evenly_and_half_the_images_have_none():
 
 # ---- schedules and groups ------------------------------------------------------------------------------------------
 @quick
-@given(steps=st.integers(1, 500), warmup=st.integers(0, 500), first=st.floats(0, 1), last=st.floats(0, 1))
+@given(
+    steps=st.integers(1, 500),
+    warmup=st.integers(0, 500),
+    first=st.floats(0, 1),
+    last=st.floats(0, 1),
+)
 def test_a_schedule_rises_to_its_first_value_and_ends_at_its_last(steps, warmup, first, last):
     warmup = min(warmup, steps)
     values = [cosine(step, steps, first, last, warmup=warmup) for step in range(steps + 3)]
@@ -356,7 +421,12 @@ def test_prototypes_and_trunk_are_frozen_for_their_shares():
     config = DinoConfig(freeze_prototypes=0.1, freeze_trunk=0.2, warmup=0.0)
     model = Dino(small_encoder(), config)
     optimiser = torch.optim.AdamW(parameter_groups(model, config.lr, 0.1))
-    for step, frozen in ((0, {"prototypes", "trunk"}), (9, {"prototypes", "trunk"}), (10, {"trunk"}), (20, set())):
+    for step, frozen in (
+        (0, {"prototypes", "trunk"}),
+        (9, {"prototypes", "trunk"}),
+        (10, {"trunk"}),
+        (20, set()),
+    ):
         set_rates(optimiser, rates(config, step, 100))
         assert {group["part"] for group in optimiser.param_groups if group["lr"] == 0} == frozen
 
@@ -385,7 +455,10 @@ def test_rates_fall_from_the_last_block_down_and_vectors_do_not_decay():
         assert (group["part"], group["wd_scale"]) == (part, wd_scale), name
         assert group["lr"] == group["lr_scale"] == pytest.approx(lr_scale), name
         assert group["weight_decay"] == pytest.approx(0.1 * wd_scale), name
-    assert {group["lr_scale"] for group in parameter_groups(build_encoder("davit_mini", 64), 1.0, 0.1, 0.5)} == {1.0}
+    assert {
+        group["lr_scale"]
+        for group in parameter_groups(build_encoder("davit_mini", 64), 1.0, 0.1, 0.5)
+    } == {1.0}
 
 
 # ---- crops ---------------------------------------------------------------------------------------------------------
@@ -423,7 +496,11 @@ def test_a_crop_shows_the_area_asked_for_upright_and_unflipped():
 def test_grades_stay_within_what_is_said():
     x = torch.full((1, 1, 8, 8), 0.5)
     lit = crops(x, 2000, (1, 1), 8, drawn(), **STILL | {"brightness": 0.2})[:, 0, 0, 0] - 0.5
-    bent = crops(x, 2000, (1, 1), 8, drawn(), **STILL | {"gamma": 0.3})[:, 0, 0, 0].log() / math.log(0.5) - 1
+    bent = (
+        crops(x, 2000, (1, 1), 8, drawn(), **STILL | {"gamma": 0.3})[:, 0, 0, 0].log()
+        / math.log(0.5)
+        - 1
+    )
     half = torch.cat([torch.full((4, 8), 0.3), torch.full((4, 8), 0.7)])[None, None]
     stretched = crops(half, 2000, (1, 1), 8, drawn(), **STILL | {"contrast": 0.3}, ratio=(1, 1))
     stretched = (stretched[:, 0, -1, 0] - stretched[:, 0, 0, 0]) / 0.4 - 1
@@ -447,7 +524,14 @@ def test_shrinking_averages_and_blur_smooths_those_it_is_drawn_for():
 
 
 # ---- the step ------------------------------------------------------------------------------------------------------
-TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "in_chans": 1, "img_size": 32, "dynamic_img_size": True}
+TINY = {
+    "patch_size": 8,
+    "embed_dim": 32,
+    "num_heads": 2,
+    "in_chans": 1,
+    "img_size": 32,
+    "dynamic_img_size": True,
+}
 FEW = DinoConfig(
     dino_weight=0.3,
     ibot_weight=1.0,
@@ -504,7 +588,9 @@ def train(model, steps, batch=16):
 def test_a_few_dozen_steps_learn_and_do_not_collapse():
     curve = train(Dino(small_encoder(), FEW), 120)
     last = {part: np.mean([c[part] for c in curve[-20:]]) for part in curve[0]}
-    blind = math.log(FEW.prototypes)  # what a student pays at least that says the same of every image: teachers balance
+    blind = math.log(
+        FEW.prototypes
+    )  # what a student pays at least that says the same of every image: teachers balance
     assert curve[0]["dino"] > blind + 0.5
     assert last["dino"] < blind - 0.05
     assert last["ibot"] < curve[0]["ibot"] - 0.5
@@ -512,7 +598,9 @@ def test_a_few_dozen_steps_learn_and_do_not_collapse():
     assert 0.3 < last["teacher_entropy"] < 0.95
 
 
-@pytest.mark.parametrize("name", ["vit", "vit without class token", "registers", "cnn_mini", "davit_mini"])
+@pytest.mark.parametrize(
+    "name", ["vit", "vit without class token", "registers", "cnn_mini", "davit_mini"]
+)
 def test_any_encoder_takes_the_step_with_every_part_learning_and_the_teacher_not(name):
     changes = {
         "vit without class token": {"class_token": False, "global_pool": "avg"},
@@ -530,7 +618,9 @@ def test_any_encoder_takes_the_step_with_every_part_learning_and_the_teacher_not
     weighted = 0.3 * parts["dino"] + parts["ibot"] + 0.1 * parts["koleo"]
     torch.testing.assert_close(loss.detach(), weighted)
     idle = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    assert all("fc_norm" in name or "trunk.head" in name for name in idle)  # what timm applies after pooling
+    assert all(
+        "fc_norm" in name or "trunk.head" in name for name in idle
+    )  # what timm applies after pooling
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     assert not any(part.requires_grad for part in parts.values())
 
@@ -544,7 +634,11 @@ def test_masked_patches_reach_the_student_only_through_the_mask_token():
         (model.student["trunk"], model.mask_token),
         (build_encoder("davit_mini", 32), torch.zeros(1)),
     ):
-        hidden = mask if encoder is model.student["trunk"] else torch.tensor([[True, False, False, False]] * 2)
+        hidden = (
+            mask
+            if encoder is model.student["trunk"]
+            else torch.tensor([[True, False, False, False]] * 2)
+        )
         words, patches = _tokens(encoder, x, (hidden, token))
         (slope,) = torch.autograd.grad(words.square().sum() + patches.square().sum(), x)
         unseen = (slice(8, 16), slice(8, 16)) if hidden is mask else (slice(0, 16), slice(0, 16))
@@ -587,7 +681,9 @@ def test_checkpointed_blocks_give_the_same_gradients_and_bfloat16_nearly_the_sam
         model = Dino(small_encoder(), FEW)
         model.student["trunk"].trunk.set_grad_checkpointing(checkpointed)
         loss, _ = model.step_loss(blobs(8), 0, 10, drawn())
-        found.append(torch.autograd.grad(loss, model.student["trunk"].trunk.blocks[0].mlp.fc1.weight)[0])
+        found.append(
+            torch.autograd.grad(loss, model.student["trunk"].trunk.blocks[0].mlp.fc1.weight)[0]
+        )
     torch.testing.assert_close(*found)
     with torch.autocast("cpu", torch.bfloat16):
         rough, _ = model.step_loss(blobs(8), 0, 10, drawn())
@@ -596,7 +692,9 @@ def test_checkpointed_blocks_give_the_same_gradients_and_bfloat16_nearly_the_sam
 
 
 def test_softmax_centring_and_no_masks_are_options():
-    loss, parts = Dino(small_encoder(), replace(FEW, centring="softmax")).step_loss(blobs(8), 0, 10, drawn())
+    loss, parts = Dino(small_encoder(), replace(FEW, centring="softmax")).step_loss(
+        blobs(8), 0, 10, drawn()
+    )
     assert loss.isfinite() and parts["ibot"] > 0
     bare = Dino(small_encoder(), replace(FEW, ibot_weight=0.0))
     loss, parts = bare.step_loss(blobs(8), 0, 10, drawn())
@@ -628,5 +726,9 @@ def test_no_step_waits_for_the_device():
 if __name__ == "__main__":
     lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in numbers(theirs()).items()]
     print(
-        '{"numbers": {', ",\n".join(lines), "},", f'"masks": {json.dumps(digests(their_masks), indent=0)}}}', sep="\n"
+        '{"numbers": {',
+        ",\n".join(lines),
+        "},",
+        f'"masks": {json.dumps(digests(their_masks), indent=0)}}}',
+        sep="\n",
     )

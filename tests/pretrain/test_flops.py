@@ -21,4 +21,6 @@ def test_attention_on_a_cpu_is_counted() -> None:
     q = torch.rand(1, 2, 16, 8, requires_grad=True)
     with counter() as found:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
-    assert found.get_total_flops() == 2 * 2 * 2 * 16 * 16 * 8  # two products, two heads, a multiply and an add each
+    assert (
+        found.get_total_flops() == 2 * 2 * 2 * 16 * 16 * 8
+    )  # two products, two heads, a multiply and an add each

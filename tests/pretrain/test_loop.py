@@ -49,7 +49,12 @@ def test_each_epoch_is_a_permutation_and_any_slice_is_that_of_the_whole(n, epoch
 
 
 @quick
-@given(n=st.integers(4, 60), share=st.floats(0.3, 1.0), seed=st.integers(0, 99), start=st.integers(0, 300))
+@given(
+    n=st.integers(4, 60),
+    share=st.floats(0.3, 1.0),
+    seed=st.integers(0, 99),
+    start=st.integers(0, 300),
+)
 def test_no_batch_holds_an_image_twice(n, share, seed, start):
     size = max(2, int(share * n))
     take = batch_positions(n, start, start + size, seed)
@@ -60,7 +65,11 @@ def test_no_batch_holds_an_image_twice(n, share, seed, start):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {tuple(positions(50, 50 * epoch, 50 * epoch + 50, seed)) for epoch in range(4) for seed in range(4)}
+    orders = {
+        tuple(positions(50, 50 * epoch, 50 * epoch + 50, seed))
+        for epoch in range(4)
+        for seed in range(4)
+    }
     assert len(orders) == 16
 
 
@@ -73,7 +82,9 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(steps, peak, warmup):
     assert rates.max() == pytest.approx(peak)
     assert (np.diff(rates[ramp:]) <= 0).all()
     assert (rates > 0).all()
-    assert learning_rate(steps, steps, peak, warmup) == pytest.approx(0 if steps > ramp else peak, abs=1e-12)
+    assert learning_rate(steps, steps, peak, warmup) == pytest.approx(
+        0 if steps > ramp else peak, abs=1e-12
+    )
 
 
 def test_the_precision_asked_for_is_the_one_used(monkeypatch):
@@ -84,8 +95,13 @@ def test_the_precision_asked_for_is_the_one_used(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         assert (precision("auto", cpu) == torch.bfloat16) == (amx or avx)
-    for has, kind in ((True, torch.bfloat16), (False, torch.float32)):  # an old card emulates it, slowly
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+    for has, kind in (
+        (True, torch.bfloat16),
+        (False, torch.float32),
+    ):  # an old card emulates it, slowly
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has
+        )
         assert precision("auto", torch.device("cuda")) == kind
 
 
@@ -138,16 +154,28 @@ def data(tmp_path_factory):
 def silent(tmp_path_factory):
     """Images of which one in three has no report."""
     folder = tmp_path_factory.mktemp("data") / "silent"
-    manifest = assign_splits(cards.load_manifest("synthetic", n_images=60), fractions={"pretrain": 1.0})
+    manifest = assign_splits(
+        cards.load_manifest("synthetic", n_images=60), fractions={"pretrain": 1.0}
+    )
     recorded = [column for column in manifest if column.startswith("label:")]
     manifest[recorded] = manifest[recorded].fillna(0.0)
-    manifest["report"] = [None if k % 3 == 0 else report for k, report in enumerate(manifest["report"])]
-    images.prepare(manifest, folder, size=32, info={"kind": "synthetic", "institution": "synthetic:study"})
+    manifest["report"] = [
+        None if k % 3 == 0 else report for k, report in enumerate(manifest["report"])
+    ]
+    images.prepare(
+        manifest, folder, size=32, info={"kind": "synthetic", "institution": "synthetic:study"}
+    )
     return folder
 
 
 def parameters(data, out, **changes):
-    own = {"n_images": 64, "samples_seen": 96, "batch_size": 16, "precision": "fp32", "checkpoint_seconds": 1000.0}
+    own = {
+        "n_images": 64,
+        "samples_seen": 96,
+        "batch_size": 16,
+        "precision": "fp32",
+        "checkpoint_seconds": 1000.0,
+    }
     return study.validated("pretrain", own | {"data": str(data), "out": str(out)} | changes)
 
 
@@ -194,14 +222,29 @@ def test_a_run_gives_back_and_leaves_what_it_says(data, tmp_path):
     assert (result["checks"]["effective_rank"] > 1).all()
     assert 1 < curve["loss"].iloc[0] < 6  # log(16) is 2.8
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / "curve.csv"), curve)
-    told = {"paradigm": "clip", "n_images": 64, "samples_seen": 96, "seed": 0, "data": "study-abc", "base": ""}
+    told = {
+        "paradigm": "clip",
+        "n_images": 64,
+        "samples_seen": 96,
+        "seed": 0,
+        "data": "study-abc",
+        "base": "",
+    }
     told |= {"encoder": "cnn_mini", "kind": "synthetic", "institution": "synthetic:study"}
     told |= {"generator": VERSION}
     assert result["subject"] == told
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"checks.csv", "curve.csv", "encoder", "checkpoint.pt", "checkpoint-6.safetensors"}
+    assert left == {
+        "checks.csv",
+        "curve.csv",
+        "encoder",
+        "checkpoint.pt",
+        "checkpoint-6.safetensors",
+    }
     encoder = encoders.load_encoder(tmp_path / "run" / "encoder")
-    spent = {name: result[name] for name in ("unique_images", "epochs", "flops", "seconds_training")}
+    spent = {
+        name: result[name] for name in ("unique_images", "epochs", "flops", "seconds_training")
+    }
     assert encoder.info == told | spent | {"precision": "float32", "processes": 1}
     card = (tmp_path / "run" / "encoder" / "README.md").read_text()
     assert "samples_seen: 96" in card
@@ -211,7 +254,9 @@ def test_a_run_gives_back_and_leaves_what_it_says(data, tmp_path):
     assert encoders.load_text(tmp_path / "run" / "encoder", encoder.channels) is not None
 
 
-@pytest.mark.parametrize(("points", "averaged"), [(1, 1), (2, 1), (8, 2), (11, 2), (40, 10), (500, 10)])
+@pytest.mark.parametrize(
+    ("points", "averaged"), [(1, 1), (2, 1), (8, 2), (11, 2), (40, 10), (500, 10)]
+)
 def test_a_runs_loss_is_that_of_its_last_quarter_ten_points_at_most(points, averaged):
     assert window(points) == averaged
 
@@ -237,21 +282,33 @@ def test_patients_seen_are_the_subsets_and_its_bases(data, base, tmp_path):
 def test_a_continued_run_starts_from_its_base(data, base, tmp_path):
     go(data, tmp_path / "run", base=str(base[0] / "encoder"), lr=1e-12)
     started, ended = (encoders.load_encoder(out / "encoder") for out in (base[0], tmp_path / "run"))
-    assert (ended.mean, ended.std, ended.architecture) == (started.mean, started.std, started.architecture)
+    assert (ended.mean, ended.std, ended.architecture) == (
+        started.mean,
+        started.std,
+        started.architecture,
+    )
     for a, b in zip(started.parameters(), ended.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
-    texts = [encoders.load_text(out / "encoder", started.channels) for out in (base[0], tmp_path / "run")]
+    texts = [
+        encoders.load_text(out / "encoder", started.channels) for out in (base[0], tmp_path / "run")
+    ]
     assert texts[0].tokenizer.to_str() == texts[1].tokenizer.to_str()
     torch.testing.assert_close(texts[0].image_projection.weight, texts[1].image_projection.weight)
 
 
 @pytest.mark.parametrize("paradigm", ["clip", "unicl"])
-def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(data, tmp_path, paradigm):
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not(
+    data, tmp_path, paradigm
+):
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
-        torch.manual_seed(np.random.default_rng().integers(2**31))  # whatever the caller's random state is
+        torch.manual_seed(
+            np.random.default_rng().integers(2**31)
+        )  # whatever the caller's random state is
         go(data, tmp_path / name, seed=seed, paradigm=paradigm)
     assert weights(tmp_path / "one") == weights(tmp_path / "again")
-    assert all(a != b for a, b in zip(weights(tmp_path / "one"), weights(tmp_path / "other"), strict=True))
+    assert all(
+        a != b for a, b in zip(weights(tmp_path / "one"), weights(tmp_path / "other"), strict=True)
+    )
 
 
 class Killed(Exception):
@@ -305,9 +362,13 @@ def test_an_optimiser_comes_back_from_a_checkpoint_in_the_types_it_had(tmp_path)
         made.append((model, optimiser))
     checkpoint.save(tmp_path, *made[0], {"key": "this", "step": 1})
     assert checkpoint.load(tmp_path, "this", *made[1])
-    for before, after in zip(*(list(optimiser.state.values()) for _, optimiser in made), strict=True):
+    for before, after in zip(
+        *(list(optimiser.state.values()) for _, optimiser in made), strict=True
+    ):
         for name, tensor in before.items():
-            assert (after[name].dtype, after[name].stride()) == (tensor.dtype, tensor.stride()), name
+            assert (after[name].dtype, after[name].stride()) == (tensor.dtype, tensor.stride()), (
+                name
+            )
             torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
 
 
@@ -316,7 +377,9 @@ def test_a_run_killed_between_its_end_and_its_record_is_not_trained_anew(data, t
     again = go(data, tmp_path, start_of(starts))
     assert starts == [6]
     assert again["seconds_training"] - first["seconds_training"] < first["seconds_training"]
-    assert {n: again[n] for n in ("loss", "flops", "moved")} == {n: first[n] for n in ("loss", "flops", "moved")}
+    assert {n: again[n] for n in ("loss", "flops", "moved")} == {
+        n: first[n] for n in ("loss", "flops", "moved")
+    }
     for table in ("curve", "checks"):
         pd.testing.assert_frame_equal(again[table], first[table])
     checkpoint.remove(tmp_path)
@@ -331,10 +394,13 @@ def test_a_share_of_the_base_is_mixed_into_what_is_kept(data, base, tmp_path):
     near = go(data, tmp_path / "near", **own, base_share=0.75)
     for file in ("model", "text"):
         began, ended, mixed = (
-            load_file(out / "encoder" / f"{file}.safetensors") for out in (base[0], tmp_path / "far", tmp_path / "near")
+            load_file(out / "encoder" / f"{file}.safetensors")
+            for out in (base[0], tmp_path / "far", tmp_path / "near")
         )
         for name in (n for n in began if began[n].is_floating_point()):
-            torch.testing.assert_close(mixed[name], began[name] + 0.25 * (ended[name] - began[name]))
+            torch.testing.assert_close(
+                mixed[name], began[name] + 0.25 * (ended[name] - began[name])
+            )
     assert near["moved"] == pytest.approx(far["moved"] / 4, rel=1e-3)
 
 
@@ -345,7 +411,9 @@ def test_batch_norms_keep_the_bases_statistics_whatever_is_trained(data, base, t
         whence, own = tmp_path / "base", DINO | {"encoder": "cnn_mini"}
         go(data, whence, **own)
     go(data, tmp_path / "run", **own | {"base": str(whence / "encoder"), "lr": 1e-3})
-    began, ended = (load_file(out / "encoder" / "model.safetensors") for out in (whence, tmp_path / "run"))
+    began, ended = (
+        load_file(out / "encoder" / "model.safetensors") for out in (whence, tmp_path / "run")
+    )
     statistics = [name for name in began if "running" in name or "num_batches" in name]
     assert len(statistics) > 6
     assert all(torch.equal(began[name], ended[name]) for name in statistics)
@@ -355,7 +423,9 @@ def test_batch_norms_keep_the_bases_statistics_whatever_is_trained(data, base, t
 @pytest.mark.parametrize("encoder", ["cnn_mini", "hybrid_mini", "davit_mini"])
 def test_samples_skip_branches_while_training_alone(encoder):
     model = encoders.build_encoder(encoder, 32)
-    for weight in model.parameters():  # a residual branch that starts as nothing could not be missed
+    for (
+        weight
+    ) in model.parameters():  # a residual branch that starts as nothing could not be missed
         weight.data += 0.1 * (weight == 0)
     x = model.normalise(torch.rand(4, 1, 32, 32, generator=drawn(0)))
     plain = model.eval()(x)
@@ -374,7 +444,9 @@ def test_drop_path_takes_part_in_a_run_and_is_refused_where_there_is_none_to_dro
 
 
 def test_how_many_reports_the_context_cuts_is_told():
-    text = encoders.build_text(["one two three"] * 9, 8, shape=encoders.TextShape(vocabulary=40, context=6))
+    text = encoders.build_text(
+        ["one two three"] * 9, 8, shape=encoders.TextShape(vocabulary=40, context=6)
+    )
     assert text.cut(["o", "", "one two three one two three"]) == 0.5
 
 
@@ -448,12 +520,16 @@ def test_a_subset_that_cannot_be_had_is_refused_by_name(data, tmp_path, changes,
 def test_clip_leaves_out_images_without_a_report_and_more_than_are_left_are_refused_and_unicl_takes_all(
     silent, tmp_path
 ):
-    with pytest.raises(ValueError, match=r"n_images is 60, .* hold 40 images that clip can show \(20 of 60 lack"):
+    with pytest.raises(
+        ValueError, match=r"n_images is 60, .* hold 40 images that clip can show \(20 of 60 lack"
+    ):
         go(silent, tmp_path / "run", n_images=60, samples_seen=64)
     with pytest.warns(UserWarning, match="hold 40 images that clip can show"):
         result = go(silent, tmp_path / "run", n_images=40, samples_seen=64)
     assert (result["without_report"], result["left_out"]) == (20, 20)
-    result = go(silent, tmp_path / "run", paradigm="unicl", label_share=0.0, n_images=60, samples_seen=64)
+    result = go(
+        silent, tmp_path / "run", paradigm="unicl", label_share=0.0, n_images=60, samples_seen=64
+    )
     assert math.isfinite(result["loss"])
     assert (result["without_report"], result["left_out"]) == (20, 0)
 
@@ -476,7 +552,13 @@ def test_data_that_is_not_prepared_is_refused_with_the_remedy(tmp_path):
 
 
 # ---- images alone --------------------------------------------------------------------------------------------------
-DINO = {"paradigm": "dinov2", "encoder": "hybrid_mini", "n_images": 32, "samples_seen": 64, "dino": {"prototypes": 32}}
+DINO = {
+    "paradigm": "dinov2",
+    "encoder": "hybrid_mini",
+    "n_images": 32,
+    "samples_seen": 64,
+    "dino": {"prototypes": 32},
+}
 
 
 @pytest.fixture(scope="module")
@@ -499,7 +581,9 @@ def test_dinov2_runs_in_the_same_loop_and_keeps_its_heads(distilled):
     assert encoder.pool(torch.zeros(1, 1, 32, 32)).shape == (1, 128)
 
 
-def test_dinov2_goes_on_from_its_own_heads_and_gives_new_ones_time_to_settle(data, distilled, base, tmp_path):
+def test_dinov2_goes_on_from_its_own_heads_and_gives_new_ones_time_to_settle(
+    data, distilled, base, tmp_path
+):
     kept = load_file(distilled[0] / "encoder" / "dino.safetensors")
     go(data, tmp_path / "on", **DINO | {"base": str(distilled[0]), "lr": 1e-12})
     for name, tensor in load_file(tmp_path / "on" / "encoder" / "dino.safetensors").items():
@@ -507,12 +591,21 @@ def test_dinov2_goes_on_from_its_own_heads_and_gives_new_ones_time_to_settle(dat
     own = parameters(data, tmp_path / "x", **DINO | {"base": str(distilled[0])})
     assert configure(own, new_heads=False).freeze_trunk == 0
     assert configure(own, new_heads=True).freeze_trunk == SETTLE
-    assert configure(own.model_copy(update={"dino": {"freeze_trunk": 0.3}}), new_heads=True).freeze_trunk == 0.3
-    result = go(data, tmp_path / "from-clip", **DINO | {"base": str(base[0])})  # whose heads there never were
+    assert (
+        configure(
+            own.model_copy(update={"dino": {"freeze_trunk": 0.3}}), new_heads=True
+        ).freeze_trunk
+        == 0.3
+    )
+    result = go(
+        data, tmp_path / "from-clip", **DINO | {"base": str(base[0])}
+    )  # whose heads there never were
     assert result["subject"]["encoder"] == "cnn_mini"
 
 
-def test_heads_of_another_shape_and_constants_that_there_are_not_are_refused(data, distilled, tmp_path):
+def test_heads_of_another_shape_and_constants_that_there_are_not_are_refused(
+    data, distilled, tmp_path
+):
     with pytest.raises(ValueError, match="another shape"):
         go(data, tmp_path / "run", **DINO | {"base": str(distilled[0]), "dino": {"prototypes": 64}})
     with pytest.raises(ValueError, match="no constant 'protoypes'"):
@@ -521,7 +614,11 @@ def test_heads_of_another_shape_and_constants_that_there_are_not_are_refused(dat
 
 @pytest.mark.parametrize("encoder", ["hybrid_mini", "cnn_mini"])
 def test_a_killed_dinov2_run_resumes_to_the_bit(data, tmp_path, encoder):
-    own = DINO | {"encoder": encoder, "batch_size": 8, "dino": {"prototypes": 32, "centring": "softmax"}}
+    own = DINO | {
+        "encoder": encoder,
+        "batch_size": 8,
+        "dino": {"prototypes": 32, "centring": "softmax"},
+    }
     go(data, tmp_path / "whole", **own)
     with pytest.raises(Killed):
         go(data, tmp_path / "cut", killed_after(5), **own | {"checkpoint_steps": 1})
@@ -530,23 +627,31 @@ def test_a_killed_dinov2_run_resumes_to_the_bit(data, tmp_path, encoder):
         files = [tmp_path / out / "encoder" / f"{name}.safetensors" for out in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
     kept = load_file(tmp_path / "cut" / "encoder" / "model.safetensors")
-    assert all(count > 0 for n, count in kept.items() if "num_batches" in n)  # its batch norms saw batches
+    assert all(
+        count > 0 for n, count in kept.items() if "num_batches" in n
+    )  # its batch norms saw batches
 
 
 def test_a_base_of_another_size_and_data_without_labels_are_refused(data, base, silent, tmp_path):
     prepare_data(study.Data(n_images=100, size=48, fractions=SPLITS, out=str(tmp_path / "large")))
     with pytest.raises(ValueError, match=r"32 px.*48 px"):
         go(tmp_path / "large", tmp_path / "run", base=str(base[0]), n_images=32)
-    bare = cards.load_manifest("synthetic", n_images=60).drop(columns=[f"label:{n}" for n in LABELS])
+    bare = cards.load_manifest("synthetic", n_images=60).drop(
+        columns=[f"label:{n}" for n in LABELS]
+    )
     info = {"kind": "synthetic", "institution": "synthetic:study"}
-    images.prepare(assign_splits(bare, fractions={"pretrain": 1.0}), tmp_path / "bare", size=32, info=info)
+    images.prepare(
+        assign_splits(bare, fractions={"pretrain": 1.0}), tmp_path / "bare", size=32, info=info
+    )
     for paradigm in ("unicl", "clip+labels"):
         with pytest.raises(ValueError, match="needs structured labels"):
             go(tmp_path / "bare", tmp_path / "run", paradigm=paradigm, n_images=40, samples_seen=64)
 
 
 # ---- is it being destroyed? ----------------------------------------------------------------------------------------
-def test_a_rate_that_destroys_a_continued_encoder_is_a_collapse_and_stops_the_run(data, base, tmp_path):
+def test_a_rate_that_destroys_a_continued_encoder_is_a_collapse_and_stops_the_run(
+    data, base, tmp_path
+):
     said = []
 
     def score(features, labels):
@@ -586,7 +691,9 @@ def test_the_effective_rank_is_at_most_the_rank_and_reached_where_directions_are
     assert effective_rank(apart) == pytest.approx(rank, rel=1e-6)
 
 
-def test_published_weights_that_are_not_here_are_refused_with_where_they_go(data, tmp_path, monkeypatch):
+def test_published_weights_that_are_not_here_are_refused_with_where_they_go(
+    data, tmp_path, monkeypatch
+):
     monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(tmp_path))
     with pytest.raises(encoders.MissingWeights, match="rad-dino"):
         go(data, tmp_path / "run", base="rad-dino")

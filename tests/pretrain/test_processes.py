@@ -29,7 +29,11 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "study-abc"
-    prepare_data(study.Data(n_images=120, size=32, fractions={"pretrain": 0.7, "other": 0.3}, out=str(folder)))
+    prepare_data(
+        study.Data(
+            n_images=120, size=32, fractions={"pretrain": 0.7, "other": 0.3}, out=str(folder)
+        )
+    )
     return folder
 
 
@@ -45,7 +49,9 @@ def parameters(data: Path, out: Path, **changes: object) -> study.Pretrain:
     return study.validated("pretrain", own | changes)
 
 
-FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported torch and started no thread
+FORKS = multiprocessing.get_context(
+    "forkserver"
+)  # of a process that has imported torch and started no thread
 FORKS.set_forkserver_preload(["cxrstudy.pretrain.loop"])
 
 
@@ -55,7 +61,9 @@ def child(call: Callable[..., object], *arguments: object) -> Any:
     return process
 
 
-def one_rank(rank: int, count: int, meet: Path, call: Callable[..., object], arguments: tuple) -> None:
+def one_rank(
+    rank: int, count: int, meet: Path, call: Callable[..., object], arguments: tuple
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=count)
     call(rank, *arguments)
@@ -81,7 +89,9 @@ TARGETS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4])
 
 
 def loss_of(name: str, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    return clip_loss(image, text, 10.0) if name == "clip" else unicl_loss(image, text, TARGETS, 10.0)
+    return (
+        clip_loss(image, text, 10.0) if name == "clip" else unicl_loss(image, text, TARGETS, 10.0)
+    )
 
 
 def loss_rank(rank: int, folder: Path) -> None:
@@ -94,14 +104,18 @@ def loss_rank(rank: int, folder: Path) -> None:
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     files = sorted((out / "encoder").glob("*.safetensors"))
-    return {f"{file.stem}.{name}": weight for file in files for name, weight in load_file(file).items()}
+    return {
+        f"{file.stem}.{name}": weight for file in files for name, weight in load_file(file).items()
+    }
 
 
 def kept_steps(out: Path) -> list[int]:
     return [int(file.stem.split("-")[1]) for file in out.glob("checkpoint-*.safetensors")]
 
 
-def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(data, tmp_path) -> None:
+def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(
+    data, tmp_path
+) -> None:
     """Each child dies once a random number of further steps is kept: how fast this machine is plays no part."""
     whole = parameters(data, tmp_path / "whole", paradigm="unicl", ema=0.9)
     pretrain(whole, data)
@@ -152,7 +166,10 @@ def test_gloo_runs_of_two_processes_have_the_weights_of_one(data, tmp_path, para
     ranks(2, tmp_path / "meet", run_rank, two, data)
     one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
     idle = [name for name in one if name.endswith(("in_proj_bias", "qkv.bias"))]
-    for part in (one, other):  # attention feels no key's bias: its gradient is rounding alone, which Adam scales up
+    for part in (
+        one,
+        other,
+    ):  # attention feels no key's bias: its gradient is rounding alone, which Adam scales up
         for name in idle:
             part[name].view(3, -1)[1] = 0
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5

@@ -29,7 +29,11 @@ NONE = [None, float("nan"), "", "  ", "\n\t"]
 def table(reports, **labels):
     n = len(reports)
     rows = {"image_id": [f"i{k}" for k in range(n)], "patient_id": [f"p{k % 7}" for k in range(n)]}
-    rows |= {"study_id": rows["image_id"], "path": rows["image_id"], "split": ["a" if k % 3 else "b" for k in range(n)]}
+    rows |= {
+        "study_id": rows["image_id"],
+        "path": rows["image_id"],
+        "split": ["a" if k % 3 else "b" for k in range(n)],
+    }
     named = {f"label:{name}": column for name, column in labels.items()}
     return pd.DataFrame(rows | {"report": pd.Series(reports, dtype=object)} | named)
 
@@ -39,22 +43,37 @@ def held(manifest, **info):
 
 
 def asked(paradigm, n_images=2, **changes):
-    own = {"paradigm": paradigm, "n_images": n_images, "samples_seen": 1000, "batch_size": 2, "splits": ["a"]}
+    own = {
+        "paradigm": paradigm,
+        "n_images": n_images,
+        "samples_seen": 1000,
+        "batch_size": 2,
+        "splits": ["a"],
+    }
     return study.validated("pretrain", own | {"data": "yours"} | changes)
 
 
 # ---- which images --------------------------------------------------------------------------------------------------
-kinds = st.lists(st.tuples(st.sampled_from([*NONE, "a", "b"]), st.sampled_from([0.0, 1.0, math.nan])), min_size=9)
+kinds = st.lists(
+    st.tuples(st.sampled_from([*NONE, "a", "b"]), st.sampled_from([0.0, 1.0, math.nan])), min_size=9
+)
 
 
 @settings(deadline=None, max_examples=60)
 @given(rows=kinds, seed=st.integers(0, 9))
-def test_each_paradigm_takes_what_it_can_show_and_every_subset_is_the_start_of_the_largest(rows, seed):
+def test_each_paradigm_takes_what_it_can_show_and_every_subset_is_the_start_of_the_largest(
+    rows, seed
+):
     manifest = table([report for report, _ in rows], cardiomegaly=[label for _, label in rows])
     told = np.array([isinstance(report, str) and report.strip() != "" for report, _ in rows])
     known = np.array([label == label for _, label in rows])
     own = manifest["split"].to_numpy() == "a"
-    for paradigm, shown in (("clip", told), ("clip+labels", told), ("unicl", told | known), ("dinov2", told | ~told)):
+    for paradigm, shown in (
+        ("clip", told),
+        ("clip+labels", told),
+        ("unicl", told | known),
+        ("dinov2", told | ~told),
+    ):
         if paradigm in ("unicl", "clip+labels") and not (known & own).any():
             with pytest.raises(ValueError, match="needs structured labels"):
                 usable(held(manifest), asked(paradigm))
@@ -71,15 +90,22 @@ def test_each_paradigm_takes_what_it_can_show_and_every_subset_is_the_start_of_t
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("error" if not counts.get("left_out") else "ignore")
-            every = [subset_rows(held(manifest), asked(paradigm, n, seed=seed)) for n in range(2, len(pool) + 1)]
+            every = [
+                subset_rows(held(manifest), asked(paradigm, n, seed=seed))
+                for n in range(2, len(pool) + 1)
+            ]
         for one in every:
             np.testing.assert_array_equal(one, every[-1][: len(one)])
-        with pytest.raises(ValueError, match=f"n_images is {len(pool) + 1}, .*hold {len(pool)} images"):
+        with pytest.raises(
+            ValueError, match=f"n_images is {len(pool) + 1}, .*hold {len(pool)} images"
+        ):
             subset_rows(held(manifest), asked(paradigm, len(pool) + 1))
 
 
 def test_where_every_image_has_a_report_the_subset_is_what_it_was(tmp_path):
-    prepare_data(study.Data(n_images=60, size=32, fractions={"a": 0.7, "b": 0.3}, out=str(tmp_path)))
+    prepare_data(
+        study.Data(n_images=60, size=32, fractions={"a": 0.7, "b": 0.3}, out=str(tmp_path))
+    )
     prepared = open_prepared(tmp_path)
     pool = prepared.manifest.assign(row=range(60))[prepared.manifest["split"] == "a"]
     expected = nested_subset(pool, 20, seed=3)["row"].to_numpy()
@@ -89,32 +115,45 @@ def test_where_every_image_has_a_report_the_subset_is_what_it_was(tmp_path):
 
 def test_both_counts_are_told_and_the_warning_and_the_batch_are_plain():
     manifest = table(["a", None, " "] * 10)
-    with pytest.raises(ValueError, match=r"'clip' needs reports; the card 'ward' .*report: COLUMN.*'dinov2'"):
+    with pytest.raises(
+        ValueError, match=r"'clip' needs reports; the card 'ward' .*report: COLUMN.*'dinov2'"
+    ):
         subset_rows(held(manifest, card="ward"), asked("clip", 15))
     manifest["split"] = "a"
-    with pytest.raises(ValueError, match=r"n_images is 15, but .* hold 10 images that clip can show \(20 of 30 lack a"):
+    with pytest.raises(
+        ValueError,
+        match=r"n_images is 15, but .* hold 10 images that clip can show \(20 of 30 lack a",
+    ):
         subset_rows(held(manifest), asked("clip", 15))
     with pytest.warns(
-        UserWarning, match=r"hold 10 images that clip can show \(20 of 30 lack a report\); the others are"
+        UserWarning,
+        match=r"hold 10 images that clip can show \(20 of 30 lack a report\); the others are",
     ):
         assert len(subset_rows(held(manifest), asked("clip", 10))) == 10
-    with pytest.raises(ValueError, match=r"batch_size 9 exceeds n_images 8.*lower batch_size or raise n_images"):
+    with pytest.raises(
+        ValueError, match=r"batch_size 9 exceeds n_images 8.*lower batch_size or raise n_images"
+    ):
         subset_rows(held(manifest), asked("dinov2", 8, batch_size=9))
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "labels", [{}, {"covid": [math.nan] * 12}, {"covid": [0.0, math.nan] * 6, "tb": [math.nan] * 12}]
+    "labels",
+    [{}, {"covid": [math.nan] * 12}, {"covid": [0.0, math.nan] * 6, "tb": [math.nan] * 12}],
 )
 def test_unicl_without_a_label_that_can_be_said_is_refused_with_card_and_remedy(labels):
     manifest = table(["a"] * 12, **labels)
-    with pytest.raises(ValueError, match=r"'unicl' needs structured labels; the card 'ward'.*say paradigm='clip'"):
+    with pytest.raises(
+        ValueError, match=r"'unicl' needs structured labels; the card 'ward'.*say paradigm='clip'"
+    ):
         subset_rows(held(manifest, card="ward"), asked("unicl"))
     assert len(subset_rows(held(manifest, card="ward"), asked("clip"))) == 2
 
 
 def test_labels_under_ones_own_name_are_said():
-    told = captions(table(["a", "b", None], covid=[1.0, 0.0, 1.0], lung_opacity=[1.0, 0.0, math.nan]))
+    told = captions(
+        table(["a", "b", None], covid=[1.0, 0.0, 1.0], lung_opacity=[1.0, 0.0, math.nan])
+    )
     assert told.prompts == [
         "x-ray chest covid, lung opacity",
         "x-ray chest no covid, no lung opacity",
@@ -128,7 +167,9 @@ def test_labels_under_ones_own_name_are_said():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    prepare_data(study.Data(n_images=80, size=32, fractions={"pretrain": 1.0}, out=str(folder / "all")))
+    prepare_data(
+        study.Data(n_images=80, size=32, fractions={"pretrain": 1.0}, out=str(folder / "all"))
+    )
     return folder, open_prepared(folder / "all").manifest
 
 
@@ -137,8 +178,19 @@ def go(drawn, name, change, out, **changes):
     kept = manifest[[c for c in manifest if not c.startswith(("label:", "truth:", "side:"))]]
     info = {"kind": "real", "institution": "ward", "card": "ward"}
     if not (folder / name).exists():
-        prepare(assign_splits(change(kept, manifest), fractions={"pretrain": 1.0}), folder / name, size=32, info=info)
-    own = {"data": str(folder / name), "out": str(out), "n_images": 40, "samples_seen": 64, "batch_size": 16}
+        prepare(
+            assign_splits(change(kept, manifest), fractions={"pretrain": 1.0}),
+            folder / name,
+            size=32,
+            info=info,
+        )
+    own = {
+        "data": str(folder / name),
+        "out": str(out),
+        "n_images": 40,
+        "samples_seen": 64,
+        "batch_size": 16,
+    }
     p = study.validated("pretrain", own | {"precision": "fp32"} | changes)
     return pretrain(p, folder / name, score=knn_auroc)
 
@@ -148,10 +200,17 @@ def bare(kept, _):
 
 
 @pytest.mark.parametrize("paradigm", ["clip", "dinov2"])
-def test_reports_without_labels_are_enough_and_the_monitor_says_what_it_cannot_measure(drawn, tmp_path, paradigm):
+def test_reports_without_labels_are_enough_and_the_monitor_says_what_it_cannot_measure(
+    drawn, tmp_path, paradigm
+):
     with pytest.warns(UserWarning, match="not measured: no labels; their rank is"):
         result = go(
-            drawn, "bare", bare, tmp_path, paradigm=paradigm, dino={"prototypes": 32} if paradigm == "dinov2" else {}
+            drawn,
+            "bare",
+            bare,
+            tmp_path,
+            paradigm=paradigm,
+            dino={"prototypes": 32} if paradigm == "dinov2" else {},
         )
     assert result["heldout_score"] == "not measured: no labels"
     assert "score" not in result["checks"] and (result["checks"]["effective_rank"] > 1).all()
@@ -171,10 +230,14 @@ def test_labels_under_ones_own_name_train_unicl_and_are_watched(drawn, tmp_path)
 
 
 @pytest.mark.parametrize("positives", ["equal", "overlap"])
-def test_unicl_runs_where_no_image_of_a_small_subset_has_a_label_that_can_be_said(drawn, tmp_path, positives):
+def test_unicl_runs_where_no_image_of_a_small_subset_has_a_label_that_can_be_said(
+    drawn, tmp_path, positives
+):
     def few(kept, manifest):
         first = subset_rows(held(manifest.assign(split="a")), asked("dinov2", 40))
-        return kept.assign(**{"label:covid": np.where(np.isin(np.arange(len(kept)), first), math.nan, 1.0)})
+        return kept.assign(
+            **{"label:covid": np.where(np.isin(np.arange(len(kept)), first), math.nan, 1.0)}
+        )
 
     result = go(drawn, "few", few, tmp_path, paradigm="unicl", positives=positives)
     assert math.isfinite(result["loss"])
@@ -182,7 +245,9 @@ def test_unicl_runs_where_no_image_of_a_small_subset_has_a_label_that_can_be_sai
 
 def test_labels_of_one_kind_alone_give_no_score(drawn, tmp_path):
     def one(kept, _):
-        return kept.assign(**{f"label:{LABELS[0]}": 1.0, "label:covid": [1.0] + [math.nan] * (len(kept) - 1)})
+        return kept.assign(
+            **{f"label:{LABELS[0]}": 1.0, "label:covid": [1.0] + [math.nan] * (len(kept) - 1)}
+        )
 
     with pytest.warns(UserWarning, match="no label has two of either kind among"):
         result = go(drawn, "one", one, tmp_path, paradigm="unicl")
@@ -192,4 +257,9 @@ def test_labels_of_one_kind_alone_give_no_score(drawn, tmp_path):
 def test_a_score_is_asked_for_where_it_can_be_measured_alone():
     manifest = table(["a"] * 12, covid=[0.0, 1.0] * 6)
     assert Monitor(asked("clip"), held(manifest), np.arange(4), knn_auroc, []).unmeasured == {}
-    assert Monitor(asked("clip"), held(manifest.drop(columns="label:covid")), np.arange(4), None, []).unmeasured == {}
+    assert (
+        Monitor(
+            asked("clip"), held(manifest.drop(columns="label:covid")), np.arange(4), None, []
+        ).unmeasured
+        == {}
+    )

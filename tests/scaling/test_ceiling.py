@@ -29,7 +29,9 @@ def hidden(task):
 
 
 @pytest.mark.parametrize("compare", [ladders.gains, ladders.growth])
-def test_differences_of_encoders_that_tell_all_reach_as_far_as_their_test_patients_hide(table, compare):
+def test_differences_of_encoders_that_tell_all_reach_as_far_as_their_test_patients_hide(
+    table, compare
+):
     found = compare(table, resamples=50)
     assert (found["gain"] == 0).all() and len(found)
     for row in found.itertuples():
@@ -42,9 +44,9 @@ def test_no_claim_is_decided_and_no_gain_or_harm_is_said(table):
     assert claims.readable(ledger)["effect [95%]"].isin(["+0.0000", ""]).all()
     assert "could be tried" not in plots_claims.forest(ledger).alt
     gained = ladders.gains(table, resamples=50)
-    assert "harmed none" not in narrative.harm(gained) and "cannot be told from 600 test images" in narrative.harm(
+    assert "harmed none" not in narrative.harm(
         gained
-    )
+    ) and "cannot be told from 600 test images" in narrative.harm(gained)
 
 
 def test_a_value_at_the_ceiling_has_an_interval_below_it(table):

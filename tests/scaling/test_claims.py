@@ -44,7 +44,9 @@ class Grid:
 
     def classify(self, paradigm, n, skill, seed=0, noise=None, **subject):
         """``skill``: how much scores of findings and of tubes know, a number or a pair."""
-        rng = np.random.default_rng(zlib.crc32(repr((paradigm, n, seed)).encode()) if noise is None else noise)
+        rng = np.random.default_rng(
+            zlib.crc32(repr((paradigm, n, seed)).encode()) if noise is None else noise
+        )
         skills = dict(zip(NAMES, np.broadcast_to(skill, 2), strict=True))
         own = self._subject("classify", paradigm, n, seed, subject)
         scores, rows = {"image_id": IDS, "patient_id": PATIENTS}, []
@@ -55,7 +57,9 @@ class Grid:
                 scores |= {f"score:{name}": score, f"truth:{name}": TRUTH[name].astype(float)}
                 values.append(roc_auc_score(TRUTH[name], score))
                 rows.append({"task": task, "label": name, "metric": "auroc", "value": values[-1]})
-            rows.append({"task": task, "label": "macro", "metric": "auroc", "value": np.mean(values)})
+            rows.append(
+                {"task": task, "label": "macro", "metric": "auroc", "value": np.mean(values)}
+            )
             self.macro[task, paradigm, n, seed] = np.mean(values)
         self._keep(own, rows, pd.DataFrame(scores).sample(frac=1, random_state=seed))
 
@@ -67,22 +71,46 @@ class Grid:
         )
         shown = rng.random(len(table)) < 0.4
         for metric in ("dice", "cl_dice"):
-            table[metric] = np.where(shown, np.clip(level + rng.normal(0, 0.1, len(table)), 0, 1), np.nan)
+            table[metric] = np.where(
+                shown, np.clip(level + rng.normal(0, 0.1, len(table)), 0, 1), np.nan
+            )
         rows = []
         for metric in ("dice", "cl_dice"):
             means = table.groupby("device")[metric].mean()
             values = [*means.items(), ("macro", means.mean())]
-            rows += [{"task": "segmentation", "label": k, "metric": metric, "value": v} for k, v in values]
+            rows += [
+                {"task": "segmentation", "label": k, "metric": metric, "value": v}
+                for k, v in values
+            ]
             self.macro[metric, paradigm, n, seed] = means.mean()
         self._keep(own, rows, table)
 
     def _subject(self, stage, paradigm, n, seed, subject):
         base = "dino-cnn" if paradigm == "dinov2" else "clip-cnn"
         is_base = n == 0
-        own = {"stage": stage, "paradigm": paradigm, "n_images": float(n or 20000), "seed": float(seed)}
-        own |= {"base": "" if is_base else base, "encoder": "cnn_mini", "data": "study-1", "kind": "synthetic"}
-        own |= {"samples_seen": 24000.0, "patients": f"{stage}-1", "preset": "mini", "hardware": "a machine"}
-        own |= {"run": f"base-{base}-{len(self.rows):06x}" if is_base else f"{paradigm}-n{n}-s{seed}-{len(self.rows)}"}
+        own = {
+            "stage": stage,
+            "paradigm": paradigm,
+            "n_images": float(n or 20000),
+            "seed": float(seed),
+        }
+        own |= {
+            "base": "" if is_base else base,
+            "encoder": "cnn_mini",
+            "data": "study-1",
+            "kind": "synthetic",
+        }
+        own |= {
+            "samples_seen": 24000.0,
+            "patients": f"{stage}-1",
+            "preset": "mini",
+            "hardware": "a machine",
+        }
+        own |= {
+            "run": f"base-{base}-{len(self.rows):06x}"
+            if is_base
+            else f"{paradigm}-n{n}-s{seed}-{len(self.rows)}"
+        }
         return own | subject
 
     def _keep(self, own, rows, scores):
@@ -126,8 +154,16 @@ def tried(study):
 
 def test_the_ledger_finds_what_was_put_into_the_scores(tried):
     assert list(tried.index) == [claim.id for claim in CLAIMS]
-    expected = {"findings-growth": "supported", "findings-slope": "supported", "tubes-classified": "contradicted"}
-    expected |= {"tubes-drawn": "supported", "tubes-centre-lines": "supported", "labels-findings": "supported"}
+    expected = {
+        "findings-growth": "supported",
+        "findings-slope": "supported",
+        "tubes-classified": "contradicted",
+    }
+    expected |= {
+        "tubes-drawn": "supported",
+        "tubes-centre-lines": "supported",
+        "labels-findings": "supported",
+    }
     assert tried.loc[list(expected), "verdict"].to_dict() == expected
     missing = tried[tried["verdict"] == "not testable"]
     assert set(missing.index) == {"placement-right", "frozen-drawn"}
@@ -142,14 +178,18 @@ def test_effects_are_differences_of_macro_values_by_scikit_learn_seeds_averaged(
     def mean(task, paradigm, n):
         return np.mean([study.macro[task, paradigm, n, seed] for seed in range(3)])
 
-    mi2 = [mean("findings", p, SIZES[-1]) - mean("findings", p, SIZES[0]) for p in ("clip", "unicl")]
+    mi2 = [
+        mean("findings", p, SIZES[-1]) - mean("findings", p, SIZES[0]) for p in ("clip", "unicl")
+    ]
     dino = mean("findings", "dinov2", SIZES[-1]) - mean("findings", "dinov2", SIZES[0])
     assert tried.loc["findings-growth", "effect"] == pytest.approx(np.mean(mi2) - dino)
     labels = mean("lines_tubes", "unicl", SIZES[-1]) - mean("lines_tubes", "clip", SIZES[-1])
     assert tried.loc["labels-tubes", "effect"] == pytest.approx(labels)
     for claim, metric in (("tubes-drawn", "dice"), ("tubes-centre-lines", "cl_dice")):
         mi2 = [mean(metric, p, SIZES[-1]) for p in ("clip", "unicl")]
-        assert tried.loc[claim, "effect"] == pytest.approx(mean(metric, "dinov2", SIZES[-1]) - np.mean(mi2))
+        assert tried.loc[claim, "effect"] == pytest.approx(
+            mean(metric, "dinov2", SIZES[-1]) - np.mean(mi2)
+        )
     bases = study.macro["lines_tubes", "clip", 0, 0] - study.macro["lines_tubes", "dinov2", 0, 0]
     assert tried.loc["placement-seen", "effect"] == pytest.approx(bases)
     few = [
@@ -158,7 +198,9 @@ def test_effects_are_differences_of_macro_values_by_scikit_learn_seeds_averaged(
     ]  # fmt: skip
     assert tried.loc["few-suffice", "effect"] == pytest.approx(max(few))
     assert "the greatest of 6" in tried.loc["few-suffice", "contrast"]
-    slopes = [np.polyfit(np.log10(SIZES), [mean("findings", p, n) for n in SIZES], 1)[0] for p in LADDERS]
+    slopes = [
+        np.polyfit(np.log10(SIZES), [mean("findings", p, n) for n in SIZES], 1)[0] for p in LADDERS
+    ]
     assert tried.loc["findings-scale", "effect"] == pytest.approx(min(slopes))
     inside = tried[tried["effect"].notna()]
     assert ((inside["low"] < inside["effect"]) & (inside["effect"] < inside["high"])).all()
@@ -169,14 +211,23 @@ def test_scope_runs_and_multiplicity_are_told(tried):
     assert {f"{p}-n{n}-s{s}" for p in LADDERS for n in (SIZES[0], SIZES[-1]) for s in range(3)} == {
         run.rsplit("-", 1)[0] for run in growth["runs"]
     }
-    for told in ("synthetic x-rays", "preset mini", "seed 0, 1, 2", "architecture the same", "base differs", "24,000"):
+    for told in (
+        "synthetic x-rays",
+        "preset mini",
+        "seed 0, 1, 2",
+        "architecture the same",
+        "base differs",
+        "24,000",
+    ):
         assert told in growth["scope"]
     assert "base the same (clip-cnn)" in tried.loc["labels-findings", "scope"]
     np.testing.assert_allclose(tried["p_holm"], compare.holm(tried["p"]))
     assert (tried["p_holm"].dropna() >= tried["p"].dropna()).all()
     text = claims.summary(tried.reset_index())
     assert f"{len(CLAIMS)} claims: {(tried['verdict'] == 'supported').sum()} supported" in text
-    assert claims.readable(tried.reset_index())["effect [95%]"].str.match(r"^$|[+-]\d\.\d{4} \[").all()
+    assert (
+        claims.readable(tried.reset_index())["effect [95%]"].str.match(r"^$|[+-]\d\.\d{4} \[").all()
+    )
 
 
 def test_what_all_scopes_share_is_said_once_and_nothing_is_lost(tried):
@@ -192,7 +243,10 @@ def test_studies_stand_side_by_side_and_what_turns_is_told(tried):
     rows = tried.reset_index()
     yes = rows["verdict"] == "supported"
     turned = rows.assign(
-        effect=-rows["effect"], low=-rows["high"], high=-rows["low"], verdict=rows["verdict"].mask(yes, "contradicted")
+        effect=-rows["effect"],
+        low=-rows["high"],
+        high=-rows["low"],
+        verdict=rows["verdict"].mask(yes, "contradicted"),
     )
     both = claims.beside({"one": rows, "other": turned})
     assert list(both.index) == list(rows["claim"])
@@ -211,15 +265,23 @@ def test_studies_stand_side_by_side_and_what_turns_is_told(tried):
 
 def test_of_a_change_both_ends_are_told_beside_the_bases(study, tried):
     table = study.table()
-    macro = table[(table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")]
+    macro = table[
+        (table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")
+    ]
     came = macro["base"].fillna("") == ""
     bases = macro[came & (macro["paradigm"] != "control")].groupby("paradigm")["value"].mean()
     mean = macro[~came].groupby(["paradigm", "n_images"])["value"].mean()
     told = []
     for family in (["clip", "unicl"], ["dinov2"]):
-        ends = (sum(mean[p, n] for p in family) / len(family) - bases[family[0]] for n in (SIZES[0], SIZES[-1]))
+        ends = (
+            sum(mean[p, n] for p in family) / len(family) - bases[family[0]]
+            for n in (SIZES[0], SIZES[-1])
+        )
         told.append("/".join(f"{end:+.4f}" for end in ends))
-    assert f"with the fewest/the most images: {told[0]} against {told[1]}" in tried.loc["findings-growth", "why"]
+    assert (
+        f"with the fewest/the most images: {told[0]} against {told[1]}"
+        in tried.loc["findings-growth", "why"]
+    )
     shown = claims.beside({"one": tried.reset_index().assign(p_holm=0.2)})["one"]
     decided = tried["verdict"].isin(["supported", "contradicted"]).to_numpy()
     assert (shown.str.endswith("(not after Holm's correction)").to_numpy() == decided).all()
@@ -254,18 +316,27 @@ def test_one_seed_leaves_a_claim_open_until_other_runs_tell_the_spread(tmp_path,
     assert lent["high"] - lent["low"] > alone["high"] - alone["low"]
     settings = {"mention=45": grid.table()}
     assert claims.effects(settings, 100, claims=[GROWTH])["verdict"].item() == "inconclusive"
-    rows = claims.effects(settings | {"mention=10": study.table()}, 100, claims=[GROWTH], repeats=[study.table()])
+    rows = claims.effects(
+        settings | {"mention=10": study.table()}, 100, claims=[GROWTH], repeats=[study.table()]
+    )
     assert set(rows["verdict"]) == set(claims.flips(rows)["verdict"]) == {"supported"}
 
 
 def test_the_spread_is_pooled_within_rungs_and_grids_alone(tmp_path):
     grid = Grid(tmp_path)
     fill(grid, {"clip": LADDERS["clip"]}, seeds=3)
-    (found,) = {k: v for k, v in seed_spread([find_rungs(grid.table())]).items() if k[0] == "findings"}.values()
+    (found,) = {
+        k: v for k, v in seed_spread([find_rungs(grid.table())]).items() if k[0] == "findings"
+    }.values()
     each = [np.var([grid.macro["findings", "clip", n, s] for s in range(3)], ddof=1) for n in SIZES]
     assert found == (pytest.approx(np.mean(each)), 6)
     other = fill(Grid(tmp_path / "other"), {"clip": LADDERS["clip"]}, seeds=1)
-    assert seed_spread([find_rungs(t) for t in (grid.table(), other.table())])["findings", "auroc", "clip"] == found
+    assert (
+        seed_spread([find_rungs(t) for t in (grid.table(), other.table())])[
+            "findings", "auroc", "clip"
+        ]
+        == found
+    )
     assert seed_spread([find_rungs(other.table())] * 2) == {}
 
 
@@ -277,26 +348,60 @@ def test_null_tables_are_rarely_supported(tmp_path):
         for paradigm, skills in same.items():
             for n, skill in zip((200, 20000), skills, strict=False):
                 for seed in range(3):
-                    grid.classify(paradigm, n, skill + rng.normal(0, 0.3), seed, noise=int(rng.integers(2**31)))
-        supported += claims.ledger(grid.table(), 100, claims=[GROWTH])["verdict"].iloc[0] == "supported"
-    assert supported <= 2  # 2.5% are meant: more than 2 of 16 would come by chance once in 150 times
+                    grid.classify(
+                        paradigm,
+                        n,
+                        skill + rng.normal(0, 0.3),
+                        seed,
+                        noise=int(rng.integers(2**31)),
+                    )
+        supported += (
+            claims.ledger(grid.table(), 100, claims=[GROWTH])["verdict"].iloc[0] == "supported"
+        )
+    assert (
+        supported <= 2
+    )  # 2.5% are meant: more than 2 of 16 would come by chance once in 150 times
 
 
 @pytest.mark.parametrize(
     ("change", "claim", "said"),
     [
-        (lambda t: t[t["paradigm"] != "dinov2"], "findings-growth", "runs of dinov2 judged on findings"),
-        (lambda t: t[t["paradigm"] != "unicl"], "labels-findings", "runs of unicl judged on findings"),
+        (
+            lambda t: t[t["paradigm"] != "dinov2"],
+            "findings-growth",
+            "runs of dinov2 judged on findings",
+        ),
+        (
+            lambda t: t[t["paradigm"] != "unicl"],
+            "labels-findings",
+            "runs of unicl judged on findings",
+        ),
         (
             lambda t: t[t["n_images"] != 200].replace({"n_images": {1000: 15000}}),
             "few-suffice",
             "within ten times of the paper's share",
         ),
-        (lambda t: t[(t["n_images"] == 200) | (t["base"] == "")], "findings-growth", "2 numbers of images"),
+        (
+            lambda t: t[(t["n_images"] == 200) | (t["base"] == "")],
+            "findings-growth",
+            "2 numbers of images",
+        ),
         (lambda t: t[t["base"] != ""], "placement-seen", "the base of clip"),
-        (lambda t: t.assign(folder=t["folder"] + "-gone"), "findings-growth", "kept scores of classify clip-n200"),
-        (lambda t: t.assign(patients=t["patients"] + t["paradigm"]), "findings-growth", "the same patients"),
-        (lambda t: t.assign(data=np.where(t["seed"] == 0, "a", "b")), "labels-findings", "one longest ladder of unicl"),
+        (
+            lambda t: t.assign(folder=t["folder"] + "-gone"),
+            "findings-growth",
+            "kept scores of classify clip-n200",
+        ),
+        (
+            lambda t: t.assign(patients=t["patients"] + t["paradigm"]),
+            "findings-growth",
+            "the same patients",
+        ),
+        (
+            lambda t: t.assign(data=np.where(t["seed"] == 0, "a", "b")),
+            "labels-findings",
+            "one longest ladder of unicl",
+        ),
         (lambda t: t[:0], "findings-scale", "runs of clip judged"),
     ],
 )
@@ -311,7 +416,9 @@ def test_what_is_missing_is_said(study, change, claim, said):
 
 def test_a_family_is_what_was_run_of_it(study):
     table = study.table()
-    found = claims.ledger(table[table["paradigm"] != "unicl"], 20, claims=[GROWTH, EVERY]).set_index("id")
+    found = claims.ledger(
+        table[table["paradigm"] != "unicl"], 20, claims=[GROWTH, EVERY]
+    ).set_index("id")
     assert found.loc["findings-growth", "contrast"].startswith("clip minus dinov2")
     assert "left out, missing: runs of unicl" in found.loc["findings-scale", "why"]
 
@@ -332,7 +439,12 @@ def test_an_added_claim_is_one_entry(study):
     assert found["effect"] == pytest.approx(
         sum(
             sign * np.mean([study.macro["lines_tubes", p, n, s] for s in range(3)])
-            for p, n, sign in (("unicl", 20000, 1), ("unicl", 200, -1), ("clip", 20000, -1), ("clip", 200, 1))
+            for p, n, sign in (
+                ("unicl", 20000, 1),
+                ("unicl", 200, -1),
+                ("clip", 20000, -1),
+                ("clip", 200, 1),
+            )
         )
     )
 
@@ -351,12 +463,20 @@ def tables_of(home, gaps, seeds=1):
 
 
 LEVEL = Claim(
-    "level", "clip is better", "arXiv 0000.00000", (("findings", "auroc"),), "largest", ("clip",), ("dinov2",)
+    "level",
+    "clip is better",
+    "arXiv 0000.00000",
+    (("findings", "auroc"),),
+    "largest",
+    ("clip",),
+    ("dinov2",),
 )
 
 
 def test_flips_name_the_verdicts_that_differ_and_where_the_sign_changes(tmp_path):
-    tables = tables_of(tmp_path, {"mention=50": 0.8, "mention=10": -0.8, "mention=90": 0.9}, seeds=(3, 1, 1))
+    tables = tables_of(
+        tmp_path, {"mention=50": 0.8, "mention=10": -0.8, "mention=90": 0.9}, seeds=(3, 1, 1)
+    )
     tables |= {"faint=no": tables["mention=50"], "faint=yes": tables["mention=10"]}
     effects = claims.effects(tables, 200, claims=[LEVEL]).set_index(["factor", "setting"])
     assert effects["reference"].to_dict() == {
@@ -367,7 +487,11 @@ def test_flips_name_the_verdicts_that_differ_and_where_the_sign_changes(tmp_path
         "50": "supported", "10": "contradicted", "90": "supported",
     }  # fmt: skip
     found = claims.flips(effects.reset_index()).set_index(["factor", "setting"])
-    assert found["differs"].to_dict() == {("mention", "10"): True, ("mention", "90"): False, ("faint", "yes"): True}
+    assert found["differs"].to_dict() == {
+        ("mention", "10"): True,
+        ("mention", "90"): False,
+        ("faint", "yes"): True,
+    }
     assert (found["reference"] == "mention=50").all()
     turn = found.loc["mention", "10"]
     low, high = effects.loc[("mention", "10"), "effect"], effects.loc[("mention", "50"), "effect"]
@@ -380,9 +504,17 @@ def test_flips_name_the_verdicts_that_differ_and_where_the_sign_changes(tmp_path
     assert len(said) == 2
     rows = effects.reset_index()
     assert claims.untouched(rows[rows["factor"] == "mention"]) == []
-    assert claims.untouched(rows[rows["setting"].isin(["50", "no"])]) == ["level"]  # the same runs under two names
-    assert said[0].startswith("`level`: supported under the reference, contradicted at mention=10; the effect changes")
-    assert found["reverses"].to_dict() == {("mention", "10"): True, ("mention", "90"): False, ("faint", "yes"): True}
+    assert claims.untouched(rows[rows["setting"].isin(["50", "no"])]) == [
+        "level"
+    ]  # the same runs under two names
+    assert said[0].startswith(
+        "`level`: supported under the reference, contradicted at mention=10; the effect changes"
+    )
+    assert found["reverses"].to_dict() == {
+        ("mention", "10"): True,
+        ("mention", "90"): False,
+        ("faint", "yes"): True,
+    }
     assert said[1].endswith("the effect has the other sign, both intervals without 0.")
     wide = claims.readable_effects(effects.reset_index())
     assert wide.loc["clip is better", "mention=10"].endswith("contradicted")
@@ -440,7 +572,9 @@ def test_figures_tell_every_claim_that_was_tried(study, tried, tmp_path):
     shown = plots_claims.forest(tried.reset_index(), title="A study.")
     assert shown.alt.startswith("A study.")
     for row in tried.itertuples():
-        assert (f"{row.Index} {row.effect:+.4f}, {row.verdict}" in shown.alt) == (row.verdict != "not testable")
+        assert (f"{row.Index} {row.effect:+.4f}, {row.verdict}" in shown.alt) == (
+            row.verdict != "not testable"
+        )
     empty = claims.ledger(study.table()[:0])
     assert "none could be tried" in plots_claims.forest(empty).alt
     effects = claims.effects({"a=1": study.table()}, 50)

@@ -21,7 +21,9 @@ TASKS = ("findings", "lines_tubes")
 def study(request):
     """Cells of a recorded study, its variances between seeds, and its pinned tables."""
     table = recorded.load(request.param)
-    table = table[table["task"].isin([*TASKS, "segmentation"]) & table["metric"].isin(["auroc", "dice"])]
+    table = table[
+        table["task"].isin([*TASKS, "segmentation"]) & table["metric"].isin(["auroc", "dice"])
+    ]
     cells = contrasts.read_cells(table)
     pinned = json.loads((GOLDEN / f"{request.param}.json").read_text(encoding="utf-8"))
     return cells, contrasts.seed_variances(cells), pinned
@@ -74,7 +76,11 @@ def test_claims_keep_their_effects_and_their_sign(study):
     """The claims' engine drew seeds at random: its intervals agree within the noise of that draw."""
     cells, variance, pinned = study
     ledger = {row["id"]: row for row in pinned["ledger"]}
-    own = {(c.arm, c.n_images): c for c in cells if c.task == "findings" and c.arm in ("clip", "unicl", "dinov2")}
+    own = {
+        (c.arm, c.n_images): c
+        for c in cells
+        if c.task == "findings" and c.arm in ("clip", "unicl", "dinov2")
+    }
     sizes = sorted({n for _, n in own})
     weights = {own["unicl", sizes[-1]]: 1.0, own["clip", sizes[-1]]: -1.0}
     estimate, row = contrast(weights, cells, variance), ledger["labels-findings"]
@@ -84,7 +90,9 @@ def test_claims_keep_their_effects_and_their_sign(study):
 
 def test_all_contrasts_has_every_kind_and_says_what_its_intervals_cover():
     table = recorded.load("study-gpu")
-    rows = contrasts.all_contrasts(table[(table["metric"] == "auroc") & table["task"].isin(TASKS)], resamples=200)
+    rows = contrasts.all_contrasts(
+        table[(table["metric"] == "auroc") & table["task"].isin(TASKS)], resamples=200
+    )
     assert set(rows["kind"]) == set(contrasts.KINDS)
     control = rows[rows["kind"] == "in-domain - out-of-domain"]
     assert set(control["variance_sources"]) == {PATIENTS}
@@ -101,7 +109,10 @@ def cell(n, arm="clip"):
 
 def measured(rng, seeds, spread=0.01, resamples=300):
     values = 0.8 + spread * rng.normal(size=seeds)
-    return Measured(values, values[:, None] + 0.01 * rng.normal(size=resamples) + 0.002 * rng.normal(size=(seeds, 1)))
+    return Measured(
+        values,
+        values[:, None] + 0.01 * rng.normal(size=resamples) + 0.002 * rng.normal(size=(seeds, 1)),
+    )
 
 
 @given(seed=st.integers(0, 10**6), seeds=st.integers(1, 4), scale=st.floats(0.1, 10))
@@ -112,7 +123,9 @@ def test_signs_and_scales(seed, seeds, scale):
     weights = {cell(100): 1.0, cell(10): -1.0}
     one = contrast(weights, cells)
     turned = contrast({c: -w for c, w in weights.items()}, cells)
-    assert (turned.effect, turned.low, turned.high) == pytest.approx((-one.effect, -one.high, -one.low))
+    assert (turned.effect, turned.low, turned.high) == pytest.approx(
+        (-one.effect, -one.high, -one.low)
+    )
     assert turned.p == pytest.approx(one.p, rel=1e-3)
     larger = contrast({c: scale * w for c, w in weights.items()}, cells)
     assert (larger.effect, larger.high) == pytest.approx((scale * one.effect, scale * one.high))
@@ -127,7 +140,9 @@ def test_more_seeds_narrow_the_interval_and_seeds_widen_patients_only():
     alone, both = contrast(weights, three, {}), contrast(weights, three)
     assert both.high - both.low > alone.high - alone.low
     variance = contrasts.seed_variances(three)
-    doubled = {c: Measured(np.tile(m.values, 2), np.tile(m.draws, (2, 1))) for c, m in three.items()}
+    doubled = {
+        c: Measured(np.tile(m.values, 2), np.tile(m.draws, (2, 1))) for c, m in three.items()
+    }
     narrower = contrast(weights, doubled, variance)
     assert narrower.high - narrower.low < both.high - both.low
 
@@ -144,13 +159,20 @@ def test_out_of_domain_is_another_arm():
     rng = np.random.default_rng(0)
     own, other = cell(100), cell(100, "clip" + OUT_OF_DOMAIN)
     cells = {own: measured(rng, 2), other: measured(rng, 2)}
-    assert [(one, there) for one, there, _ in contrasts.in_domain(cells)] == [("clip", "clip" + OUT_OF_DOMAIN)]
+    assert [(one, there) for one, there, _ in contrasts.in_domain(cells)] == [
+        ("clip", "clip" + OUT_OF_DOMAIN)
+    ]
     assert [len(curve) for curve in contrasts._curves(cells)] == [1]
 
 
 @pytest.mark.parametrize(
     ("seeds", "between"),
-    [((1, 1, 1, 1, 1), 0.0), ((2, 2, 2, 2, 2), 0.01), ((3, 3, 3, 3, 3), 0.01), ((3, 1, 1, 1, 3), 0.01)],
+    [
+        ((1, 1, 1, 1, 1), 0.0),
+        ((2, 2, 2, 2, 2), 0.01),
+        ((3, 3, 3, 3, 3), 0.01),
+        ((3, 1, 1, 1, 3), 0.01),
+    ],
 )
 def test_intervals_cover_the_truth(seeds, between):
     """93 to 97% of simulated studies, growth and slope, where seeds vary as much as patients or not at all."""
@@ -169,6 +191,8 @@ def test_intervals_cover_the_truth(seeds, between):
             cells[point] = Measured(values, values[:, None] + noise[k])
         for j, weights in enumerate((ends, slope)):
             estimate = contrast(weights, cells)
-            hits[j] += estimate.low <= sum(w * truth[c] for c, w in weights.items()) <= estimate.high
+            hits[j] += (
+                estimate.low <= sum(w * truth[c] for c, w in weights.items()) <= estimate.high
+            )
     assert (hits / trials >= 0.93).all(), hits / trials
     assert (hits / trials <= 0.975).all(), hits / trials

@@ -70,15 +70,23 @@ def test_first_and_first_that_holds_are_what_they_say(ahead):
         ((1.4, 1.5, 1.6), 200, 200, "at 200, the smallest", SMALLEST),
     ],
 )
-def test_a_crossover_is_found_where_it_was_planted(runs, skills, first, holds, first_said, holds_said):
+def test_a_crossover_is_found_where_it_was_planted(
+    runs, skills, first, holds, first_said, holds_said
+):
     base(1.0)
-    ladder("clip", {n: {"findings": s, "lines_tubes": 0.6} for n, s in zip(SIZES, skills, strict=True)})
+    ladder(
+        "clip", {n: {"findings": s, "lines_tubes": 0.6} for n, s in zip(SIZES, skills, strict=True)}
+    )
     found = crossovers(load_records(runs), **FEW)
     row = of(found, task="findings")
     np.testing.assert_equal([row["first"], row["holds"]], [first, holds])
     assert (row["first_said"], row["holds_said"]) == (first_said, holds_said)
     assert (row["sizes"], row["smallest"], row["largest"], row["seeds"]) == (3, 200, 8000, 1)
-    assert (row["paradigm"], row["name"], row["covers"]) == ("clip", "clip", "patients alone: one seed")
+    assert (row["paradigm"], row["name"], row["covers"]) == (
+        "clip",
+        "clip",
+        "patients alone: one seed",
+    )
     other = of(found, task="lines_tubes")
     assert (other["first_said"], other["holds_said"]) == (NEVER, NEVER)
 
@@ -98,7 +106,9 @@ def test_each_ladder_meets_its_own_base_on_its_own_data(runs):
     base(3.0, data="other-1", preset="other")
     base(0.1, name="clip-run")
     ladder("clip", {200: 1.5})
-    ladder("unicl", {200: 1.5}, base="clip-run-0f9e8d")  # a base that is a run has a digest of its own
+    ladder(
+        "unicl", {200: 1.5}, base="clip-run-0f9e8d"
+    )  # a base that is a run has a digest of its own
     found = rungs(load_records(runs), **FEW)
     clip, unicl = (of(found, task="findings", paradigm=p)["gain"] for p in ("clip", "unicl"))
     assert 0.05 < clip < unicl - 0.1
@@ -126,8 +136,12 @@ def test_seeds_widen_the_interval_by_their_variance_and_a_students_quantile(runs
         seeds = stats.t.ppf(0.975, 2) * between[row.task] / np.sqrt(3)
         assert seeds > 0.01
         assert row.gain == pytest.approx(sampled.loc[row.task, "gain"])
-        assert row.gain - row.low == pytest.approx(np.hypot(row.gain - sampled.loc[row.task, "low"], seeds))
-        assert row.high - row.gain == pytest.approx(np.hypot(sampled.loc[row.task, "high"] - row.gain, seeds))
+        assert row.gain - row.low == pytest.approx(
+            np.hypot(row.gain - sampled.loc[row.task, "low"], seeds)
+        )
+        assert row.high - row.gain == pytest.approx(
+            np.hypot(sampled.loc[row.task, "high"] - row.gain, seeds)
+        )
         assert row.covers == "patients and seeds"
 
 
@@ -170,12 +184,18 @@ def test_without_a_second_seed_nothing_is_known_of_them():
 # ---- one paradigm and another --------------------------------------------------------------------------------------
 def test_an_overtaking_is_found_where_it_was_planted(runs):
     ladder("clip", dict(zip(SIZES, (1.5, 1.5, 1.5), strict=True)))
-    ladder("dinov2", dict(zip(SIZES, (0.8, 1.2, 2.4), strict=True)), samples_seen=8000, base="dino-cnn")
+    ladder(
+        "dinov2", dict(zip(SIZES, (0.8, 1.2, 2.4), strict=True)), samples_seen=8000, base="dino-cnn"
+    )
     ladder("unicl", dict(zip(SIZES, (2.0, 2.1, 2.6), strict=True)))
     found = overtakes(load_records(runs), **FEW)
     assert len(found) == 2 * 3 * 2
     row = of(found, task="findings", one="dinov2", other="clip")
-    assert (row["first"], row["holds"], row["holds_said"]) == (8000, 8000, "from 8,000 on, the largest")
+    assert (row["first"], row["holds"], row["holds_said"]) == (
+        8000,
+        8000,
+        "from 8,000 on, the largest",
+    )
     assert not row["equal_compute"]
     row = of(found, task="findings", one="clip", other="dinov2")
     assert (row["first_said"], row["holds_said"]) == ("at 200, the smallest", NEVER)
@@ -185,7 +205,9 @@ def test_an_overtaking_is_found_where_it_was_planted(runs):
 
 
 def test_a_difference_is_paired_on_the_same_patients(runs):
-    one, other = (ladder(paradigm, {200: skill})[0] for paradigm, skill in (("clip", 1.5), ("unicl", 1.2)))
+    one, other = (
+        ladder(paradigm, {200: skill})[0] for paradigm, skill in (("clip", 1.5), ("unicl", 1.2))
+    )
     found = differences(load_records(runs), **FEW).set_index("task")
     expected = paired(str(one), str(other), **FEW)
     expected = expected[expected["label"] == "macro"].set_index("task")
@@ -203,7 +225,12 @@ def test_only_sizes_in_common_are_compared_and_none_is_said(runs):
     table = load_records(runs)
     found = overtakes(table, **FEW)
     row = of(found, task="findings", one="unicl", other="clip")
-    assert (row["sizes"], row["smallest"], row["largest"], row["holds_said"]) == (1, 1000, 1000, SMALLEST)
+    assert (row["sizes"], row["smallest"], row["largest"], row["holds_said"]) == (
+        1,
+        1000,
+        1000,
+        SMALLEST,
+    )
     none = found[(found["one"] == "dinov2") | (found["other"] == "dinov2")]
     assert len(none) == 8
     assert set(none["first_said"]) == set(none["holds_said"]) == {NO_SIZE}
@@ -232,11 +259,16 @@ def test_ladders_of_other_data_are_no_pair_and_other_bases_are_told_apart(runs):
 def test_without_a_ladder_tables_are_empty_and_have_their_columns(runs):
     base()
     for table in (load_records([]), load_records(runs)):
-        assert {*KEY, "first", "first_said", "holds_said", "covers"} <= set(crossovers(table).columns)
+        assert {*KEY, "first", "first_said", "holds_said", "covers"} <= set(
+            crossovers(table).columns
+        )
         assert {*KEY, "gain", "low", "high"} <= set(rungs(table).columns)
         assert {"one", "other", "first", "holds", "equal_compute"} <= set(overtakes(table).columns)
         assert {"one", "other", "difference"} <= set(differences(table).columns)
-        assert sum(map(len, (crossovers(table), rungs(table), overtakes(table), differences(table)))) == 0
+        assert (
+            sum(map(len, (crossovers(table), rungs(table), overtakes(table), differences(table))))
+            == 0
+        )
 
 
 def test_a_metric_without_scores_and_runs_without_scores_are_refused_by_name(runs):
@@ -249,7 +281,9 @@ def test_a_metric_without_scores_and_runs_without_scores_are_refused_by_name(run
     with pytest.raises(ValueError, match=rf"{folder.name}.*edema"):
         crossovers(table, resamples=21)
     (folder / "scores.parquet").unlink()
-    with pytest.raises(ValueError, match=rf"{folder.name}/scores.parquet: not there; run classify.ipynb"):
+    with pytest.raises(
+        ValueError, match=rf"{folder.name}/scores.parquet: not there; run classify.ipynb"
+    ):
         crossovers(table, resamples=22)
 
 

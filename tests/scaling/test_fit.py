@@ -14,7 +14,13 @@ from scipy import optimize, special, stats
 from cxrstudy.scaling.fit import fit_joint, fit_scaling
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-POINTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "public_scaling" / "chinchilla_points.csv"
+POINTS = (
+    Path(__file__).resolve().parents[3]
+    / "shared"
+    / "data"
+    / "public_scaling"
+    / "chinchilla_points.csv"
+)
 SIZES = np.array([200, 1000, 5000, 20000, 50000.0])
 LADDER = np.repeat([3e4, 5e4, 1e5, 1e6, 3.5e6], 3)
 
@@ -28,7 +34,11 @@ def law(form, n, b, floor, top, first, plateau=0.5):
 
 
 forms = pytest.mark.parametrize("form", ["power", "power_floor", "m4"])
-curves = {"b": st.floats(0.08, 1.2), "floor": st.sampled_from([0.0, 0.03, 0.12]), "top": st.floats(0.2, 0.45)}
+curves = {
+    "b": st.floats(0.08, 1.2),
+    "floor": st.sampled_from([0.0, 0.03, 0.12]),
+    "top": st.floats(0.2, 0.45),
+}
 
 
 @forms
@@ -38,9 +48,13 @@ def test_recovers_a_law_without_noise(form, b, floor, top):
     floor = 0.0 if form == "power" else floor
     error = law(form, SIZES, b, floor, top, SIZES[0])
     fit = fit_scaling(SIZES, error, form=form)
-    assert fit.exponent == pytest.approx(b, rel=1e-3) and fit.floor == pytest.approx(floor, abs=2e-4)
+    assert fit.exponent == pytest.approx(b, rel=1e-3) and fit.floor == pytest.approx(
+        floor, abs=2e-4
+    )
     far = np.array([[100.0, 3e5], [1e6, np.inf]])
-    np.testing.assert_allclose(fit.predict(far), law(form, far, b, floor, top, SIZES[0]), rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        fit.predict(far), law(form, far, b, floor, top, SIZES[0]), rtol=2e-3, atol=1e-3
+    )
     lo, hi = fit.interval(far)
     assert lo.shape == hi.shape == (2, 2)
     np.testing.assert_allclose(hi - lo, 0, atol=2e-3)
@@ -52,15 +66,24 @@ def test_recovers_a_law_without_noise(form, b, floor, top):
 def test_order_of_runs_and_units_do_not_matter(form, b, floor, top, seed):
     rng = np.random.default_rng(seed)
     n = np.repeat(SIZES, 2)
-    error = law(form, n, b, 0.0 if form == "power" else floor, top, 200) * (1 + 0.01 * rng.normal(size=10))
+    error = law(form, n, b, 0.0 if form == "power" else floor, top, 200) * (
+        1 + 0.01 * rng.normal(size=10)
+    )
     order = rng.permutation(10)
-    fit, moved = fit_scaling(n, error, form=form), fit_scaling(n[order] / 1000, error[order], form=form)
-    low, high = fit.exponent_interval()  # along a floor of nothing the optimum is flat: the same to a share of that
+    fit, moved = (
+        fit_scaling(n, error, form=form),
+        fit_scaling(n[order] / 1000, error[order], form=form),
+    )
+    low, high = (
+        fit.exponent_interval()
+    )  # along a floor of nothing the optimum is flat: the same to a share of that
     assert moved.exponent == pytest.approx(fit.exponent, abs=1e-3 * (high - low) + 1e-9)
     np.testing.assert_allclose(moved.interval(SIZES / 1000), fit.interval(SIZES), rtol=1e-4)
     if form != "m4":  # the loss may be counted in any unit
         doubled = fit_scaling(n, 2 * error, form=form)
-        np.testing.assert_allclose(doubled.interval(SIZES), 2 * np.array(fit.interval(SIZES)), rtol=1e-3)
+        np.testing.assert_allclose(
+            doubled.interval(SIZES), 2 * np.array(fit.interval(SIZES)), rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("form", ["power_floor", "m4"])
@@ -72,9 +95,13 @@ def test_finds_the_optimum_that_a_general_solver_finds(form):
     def misses(p):
         return (law(form, LADDER, p[0], p[1], p[2], 3e4) - error) / 0.004
 
-    best = optimize.least_squares(misses, [0.3, 0.1, 0.3], bounds=([0.0005, 0, 0], [3, 1, 0.5]), xtol=1e-15, ftol=1e-15)
+    best = optimize.least_squares(
+        misses, [0.3, 0.1, 0.3], bounds=([0.0005, 0, 0], [3, 1, 0.5]), xtol=1e-15, ftol=1e-15
+    )
     assert ((fit.predict(LADDER) - error) ** 2).sum() / 0.004**2 <= 2 * best.cost * (1 + 1e-9)
-    assert fit.exponent == pytest.approx(best.x[0], rel=1e-3) and fit.floor == pytest.approx(best.x[1], abs=1e-4)
+    assert fit.exponent == pytest.approx(best.x[0], rel=1e-3) and fit.floor == pytest.approx(
+        best.x[1], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("form", ["power_floor", "m4"])
@@ -88,15 +115,24 @@ def test_interval_is_the_profile_likelihood(form):
         for end in fit.interval(n, level=0.9):
 
             def misses(p, n=n, end=end):
-                return np.append((law(form, LADDER, *p, 3e4) - error) / 0.004, 1e4 * (law(form, n, *p, 3e4) - end))
+                return np.append(
+                    (law(form, LADDER, *p, 3e4) - error) / 0.004,
+                    1e4 * (law(form, n, *p, 3e4) - end),
+                )
 
-            start, bounds = [fit.exponent, fit.floor, fit.predict(3e4)], ([0.0005, 0, 0], [3, 0.3, 0.5])
-            found = optimize.least_squares(misses, start, bounds=bounds, x_scale=[0.1, 0.01, 0.01], xtol=1e-14)
+            start, bounds = (
+                [fit.exponent, fit.floor, fit.predict(3e4)],
+                ([0.0005, 0, 0], [3, 0.3, 0.5]),
+            )
+            found = optimize.least_squares(
+                misses, start, bounds=bounds, x_scale=[0.1, 0.01, 0.01], xtol=1e-14
+            )
             assert 2 * found.cost - least == pytest.approx(1.6449**2, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("form", "noise"), [("power", "relative"), ("power_floor", "constant"), ("power_floor", "known")]
+    ("form", "noise"),
+    [("power", "relative"), ("power_floor", "constant"), ("power_floor", "known")],
 )
 def test_intervals_hold_as_often_as_they_say(form, noise):
     """Nominal 95% over random laws, ladders and noise of 1-3%, three seeds a size: the curve at the smallest size, the
@@ -107,15 +143,31 @@ def test_intervals_hold_as_often_as_they_say(form, noise):
     for i in range(draws):
         sizes = SIZES if rng.random() < 0.5 else LADDER[::3]
         floor = 0.0 if form == "power" else rng.choice([0, 0.05, 0.15])
-        at, level, b = sizes[[0, 2, 4, 4]] * [1, 1, 1, 10], rng.choice([0.01, 0.03]), rng.uniform(0.15, 0.6)
+        at, level, b = (
+            sizes[[0, 2, 4, 4]] * [1, 1, 1, 10],
+            rng.choice([0.01, 0.03]),
+            rng.uniform(0.15, 0.6),
+        )
         curve, truth = (law(form, n, b, floor, 0.3, sizes[0]) for n in (sizes.repeat(3), at))
-        sigma, sigma_at = (level * (curve.mean() if noise == "constant" else c) for c in (curve, truth))
+        sigma, sigma_at = (
+            level * (curve.mean() if noise == "constant" else c) for c in (curve, truth)
+        )
         given = sigma if noise == "known" else None
-        fit = fit_scaling(sizes.repeat(3), curve + sigma * rng.normal(size=15), form=form, sigma=given)
-        values = (truth, truth + (0 if noise == "known" else sigma_at) * rng.normal(size=4), np.array([b]))
+        fit = fit_scaling(
+            sizes.repeat(3), curve + sigma * rng.normal(size=15), form=form, sigma=given
+        )
+        values = (
+            truth,
+            truth + (0 if noise == "known" else sigma_at) * rng.normal(size=4),
+            np.array([b]),
+        )
         ends = (fit.interval(at), fit.interval(at, noise=noise != "known"), fit.exponent_interval())
-        inside[i] = np.concatenate([(lo <= v) & (v <= hi) for v, (lo, hi) in zip(values, ends, strict=True)])
-    assert (inside.mean(axis=0) > 0.95 - 3 * (0.95 * 0.05 / draws) ** 0.5).all(), inside.mean(axis=0)
+        inside[i] = np.concatenate(
+            [(lo <= v) & (v <= hi) for v, (lo, hi) in zip(values, ends, strict=True)]
+        )
+    assert (inside.mean(axis=0) > 0.95 - 3 * (0.95 * 0.05 / draws) ** 0.5).all(), inside.mean(
+        axis=0
+    )
     assert 0.93 < inside.mean() < 0.985, inside.mean(axis=0)
 
 
@@ -131,7 +183,10 @@ def test_one_run_a_size_is_allowed_but_wide():
 def test_sigma_is_believed_unless_the_residuals_refute_it():
     rng = np.random.default_rng(1)
     error = law("power_floor", LADDER, 0.3, 0.1, 0.3, 3e4) + 0.01 * rng.normal(size=15)
-    right, proud = fit_scaling(LADDER, error, sigma=0.01), fit_scaling(LADDER, error, sigma=np.full(15, 0.001))
+    right, proud = (
+        fit_scaling(LADDER, error, sigma=0.01),
+        fit_scaling(LADDER, error, sigma=np.full(15, 0.001)),
+    )
     assert (right.noise, right.dof) == (1, np.inf) and proud.noise > 5 and proud.dof == 12
     np.testing.assert_allclose(proud.predict(LADDER), right.predict(LADDER), rtol=1e-6)
     widths = [np.subtract(*fit.interval(1e6)[::-1]) for fit in (right, proud)]
@@ -155,19 +210,27 @@ def test_a_part_of_the_noise_is_its_least_and_never_believed_alone():
     assert residual.noise * 1e-6 == pytest.approx(spread, rel=0.05)
     assert (part.dof, whole.dof) == (3, np.inf)
     widths = [np.subtract(*fit.interval(1e5)[::-1]) for fit in (part, whole, large)]
-    assert widths[0] / widths[1] == pytest.approx(max(1, part.noise * stats.t.ppf(0.975, 3) / 1.96), rel=0.02)
-    assert widths[2] / widths[1] == pytest.approx(10, rel=0.1)  # sigma is the least: ten times the other's
+    assert widths[0] / widths[1] == pytest.approx(
+        max(1, part.noise * stats.t.ppf(0.975, 3) / 1.96), rel=0.02
+    )
+    assert widths[2] / widths[1] == pytest.approx(
+        10, rel=0.1
+    )  # sigma is the least: ten times the other's
     with pytest.raises(ValueError, match="power_floor needs at least 4 distinct n, got 3"):
         fit_scaling(SIZES[:3], error[:3], sigma=0.001, partial=True)
     with pytest.raises(ValueError, match="does not fall with n beyond its noise"):
-        fit_scaling(SIZES[:3], [0.25, 0.22, 0.223], sigma=1e-4, form="power", partial=True)  # by sigma alone it does
+        fit_scaling(
+            SIZES[:3], [0.25, 0.22, 0.223], sigma=1e-4, form="power", partial=True
+        )  # by sigma alone it does
 
 
 @forms
 def test_wider_levels_contain_narrower_ones_and_the_curve(form):
     rng = np.random.default_rng(2)
     n = np.repeat(SIZES, 3)
-    fit = fit_scaling(n, law(form, n, 0.3, 0.0, 0.35, 200) * (1 + 0.02 * rng.normal(size=15)), form=form)
+    fit = fit_scaling(
+        n, law(form, n, 0.3, 0.0, 0.35, 200) * (1 + 0.02 * rng.normal(size=15)), form=form
+    )
     at = np.geomspace(100, 1e7, 9)
     ends = [fit.interval(at, level=level) for level in (0.5, 0.9, 0.99)]
     ends.append(fit.interval(at, level=0.99, noise=True))
@@ -180,14 +243,22 @@ def test_wider_levels_contain_narrower_ones_and_the_curve(form):
         )
     assert (ends[2][0] >= 0).all()
     low, high = fit.exponent_interval()
-    assert low < fit.exponent < high and fit.interval(np.inf)[0] <= fit.floor <= fit.interval(np.inf)[1]
+    assert (
+        low < fit.exponent < high
+        and fit.interval(np.inf)[0] <= fit.floor <= fit.interval(np.inf)[1]
+    )
 
 
 @forms
 def test_samples_are_reproducible_and_agree_with_the_interval(form):
     rng = np.random.default_rng(2)
     n = np.repeat(SIZES, 3)
-    fit = fit_scaling(n, law(form, n, 0.3, 0.0, 0.35, 200) * (1 + 0.01 * rng.normal(size=15)), form=form, resamples=400)
+    fit = fit_scaling(
+        n,
+        law(form, n, 0.3, 0.0, 0.35, 200) * (1 + 0.01 * rng.normal(size=15)),
+        form=form,
+        resamples=400,
+    )
     curves = fit.samples([[200.0, 5e4]])
     assert curves.shape == (400, 1, 2)
     np.testing.assert_array_equal(curves, fit.samples([[200.0, 5e4]]))
@@ -202,26 +273,50 @@ def test_refusals_name_the_reason():
     n, flat = np.repeat(SIZES, 3), 0.2 * (1 + 0.02 * rng.normal(size=15))
     for arguments, match in [
         ({"form": "bent"}, "form must be one of power, power_floor, m4, broken, got 'bent'"),
-        ({"n": SIZES[:4], "error": good[:4], "form": "broken"}, "broken needs at least 5 distinct n, got 4"),
-        ({"n": SIZES[:4], "error": good[:4], "form": "broken", "sigma": 0.01}, "at least 5 distinct n, got 4"),
-        ({"error": np.where(SIZES == 5000, 0.0, good)}, "error is 0 at n = 5000: the metric is at its ceiling"),
+        (
+            {"n": SIZES[:4], "error": good[:4], "form": "broken"},
+            "broken needs at least 5 distinct n, got 4",
+        ),
+        (
+            {"n": SIZES[:4], "error": good[:4], "form": "broken", "sigma": 0.01},
+            "at least 5 distinct n, got 4",
+        ),
+        (
+            {"error": np.where(SIZES == 5000, 0.0, good)},
+            "error is 0 at n = 5000: the metric is at its ceiling",
+        ),
         ({"error": good[:-1]}, r"n has shape \(5,\), error \(4,\)"),
         ({"n": SIZES - 200}, "n must be positive and finite, got 0.0"),
         ({"error": good - 0.31}, "error must be positive and finite, got"),
-        ({"error": np.where(SIZES == 5000, np.nan, good)}, "error must be positive and finite, got nan"),
+        (
+            {"error": np.where(SIZES == 5000, np.nan, good)},
+            "error must be positive and finite, got nan",
+        ),
         ({"sigma": 0.0}, "sigma must be positive"),
         ({"n": SIZES[:3], "error": good[:3]}, "power_floor needs at least 4 distinct n, got 3"),
-        ({"n": SIZES[:3], "error": good[:3], "form": "m4"}, "m4 needs at least 4 distinct n, got 3"),
+        (
+            {"n": SIZES[:3], "error": good[:3], "form": "m4"},
+            "m4 needs at least 4 distinct n, got 3",
+        ),
         (
             {"n": [200, 200, 1000, 1000], "error": [0.3, 0.31, 0.2, 0.21], "form": "power"},
             "at least 3 distinct n, got 2",
         ),
         ({"n": SIZES[:2], "error": good[:2], "sigma": 0.01}, "at least 3 distinct n, got 2"),
         ({"error": good[::-1]}, r"error rises with n beyond its noise \(p = "),
-        ({"error": good[::-1], "sigma": 0.2}, "does not fall with n beyond its noise.*floor or ceiling"),
+        (
+            {"error": good[::-1], "sigma": 0.2},
+            "does not fall with n beyond its noise.*floor or ceiling",
+        ),
         ({"error": np.full(5, 0.2)}, "does not fall with n beyond its noise"),
-        ({"n": n, "error": flat}, r"does not fall with n beyond its noise \(p = 0\.\d\d; 0\.\d+ at n = 200"),
-        ({"n": n, "error": flat, "sigma": 0.004, "form": "power"}, "does not fall with n beyond its noise"),
+        (
+            {"n": n, "error": flat},
+            r"does not fall with n beyond its noise \(p = 0\.\d\d; 0\.\d+ at n = 200",
+        ),
+        (
+            {"n": n, "error": flat, "sigma": 0.004, "form": "power"},
+            "does not fall with n beyond its noise",
+        ),
         ({"error": good, "sigma": 0.2}, "does not fall with n beyond its noise"),
         (
             {"error": [0.52, 0.51, 0.5, 0.505, 0.5], "form": "m4"},
@@ -264,7 +359,10 @@ def test_recovers_a_broken_law_without_noise(early, late, place):
     assume(abs(early - late) > 0.1)
     bend = 200 * 2500**place
     fit = fit_scaling(EIGHT, broken(EIGHT, early, late, bend), form="broken")
-    assert (fit.early, fit.exponent) == (pytest.approx(early, abs=0.005), pytest.approx(late, abs=0.005))
+    assert (fit.early, fit.exponent) == (
+        pytest.approx(early, abs=0.005),
+        pytest.approx(late, abs=0.005),
+    )
     assert fit.bend == pytest.approx(bend, rel=0.05) and fit.floor == 0
     far = np.array([50, 3e3, 5e6])
     np.testing.assert_allclose(fit.predict(far), broken(far, early, late, bend), rtol=0.02)
@@ -279,13 +377,24 @@ def test_a_broken_law_finds_the_optimum_and_the_profile_that_a_general_solver_fi
     def misses(p):
         return (broken(n, p[0], p[1], np.exp(p[2]), p[3]) - error) / 0.003
 
-    start, bounds = [0.05, 0.4, 9, 0.3], ([0.0005, 0.0005, np.log(EIGHT[1]), 0], [3, 3, np.log(EIGHT[-2]), 1])
-    best = optimize.least_squares(misses, start, bounds=bounds, xtol=1e-14, ftol=1e-14, x_scale=[0.1, 0.1, 1, 0.1])
+    start, bounds = (
+        [0.05, 0.4, 9, 0.3],
+        ([0.0005, 0.0005, np.log(EIGHT[1]), 0], [3, 3, np.log(EIGHT[-2]), 1]),
+    )
+    best = optimize.least_squares(
+        misses, start, bounds=bounds, xtol=1e-14, ftol=1e-14, x_scale=[0.1, 0.1, 1, 0.1]
+    )
     least = (((fit.predict(n) - error) / 0.003) ** 2).sum()
     assert least <= 2 * best.cost + 1e-3
     for end in fit.interval(2e6, level=0.9):
-        pull = [lambda p, end=end: np.append(misses(p), 1e4 * (broken(2e6, p[0], p[1], np.exp(p[2]), p[3]) - end))]
-        found = optimize.least_squares(pull[0], best.x, bounds=bounds, xtol=1e-14, x_scale=[0.1, 0.1, 1, 0.1])
+        pull = [
+            lambda p, end=end: np.append(
+                misses(p), 1e4 * (broken(2e6, p[0], p[1], np.exp(p[2]), p[3]) - end)
+            )
+        ]
+        found = optimize.least_squares(
+            pull[0], best.x, bounds=bounds, xtol=1e-14, x_scale=[0.1, 0.1, 1, 0.1]
+        )
         assert 2 * found.cost - 2 * best.cost == pytest.approx(1.6449**2, rel=0.15)
 
 
@@ -295,7 +404,9 @@ def test_intervals_of_a_broken_law_hold():
     for _ in range(25):
         early, late, bend = rng.uniform(0.02, 0.3), rng.uniform(0.1, 0.5), rng.uniform(2e3, 5e4)
         curve = broken(n, early, late, bend)
-        fit = fit_scaling(n, curve * (1 + 0.02 * rng.normal(size=16)), form="broken", sigma=0.02 * curve)
+        fit = fit_scaling(
+            n, curve * (1 + 0.02 * rng.normal(size=16)), form="broken", sigma=0.02 * curve
+        )
         lo, hi = fit.interval(at)
         inside.append((lo <= broken(at, early, late, bend)) & (broken(at, early, late, bend) <= hi))
     assert np.mean(inside) > 0.88
@@ -303,7 +414,9 @@ def test_intervals_of_a_broken_law_hold():
 
 def test_a_law_without_a_break_is_a_broken_one_with_equal_slopes():
     fit = fit_scaling(EIGHT, law("power", EIGHT, 0.3, 0, 0.3, 200), form="broken")
-    assert fit.early == pytest.approx(0.3, abs=0.01) and fit.exponent == pytest.approx(0.3, abs=0.01)
+    assert fit.early == pytest.approx(0.3, abs=0.01) and fit.exponent == pytest.approx(
+        0.3, abs=0.01
+    )
 
 
 # ---- outliers ------------------------------------------------------------------------------------------------------
@@ -312,7 +425,13 @@ SIX = np.repeat([200, 600, 2000, 6000, 20000, 50000.0], [3, 2, 2, 2, 2, 3])
 
 @pytest.mark.parametrize("sigma", [None, 0.02])
 def test_an_outlying_run_does_not_drive_a_robust_fit(sigma):
-    curve, rng, off, widths, marked = law("power", SIX, 0.3, 0, 0.3, 200), np.random.default_rng(7), [], [], []
+    curve, rng, off, widths, marked = (
+        law("power", SIX, 0.3, 0, 0.3, 200),
+        np.random.default_rng(7),
+        [],
+        [],
+        [],
+    )
     for which in [*range(14), *range(14)]:
         error = curve * (1 + 0.02 * rng.normal(size=14))
         spoilt = np.where(np.arange(14) == which, 1.5 * error, error)
@@ -338,10 +457,16 @@ def test_a_robust_fit_is_the_minimum_of_hubers_loss():
         return (law("power_floor", SIX, p[0], p[1], p[2], 200) - error) / 0.006
 
     bounds = ([0.0005, 0, 0], [3, 1, 1])
-    off = np.median(np.abs(misses([fit.exponent, fit.floor, float(fit.predict(200.0))]))) / stats.norm.ppf(0.75)
+    off = np.median(
+        np.abs(misses([fit.exponent, fit.floor, float(fit.predict(200.0))]))
+    ) / stats.norm.ppf(0.75)
     scale = 1.345 * max(1.0, off * np.sqrt(14 / 11))
-    best = optimize.least_squares(misses, [0.4, 0.05, 0.3], bounds=bounds, loss="huber", f_scale=scale, xtol=1e-14)
-    assert fit.exponent == pytest.approx(best.x[0], abs=0.005) and fit.floor == pytest.approx(best.x[1], abs=0.002)
+    best = optimize.least_squares(
+        misses, [0.4, 0.05, 0.3], bounds=bounds, loss="huber", f_scale=scale, xtol=1e-14
+    )
+    assert fit.exponent == pytest.approx(best.x[0], abs=0.005) and fit.floor == pytest.approx(
+        best.x[1], abs=0.002
+    )
 
 
 def test_without_outliers_or_without_freedom_to_tell_them_robust_changes_little_or_nothing():
@@ -352,7 +477,9 @@ def test_without_outliers_or_without_freedom_to_tell_them_robust_changes_little_
         ratio.append(np.divide(*[np.subtract(*fit.interval(5e4)[::-1]) for fit in fits[::-1]]))
     assert 0.9 < np.median(ratio) < 1.3
     few = law("power", SIZES, 0.3, 0, 0.3, 200) * [1, 1, 1.3, 1, 1]
-    robust, plain = (fit_scaling(SIZES, few, form="power", robust=robust) for robust in (True, False))
+    robust, plain = (
+        fit_scaling(SIZES, few, form="power", robust=robust) for robust in (True, False)
+    )
     assert (robust.weights == 1).all() and robust.interval(1e5) == plain.interval(1e5)
 
 
@@ -369,9 +496,16 @@ def test_the_growth_of_the_noise_is_told_by_the_runs():
 FORMS = ["power", "power_floor", "m4", "broken"]
 
 
-@given(low=st.integers(1, 3), rise=st.floats(0.3, 1.0), form=st.sampled_from(FORMS), seeds=st.integers(1, 3))
+@given(
+    low=st.integers(1, 3),
+    rise=st.floats(0.3, 1.0),
+    form=st.sampled_from(FORMS),
+    seeds=st.integers(1, 3),
+)
 @settings(deadline=None, max_examples=20)
-def test_a_curve_that_falls_and_rises_again_is_refused_or_held_in_a_wide_interval(low, rise, form, seeds):
+def test_a_curve_that_falls_and_rises_again_is_refused_or_held_in_a_wide_interval(
+    low, rise, form, seeds
+):
     place = np.arange(5)
     error = 0.3 - 0.05 * np.minimum(place, low) + rise * 0.05 * np.maximum(place - low, 0)
     n, every = SIZES.repeat(seeds), error.repeat(seeds)
@@ -391,7 +525,9 @@ def test_a_metric_at_its_ceiling_or_at_chance_gives_no_confident_exponent(seed, 
     rng = np.random.default_rng(seed)
     error = level * (1 + 0.2 * rng.uniform(-1, 1, size=15))
     try:
-        low, high = fit_scaling(SIZES.repeat(3), np.minimum(error, 0.4999), form="power").exponent_interval()
+        low, high = fit_scaling(
+            SIZES.repeat(3), np.minimum(error, 0.4999), form="power"
+        ).exponent_interval()
     except ValueError:
         return
     assert low < 0.05 and high - low > 0.005
@@ -404,7 +540,10 @@ def test_one_seed_a_size_is_wide_and_holds(form):
     curve = law(form, SIZES, b, 0.05 * (form != "power"), 0.3, 200)
     for _ in range(60):
         runs = curve[:, None] * (1 + 0.02 * rng.normal(size=(5, 3)))
-        one, three = fit_scaling(SIZES, runs[:, 0], form=form), fit_scaling(SIZES.repeat(3), runs.ravel(), form=form)
+        one, three = (
+            fit_scaling(SIZES, runs[:, 0], form=form),
+            fit_scaling(SIZES.repeat(3), runs.ravel(), form=form),
+        )
         lo, hi = one.interval(1.25e5)
         held.append(lo <= truth <= hi)
         ratio.append((hi - lo) / np.subtract(*three.interval(1.25e5)[::-1]))
@@ -424,8 +563,17 @@ SPEC.loader.exec_module(COVERAGE)
 def test_coverage_of_the_recorded_settings_short(asked):
     """75 draws of each of two laws; book/recorded/coverage.csv has 2,000 of more."""
     wanted = COVERAGE.DEFAULT | asked
-    chosen = [s for s in COVERAGE.settings() if wanted.items() <= s.items() and s["exponent"] in (0.3, 0.4)]
-    rows = [row for setting in chosen for row in COVERAGE.simulate(setting, 75, 5) if row["place"] == "all"]
+    chosen = [
+        s
+        for s in COVERAGE.settings()
+        if wanted.items() <= s.items() and s["exponent"] in (0.3, 0.4)
+    ]
+    rows = [
+        row
+        for setting in chosen
+        for row in COVERAGE.simulate(setting, 75, 5)
+        if row["place"] == "all"
+    ]
     assert len(rows) == 2
     assert 0.9 < np.mean([row["coverage"] for row in rows]) < 0.99
     assert all(row["width"] < 1.6 and row["refused"] == 0 for row in rows)
@@ -442,7 +590,12 @@ def test_the_recorded_coverage_is_of_the_settings_of_today():
 
 
 # ---- the joint law -------------------------------------------------------------------------------------------------
-@given(alpha=st.floats(0.2, 0.7), beta=st.floats(0.2, 0.7), floor=st.floats(0.5, 2), seed=st.integers(0, 99))
+@given(
+    alpha=st.floats(0.2, 0.7),
+    beta=st.floats(0.2, 0.7),
+    floor=st.floats(0.5, 2),
+    seed=st.integers(0, 99),
+)
 @settings(deadline=None, max_examples=3)
 def test_joint_law_is_recovered_despite_outliers(alpha, beta, floor, seed):
     rng = np.random.default_rng(seed)
@@ -455,10 +608,15 @@ def test_joint_law_is_recovered_despite_outliers(alpha, beta, floor, seed):
     np.testing.assert_allclose(fit.predict(n, d)[3:], loss[3:], rtol=2e-3)
 
 
-@pytest.mark.skipif(not POINTS.is_file(), reason="needs ../shared/data/public_scaling/chinchilla_points.csv")
+@pytest.mark.skipif(
+    not POINTS.is_file(), reason="needs ../shared/data/public_scaling/chinchilla_points.csv"
+)
 def test_joint_law_of_chinchilla_as_refitted_by_besiroglu_et_al():
     with open(POINTS, newline="", encoding="utf-8") as file:
-        rows = [[float(r["Model Size"]), float(r["Training FLOP"]), float(r["loss"])] for r in csv.DictReader(file)]
+        rows = [
+            [float(r["Model Size"]), float(r["Training FLOP"]), float(r["loss"])]
+            for r in csv.DictReader(file)
+        ]
     size, flop, loss = np.array(sorted(rows, key=lambda row: row[2])[:-5]).T
     tokens = flop / 6 / size
     with warnings.catch_warnings():
@@ -469,9 +627,14 @@ def test_joint_law_of_chinchilla_as_refitted_by_besiroglu_et_al():
     assert pytest.approx(2085, rel=0.1) == fit.B
 
     def huber(e, a, alpha, b, beta):
-        return special.huber(1e-3, np.log(e + a * size**-alpha + b * tokens**-beta) - np.log(loss)).sum()
+        return special.huber(
+            1e-3, np.log(e + a * size**-alpha + b * tokens**-beta) - np.log(loss)
+        ).sum()
 
-    ours, published = huber(fit.E, fit.A, fit.alpha, fit.B, fit.beta), huber(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
+    ours, published = (
+        huber(fit.E, fit.A, fit.alpha, fit.B, fit.beta),
+        huber(1.8172, 482.01, 0.3478, 2085.43, 0.3658),
+    )
     assert ours <= published
 
 

@@ -18,7 +18,18 @@ from cxrstudy.scaling import claims, decide, ladders, planner
 
 GOLDEN = Path(__file__).parent / "golden"
 STUDIES = ("study-cpu", "study-gpu")
-WORDS = {"claim", "source", "scope", "contrast", "why", "runs", "name", "first_said", "holds_said", "covers"}
+WORDS = {
+    "claim",
+    "source",
+    "scope",
+    "contrast",
+    "why",
+    "runs",
+    "name",
+    "first_said",
+    "holds_said",
+    "covers",
+}
 
 
 def golden(study: str) -> dict[str, Any]:
@@ -59,8 +70,14 @@ def test_recorded_studies_say_what_they_said(study):
         for k, (one, other) in enumerate(zip(found[name], wanted, strict=True)):
             assert other.keys() <= one.keys(), name  # columns may be added
             for column, value in other.items():
-                if isinstance(value, float):  # laws are solved by iteration: alike to a thousandth of a thousandth
-                    assert one[column] == pytest.approx(value, rel=1e-6, abs=1e-8), (name, k, column)
+                if isinstance(
+                    value, float
+                ):  # laws are solved by iteration: alike to a thousandth of a thousandth
+                    assert one[column] == pytest.approx(value, rel=1e-6, abs=1e-8), (
+                        name,
+                        k,
+                        column,
+                    )
                 elif isinstance(value, str):  # words may be added behind the numbers
                     assert one[column].startswith(value), (name, k, column)
                 else:
@@ -77,4 +94,6 @@ def test_golden_tables_hold_numbers():
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or STUDIES:
-        (GOLDEN / f"{name}.json").write_text(json.dumps(golden(name), indent=1, ensure_ascii=False) + "\n")
+        (GOLDEN / f"{name}.json").write_text(
+            json.dumps(golden(name), indent=1, ensure_ascii=False) + "\n"
+        )

@@ -23,16 +23,26 @@ def simulate(rng, truth, *, seeds=3, seed_sd=0.004, patient_sd=0.004, own_sd=0.0
     measured, squares = {}, {}
     for cell, value in truth.items():
         count = 1 if cell[3] == BASE else seeds
-        runs = value + shared + rng.normal(0, own_sd) + (cell[3] != BASE) * rng.normal(0, seed_sd, count)
+        runs = (
+            value
+            + shared
+            + rng.normal(0, own_sd)
+            + (cell[3] != BASE) * rng.normal(0, seed_sd, count)
+        )
         measured[cell] = runs, runs[:, None] + shared_draws + rng.normal(0, own_sd, resamples)
         if count > 1:
             squares.setdefault(cell[:3], []).append(runs.var(ddof=1))
-    spread = {ladder: (float(np.mean(each)), float(len(each) * (seeds - 1))) for ladder, each in squares.items()}
+    spread = {
+        ladder: (float(np.mean(each)), float(len(each) * (seeds - 1)))
+        for ladder, each in squares.items()
+    }
     return measured, spread
 
 
 def cells(values):
-    return {("findings", "auroc", paradigm, float(n)): value for (paradigm, n), value in values.items()}
+    return {
+        ("findings", "auroc", paradigm, float(n)): value for (paradigm, n), value in values.items()
+    }
 
 
 def verdicts(claim, options, truth, *, count=300, **how):
@@ -42,15 +52,27 @@ def verdicts(claim, options, truth, *, count=300, **how):
     return pd.DataFrame(found)
 
 
-GAP = cells({("clip", 8000): 1.0, ("clip", 200): -1.0, ("dinov2", 8000): -1.0, ("dinov2", 200): 1.0})
+GAP = cells(
+    {("clip", 8000): 1.0, ("clip", 200): -1.0, ("dinov2", 8000): -1.0, ("dinov2", 200): 1.0}
+)
 
 
 def grown(more):
-    return cells({("clip", 200): 0.8, ("clip", 8000): 0.83 + more, ("dinov2", 200): 0.7, ("dinov2", 8000): 0.73})
+    return cells(
+        {
+            ("clip", 200): 0.8,
+            ("clip", 8000): 0.83 + more,
+            ("dinov2", 200): 0.7,
+            ("dinov2", 8000): 0.73,
+        }
+    )
 
 
 def test_what_is_true_by_construction_is_supported_and_what_is_false_contradicted():
-    for more, expected, other in ((0.03, "supported", "contradicted"), (-0.03, "contradicted", "supported")):
+    for more, expected, other in (
+        (0.03, "supported", "contradicted"),
+        (-0.03, "contradicted", "supported"),
+    ):
         rates = verdicts(GROWTH, [GAP], grown(more))["verdict"].value_counts(normalize=True)
         assert rates[expected] > 0.9
         assert rates.get(other, 0) == 0
@@ -59,7 +81,9 @@ def test_what_is_true_by_construction_is_supported_and_what_is_false_contradicte
 @pytest.mark.parametrize("seeds", [2, 3, 8])
 def test_where_nothing_is_the_verdict_is_rarely_supported_and_the_interval_holds_nothing(seeds):
     found = verdicts(GROWTH, [GAP], grown(0.0), seeds=seeds, count=600)
-    assert (found["verdict"] == "supported").mean() <= 0.045  # 2.5% are meant: 3 deviations of 600 draws above
+    assert (
+        found["verdict"] == "supported"
+    ).mean() <= 0.045  # 2.5% are meant: 3 deviations of 600 draws above
     assert (found["verdict"] == "contradicted").mean() <= 0.045
     assert (found["p"] < 0.05).mean() <= 0.08
     covered = ((found["low"] <= 0) & (found["high"] >= 0)).mean()
@@ -71,9 +95,14 @@ ONE = cells({("unicl", 8000): 1.0, ("clip", 8000): -1.0})
 
 @pytest.mark.parametrize(
     ("claim", "option", "truth"),
-    [(GROWTH, GAP, grown(0.01)), (LABELS, ONE, cells({("unicl", 8000): 0.81, ("clip", 8000): 0.8}))],
+    [
+        (GROWTH, GAP, grown(0.01)),
+        (LABELS, ONE, cells({("unicl", 8000): 0.81, ("clip", 8000): 0.8})),
+    ],
 )
-def test_the_spread_between_seeds_is_in_the_interval_which_covers_at_its_level(claim, option, truth):
+def test_the_spread_between_seeds_is_in_the_interval_which_covers_at_its_level(
+    claim, option, truth
+):
     """Without patients' noise nearly all of the interval is that of three seeds, whose spread is hardly known."""
     found = verdicts(claim, [option], truth, patient_sd=1e-5, own_sd=1e-5, count=600)
     covered = ((found["low"] <= 0.01) & (found["high"] >= 0.01)).mean()
@@ -173,7 +202,9 @@ def test_a_probe_on_a_base_has_no_seeds_and_a_decoder_of_masks_on_it_has():
             rng,
         )
         assert known["verdict"] == "supported"
-        assert (known["high"] - known["low"] > 0.4) is not decided  # seeds' luck is in the interval where it has a say
+        assert (
+            known["high"] - known["low"] > 0.4
+        ) is not decided  # seeds' luck is in the interval where it has a say
 
 
 def test_an_undefined_metric_is_not_testable():
@@ -186,7 +217,12 @@ finite = st.floats(-1, 1)
 FAVOUR = ("contradicted", "inconclusive", "supported")
 
 
-@given(ends=st.tuples(finite, finite, finite), threshold=st.floats(0, 0.1), presence=st.booleans(), up=st.floats(0, 1))
+@given(
+    ends=st.tuples(finite, finite, finite),
+    threshold=st.floats(0, 0.1),
+    presence=st.booleans(),
+    up=st.floats(0, 1),
+)
 def test_a_greater_effect_never_speaks_less_for_a_claim(ends, threshold, presence, up):
     low, effect, high = sorted(ends)
     before, _ = verdict(effect, low, high, threshold, presence=presence)
@@ -206,9 +242,14 @@ rungs = st.lists(st.integers(10, 10**7), min_size=2, max_size=7, unique=True).ma
 
 
 @given(sizes=rungs, a=st.floats(-1, 1), b=st.floats(-0.1, 0.1))
-def test_the_slope_of_a_straight_line_is_its_slope_and_its_growth_the_difference_of_its_ends(sizes, a, b):
+def test_the_slope_of_a_straight_line_is_its_slope_and_its_growth_the_difference_of_its_ends(
+    sizes, a, b
+):
     line = {n: a + b * math.log10(n) for n in sizes}
-    slope, growth = (sum(w * line[n] for n, w in CONTRASTS[name][0](sizes)[0].items()) for name in ("slope", "growth"))
+    slope, growth = (
+        sum(w * line[n] for n, w in CONTRASTS[name][0](sizes)[0].items())
+        for name in ("slope", "growth")
+    )
     assert slope == pytest.approx(b, abs=1e-6 / math.log10(sizes[-1] / sizes[0]))
     assert growth == pytest.approx(line[sizes[-1]] - line[sizes[0]])
     assert sum(CONTRASTS["slope"][0](sizes)[0].values()) == pytest.approx(
@@ -242,4 +283,6 @@ def test_entries_can_be_tried_and_found():
         assert claim.one and not set(claim.one) & set(claim.other)
         assert "2509.12818" in claim.source or claim.source.startswith("arXiv ")
     least = 2 / (1000 + 1)  # the smallest p of the default resamples of patients
-    assert len(CLAIMS) * least < 0.05, "with so many claims Holm's correction leaves nothing to be found"
+    assert len(CLAIMS) * least < 0.05, (
+        "with so many claims Holm's correction leaves nothing to be found"
+    )

@@ -39,15 +39,33 @@ def runs(tmp_path, monkeypatch):
 def record(name, metrics, *, stage="classify", **subject):
     """One run's record, as the notebooks write it."""
     p = study.validated(stage, {"out": f"runs/mini/{stage}/{name}"})
-    own = {"kind": "synthetic", "institution": "synthetic:study", "patients": "p0", "samples_seen": 30000, "seed": 0}
-    own |= {"paradigm": "clip", "encoder": "cnn_mini", "base": "clip-base-aaaaaa", "n_images": 0, "data": "study-1"}
-    return write_record(stage, p, metrics=metrics, subject=own | subject, started=time.time()).parent
+    own = {
+        "kind": "synthetic",
+        "institution": "synthetic:study",
+        "patients": "p0",
+        "samples_seen": 30000,
+        "seed": 0,
+    }
+    own |= {
+        "paradigm": "clip",
+        "encoder": "cnn_mini",
+        "base": "clip-base-aaaaaa",
+        "n_images": 0,
+        "data": "study-1",
+    }
+    return write_record(
+        stage, p, metrics=metrics, subject=own | subject, started=time.time()
+    ).parent
 
 
 def metric(task, value, label="macro", metric="auroc", sd=0.002):
-    return {"task": task, "label": label, "metric": metric, "value": value, "low": value - 1.96 * sd} | {
-        "high": value + 1.96 * sd
-    }
+    return {
+        "task": task,
+        "label": label,
+        "metric": metric,
+        "value": value,
+        "low": value - 1.96 * sd,
+    } | {"high": value + 1.96 * sd}
 
 
 def write_ladder(law, paradigm="clip", sizes=SIZES, seeds=1, sd=0.002, **subject):
@@ -59,7 +77,14 @@ def write_ladder(law, paradigm="clip", sizes=SIZES, seeds=1, sd=0.002, **subject
             rows = [metric(task, value, sd=sd) for task, value in values.items()]
             rows += [metric(task, 0.5, label=NAMES[task][0]) for task in TASKS]
             rows += [metric(task, 0.1, metric="auprc") for task in TASKS]
-            record(f"{paradigm}-n{n}-s{seed}-abc", rows, paradigm=paradigm, n_images=n, seed=seed, **subject)
+            record(
+                f"{paradigm}-n{n}-s{seed}-abc",
+                rows,
+                paradigm=paradigm,
+                n_images=n,
+                seed=seed,
+                **subject,
+            )
 
 
 def write_others():
@@ -67,8 +92,15 @@ def write_others():
     rows = [metric(task, 0.6) for task in TASKS]
     record("base-clip-base-bbbbbb", rows, base="", n_images=20000)
     for control in ("pixels", "random:cnn_mini", "covariates"):
-        record(f"{control.replace(':', '-')}-ccc", rows, paradigm="control", encoder=control, base=None)
-    record("clip-n200-s0-ddd", [metric("pretrain", 1.2, label="clip", metric="loss")], stage="pretrain", n_images=200)
+        record(
+            f"{control.replace(':', '-')}-ccc", rows, paradigm="control", encoder=control, base=None
+        )
+    record(
+        "clip-n200-s0-ddd",
+        [metric("pretrain", 1.2, label="clip", metric="loss")],
+        stage="pretrain",
+        n_images=200,
+    )
 
 
 def power(a, b, c=0.0):
@@ -104,8 +136,12 @@ def test_points_are_the_continued_encoders_and_the_reference_is_all_the_rest(run
     for task in TASKS:
         rest = reference(table, task)
         assert sorted(rest["encoder"]) == ["cnn_mini", "covariates", "pixels", "random:cnn_mini"]
-        every = table[(table["task"] == task) & (table["label"] == "macro") & (table["metric"] == "auroc")]
-        assert sorted([*rest["run"], *ladder.loc[ladder["task"] == task, "run"]]) == sorted(every["run"])
+        every = table[
+            (table["task"] == task) & (table["label"] == "macro") & (table["metric"] == "auroc")
+        ]
+        assert sorted([*rest["run"], *ladder.loc[ladder["task"] == task, "run"]]) == sorted(
+            every["run"]
+        )
 
 
 @settings(deadline=None, max_examples=8)
@@ -125,7 +161,9 @@ def test_a_power_law_is_found_in_the_records_that_follow_it(tmp_path_factory, a,
         curve = curves[(curves["task"] == fit.task) & (curves["paradigm"] == fit.paradigm)]
         n = curve["n_images"].to_numpy()
         assert n[[0, -1]] == pytest.approx([200, 80000])
-        np.testing.assert_allclose(curve["value"], [1 - laws[fit.paradigm](fit.task, k) for k in n], atol=1e-4)
+        np.testing.assert_allclose(
+            curve["value"], [1 - laws[fit.paradigm](fit.task, k) for k in n], atol=1e-4
+        )
         assert (curve["low"] < curve["value"]).all()
         assert (curve["value"] < curve["high"]).all()
 
@@ -152,7 +190,9 @@ def test_a_floor_is_found_where_the_form_has_one(runs):
 
 
 @pytest.mark.parametrize("sizes", [[200], [200, 1000]])
-def test_a_ladder_that_cannot_be_fitted_is_left_out_with_the_reason_and_the_others_are_fitted(runs, sizes):
+def test_a_ladder_that_cannot_be_fitted_is_left_out_with_the_reason_and_the_others_are_fitted(
+    runs, sizes
+):
     write_ladder(power(1, 0.3), "clip")
     write_ladder(power(1, 0.3), "unicl", sizes=sizes)
     fits, curves = fit_ladders(load_records(runs))
@@ -213,7 +253,10 @@ def test_other_tasks_and_other_data_make_no_curve(runs):
     write_ladder(power(1, 0.3))
     plain = load_records(runs)
     for n in SIZES:
-        rows = [metric(task, 0.7 - n / 1e6) for task in ("findings@public-0", "retrieval", "malposition", "zero_shot")]
+        rows = [
+            metric(task, 0.7 - n / 1e6)
+            for task in ("findings@public-0", "retrieval", "malposition", "zero_shot")
+        ]
         record(f"clip-n{n}-s0-more", rows, n_images=n)
     table = load_records(runs)
     assert set(points(table)["task"]) == set(TASKS)
@@ -231,9 +274,16 @@ def judge(name, skill, seed=0, one_class=(), **subject):
     """An evaluated run: its record and its scores, of which ``skill`` says how much they know."""
     rng = np.random.default_rng(seed)
     truth = {label: np.ones(300) if label in one_class else y for label, y in TRUTH.items()}
-    scores = {label: skill * np.nan_to_num(y, nan=0.5) + rng.normal(size=300) for label, y in truth.items()}
-    columns = {f"score:{label}": s for label, s in scores.items()} | {f"truth:{label}": y for label, y in truth.items()}
-    table = pd.DataFrame({"image_id": [f"i{k:03}" for k in range(300)], "patient_id": PATIENTS, **columns})
+    scores = {
+        label: skill * np.nan_to_num(y, nan=0.5) + rng.normal(size=300)
+        for label, y in truth.items()
+    }
+    columns = {f"score:{label}": s for label, s in scores.items()} | {
+        f"truth:{label}": y for label, y in truth.items()
+    }
+    table = pd.DataFrame(
+        {"image_id": [f"i{k:03}" for k in range(300)], "patient_id": PATIENTS, **columns}
+    )
     rows = []
     for task, labels in NAMES.items():
         both = [label for label in labels if label not in one_class]
@@ -241,11 +291,17 @@ def judge(name, skill, seed=0, one_class=(), **subject):
             values = {}
             for label in labels:
                 known = ~np.isnan(truth[label])
-                values[label] = measure(truth[label][known], scores[label][known]) if label in both else math.nan
+                values[label] = (
+                    measure(truth[label][known], scores[label][known])
+                    if label in both
+                    else math.nan
+                )
                 rows.append(metric(task, values[label], label=label, metric=kind))
             rows.append(metric(task, np.mean([values[label] for label in both]), metric=kind))
     folder = record(name, rows, **subject)
-    table.sample(frac=1, random_state=seed).to_parquet(folder / "scores.parquet")  # rows in any order
+    table.sample(frac=1, random_state=seed).to_parquet(
+        folder / "scores.parquet"
+    )  # rows in any order
     return {(row["task"], row["metric"]): row["value"] for row in rows if row["label"] == "macro"}
 
 
@@ -258,9 +314,13 @@ def base_run(skill=1.0, name="base-clip-base-bbbbbb", seed=1, **subject):
 
 
 @pytest.mark.parametrize("kind", ["auroc", "auprc"])
-def test_gains_are_the_differences_of_macro_values_by_scikit_learn_within_their_interval(runs, kind):
+def test_gains_are_the_differences_of_macro_values_by_scikit_learn_within_their_interval(
+    runs, kind
+):
     base = base_run()
-    own = {n: judge(f"clip-n{n}-s0-abc", 1 + k / 2, seed=n, n_images=n) for k, n in enumerate(SIZES)}
+    own = {
+        n: judge(f"clip-n{n}-s0-abc", 1 + k / 2, seed=n, n_images=n) for k, n in enumerate(SIZES)
+    }
     judge("pixels-ccc", 0.3, paradigm="control", encoder="pixels", base=None)
     found = gains(load_records(runs), metric=kind, resamples=200)
     assert len(found) == 2 * len(SIZES)
@@ -283,7 +343,9 @@ def test_a_gain_over_seeds_is_their_mean_with_their_range_and_a_narrower_interva
     for task in TASKS:
         each = []
         for k in range(3):
-            alone = gains(table[~table["run"].str.match(f"clip-n200-s[^{k}]")], resamples=200).set_index("task")
+            alone = gains(
+                table[~table["run"].str.match(f"clip-n200-s[^{k}]")], resamples=200
+            ).set_index("task")
             each.append(alone.loc[task, "gain"])
             assert row_width(alone, task) > row_width(found, task)
         each.sort()
@@ -305,7 +367,9 @@ def test_a_label_of_one_class_is_left_out_of_both(runs):
     base = base_run(one_class=["edema"])
     own = judge("clip-n200-s0-abc", 2.0, seed=5, one_class=["edema"], n_images=200)
     found = gains(load_records(runs), resamples=50).set_index("task")
-    assert found.loc["findings", "gain"] == pytest.approx(own["findings", "auroc"] - base["findings", "auroc"])
+    assert found.loc["findings", "gain"] == pytest.approx(
+        own["findings", "auroc"] - base["findings", "auroc"]
+    )
 
 
 def test_gains_hang_on_the_seed_of_the_resampling_alone(runs):
@@ -321,7 +385,9 @@ def test_gains_hang_on_the_seed_of_the_resampling_alone(runs):
 def test_runs_whose_base_was_not_evaluated_are_left_out(runs):
     base_run()
     judge("clip-n200-s0-abc", 1.5, seed=5, n_images=200)
-    judge("unicl-n200-s0-abc", 1.5, seed=6, n_images=200, paradigm="unicl", base="other-base-ffffff")
+    judge(
+        "unicl-n200-s0-abc", 1.5, seed=6, n_images=200, paradigm="unicl", base="other-base-ffffff"
+    )
     assert set(gains(load_records(runs), resamples=50)["paradigm"]) == {"clip"}
 
 
@@ -351,7 +417,10 @@ def test_each_run_is_compared_with_its_base_on_the_same_data(runs):
 
 
 def test_in_house_training_is_compared_with_as_much_training_elsewhere_and_with_nothing_else(runs):
-    home, away = {"trained_on": "synthetic:study"}, {"trained_on": "synthetic:public", "n_images": 5000}
+    home, away = (
+        {"trained_on": "synthetic:study"},
+        {"trained_on": "synthetic:public", "n_images": 5000},
+    )
     base_run()
     for seed in (0, 1):
         judge(f"clip-n5000-s{seed}-aaaaaa", 2.0, seed=seed + 5, n_images=5000, **home)
@@ -365,7 +434,9 @@ def test_in_house_training_is_compared_with_as_much_training_elsewhere_and_with_
         ["findings", "clip", 5000, 2],
         ["lines_tubes", "clip", 5000, 2],
     ]
-    macro = table[(table["label"] == "macro") & (table["metric"] == "auroc")].set_index(["run", "task"])["value"]
+    macro = table[(table["label"] == "macro") & (table["metric"] == "auroc")].set_index(
+        ["run", "task"]
+    )["value"]
     for row in found.itertuples():
         own = np.mean([macro[f"clip-n5000-s{seed}-aaaaaa", row.task] for seed in (0, 1)])
         assert row.gain == pytest.approx(own - macro["clip-public-cccccc", row.task])
@@ -381,7 +452,9 @@ def test_the_book_says_which_rungs_may_have_been_harmed(runs):
         ("lines_tubes", "clip", 1000, 3, 0.02, 0.01, 0.03, 0.01, 0.03),
     ]
     assert "harmed none" in narrative.harm(pd.DataFrame(fine, columns=columns))
-    hurt = pd.DataFrame([*fine, ("lines_tubes", "unicl", 8000, 1, 0.0, -0.02, 0.01, 0.0, 0.0)], columns=columns)
+    hurt = pd.DataFrame(
+        [*fine, ("lines_tubes", "unicl", 8000, 1, 0.0, -0.02, 0.01, 0.0, 0.0)], columns=columns
+    )
     assert "1 of 3 points: `unicl` with 8k on lines and tubes." in narrative.harm(hurt)
     assert narrative.harm(hurt[:0]) == ""
     lost = narrative.harm(hurt.assign(gain=-0.04, low=-0.08, high=-0.002))
@@ -408,36 +481,60 @@ def test_the_table_of_gains_tells_seeds_and_how_far_the_weights_went(runs):
 
 def test_other_families_have_tables_of_their_own_and_stay_out_of_the_labels(runs):
     base_run()
-    rows = [metric("segmentation", 0.4, metric="dice"), metric("segmentation", 0.1, label="picc", metric="dice")]
+    rows = [
+        metric("segmentation", 0.4, metric="dice"),
+        metric("segmentation", 0.1, label="picc", metric="dice"),
+    ]
     record("base-clip-base-seg", rows, stage="segment", base="", n_images=20000)
     rows = [metric("reports", v, label=k, metric=m) for k, m, v in REPORTED]
     record("clip-n200-s0-rep", rows, stage="report", n_images=200)
     told = [metric("retrieval", 0.2, label=way, metric="recall@5") for way in zeroshot.DIRECTIONS]
     record("clip-n200-s0-ret", told, n_images=200)
-    record("pixels-mal", [metric("malposition", 0.6)], paradigm="control", encoder="pixels", base=None)
+    record(
+        "pixels-mal", [metric("malposition", 0.6)], paradigm="control", encoder="pixels", base=None
+    )
     table = load_records(runs)
     found = dict(tables.family_tables(table))
-    assert list(found) == ["Lines and tubes, drawn", "Reports, written", "Malposition of tips", "Retrieval"]
+    assert list(found) == [
+        "Lines and tubes, drawn",
+        "Reports, written",
+        "Malposition of tips",
+        "Retrieval",
+    ]
     assert list(found["Retrieval"].columns) == ["image to text, R@5", "text to image, R@5"]
-    assert found["Lines and tubes, drawn"].to_dict() == {"Dice": {"base (clip, 30k seen), not continued": DICE}}
+    assert found["Lines and tubes, drawn"].to_dict() == {
+        "Dice": {"base (clip, 30k seen), not continued": DICE}
+    }
     assert list(found["Reports, written"].columns) == ["findings, micro F1", "ROUGE-L"]
     assert list(found["Reports, written"].index) == ["clip, 200 images, seed 0"]
-    assert set(tables.label_table(table).index) == {*map(phrase, (*NAMES["findings"], *NAMES["lines_tubes"]))}
+    assert set(tables.label_table(table).index) == {
+        *map(phrase, (*NAMES["findings"], *NAMES["lines_tubes"]))
+    }
 
 
 REPORTED = [("findings", "f1_micro", 0.5), ("all", "rouge_l", 0.3), ("edema", "f1", 0.2)]
 DICE = "0.400 [0.396, 0.404]"
 
 
-def test_what_more_images_bring_is_the_most_minus_the_fewest_on_the_same_patients_and_may_be_a_loss(runs):
-    for n, seed, skill in ((200, 1, 2.0), (200, 2, 2.0), (900, 3, 9.0), (5000, 4, 1.0), (5000, 5, 1.0)):
+def test_what_more_images_bring_is_the_most_minus_the_fewest_on_the_same_patients_and_may_be_a_loss(
+    runs,
+):
+    for n, seed, skill in (
+        (200, 1, 2.0),
+        (200, 2, 2.0),
+        (900, 3, 9.0),
+        (5000, 4, 1.0),
+        (5000, 5, 1.0),
+    ):
         judge(f"clip-n{n}-s{seed}-aaaaaa", skill, seed=seed, n_images=n)
     judge("unicl-n200-s0-bbbbbb", 1.0, paradigm="unicl", n_images=200)  # one size: nothing grows
     table = load_records(runs)
     found = growth(table, resamples=200)
     assert found["paradigm"].tolist() == ["clip", "clip"]
     assert found[["fewest", "most"]].values.tolist() == [[200, 5000]] * 2
-    macro = table[(table["label"] == "macro") & (table["metric"] == "auroc") & (table["paradigm"] == "clip")]
+    macro = table[
+        (table["label"] == "macro") & (table["metric"] == "auroc") & (table["paradigm"] == "clip")
+    ]
     own = macro.groupby(["task", "n_images"])["value"].mean()
     for row in found.itertuples():
         assert row.gain == pytest.approx(own[row.task, 5000] - own[row.task, 200])
@@ -457,7 +554,9 @@ def test_the_best_control_is_one_that_learned_nothing_of_the_labels(runs):
         ("supervised:cnn_mini", 4.0),
         ("shuffled:x", 5.0),
     ):
-        judge(f"{encoder.split(':')[0]}-cccccc", skill, paradigm="control", encoder=encoder, base="")
+        judge(
+            f"{encoder.split(':')[0]}-cccccc", skill, paradigm="control", encoder=encoder, base=""
+        )
     found = beyond_control(load_records(runs), resamples=200)
     assert set(found["control"]) == {", over random cnn_mini"}
     assert set(found["n_images"]) == {900}

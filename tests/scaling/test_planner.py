@@ -13,7 +13,17 @@ from scipy import stats
 from cxrstudy.results import load_records
 from cxrstudy.scaling.decide import KEY, Ladder, rungs
 from cxrstudy.scaling.ladders import fit_ladders
-from cxrstudy.scaling.planner import LIMIT, abreast, boxed, consult, embedded, planner, planner_grid, prospect, shown
+from cxrstudy.scaling.planner import (
+    LIMIT,
+    abreast,
+    boxed,
+    consult,
+    embedded,
+    planner,
+    planner_grid,
+    prospect,
+    shown,
+)
 
 SIZES = [200, 1000, 8000]
 FEW = {"resamples": 200}
@@ -46,12 +56,16 @@ def entry(grid, task="findings", paradigm="clip"):
 
 
 # ---- a law ---------------------------------------------------------------------------------------------------------
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(n=st.floats(200, 32000))
 def test_the_grid_read_between_its_sizes_is_the_law_itself_to_three_digits(table, grid, n):
     direct = planner_grid(table, [n], **FEW)
     read, exact = (of(consult(g, round(n, 3)))[NUMBERS].to_numpy(float) for g in (grid, direct))
-    np.testing.assert_allclose(read, exact, atol=5e-4, rtol=0.01)  # an end of a wide interval bends between two sizes
+    np.testing.assert_allclose(
+        read, exact, atol=5e-4, rtol=0.01
+    )  # an end of a wide interval bends between two sizes
 
 
 def test_its_law_is_that_of_the_ladders(table, grid):
@@ -59,14 +73,22 @@ def test_its_law_is_that_of_the_ladders(table, grid):
     own = curves[(curves["task"] == "findings") & (curves["paradigm"] == "clip")]
     rows = of(consult(grid, own["n_images"].to_numpy()[:-1]))
     np.testing.assert_allclose(rows["value"], own["value"][:-1], atol=5e-4)
-    assert (rows["low"] <= own["low"][:-1] + 1e-5).all()  # wider: these hold the sampling of patients too
+    assert (
+        rows["low"] <= own["low"][:-1] + 1e-5
+    ).all()  # wider: these hold the sampling of patients too
     assert (rows["high"] >= own["high"][:-1] - 1e-5).all()
     refused = fits[(fits["task"] == "findings") & (fits["paradigm"] == "unicl")]["refused"].iloc[0]
     assert entry(grid, paradigm="unicl")["reason"] == refused.rstrip(".")
 
 
-def test_a_gain_is_the_law_less_the_base_and_its_interval_is_the_narrower_for_being_paired(table, grid):
-    own = table[(table["run"] == "base-clip-cnn-aaaaaa") & (table["label"] == "macro") & (table["metric"] == "auroc")]
+def test_a_gain_is_the_law_less_the_base_and_its_interval_is_the_narrower_for_being_paired(
+    table, grid
+):
+    own = table[
+        (table["run"] == "base-clip-cnn-aaaaaa")
+        & (table["label"] == "macro")
+        & (table["metric"] == "auroc")
+    ]
     rows = of(consult(grid, [200, 900, 8000, 30000]))
     value = own.loc[own["task"] == "findings", "value"].iloc[0]
     np.testing.assert_allclose(rows["base_value"], value)
@@ -95,7 +117,12 @@ def test_ten_times_as_many_add_what_the_law_rises_by_up_to_its_limit(grid):
 
 def test_a_law_is_flagged_beyond_the_largest_size_and_refused_beyond_four_times_it(grid):
     rows = of(consult(grid, [199, 200, 8000, 8001, 32000, 32001, 3.5e6]))
-    assert rows["reach"].tolist() == ["refused", *["inside"] * 2, *["extrapolated"] * 2, *["refused"] * 2]
+    assert rows["reach"].tolist() == [
+        "refused",
+        *["inside"] * 2,
+        *["extrapolated"] * 2,
+        *["refused"] * 2,
+    ]
     assert rows.loc[rows["reach"] == "refused", [*NUMBERS, "more_n"]].isna().all(axis=None)
     assert rows.loc[rows["reach"] != "refused", NUMBERS].notna().all(axis=None)
     said = rows["status"].tolist()
@@ -110,20 +137,30 @@ def test_a_law_is_flagged_beyond_the_largest_size_and_refused_beyond_four_times_
 
 
 # ---- no law --------------------------------------------------------------------------------------------------------
-def test_without_a_law_measured_gains_are_read_with_their_intervals_inside_the_ladder_only(table, grid):
+def test_without_a_law_measured_gains_are_read_with_their_intervals_inside_the_ladder_only(
+    table, grid
+):
     measured = of(rungs(table, **FEW), paradigm="unicl")
     rows = of(consult(grid, [*SIZES, 3000, 8001, 199]), paradigm="unicl")
     assert set(rows["basis"]) == {"measured, no law"}
     assert set(rows["covers"]) == {"patients alone: one seed"}
     assert rows["reach"].tolist() == ["inside"] * 4 + ["refused"] * 2
     assert rows["reason"].str.contains("does not fall").all()
-    names = {"value": "value", "low": "value_low", "high": "value_high", "gain": "gain", "gain_low": "low"}
+    names = {
+        "value": "value",
+        "low": "value_low",
+        "high": "value_high",
+        "gain": "gain",
+        "gain_low": "low",
+    }
     for name, at in (names | {"gain_high": "high"}).items():
         np.testing.assert_allclose(rows[name][:3], measured[at], atol=2e-6)
         share = np.log(3) / np.log(8)
         expected = (1 - share) * measured[at][1] + share * measured[at][2]
         assert rows[name][3] == pytest.approx(expected, abs=2e-6)
-    assert "No law was fitted: this is read between the sizes that were measured." in rows["status"][3]
+    assert (
+        "No law was fitted: this is read between the sizes that were measured." in rows["status"][3]
+    )
     assert "no law could be fitted to go beyond it" in rows["status"][4]
 
 
@@ -184,7 +221,10 @@ def test_the_interval_of_a_gain_holds_the_truth_as_often_as_it_says(seeds, betwe
             spread=np.full(5, np.nan),
             base=(own, own + resampled[:, 0] + 0.002 * rng.normal(size=200)),
         )
-        one = {"sigma": np.full(len(n), 0.002), "partial": True}  # seeds are in no resample of patients
+        one = {
+            "sigma": np.full(len(n), 0.002),
+            "partial": True,
+        }  # seeds are in no resample of patients
         noise = {"robust": True} | (one if seeds == 1 else {})
         rows = consult(empty | {"ladders": [prospect(made, noise, list(at), resamples=20)]}, at)
         true = 1 - 0.3 * at**-0.06 - floor
@@ -207,11 +247,21 @@ def test_the_grid_is_plain_json_that_cannot_end_its_script(grid):
 def test_numbers_to_read_are_whole_and_nothing_is_minus_nought(grid):
     rows = consult(grid, [1000, 32000])
     told = shown(rows)
-    row = told[(told["task"] == "findings") & (told["paradigm"] == "clip") & (told["images"] == "1,000")].iloc[0]
+    row = told[
+        (told["task"] == "findings") & (told["paradigm"] == "clip") & (told["images"] == "1,000")
+    ].iloc[0]
     first = of(rows).iloc[0]
-    assert row["expected"] == f"{first['value']:.3f} [{first['low']:.3f},\N{NO-BREAK SPACE}{first['high']:.3f}]"
+    assert (
+        row["expected"]
+        == f"{first['value']:.3f} [{first['low']:.3f},\N{NO-BREAK SPACE}{first['high']:.3f}]"
+    )
     assert row["ten times as many, or the most, would add"].startswith("10,000: +0.")
-    assert set(told["read from"]) == {"law", "law; extrapolated", "measured, no law", "measured, no law; refused"}
+    assert set(told["read from"]) == {
+        "law",
+        "law; extrapolated",
+        "measured, no law",
+        "measured, no law; refused",
+    }
     nought = rows.assign(gain=-1e-9, gain_low=-0.0001, gain_high=0.0)
     assert set(shown(nought)["gain over the base"]) == {"+0.000 [+0.000,\N{NO-BREAK SPACE}+0.000]"}
     assert 'aria-label="a &quot;b&quot;"' in boxed(told, 'a "b"')
@@ -236,11 +286,17 @@ def test_another_form_and_metric_are_read_on_their_own(table, tmp_path, monkeypa
     other = planner_grid(table, metric="auprc", **FEW)
     assert other["metric"] == "AUPRC"
     row = of(consult(other, 200)).iloc[0]
-    own = table[(table["run"] == "base-clip-cnn-aaaaaa") & (table["metric"] == "auprc") & (table["label"] == "macro")]
+    own = table[
+        (table["run"] == "base-clip-cnn-aaaaaa")
+        & (table["metric"] == "auprc")
+        & (table["label"] == "macro")
+    ]
     assert row["base_value"] == pytest.approx(own.loc[own["task"] == "findings", "value"].iloc[0])
     assert "macro AUPRC" in row["status"]
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    ladder("clip", {200: 1.0, 800: 1.3, 3000: 1.55, 12000: 1.8})  # one size more than a power law needs
+    ladder(
+        "clip", {200: 1.0, 800: 1.3, 3000: 1.55, 12000: 1.8}
+    )  # one size more than a power law needs
     table = load_records(tmp_path / "runs")
     _, curves = fit_ladders(table, form="m4")
     curves = of(curves)[:-1]
@@ -265,13 +321,21 @@ def test_paradigms_are_set_abreast_with_their_bases_and_in_house_beside_others_i
         f"All on findings with 20,000 images: clip {value:.3f}, from a base of {entry(grid)['base_value']:.3f}; "
         "unicl no answer."
     )
-    assert entry(grid)["home"] == "Whether as many images of others would have done as well was not tried."
+    assert (
+        entry(grid)["home"]
+        == "Whether as many images of others would have done as well was not tried."
+    )
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
     base(1.0)
-    home, away = {"trained_on": "synthetic:study"}, {"trained_on": "synthetic:public", "n_images": 8000}
+    home, away = (
+        {"trained_on": "synthetic:study"},
+        {"trained_on": "synthetic:public", "n_images": 8000},
+    )
     for n, skill in ((200, 1.0), (8000, 2.0)):
         judge(f"clip-n{n}-s0-aaaaaa", skill, n_images=n, **home)
     judge("clip-public-cccccc", 1.0, **away)
     told = entry(planner_grid(load_records(tmp_path / "runs"), **FEW))["home"]
-    assert told.startswith("The same base on as many images of public, 8,000 of each: in-house is +0.")
+    assert told.startswith(
+        "The same base on as many images of public, 8,000 of each: in-house is +0."
+    )
     assert told.endswith("beyond it, a gain.")

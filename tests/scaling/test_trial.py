@@ -42,7 +42,10 @@ def test_the_form_behind_the_runs_is_chosen(form, given_sigma):
     for _ in range(8):
         error = curve * (1 + 0.01 * rng.normal(size=14))
         found = choose_form(SIX, error, 0.01 * curve if given_sigma else None)
-        assert list(found["form"]) == ["power", "power_floor", "m4", "broken"] and found["chosen"].sum() == 1
+        assert (
+            list(found["form"]) == ["power", "power_floor", "m4", "broken"]
+            and found["chosen"].sum() == 1
+        )
         chosen.append(found.loc[found["chosen"], "form"].iloc[0])
     assert chosen.count(form) >= 6, chosen
 
@@ -56,7 +59,10 @@ def test_the_held_out_error_is_of_fits_that_did_not_see_the_sizes():
         fit = fit_scaling(SIX[kept], error[kept], form="power")
         misses += [fit.predict(n) - error[n == SIX].mean() for n in sizes]
     found = choose_form(SIX, error).set_index("form").loc["power"]
-    assert found["held_out"] == pytest.approx(np.sqrt(np.mean(np.square(misses)))) and found["predicted"] == 3
+    assert (
+        found["held_out"] == pytest.approx(np.sqrt(np.mean(np.square(misses))))
+        and found["predicted"] == 3
+    )
     moved = np.where(SIX == 50000, 1.1 * error, error)  # the largest size alone is never in a fit
     gap = choose_form(SIX, moved, left_out=(1,)).set_index("form").loc["power", "held_out"]
     assert gap == pytest.approx(abs(misses[0] - 0.1 * error[SIX == 50000].mean()))
@@ -70,10 +76,15 @@ def test_a_tie_goes_to_the_simpler_form_and_a_clear_gain_does_not():
     }  # fmt: skip
     rows = choose_form(SIX, LAWS["power_floor"](SIX), 0.001).set_index("form")
     assert rows.loc["power_floor", "chosen"]
-    assert rows.loc["power_floor", "held_out"] < rows.loc["power_floor", "rival"] - rows.loc["power_floor", "tie"]
+    assert (
+        rows.loc["power_floor", "held_out"]
+        < rows.loc["power_floor", "rival"] - rows.loc["power_floor", "tie"]
+    )
 
 
-@pytest.mark.parametrize(("sizes", "form", "predicted"), [(3, "power", 0), (4, "power", 1), (2, None, 0), (1, None, 0)])
+@pytest.mark.parametrize(
+    ("sizes", "form", "predicted"), [(3, "power", 0), (4, "power", 1), (2, None, 0), (1, None, 0)]
+)
 def test_with_few_sizes_the_simplest_form_or_none_and_the_reasons_say_why(sizes, form, predicted):
     n = np.unique(SIX)[:sizes]
     found = choose_form(n, power(n), 0.002)
@@ -84,7 +95,9 @@ def test_with_few_sizes_the_simplest_form_or_none_and_the_reasons_say_why(sizes,
 
 
 def test_errors_that_do_not_fall_choose_no_form():
-    found = choose_form(SIX, np.full(14, 0.2) * (1 + 0.01 * np.random.default_rng(1).normal(size=14)))
+    found = choose_form(
+        SIX, np.full(14, 0.2) * (1 + 0.01 * np.random.default_rng(1).normal(size=14))
+    )
     assert not found["chosen"].any() and found["refused"].str.contains("does not fall").all()
 
 
@@ -98,9 +111,14 @@ def test_every_held_out_run_is_predicted_and_the_order_of_runs_does_not_matter(s
     methods = ["power", "power_floor", "chosen", "last value", "log-linear"]
     assert list(dict.fromkeys(found["method"])) == methods
     counts = found.groupby(["left_out", "method"]).size()
-    assert (counts.loc[1] == 3).all() and (counts.loc[2] == 5).all() and (found["refused"] == "").all()
+    assert (
+        (counts.loc[1] == 3).all() and (counts.loc[2] == 5).all() and (found["refused"] == "").all()
+    )
     by = ["left_out", "method", "value"]
-    a, b = (table.sort_values(by)[["predicted", "low", "high"]].to_numpy(float) for table in (found, moved))
+    a, b = (
+        table.sort_values(by)[["predicted", "low", "high"]].to_numpy(float)
+        for table in (found, moved)
+    )
     np.testing.assert_allclose(a, b, rtol=1e-3)
     np.testing.assert_allclose(found["off"], found["predicted"] - found["value"])
     laws = found[found["method"] != "last value"]
@@ -119,7 +137,9 @@ def test_the_guesses_and_the_law_are_what_they_say():
     fit = fit_scaling(SIX[kept], error[kept], sigma=0.003, form="power")
     rows = found.get_group("power")
     np.testing.assert_allclose(rows["predicted"], fit.predict(SIX[~kept]))
-    np.testing.assert_allclose(rows[["low", "high"]].to_numpy().T, fit.interval(SIX[~kept], noise=True))
+    np.testing.assert_allclose(
+        rows[["low", "high"]].to_numpy().T, fit.interval(SIX[~kept], noise=True)
+    )
     inside = (rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])
     assert list(rows["held"]) == list(inside.astype(float))
 
@@ -134,14 +154,24 @@ def test_the_interval_of_a_new_run_holds_as_often_as_it_says():
     assert 0.88 < np.mean(held[::2]) < 0.999 and 0.88 < np.mean(held[1::2]) < 0.999
 
 
-@given(sizes=st.integers(1, 6), seeds=st.integers(1, 2), rising=st.booleans(), sigma=st.sampled_from([None, 0.01]))
+@given(
+    sizes=st.integers(1, 6),
+    seeds=st.integers(1, 2),
+    rising=st.booleans(),
+    sigma=st.sampled_from([None, 0.01]),
+)
 @settings(deadline=None, max_examples=12)
-def test_what_cannot_be_predicted_is_a_row_with_its_reason_and_never_an_exception(sizes, seeds, rising, sigma):
+def test_what_cannot_be_predicted_is_a_row_with_its_reason_and_never_an_exception(
+    sizes, seeds, rising, sigma
+):
     n = np.unique(SIX)[:sizes].repeat(seeds)
     found = extrapolate(n, 0.5 - power(n) if rising else power(n), sigma)
     assert set(found["left_out"]) == {1, 2}
     refused = found["refused"] != ""
-    assert found.loc[refused, "predicted"].isna().all() and found.loc[~refused, "predicted"].notna().all()
+    assert (
+        found.loc[refused, "predicted"].isna().all()
+        and found.loc[~refused, "predicted"].notna().all()
+    )
     if sizes < 4:
         assert refused[found["method"].isin(("power", "power_floor", "chosen"))].all()
         assert found.loc[found["method"] == "power", "refused"].str.contains("distinct n").all()
@@ -161,9 +191,17 @@ def runs(tmp_path, monkeypatch):
 
 def other_family(table, task, label, metric, value):
     """Rows of another task family for the same encoders."""
-    rows = table[(table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")]
+    rows = table[
+        (table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")
+    ]
     stage = {"segmentation": "segment", "reports": "report"}[task]
-    return rows.assign(task=task, label=label, metric=metric, stage=stage, value=[value(n) for n in rows["n_images"]])
+    return rows.assign(
+        task=task,
+        label=label,
+        metric=metric,
+        stage=stage,
+        value=[value(n) for n in rows["n_images"]],
+    )
 
 
 def test_every_family_of_the_table_is_tried_and_summed_up(runs):
@@ -177,7 +215,9 @@ def test_every_family_of_the_table_is_tried_and_summed_up(runs):
         other_family(table, "reports", "findings", "f1_micro", lambda n: 1 - power(n, 0.15, 0.8)),
     ])  # fmt: skip
     trials, summary = extrapolations(table)
-    assert set(zip(trials["task"], trials["label"], trials["metric"], strict=True)) == set(METRICS[:4])
+    assert set(zip(trials["task"], trials["label"], trials["metric"], strict=True)) == set(
+        METRICS[:4]
+    )
     clip = trials[(trials["paradigm"] == "clip") & (trials["method"] == "power")]
     dice = clip[clip["task"] == "segmentation"]
     assert dice["off"].abs().max() < 1e-3
@@ -193,7 +233,10 @@ def test_every_family_of_the_table_is_tried_and_summed_up(runs):
     chosen = choices(table)
     assert chosen.groupby(["task", "metric", "paradigm"])["chosen"].sum().max() == 1
     assert "interval held" in chapter.trials_sentence(trials, summary)
-    assert len(chapter.trials_table(summary)) == len(summary) and "power" in chapter.choices_table(chosen).to_string()
+    assert (
+        len(chapter.trials_table(summary)) == len(summary)
+        and "power" in chapter.choices_table(chosen).to_string()
+    )
 
 
 def test_with_nothing_or_too_little_the_tables_are_empty_and_the_page_says_so(runs):
@@ -206,13 +249,15 @@ def test_with_nothing_or_too_little_the_tables_are_empty_and_the_page_says_so(ru
     ladder("clip", dict(list(SKILLS.items())[:2]))
     table = load_records(runs)
     trials, summary = extrapolations(table)
-    assert "Too little" in chapter.trials_sentence(trials, summary) and "distinct n" in chapter.trials_sentence(
+    assert "Too little" in chapter.trials_sentence(
         trials, summary
-    )
+    ) and "distinct n" in chapter.trials_sentence(trials, summary)
     fits, bands = resample_ladders(table, resamples=50)
     assert bands.empty and fits["refused"].str.contains("distinct n").all()
     shown = chapter.exponents_table(fits)
-    assert (shown["exponent"] == "none").all() and shown["why there is none"].str.contains("distinct n").all()
+    assert (shown["exponent"] == "none").all() and shown["why there is none"].str.contains(
+        "distinct n"
+    ).all()
     assert chapter.exponents_rows(fits).empty
 
 
@@ -225,7 +270,9 @@ def test_many_refits_are_each_the_fit_of_fit_scaling(form):
     many = refit(Runs(form, 0.5, SIX, errors[0], sigma), errors)
     for k, error in enumerate(errors):
         fit = fit_scaling(SIX, error, sigma=sigma, form=form)
-        np.testing.assert_allclose([v[k] for v in many[:3]], [fit.exponent, fit.scale, fit.floor], rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(
+            [v[k] for v in many[:3]], [fit.exponent, fit.scale, fit.floor], rtol=2e-3, atol=2e-4
+        )
 
 
 def test_drawn_runs_spread_as_seeds_do_and_keep_what_patients_do_to_all():
@@ -239,7 +286,9 @@ def test_drawn_runs_spread_as_seeds_do_and_keep_what_patients_do_to_all():
     spread, dof = spread_of_seeds(n, error)
     assert dof == 40 and spread == pytest.approx(0.01, rel=0.3)
     assert apart[:, :40].std() == pytest.approx(spread * np.sqrt(level[0]), rel=0.1)
-    pair = abs(error[40] - error[41]) / np.sqrt(2)  # two runs: their own deviation, grown to be right on average
+    pair = abs(error[40] - error[41]) / np.sqrt(
+        2
+    )  # two runs: their own deviation, grown to be right on average
     assert apart[:, 40:42].std() == pytest.approx(pair, rel=0.1)
     assert apart[:, 42].std() == pytest.approx(spread * np.sqrt(level[42]), rel=0.1)
     assert apart[:, 42].mean() == pytest.approx(error[42], abs=1e-3)
@@ -274,7 +323,9 @@ def test_both_bands_of_every_ladder(runs):
     assert (fits["refused"] == "").all() and len(fits) == 4 and len(bands) == 12
     assert ((fits["low"] < fits["exponent"]) & (fits["exponent"] < fits["high"])).all()
     assert ((bands["low"] < bands["value"]) & (bands["value"] < bands["high"])).all()
-    assert ((bands["profile_low"] < bands["value"]) & (bands["value"] < bands["profile_high"])).all()
+    assert (
+        (bands["profile_low"] < bands["value"]) & (bands["value"] < bands["profile_high"])
+    ).all()
     assert sorted(bands["n_images"].unique()) == [200, 1000, 1e5]
     many = fits[fits["paradigm"] == "clip"]
     assert list(many["seeds"]) == [3, 3] and list(many["runs"]) == [18, 18]
@@ -282,7 +333,9 @@ def test_both_bands_of_every_ladder(runs):
     pd.testing.assert_frame_equal(fits, again)
     other, _ = resample_ladders(table, resamples=200, seed=1)
     assert (fits["low"] != other["low"]).all()
-    rows = table[(table["task"] == "findings") & (table["paradigm"] == "clip") & (table["label"] == "macro")]
+    rows = table[
+        (table["task"] == "findings") & (table["paradigm"] == "clip") & (table["label"] == "macro")
+    ]
     clip = rows[(rows["metric"] == "auroc") & (rows["base"] != "")]
     assert ladders.noise_of(table, clip, "auroc") == {"robust": True}  # seeds tell
     once = ladders.noise_of(table, clip.drop_duplicates("n_images"), "auroc")
@@ -312,13 +365,17 @@ def test_a_whole_grid_is_resampled_within_its_time():
 def test_published_laws_come_out_as_published_and_as_recorded():
     rows = public.laws(TABLES)
     exponents = rows[rows["quantity"].str.contains("exponent")]
-    assert len(exponents) == 8 and (exponents["difference"].abs() < 0.0056).all()  # published to two decimals
+    assert (
+        len(exponents) == 8 and (exponents["difference"].abs() < 0.0056).all()
+    )  # published to two decimals
     predicted = rows[rows["quantity"].str.startswith("error")]
     assert len(predicted) == 4 and (predicted["difference"].abs() < 0.0015).all()
     joint = rows[rows["data"] == "Chinchilla"].set_index("quantity")["difference"].abs()
     assert joint[["alpha", "beta"]].max() < 0.01 and joint["E"] < 0.03
     kept = pd.read_csv(RECORDED / "public_laws.csv")
-    pd.testing.assert_frame_equal(kept, rows.round(5).reset_index(drop=True), check_dtype=False, rtol=1e-3)
+    pd.testing.assert_frame_equal(
+        kept, rows.round(5).reset_index(drop=True), check_dtype=False, rtol=1e-3
+    )
 
 
 def test_the_frontier_is_the_least_error_of_each_bin_at_its_middle():
@@ -327,15 +384,22 @@ def test_the_frontier_is_the_least_error_of_each_bin_at_its_middle():
     edges = np.linspace(10, np.log10(9e12) + 0.1, 4)
     np.testing.assert_allclose(np.log10(at), (edges[1:] + edges[:-1]) / 2)
     inside = [
-        (np.log10(compute) >= low) & (np.log10(compute) < high) for low, high in zip(edges, edges[1:], strict=False)
+        (np.log10(compute) >= low) & (np.log10(compute) < high)
+        for low, high in zip(edges, edges[1:], strict=False)
     ]
     np.testing.assert_allclose(least, [error[k].min() for k in inside])
-    assert len(public.frontier(compute, error, bins=30)[0]) == len(compute)  # empty bins have no point
+    assert len(public.frontier(compute, error, bins=30)[0]) == len(
+        compute
+    )  # empty bins have no point
 
 
 def test_the_chapter_reads_what_is_recorded():
-    laws, held = (chapter.recorded(RECORDED / f"{name}.csv") for name in ("public_laws", "coverage"))
-    assert len(chapter.public_table(laws)) == len(laws) and set(chapter.public_rows(laws)["series"]) == {
+    laws, held = (
+        chapter.recorded(RECORDED / f"{name}.csv") for name in ("public_laws", "coverage")
+    )
+    assert len(chapter.public_table(laws)) == len(laws) and set(
+        chapter.public_rows(laws)["series"]
+    ) == {
         "ours",
         "published",
     }
@@ -345,5 +409,7 @@ def test_the_chapter_reads_what_is_recorded():
     every = every[chapter.relied_on(every)]
     assert f"relies on {len(every)}" in said
     missed = every[~every["coverage"].between(0.93, 0.97) | (every["width"] > 1.6)]
-    assert ("Not reached" in said) == (len(missed) > 0) and said.count("(") == len(missed) + (len(missed) > 0)
+    assert ("Not reached" in said) == (len(missed) > 0) and said.count("(") == len(missed) + (
+        len(missed) > 0
+    )
     assert len(chapter.coverage_table(held)) == len(held.drop_duplicates(chapter.ALIKE))

@@ -10,12 +10,30 @@ import numpy as np
 import torch
 
 from cxrstudy.data.synthetic.draws import Array, Draws
-from cxrstudy.data.synthetic.projection import ALL, FIELD_LEAST, POINTS, Canvas, Scene, Tensor, View, curve, turn
+from cxrstudy.data.synthetic.projection import (
+    ALL,
+    FIELD_LEAST,
+    POINTS,
+    Canvas,
+    Scene,
+    Tensor,
+    View,
+    curve,
+    turn,
+)
 
-SOFT, LUNG, BONE = 0.019, 0.005, 0.030  # attenuation per mm: soft tissue, lung, what bone adds to soft tissue
+SOFT, LUNG, BONE = (
+    0.019,
+    0.005,
+    0.030,
+)  # attenuation per mm: soft tissue, lung, what bone adds to soft tissue
 SOLID = SOFT - LUNG  # what a solid opacity adds where it replaces lung
 BRANCHES = 8  # vessels a lung
-RIB_GAP, RIB_TILT, RIB_FIRST = 23.0, 0.42, 1.8  # mm between ribs; slope down to the front; ribs above the apex
+RIB_GAP, RIB_TILT, RIB_FIRST = (
+    23.0,
+    0.42,
+    1.8,
+)  # mm between ribs; slope down to the front; ribs above the apex
 SIDES = ((-1.0, "right"), (1.0, "left"))
 BONES = (  # optical depth a mm of half chord
     ("clavicle.{}", 0.06), ("collar.{}", 0.06), ("scapula.{}", 0.030), ("humerus.{}", 0.012), ("shaft.{}", 0.03),
@@ -47,33 +65,82 @@ def build(
     bust = np.where(female, patient.uniform("bust", 0.2, 1.3), 0.4 * (habitus > 1.05)) + 0.01
     up = np.where(lateral, -130.0, 0.0)  # the arms are raised for a lateral view
     away = exam.normal("arms", np.where(supine, -2.0, 12.0), 8.0)  # mm from the trunk
-    shrug, sway, sag = exam.normal("shrug", -0.2, 0.06), exam.normal("bust.x", 0, 5), exam.normal("bust.y", 0, 9)
+    shrug, sway, sag = (
+        exam.normal("shrug", -0.2, 0.06),
+        exam.normal("bust.x", 0, 5),
+        exam.normal("bust.y", 0, 9),
+    )
     for s, name in SIDES:
         x = s * wide
-        add(f"trapezius.{name}", (x * 66, -140 * scale, -30), (112 * wide, 36 * habitus, 48), s * 0.3)
-        add(f"shoulder.{name}", (x * 156, -92 * scale + up, -15), (84, 60 * habitus, 66 * habitus), s * 0.5)
-        add(f"axilla.{name}", (x * 138, -8 * scale + 0.5 * up, -15), (50, 120, 62 * habitus), s * 0.12)
+        add(
+            f"trapezius.{name}",
+            (x * 66, -140 * scale, -30),
+            (112 * wide, 36 * habitus, 48),
+            s * 0.3,
+        )
+        add(
+            f"shoulder.{name}",
+            (x * 156, -92 * scale + up, -15),
+            (84, 60 * habitus, 66 * habitus),
+            s * 0.5,
+        )
+        add(
+            f"axilla.{name}",
+            (x * 138, -8 * scale + 0.5 * up, -15),
+            (50, 120, 62 * habitus),
+            s * 0.12,
+        )
         hang = np.where(lateral, -330.0, 62.0)  # beside the chest, or raised
-        add(f"arm.{name}", (s * (206 * wide + away), hang, -12), (44 * habitus, 168, 46 * habitus), s * -0.08)
+        add(
+            f"arm.{name}",
+            (s * (206 * wide + away), hang, -12),
+            (44 * habitus, 168, 46 * habitus),
+            s * -0.08,
+        )
         add(f"shaft.{name}", (s * (204 * wide + away), hang, -12), (11, 150, 11), s * -0.08)
         add(f"lung.{name}", (x * 72, 25 * scale, -8), (64 * wide, 153 * scale, 82 * depth))
         add(f"scapula.{name}", (x * np.where(supine, 120, 142), -62, -75), (22, 62, 5), s * -0.28)
         lift = x * 74 * (shrug + 0.2)  # an S: the inner half rises more than the outer
-        add(f"clavicle.{name}", (x * 44, -107 * scale - 0.3 * s * lift, 50), (46 * wide, 6.5, 6), s * (shrug - 0.08))
-        add(f"collar.{name}", (x * 112, -117 * scale + s * lift, 28), (46 * wide, 6, 6), s * (shrug + 0.24))
+        add(
+            f"clavicle.{name}",
+            (x * 44, -107 * scale - 0.3 * s * lift, 50),
+            (46 * wide, 6.5, 6),
+            s * (shrug - 0.08),
+        )
+        add(
+            f"collar.{name}",
+            (x * 112, -117 * scale + s * lift, 28),
+            (46 * wide, 6, 6),
+            s * (shrug + 0.24),
+        )
         add(f"humerus.{name}", (x * 181, -88 * scale + up, -10), (23, 27, 23), s * -0.2)
         add(f"hilum.{name}", (x * 43 - s, -8 - 8 * s, -8), (15, 24, 16), s * 0.35)
         add(f"dome.{name}", (x * 76, low + rise * (s > 0) + 110, 8), (78 * wide, 110, 90 * depth))
-        add(f"breast.{name}", (s * (80 + sway), 62 + sag + 15 * bust, 85), (66, 60, 30 * bust), s * 0.3)
+        add(
+            f"breast.{name}",
+            (s * (80 + sway), 62 + sag + 15 * bust, 85),
+            (66, 60, 30 * bust),
+            s * 0.3,
+        )
     heart, tall = normal("heart.size", 1.0, 0.085) * scale, normal("heart.shape", 1.0, 0.06)
     level = 42 * scale + 0.6 * (low - 74)  # the heart rests on the domes
-    add("heart", (20 * scale, level, 28), (48 * heart / tall, 66 * heart, 50 * heart), normal("axis", -0.75, 0.12))
+    add(
+        "heart",
+        (20 * scale, level, 28),
+        (48 * heart / tall, 66 * heart, 50 * heart),
+        normal("axis", -0.75, 0.12),
+    )
     add("atrium", (-14 * scale, level - 4, 15), (32 * heart / tall, 48 * heart, 38 * heart), -0.1)
     add("mediastinum", (0, -40, 5), (24 * scale * normal("mediastinum", 1.05, 0.12), 165, 62))
     knob = normal("knob", 15.0, 2.5) + 0.10 * (age - 50)
     add("arch", (20 * scale, -58 * scale, -12), (np.maximum(knob, 8.0) * scale, 19, 24))
     add("aorta", (14 * scale, 20, -42), (14 * scale, 95, 14), normal("tortuous", 0.02, 0.05))
-    add("spine", (0, 30, -62 * depth), (17 * scale, 330, 17 * scale), normal("scoliosis", 0.0, 0.025))
+    add(
+        "spine",
+        (0, 30, -62 * depth),
+        (17 * scale, 330, 17 * scale),
+        normal("scoliosis", 0.0, 0.025),
+    )
     add("sternum", (0, -25 * scale, 88 * depth), (16, 80 * scale, 5))
     add("trachea", (-1.5, -118 * scale, 0), (9 * scale, 82 * scale, 9))
     gas = patient.uniform("bubble")
@@ -106,7 +173,9 @@ def lungs(canvas: Canvas) -> dict[str, Tensor]:
     return air
 
 
-def branches(draws: Draws, scene: Scene, view: View, thick: Array, size: int) -> tuple[Array, Array, Array]:
+def branches(
+    draws: Draws, scene: Scene, view: View, thick: Array, size: int
+) -> tuple[Array, Array, Array]:
     """The lung's vessels, from both hila to the wall: image mm u, v and radii, each (N, P)."""
     points = 16 if size <= 64 else 24 + size // 4
     ends = []
@@ -118,7 +187,10 @@ def branches(draws: Draws, scene: Scene, view: View, thick: Array, size: int) ->
             reach = d.uniform("reach", 0.55, 0.95)
             out = np.sqrt(np.maximum(1.0 - fan * fan, 0.05)) * np.sign(lung[:, 0])
             x = lung[:, 0] * 0.8 + out * lung[:, 3] * reach * 0.9
-            end = np.stack([x, lung[:, 1] + fan * lung[:, 4] * reach, lung[:, 2] + d.uniform("z", -50, 50)], axis=1)
+            end = np.stack(
+                [x, lung[:, 1] + fan * lung[:, 4] * reach, lung[:, 2] + d.uniform("z", -50, 50)],
+                axis=1,
+            )
             bend = np.stack([d.uniform(axis, -14.0, 14.0) for axis in "xyz"], axis=1)
             ends.append(np.stack([hilum[:, :3], 0.5 * (hilum[:, :3] + end) + bend, end], axis=1))
     control = np.stack(ends, axis=1)
@@ -152,7 +224,11 @@ def cage(canvas: Canvas, lm: dict[str, Array], broken: Array) -> Tensor:
     cos, sin = f32(view.cos), f32(view.sin)
     gap = RIB_GAP * lm["scale"]
     lean_cos, lean_sin = turn(view.roll)
-    tilt, down, start = f32(RIB_TILT / gap), canvas.y * f32(lean_cos / gap), f32(lm["top"] / gap - RIB_FIRST)
+    tilt, down, start = (
+        f32(RIB_TILT / gap),
+        canvas.y * f32(lean_cos / gap),
+        f32(lm["top"] / gap - RIB_FIRST),
+    )
     total = torch.zeros_like(path)
     hurt = np.flatnonzero(broken[:, 3] != 0.0)
     pick = canvas.put(hurt)
@@ -162,7 +238,13 @@ def cage(canvas: Canvas, lm: dict[str, Array], broken: Array) -> Tensor:
         if len(hurt):
             side, first, count, step = (f32(broken[hurt, k]) for k in range(4))
             rib, away = phase[pick].floor(), x[pick] * side
-            outer = (away > 60.0) & (away < 105.0) & (z[pick] < 25.0) & (rib >= first) & (rib < first + count)
+            outer = (
+                (away > 60.0)
+                & (away < 105.0)
+                & (z[pick] < 25.0)
+                & (rib >= first)
+                & (rib < first + count)
+            )
             phase[pick] = phase[pick] + outer * (step / f32(gap)[pick])
         edge = phase.sub_(phase.floor()).sub_(0.5).abs_()
         band = edge.neg_().add_(0.27).mul_(6.0).clamp_(0.0, 1.0)
@@ -170,12 +252,24 @@ def cage(canvas: Canvas, lm: dict[str, Array], broken: Array) -> Tensor:
         bony.mul_(z.neg_().add_(62.0).mul_(0.05).clamp_(0.0, 1.0))  # and cartilage hardly shows
         total.add_(band.mul_(bony))
     thin = path.neg_().add_(1.4).clamp_(0.35, 1.0)  # the wall is seen edge-on at the sides
-    shown = (f32(lm["dome"] + 85.0) - canvas.y).mul_(0.02).clamp_(0.0, 1.0)  # the lowest ribs end at the sides
-    return total.mul_(thin).mul_(shown).mul_(0.34).mul_((far - near).clamp_(0.0, 30.0).mul_(1.0 / 30.0))
+    shown = (
+        (f32(lm["dome"] + 85.0) - canvas.y).mul_(0.02).clamp_(0.0, 1.0)
+    )  # the lowest ribs end at the sides
+    return (
+        total.mul_(thin)
+        .mul_(shown)
+        .mul_(0.34)
+        .mul_((far - near).clamp_(0.0, 30.0).mul_(1.0 / 30.0))
+    )
 
 
 def healthy(
-    canvas: Canvas, patient: Draws, image: Draws, lm: dict[str, Array], tree: tuple[Array, ...], broken: Array
+    canvas: Canvas,
+    patient: Draws,
+    image: Draws,
+    lm: dict[str, Array],
+    tree: tuple[Array, ...],
+    broken: Array,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """What the beam meets in the body, findings and devices apart: optical depth, mm of pleural cavity a side, a
     smooth texture, and the optical depth of the vessels; planes are float32 (n, size, size)."""
@@ -191,14 +285,20 @@ def healthy(
     both = air["right"] + air["left"]
     texture, grain = canvas.texture(image, "texture", 12), canvas.texture(image, "grain", 28)
     vessel = vessels(canvas, *tree).mul_((both * 0.02).clamp_(0.0, 1.0)).mul_(0.20)
-    dense = 1.0 - 0.05 * patient.normal("density") - 0.05 * image.normal("density")  # of the healthy lung
+    dense = (
+        1.0 - 0.05 * patient.normal("density") - 0.05 * image.normal("density")
+    )  # of the healthy lung
     depth.add_(vessel).sub_(both * canvas.column(SOLID * dense))
-    depth.add_((texture * 0.6 + grain).mul_(both).mul_(0.0013)).add_(canvas.texture(image, "tissue", 7).mul_(0.14))
+    depth.add_((texture * 0.6 + grain).mul_(both).mul_(0.0013)).add_(
+        canvas.texture(image, "tissue", 7).mul_(0.14)
+    )
     for name, side, share in SHADOWS:
         part, window = canvas.half(name)
         depth[window] += torch.minimum(part.mul_(2.0), air[side][window]).mul_(SOLID * share)
     spine, window = canvas.half("spine")
-    gap = (canvas.y[:, window[1]] - canvas.column(lm["dome"])).mul_(1.0 / 27.0)  # discs between vertebrae
+    gap = (canvas.y[:, window[1]] - canvas.column(lm["dome"])).mul_(
+        1.0 / 27.0
+    )  # discs between vertebrae
     gap = (gap - gap.floor()).sub_(0.5).abs_().mul_(-5.0).add_(1.2).clamp_(0.0, 1.0)
     depth[window] += spine.mul_(2.0 * BONE * 0.55).mul_(1.0 - gap * 0.25)
     for name, strength in BONES:

@@ -66,7 +66,10 @@ class Draws:
         """float64 (N,), near-normal within 3.5 sd: the sum of four 16-bit uniforms (variance 1/3)."""
         bits, total = self.bits(name), np.zeros(len(self.key))
         for shift in (0, 16, 32, 48):
-            total = total + ((bits >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.float64) * 2.0**-16
+            total = (
+                total
+                + ((bits >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.float64) * 2.0**-16
+            )
         return np.asarray(mean) + np.asarray(sd) * ((total - 2.0) * 1.7320508)
 
     def chance(self, name: str, p: ArrayLike) -> Array:
@@ -89,7 +92,9 @@ class Draws:
             x ^= x >> np.uint32(shift)
             x *= np.uint32(factor)
         x ^= x >> np.uint32(16)
-        pairs = (x & np.uint32(0x00FF00FF)) + ((x >> np.uint32(8)) & np.uint32(0x00FF00FF))  # two sums of two bytes
+        pairs = (x & np.uint32(0x00FF00FF)) + (
+            (x >> np.uint32(8)) & np.uint32(0x00FF00FF)
+        )  # two sums of two bytes
         total = ((pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))).view(np.int32)
         noise = torch.from_numpy(total).to(torch.float32).sub_(510.0).mul_(1.0 / 147.8)
         return noise.view(-1, height, width)

@@ -23,8 +23,18 @@ SOLIDS = (  # finding, shape, how much fuller than an ellipsoid, share of the co
     ("nodule_mass", "nodule_mass", 1.0, 1.8),
     ("atelectasis", "plate", 1.0, 0.7),
 )
-TWO_SIDED = {"cardiomegaly": 1.0, "edema": 1.0, "pleural_effusion": 0.4, "atelectasis": 0.3, "consolidation": 0.15}
-KEEP = {"cardiomegaly": 0.95, "nodule_mass": 0.97, "fracture": 0.95}  # chance that a state stays to the next exam
+TWO_SIDED = {
+    "cardiomegaly": 1.0,
+    "edema": 1.0,
+    "pleural_effusion": 0.4,
+    "atelectasis": 0.3,
+    "consolidation": 0.15,
+}
+KEEP = {
+    "cardiomegaly": 0.95,
+    "nodule_mass": 0.97,
+    "fracture": 0.95,
+}  # chance that a state stays to the next exam
 INDEX = {name: k for k, name in enumerate(FINDINGS)}
 
 
@@ -52,7 +62,9 @@ def sticky(patient: Draws, exam: Draws, name: str, keep: float = 0.8) -> Array:
     return np.where(exam.chance(f"keep.{name}", keep), patient.uniform(name), exam.uniform(name))
 
 
-def draw(patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Array, number: Array) -> Findings:
+def draw(
+    patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Array, number: Array
+) -> Findings:
     """The findings of each row's exam; `acuity` (N,) 0 ambulatory, 1 ward, 2 intensive care; `number` of the exam."""
     old = np.clip((age - 20.0) / 60.0, 0.0, 1.2)
     p = {name: np.asarray(values)[acuity] for name, values in site.finding_rates.items()}
@@ -66,7 +78,9 @@ def draw(patient: Draws, exam: Draws, site: Institution, acuity: Array, age: Arr
         has[name] = sticky(patient, exam, name) < p[name] + more
     severity, side = [], []
     for name in FINDINGS:
-        course = patient.normal(f"{name}.trend", 0.0, 0.10) * number + exam.normal(f"{name}.drift", 0.0, 0.10)
+        course = patient.normal(f"{name}.trend", 0.0, 0.10) * number + exam.normal(
+            f"{name}.drift", 0.0, 0.10
+        )
         severity.append(np.clip(patient.uniform(f"{name}.severity") + course, 0.0, 1.0))
         one = patient.chance(f"{name}.side", 0.5).astype(np.int64)
         side.append(np.where(patient.chance(f"{name}.both", TWO_SIDED.get(name, 0.0)), BOTH, one))
@@ -116,21 +130,30 @@ def opacities(found: Findings, scene: Scene, lm: dict[str, Array], patient: Draw
         d, lung = patient.child(f"opacity.{side}"), scene.shapes[f"lung.{side}"]
         for name, low, high in (("consolidation", 20.0, 42.0), ("nodule_mass", 10.0, 23.0)):
             there = found.where(name)[on]
-            x = lung[:, 0] + s * d.uniform(f"{name}.x", -0.3, 0.6) * lung[:, 3]  # outwards from the lung's middle
+            x = (
+                lung[:, 0] + s * d.uniform(f"{name}.x", -0.3, 0.6) * lung[:, 3]
+            )  # outwards from the lung's middle
             y = lung[:, 1] + d.uniform(f"{name}.y", -0.72, 0.12) * lung[:, 4]
             z = lung[:, 2] + d.uniform(f"{name}.z", -0.5, 0.5) * lung[:, 5]
             r = 0.01 + there * (low + (high - low) * found.severity[:, INDEX[name]]) * lm["scale"]
             flat = 1.0 if name == "nodule_mass" else d.uniform("flat", 0.65, 1.0)
-            scene.add(f"{name}.{side}", (x, y, z), (r, r * flat, r), d.normal(f"{name}.tilt", 0.0, 0.5))
+            scene.add(
+                f"{name}.{side}", (x, y, z), (r, r * flat, r), d.normal(f"{name}.tilt", 0.0, 0.5)
+            )
         there = found.where("atelectasis")[on]
         top = scene.shapes[f"dome.{side}"][:, 1] - 110.0
-        x, z = lung[:, 0] + s * d.uniform("plate.x", -19.0, 16.0), lung[:, 2] + d.uniform("plate.z", -33.0, 25.0)
+        x, z = (
+            lung[:, 0] + s * d.uniform("plate.x", -19.0, 16.0),
+            lung[:, 2] + d.uniform("plate.z", -33.0, 25.0),
+        )
         long = 0.01 + there * d.uniform("plate.long", 26.0, 44.0)
         thick = 0.01 + there * (3.0 + 4.0 * found.severity[:, INDEX["atelectasis"]])
         spot = (x, top - d.uniform("plate.y", -8.0, 22.0), z)
         scene.add(f"plate.{side}", spot, (long, thick, long), d.normal("plate.tilt", 0.0, 0.35))
         lm[f"level.{side}"] = top + 20.0 - 45.0 * found.severity[:, INDEX["pleural_effusion"]]
-        lost = 14.0 + 34.0 * found.severity[:, INDEX["pneumothorax"]]  # mm between the chest wall and the lung
+        lost = (
+            14.0 + 34.0 * found.severity[:, INDEX["pneumothorax"]]
+        )  # mm between the chest wall and the lung
         rest = lung.copy()
         rest[:, 0] -= s * lost * 0.5
         rest[:, 1] += lost * 0.75
@@ -164,8 +187,12 @@ def paint(
             bad, flat = found.severity[rows, INDEX["pleural_effusion"]], supine[rows] * 0.7
             top = canvas.column(lm[f"level.{side}"][rows])
             lung, window = part.soft(f"lung.{side}")
-            wall = (1.0 - lung).clamp_(0.0, 1.0)  # 0 at the lung's middle, 1 at its wall: where the meniscus climbs
-            full = (part.y[:, window[1]] - top).add(wall.mul_(30.0)).mul_(1.0 / 14.0).clamp_(0.0, 1.0)
+            wall = (1.0 - lung).clamp_(
+                0.0, 1.0
+            )  # 0 at the lung's middle, 1 at its wall: where the meniscus climbs
+            full = (
+                (part.y[:, window[1]] - top).add(wall.mul_(30.0)).mul_(1.0 / 14.0).clamp_(0.0, 1.0)
+            )
             veil = canvas.column(flat * (0.10 + 0.22 * bad))
             full = torch.maximum(full.mul_(1.0 - canvas.column(flat * 0.45)), veil)
             add(depth, pick, window, full.mul_(air[side][pick][window]).mul_(SOLID * 0.8))
@@ -178,7 +205,12 @@ def paint(
             left = torch.minimum(core * 2.0, cavity)
             line = part.half(f"pleura.{side}", window)[0].sub_(core).mul_(SOLID * 0.9)
             bare = vessel[pick][window] * (left <= 0.0)  # no vessels beyond the lung's edge
-            add(depth, pick, window, (line - bare).mul_(cavity > 0.0).sub_((cavity - left).mul_(SOFT - SOLID)))
+            add(
+                depth,
+                pick,
+                window,
+                (line - bare).mul_(cavity > 0.0).sub_((cavity - left).mul_(SOFT - SOLID)),
+            )
     rows = np.flatnonzero(found.on("fracture"))
     if len(rows):
         part, pick = canvas.rows(rows), canvas.put(rows)
@@ -192,7 +224,12 @@ def paint(
         lungs = air["right"][pick].add(air["left"][pick])
         cloud = texture[pick].mul(0.55).add_(0.8).clamp_(0.2, 1.5)
         weight = canvas.column(0.055 + 0.115 * found.severity[rows, INDEX["edema"]])
-        add(depth, pick, ALL, haze.clamp_(0.0, 1.0).add_(0.25).mul_(cloud).mul_(lungs).mul_(weight * SOLID))
+        add(
+            depth,
+            pick,
+            ALL,
+            haze.clamp_(0.0, 1.0).add_(0.25).mul_(cloud).mul_(lungs).mul_(weight * SOLID),
+        )
 
 
 def add(depth: Tensor, pick: Tensor, window: Window, plane: Tensor) -> None:

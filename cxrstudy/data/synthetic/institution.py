@@ -25,7 +25,9 @@ RUNS = (  # assumed; a mean of 2.1 images a patient
     (2, 1, 1, 3, 1, 4, 2, 2),
     (1, 4, 2, 1, 1, 3, 1, 1, 2),
 )
-START = np.array([np.repeat(np.cumsum((0, *runs[:-1])), runs) for runs in RUNS])  # (8, 16) first image of the patient
+START = np.array(
+    [np.repeat(np.cumsum((0, *runs[:-1])), runs) for runs in RUNS]
+)  # (8, 16) first image of the patient
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class Scanner:
     marker: float  # share of images with a burned-in side marker
 
 
-FIXED = (Scanner("fixed-a", 1.0, 0.010, 0.03, 0.04, 0.80, 0.9), Scanner("fixed-b", 1.1, 0.014, 0.05, 0.06, 0.78, 0.7))
+FIXED = (
+    Scanner("fixed-a", 1.0, 0.010, 0.03, 0.04, 0.80, 0.9),
+    Scanner("fixed-b", 1.1, 0.014, 0.05, 0.06, 0.78, 0.7),
+)
 MOBILE = (
     Scanner("mobile-a", 0.95, 0.016, 0.09, 0.02, 0.81, 0.8),
     Scanner("mobile-b", 0.9, 0.02, 0.12, 0.03, 0.82, 0.5),
@@ -70,12 +75,16 @@ class Institution:
     device_contrast: str = "clear"  # of devices.CONTRAST
     # what reports say
     device_mention: float = rate(0.45, "devices that stand, mentioned in the report")
-    mild_mention: float = rate(0.49, "findings of least severity, mentioned; rising to 1 for the worst")
+    mild_mention: float = rate(
+        0.49, "findings of least severity, mentioned; rising to 1 for the worst"
+    )
     negation: float = rate(0.51, "common absent findings, said to be absent")
     side_mention: float = rate(0.76, "one-sided findings, said with their side")
     hedge: float = rate(0.33, "findings said with doubt")
     overcall: float = rate(0.015, "absent findings, yet said with doubt")
-    compare: float = rate(0.6, "findings and devices compared with the prior exam, where there is one")
+    compare: float = rate(
+        0.6, "findings and devices compared with the prior exam, where there is one"
+    )
     dialect: int = 0  # which of the synonyms are in use: a quarter is not
     impression_only: float = rate(0.13, "reports without FINDINGS")
     # what the structured labels say
@@ -135,7 +144,10 @@ DEVICE_RATES: dict[str, Rate] = {  # assumed; given the patient's acuity, before
 SETTINGS = (  # words after an institution's name, each one factor changed: what it matches, what it becomes
     ("faint", lambda site, k: {"device_contrast": "faint"}),
     (r"mention(\d+)", lambda site, k: {"device_mention": min(k / 100, 1.0)}),
-    (r"mislabel(\d+)", lambda site, k: {"label_miss": site.label_miss * k, "label_false": site.label_false * k}),
+    (
+        r"mislabel(\d+)",
+        lambda site, k: {"label_miss": site.label_miss * k, "label_false": site.label_false * k},
+    ),
     (r"shift(\d+)", lambda site, k: _shifted(site, k)),
 )
 
@@ -165,7 +177,9 @@ def institution(name: str) -> Institution:
         found = [(re.fullmatch(pattern, word), change) for pattern, change in SETTINGS]
         match, change = next(((m, change) for m, change in found if m), (None, None))
         if match is None or change is None:
-            raise ValueError(f"no institution {name!r}: {word!r} is none of faint, mentionP, mislabelK, shiftK")
+            raise ValueError(
+                f"no institution {name!r}: {word!r} is none of faint, mentionP, mislabelK, shiftK"
+            )
         site = replace(site, **change(site, int(match[1]) if match.groups() else 0))
     return site
 
@@ -175,12 +189,17 @@ def _named(stem: str, name: str) -> Institution:
     if stem == "study":
         return Institution(stem)
     if kind != "public" or not number.isdecimal():
-        raise ValueError(f'no institution {name!r}: there are "study", "public" and "public-0", "public-1", ...')
+        raise ValueError(
+            f'no institution {name!r}: there are "study", "public" and "public-0", "public-1", ...'
+        )
     d = Draws.start(0, "institution", [int(number)])
     u = lambda what, low, high: float(d.uniform(what, low, high)[0])  # noqa: E731
     ward, intensive = u("ward", 0.2, 0.4), u("intensive", 0.1, 0.35)
     rates = [
-        {k: (u(k, 0.6, 1.4) * v[0], u(k, 0.6, 1.4) * v[1], u(k, 0.6, 1.4) * v[2]) for k, v in table.items()}
+        {
+            k: (u(k, 0.6, 1.4) * v[0], u(k, 0.6, 1.4) * v[1], u(k, 0.6, 1.4) * v[2])
+            for k, v in table.items()
+        }
         for table in (FINDING_RATES, DEVICE_RATES)
     ]
     machines = [
@@ -218,7 +237,9 @@ class Roster(Rows):
 def roster(index: Array, site: Institution, seed: int) -> Roster:
     """Indices (N,) of one institution to patients, exams and images, in closed form: no table over images is kept."""
     block, slot = index // BLOCK, index % BLOCK
-    pattern = (Draws.start(seed, f"block/{site.name}", block).bits("runs") % np.uint64(len(RUNS))).astype(np.int64)
+    pattern = (
+        Draws.start(seed, f"block/{site.name}", block).bits("runs") % np.uint64(len(RUNS))
+    ).astype(np.int64)
     start = START[pattern, slot]
     number, place = block * BLOCK + start, slot - start
     patient = Draws.start(seed, f"patient/{site.name}", number)
@@ -229,4 +250,6 @@ def roster(index: Array, site: Institution, seed: int) -> Roster:
     visit = patient.child("exam", exam)
     ap = ~paired & visit.chance("ap", np.asarray(site.ap_share)[acuity])
     prior = patient.child("exam", np.maximum(exam - 1, 0))
-    return Roster(number, exam, ap, lateral, acuity, patient, visit, prior, visit.child("image", place))
+    return Roster(
+        number, exam, ap, lateral, acuity, patient, visit, prior, visit.child("image", place)
+    )

@@ -27,7 +27,9 @@ class Rows:
     def rows(self, index: Any) -> Self:
         """Some rows, or any indexing that suits every field."""
         fields = (getattr(self, name) for name in self.__dataclass_fields__)  # type: ignore[attr-defined]
-        return type(self)(*(v.rows(index) if isinstance(v, Rows | Draws) else v[index] for v in fields))
+        return type(self)(
+            *(v.rows(index) if isinstance(v, Rows | Draws) else v[index] for v in fields)
+        )
 
 
 @dataclass
@@ -92,12 +94,20 @@ def coefficients(shapes: Array, view: View) -> Array:
     m = view.magnify(w0)
     cos, sin = turn((tilt + view.roll) / (1.0 - tilt * view.roll))
     gx, gy, gz = 1.0 / (rx * rx), 1.0 / (ry * ry), 1.0 / (rz * rz)
-    xx, xy, yy = gx * cos * cos + gy * sin * sin, (gx - gy) * cos * sin, gx * sin * sin + gy * cos * cos
+    xx, xy, yy = (
+        gx * cos * cos + gy * sin * sin,
+        (gx - gy) * cos * sin,
+        gx * sin * sin + gy * cos * cos,
+    )
     c, s = view.cos, view.sin
     uu, uv, vv = xx * c * c + gz * s * s, xy * c, yy
     uw, vw, ww = (xx - gz) * c * s, xy * s, xx * s * s + gz * c * c
     mm, k = m * m, 1.0 / ww
-    a, b, cc = (uu - uw * uw * k) * k / mm, 2.0 * (uv - uw * vw * k) * k / mm, (vv - vw * vw * k) * k / mm
+    a, b, cc = (
+        (uu - uw * uw * k) * k / mm,
+        2.0 * (uv - uw * vw * k) * k / mm,
+        (vv - vw * vw * k) * k / mm,
+    )
     out = np.empty((*u0.shape, 9), dtype=np.float32)
     for i, value in enumerate((u0, v0, k, a, b, cc, w0, -uw * k / m, -vw * k / m)):
         out[..., i] = value
@@ -116,14 +126,19 @@ class Canvas:
     """The pixel grid of some rows and the planes drawn on it; planes are float32 (n, size, size), on the device of
     `numbers`. What is drawn of a patient is NumPy's, so that a device sees the same patient to the bit."""
 
-    def __init__(self, view: View, size: int, numbers: Tensor, bounds: Array, place: dict[str, int]) -> None:
+    def __init__(
+        self, view: View, size: int, numbers: Tensor, bounds: Array, place: dict[str, int]
+    ) -> None:
         ticks = np.arange(size) + 0.5 - size / 2
         self.device = numbers.device
         grid = self.put((ticks[None] * view.spacing[:, None]).astype(np.float32))
         self.u, self.v, self.size, self.view = grid[:, None, :], grid[:, :, None], size, view
         self.numbers, self.bounds, self.place = numbers, bounds, place
         middle = self.column(view.magnify(0.0 * view.cos))
-        self.x, self.y = (self.u - self.column(view.shift_u)) / middle, (self.v - self.column(view.shift_v)) / middle
+        self.x, self.y = (
+            (self.u - self.column(view.shift_u)) / middle,
+            (self.v - self.column(view.shift_v)) / middle,
+        )
 
     def put(self, value: Array) -> Tensor:
         """An array as a tensor on the canvas's device."""
@@ -139,7 +154,11 @@ class Canvas:
         numbers = coefficients(np.stack(list(scene.shapes.values()), axis=1), view)
         u, v, k, a, b, c = (numbers[..., i].astype(np.float64) for i in range(6))
         wide, tall = np.sqrt(k / (a - b * b / (4.0 * c))), np.sqrt(k / (c - b * b / (4.0 * a)))
-        edges = np.stack([v - tall, v + tall, u - wide, u + wide], axis=-1) / view.spacing[:, None, None] + size / 2
+        edges = (
+            np.stack([v - tall, v + tall, u - wide, u + wide], axis=-1)
+            / view.spacing[:, None, None]
+            + size / 2
+        )
         bounds = np.clip(np.floor(edges) + np.array([-1, 2, -1, 2]), 0, size).astype(np.int64)
         places = {name: k for k, name in enumerate(scene.shapes)}
         return cls(view, size, torch.from_numpy(numbers).to(device), bounds, places)
@@ -147,15 +166,22 @@ class Canvas:
     def rows(self, index: Array | slice) -> Canvas:
         """The canvas of some rows."""
         pick = self.put(index) if isinstance(index, np.ndarray) else index
-        return Canvas(self.view.rows(index), self.size, self.numbers[pick], self.bounds[index], self.place)
+        return Canvas(
+            self.view.rows(index), self.size, self.numbers[pick], self.bounds[index], self.place
+        )
 
     def window(self, name: str) -> Window:
         """The part of the planes outside which an ellipsoid is not seen in any row: what is drawn there alone has the
         same bits, for less work."""
-        low, high = self.bounds[:, self.place[name]].min(0).tolist(), self.bounds[:, self.place[name]].max(0).tolist()
+        low, high = (
+            self.bounds[:, self.place[name]].min(0).tolist(),
+            self.bounds[:, self.place[name]].max(0).tolist(),
+        )
         return slice(None), slice(low[0], max(high[1], low[0])), slice(low[2], max(high[3], low[2]))
 
-    def spread(self, name: str, window: Window) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    def spread(
+        self, name: str, window: Window
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """The squared half chord (negative outside), the offsets, and the coefficients, within a window."""
         k = tuple(self.numbers[:, self.place[name]].T[:, :, None, None])
         du, dv = self.u[:, :, window[2]] - k[0], self.v[:, window[1]] - k[1]
@@ -184,14 +210,18 @@ class Canvas:
     def texture(self, draws: Draws, name: str, cells: int) -> Tensor:
         """Smooth noise, about -1 to 1: random values on a lattice of `cells` to the image's side, interpolated."""
         lattice = draws.planes(name, cells + 2, cells + 2).to(self.device).mul_(0.6)
-        place = (torch.arange(self.size, dtype=torch.float32, device=self.device) + 0.5) * (cells / self.size)
+        place = (torch.arange(self.size, dtype=torch.float32, device=self.device) + 0.5) * (
+            cells / self.size
+        )
         low = place.floor()
         t = place - low
         t = t * t * (3.0 - 2.0 * t)
         index = low.long()
         flat = lattice.index_select(2, index) * (1.0 - t) + lattice.index_select(2, index + 1) * t
         t = t[:, None]
-        return (flat.index_select(1, index) * (1.0 - t)).add_(flat.index_select(1, index + 1).mul_(t))
+        return (flat.index_select(1, index) * (1.0 - t)).add_(
+            flat.index_select(1, index + 1).mul_(t)
+        )
 
     def distance(self, u: Array, v: Array, radius: Array, reach: float) -> Tensor:
         """Signed distance in mm to curves given as close points (M, P) with radii (M, P), exact within `reach` mm.
@@ -201,10 +231,15 @@ class Canvas:
         """
         spacing, size = self.view.spacing[:, None], self.size
         column, row = u / spacing + size / 2 - 0.5, v / spacing + size / 2 - 0.5
-        count = int(reach * size / FIELD_LEAST + 0.5)  # never of the batch at hand: a sample must not feel its fellows
+        count = int(
+            reach * size / FIELD_LEAST + 0.5
+        )  # never of the batch at hand: a sample must not feel its fellows
         steps = torch.arange(-count, count + 1, device=self.device)
         c, r, thick = (self.put(a.astype(np.float32, order="C")) for a in (column, row, radius))
-        ci, ri = (c + 0.5).floor().int()[..., None] + steps, (r + 0.5).floor().int()[..., None] + steps
+        ci, ri = (
+            (c + 0.5).floor().int()[..., None] + steps,
+            (r + 0.5).floor().int()[..., None] + steps,
+        )
         mm = self.put(spacing.astype(np.float32))[..., None]
         dc, dr = (ci - c[..., None]).mul_(mm), (ri - r[..., None]).mul_(mm)
         far = root((dc * dc)[..., None, :] + (dr * dr)[..., :, None]).sub_(thick[..., None, None])
@@ -225,4 +260,7 @@ def curve(points: Array, number: int) -> Array:
     piece = np.minimum(np.floor(place).astype(np.int64), points.shape[1] - 2)
     t = (place - piece)[None, :, None]
     a, b, c, d = (padded[:, piece + k] for k in range(4))
-    return 0.5 * (2.0 * b + t * ((c - a) + t * ((2.0 * a - 5.0 * b + 4.0 * c - d) + t * (3.0 * (b - c) + d - a))))
+    return 0.5 * (
+        2.0 * b
+        + t * ((c - a) + t * ((2.0 * a - 5.0 * b + 4.0 * c - d) + t * (3.0 * (b - c) + d - a)))
+    )

@@ -20,7 +20,9 @@ from cxrstudy.data.synthetic.projection import POINTS, Canvas, Scene, Tensor, Vi
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
 
 GROUP = 512  # rows whose parameters are drawn together
-CHUNK_PIXELS = 64 * 64 * 64  # pixels drawn together: 16 rows at 64 px are half as fast as 64, for the calls' sake
+CHUNK_PIXELS = (
+    64 * 64 * 64
+)  # pixels drawn together: 16 rows at 64 px are half as fast as 64, for the calls' sake
 GLYPHS = torch.tensor([  # "L" and "R", five dots wide and seven high
     [int(dot) for dot in glyph]
     for glyph in ("10000" * 6 + "11111", "11110" "10001" "10001" "11110" "10100" "10010" "10001")
@@ -47,7 +49,9 @@ class Batch:
     side: Array  # str (N, F): "right", "left", "bilateral", "" where absent
     malpositioned: Array  # bool (N, D), as devices.RULES say; False where absent
     scanner: Array  # str (N,)
-    tips: Array | None  # float64 (N, D, 2): column and row of the device's tip in pixels, NaN where absent
+    tips: (
+        Array | None
+    )  # float64 (N, D, 2): column and row of the device's tip in pixels, NaN where absent
     pixel_spacing: Array | None  # float64 (N,), mm
 
 
@@ -58,9 +62,13 @@ def look(who: Roster, site: Institution, size: int) -> View:
     cos, sin = np.where(who.lateral, -sin, cos), np.where(who.lateral, cos, sin)
     roll = d.normal("roll", 0.0, np.where(who.ap, 0.045, 0.025))
     near = np.where(who.ap, -1.0, 1.0)  # AP: the plate lies behind the back
-    source = np.where(who.ap, d.uniform("source", 1150.0, 1500.0), d.uniform("source", 1750.0, 1850.0))
+    source = np.where(
+        who.ap, d.uniform("source", 1150.0, 1500.0), d.uniform("source", 1750.0, 1850.0)
+    )
     shift_u, shift_v = d.normal("u", 0.0, np.where(who.ap, 12.0, 8.0)), d.normal("v", 0.0, 13.0)
-    return View(cos, sin, roll, near, source, shift_u, shift_v, d.uniform("field", *site.plate) / size)
+    return View(
+        cos, sin, roll, near, source, shift_u, shift_v, d.uniform("field", *site.plate) / size
+    )
 
 
 def pixels(points: Array, view: View, size: int) -> Array:
@@ -83,11 +91,16 @@ def machine(who: Roster, site: Institution) -> tuple[Array, dict[str, Array]]:
         who.ap, len(site.fixed) + who.exam_draws.bits("mobile") % np.uint64(len(site.mobile)),
         who.exam_draws.bits("fixed") % np.uint64(len(site.fixed)),
     ).astype(np.int64)  # fmt: skip
-    table = {f.name: np.array([getattr(scanner, f.name) for scanner in both])[chosen] for f in fields(both[0])}
+    table = {
+        f.name: np.array([getattr(scanner, f.name) for scanner in both])[chosen]
+        for f in fields(both[0])
+    }
     return table.pop("name"), table
 
 
-def expose(depth: Tensor, canvas: Canvas, who: Roster, site: Institution, lm: dict[str, Array]) -> Tensor:
+def expose(
+    depth: Tensor, canvas: Canvas, who: Roster, site: Institution, lm: dict[str, Array]
+) -> Tensor:
     """Optical depth to a displayed image in [0, 1], bone bright.
 
     A gamma-distributed beam spectrum gives the transmission (1 + depth/8)^-8, Beer-Lambert with beam hardening; the
@@ -95,13 +108,21 @@ def expose(depth: Tensor, canvas: Canvas, who: Roster, site: Institution, lm: di
     """
     d, size, column = who.image_draws, depth.shape[-1], canvas.column
     scanner = machine(who, site)[1]
-    gain = d.uniform("gain", *site.gain) * scanner["gain"] * np.where(who.lateral, 0.1, 0.125)  # an eighth of it
+    gain = (
+        d.uniform("gain", *site.gain) * scanner["gain"] * np.where(who.lateral, 0.1, 0.125)
+    )  # an eighth of it
     aim = lm["body.depth"] - 0.5 * lm["lung.depth"]  # automatic exposure: between lung and abdomen
     aimed = power(1.0 + gain * aim)
     noise = (
-        d.planes("noise", size, size).to(canvas.device).mul_(column(scanner["noise"] * max(size / 64.0, 1.0) ** 0.5))
+        d.planes("noise", size, size)
+        .to(canvas.device)
+        .mul_(column(scanner["noise"] * max(size / 64.0, 1.0) ** 0.5))
     )
-    beam = power((depth * column(gain)).add_(1.0)).mul_(noise.add_(1.0)).add_(column(aimed * scanner["scatter"]))
+    beam = (
+        power((depth * column(gain)).add_(1.0))
+        .mul_(noise.add_(1.0))
+        .add_(column(aimed * scanner["scatter"]))
+    )
     middle = column(aimed * d.normal("exposure", 1.0, 0.13))
     shown = middle / (beam + middle)
     low = column(scanner["dark"] + d.uniform("low", -0.02, 0.03))
@@ -121,12 +142,20 @@ def marker(canvas: Canvas, who: Roster, share: Array) -> Tensor:
     row = ((canvas.v - canvas.column(v)) / canvas.column(dot)).floor().long()
     on = ((column >= 0) & (column < 5)) & ((row >= 0) & (row < 7))
     place = (row.clamp(0, 6) * 5 + column.clamp(0, 4)).view(len(right), -1)
-    lit = GLYPHS.to(canvas.device)[canvas.put(right.astype(np.int64))].gather(1, place).view(on.shape) * on
+    lit = (
+        GLYPHS.to(canvas.device)[canvas.put(right.astype(np.int64))].gather(1, place).view(on.shape)
+        * on
+    )
     return lit.mul_(canvas.column(d.chance("marker", share) * d.uniform("marker.light", 0.75, 1.0)))
 
 
 def sample(
-    indices: Sequence[int] | Array, *, institution: str = "study", size: int, seed: int = 0, device: str = "cpu"
+    indices: Sequence[int] | Array,
+    *,
+    institution: str = "study",
+    size: int,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Batch:
     """The images of some indices (any integers from 0) of an institution, `size` pixels to the side.
 
@@ -146,7 +175,12 @@ def describe(indices: Sequence[int] | Array, *, institution: str = "study", seed
 
 
 def alone(
-    indices: Sequence[int] | Array, label: str, *, institution: str = "study", size: int, severity: float = 0.7
+    indices: Sequence[int] | Array,
+    label: str,
+    *,
+    institution: str = "study",
+    size: int,
+    severity: float = 0.7,
 ) -> tuple[Tensor, Tensor, Array]:
     """The x-rays of some indices as if `label` were all that their patients had: images with it and without, (N, 1,
     size, size) each, and masks (N, D, size, size). For looking at, and for tests of what a finding adds."""
@@ -176,7 +210,9 @@ def _draw(index: Array, name: str, size: int | None, seed: int, device: str = "c
         number, own = block % POOL, block // POOL * BLOCK + index % BLOCK
         rows = [np.flatnonzero(number == k) for k in range(POOL)]
         sites = [find_institution("-".join([f"public-{k}", *words])) for k in range(POOL)]
-        parts = [_one(own[r], site, size, seed, device) for site, r in zip(sites, rows, strict=True)]
+        parts = [
+            _one(own[r], site, size, seed, device) for site, r in zip(sites, rows, strict=True)
+        ]
         return _join(parts, np.argsort(np.concatenate(rows)))
 
 
@@ -214,10 +250,21 @@ def _case(index: Array, site: Institution, seed: int) -> tuple[Case, Case]:
     female = who.patient_draws.chance("female", site.female)
     start = np.clip(who.patient_draws.normal("age", *site.age), 18.0, 95.0)
     cases = []
-    for exam, number in ((who.exam_draws, who.exam), (who.prior_draws, np.maximum(who.exam - 1, 0))):
+    for exam, number in (
+        (who.exam_draws, who.exam),
+        (who.prior_draws, np.maximum(who.exam - 1, 0)),
+    ):
         age = start + 0.1 * number
         found = findings.draw(who.patient_draws, exam, site, who.acuity, age, number)
-        cases.append(Case(who, female, age, found, devices.draw(who.patient_draws, exam, site, who.acuity, age, found)))
+        cases.append(
+            Case(
+                who,
+                female,
+                age,
+                found,
+                devices.draw(who.patient_draws, exam, site, who.acuity, age, found),
+            )
+        )
     return cases[0], cases[1]
 
 
@@ -228,7 +275,9 @@ def _one(index: Array, site: Institution, size: int | None, seed: int, device: s
     labels = np.concatenate([found.present, held.present], axis=1).astype(np.float32)
     patients = [f"{site.name}-p{k:08d}" for k in who.number.tolist()]
     exams = [f"{p}-s{k}" for p, k in zip(patients, who.exam.tolist(), strict=True)]
-    report, told = wording.write(who.exam_draws, site, (found, held), (before.found, before.held), who.exam > 0)
+    report, told = wording.write(
+        who.exam_draws, site, (found, held), (before.found, before.held), who.exam > 0
+    )
     image, masks, tips, spacing = (None,) * 4 if size is None else _render(now, site, size, device)
     return Batch(
         image=image, labels=labels, reported=_record(who, site, labels), masks=masks, report=report, told=told,
@@ -240,7 +289,9 @@ def _one(index: Array, site: Institution, size: int | None, seed: int, device: s
     )  # fmt: skip
 
 
-def prepare(case: Case, site: Institution, size: int) -> tuple[Scene, dict[str, Array], View, Array]:
+def prepare(
+    case: Case, site: Institution, size: int
+) -> tuple[Scene, dict[str, Array], View, Array]:
     """The ill bodies of some rows as they are imaged: scene, landmarks, view, broken ribs."""
     who, d = case.who, case.who.patient_draws
     scene, lm = anatomy.build(d, who.exam_draws, case.female, case.age, who.ap, who.lateral)
@@ -258,12 +309,20 @@ def _pieces(case: Case, site: Institution, size: int, device: str) -> Iterator[P
     chunk = max(1, CHUNK_PIXELS // (size * size))
     for first in range(0, len(case.age), GROUP):
         rows = slice(first, first + GROUP)
-        part = Case(case.who.rows(rows), case.female[rows], case.age[rows], case.found.rows(rows), case.held.rows(rows))
+        part = Case(
+            case.who.rows(rows),
+            case.female[rows],
+            case.age[rows],
+            case.found.rows(rows),
+            case.held.rows(rows),
+        )
         who, found, held, patient = part.who, part.found, part.held, part.who.patient_draws
         scene, lm, view, broken = prepare(part, site, size)
         thick = 1.0 + 0.35 * found.on("edema") + 0.12 * patient.normal("vessels")
         tree = anatomy.branches(patient.child("tree"), scene, view, thick, size)
-        wires, ends = devices.lay(held, who.exam_draws, scene, lm, found, view, size, site.device_contrast)
+        wires, ends = devices.lay(
+            held, who.exam_draws, scene, lm, found, view, size, site.device_contrast
+        )
         tips = pixels(ends, view, size)
         whole = Canvas.of(scene, view, size, device)
         for low in range(0, len(part.age), chunk):
@@ -271,16 +330,29 @@ def _pieces(case: Case, site: Institution, size: int, device: str) -> Iterator[P
             here, canvas, ill = who.rows(few), whole.rows(few), found.rows(few)
             marks = {k: v[few] for k, v in lm.items()}
             depth, air, texture, vessel = anatomy.healthy(
-                canvas, here.patient_draws, here.image_draws, marks, tuple(t[few] for t in tree), broken[few]
+                canvas,
+                here.patient_draws,
+                here.image_draws,
+                marks,
+                tuple(t[few] for t in tree),
+                broken[few],
             )
             findings.paint(depth, canvas, air, marks, ill, here.ap, texture, vessel)
             depth.clamp_(min=0.0)
             masks = devices.render(depth, canvas, held.rows(few), wires.between(low, low + chunk))
             image = expose(depth, canvas, here, site, marks)
-            yield slice(first + low, first + low + len(depth)), image, masks, tips[few], view.spacing[few]
+            yield (
+                slice(first + low, first + low + len(depth)),
+                image,
+                masks,
+                tips[few],
+                view.spacing[few],
+            )
 
 
-def _render(case: Case, site: Institution, size: int, device: str = "cpu") -> tuple[Tensor, Array, Array, Array]:
+def _render(
+    case: Case, site: Institution, size: int, device: str = "cpu"
+) -> tuple[Tensor, Array, Array, Array]:
     """All that `_pieces` gives, joined: images stay on the device."""
     n = len(case.age)
     image = torch.empty((n, 1, size, size), device=device)
@@ -299,7 +371,9 @@ def _record(who: Roster, site: Institution, labels: Array) -> Array:
     out, d = labels.copy(), who.exam_draws
     lost = d.chance("blank", site.exam_blank)
     for k, name in enumerate(LABELS):
-        error = d.uniform(f"record.{name}") < np.where(labels[:, k] > 0, site.label_miss, site.label_false)
+        error = d.uniform(f"record.{name}") < np.where(
+            labels[:, k] > 0, site.label_miss, site.label_false
+        )
         out[:, k] = np.where(error, 1.0 - labels[:, k], labels[:, k])
         out[lost | d.chance(f"blank.{name}", site.label_blank), k] = np.nan
     return out

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from cxrstudy.data.synthetic.findings import Findings
     from cxrstudy.data.synthetic.institution import Institution
 
-GRADE = (("mild", "small", "minimal"), ("moderate", "moderate", "moderate"), ("severe", "large", "extensive"))
+GRADE = (
+    ("mild", "small", "minimal"),
+    ("moderate", "moderate", "moderate"),
+    ("severe", "large", "extensive"),
+)
 SIDES = ("right", "left", "bilateral")
 SAID = {  # {side} and {grade}, {size}: words with their blank, or nothing
     "cardiomegaly": (
@@ -45,7 +49,13 @@ SAID = {  # {side} and {grade}, {size}: words with their blank, or nothing
     ),
     "fracture": ("{side}rib fractures.", "Displaced {side}rib fractures.", "Fractures of several {side}ribs."),
 }  # fmt: skip
-WEAK = ("Possible {}", "Cannot exclude {}", "Questionable {}", "There may be {}", "{} cannot be excluded")
+WEAK = (
+    "Possible {}",
+    "Cannot exclude {}",
+    "Questionable {}",
+    "There may be {}",
+    "{} cannot be excluded",
+)
 STRONG = ("Probable {}", "Likely {}", "Findings compatible with {}")  # read as present
 NOUN = {  # as it stands after a hedge or before a verb; {side}, {grade} as above
     "cardiomegaly": "{grade}cardiomegaly",
@@ -62,12 +72,24 @@ CHANGE = {  # what is said of a finding against the prior exam
     "less": ("{} has decreased.", "Interval decrease of {}.", "Improving {}."),
     "same": ("Unchanged {}.", "Stable {}.", "{} is unchanged."),
     "new": ("New {}.", "Interval development of {}."),
-    "gone": ("{} has resolved.", "Interval resolution of {}.", "Previously seen {} is no longer present."),
+    "gone": (
+        "{} has resolved.",
+        "Interval resolution of {}.",
+        "Previously seen {} is no longer present.",
+    ),
 }
 DENIED = {
-    "cardiomegaly": ("Heart size is normal.", "The cardiac silhouette is normal in size.", "No cardiomegaly."),
+    "cardiomegaly": (
+        "Heart size is normal.",
+        "The cardiac silhouette is normal in size.",
+        "No cardiomegaly.",
+    ),
     "pleural_effusion": ("No pleural effusion.", "There is no pleural effusion."),
-    "pneumothorax": ("No pneumothorax.", "There is no pneumothorax.", "No evidence of pneumothorax."),
+    "pneumothorax": (
+        "No pneumothorax.",
+        "There is no pneumothorax.",
+        "No evidence of pneumothorax.",
+    ),
     "consolidation": ("No focal consolidation.", "No airspace consolidation."),
     "edema": ("No pulmonary edema.", "No evidence of edema."),
     "fracture": ("No acute fracture.", "No displaced rib fracture."),
@@ -102,8 +124,14 @@ WRONG = {  # misplaced
     "central_venous_catheter": ("{side}central venous catheter tip is malpositioned.",),
     "picc": ("{side}PICC tip is malpositioned.", "{side}PICC line should be repositioned."),
     "swan_ganz_catheter": ("Swan-Ganz catheter tip is too far peripheral.",),
-    "nasogastric_tube": ("NG tube tip is in the esophagus.", "Nasogastric tube is too high and should be advanced."),
-    "chest_tube": ("{side}chest tube lies outside the pleural space.", "{side}chest tube is malpositioned."),
+    "nasogastric_tube": (
+        "NG tube tip is in the esophagus.",
+        "Nasogastric tube is too high and should be advanced.",
+    ),
+    "chest_tube": (
+        "{side}chest tube lies outside the pleural space.",
+        "{side}chest tube is malpositioned.",
+    ),
     "pacemaker": ("Pacemaker lead appears dislodged.",),
 }
 LOW = (
@@ -116,7 +144,11 @@ FILLER = (
     "Degenerative changes of the spine.", "The trachea is midline.", "Soft tissues are unremarkable.",
     "The aorta is tortuous.", "Low lung volumes.",
 )  # fmt: skip
-NORMAL = ("No acute cardiopulmonary process.", "No acute cardiopulmonary abnormality.", "Normal chest radiograph.")
+NORMAL = (
+    "No acute cardiopulmonary process.",
+    "No acute cardiopulmonary abnormality.",
+    "Normal chest radiograph.",
+)
 
 
 class Voice:
@@ -162,7 +194,15 @@ def finding(
         weak = voice.unit() < 0.6
         return sentence(voice.one(WEAK if weak else STRONG).format(noun)), 0.5 if weak else 1.0
     if before is not None:
-        step = "new" if before < 0 else "more" if bad - before > 0.12 else "less" if before - bad > 0.12 else "same"
+        step = (
+            "new"
+            if before < 0
+            else "more"
+            if bad - before > 0.12
+            else "less"
+            if before - bad > 0.12
+            else "same"
+        )
         return sentence(voice.one(CHANGE[step]).format(noun)), 1.0
     text = voice.one(SAID[name]).format(**words)
     for grade in GRADE:
@@ -171,59 +211,117 @@ def finding(
 
 
 def write(
-    draws: Draws, site: Institution, now: tuple[Findings, Devices], before: tuple[Findings, Devices], follow: Array
+    draws: Draws,
+    site: Institution,
+    now: tuple[Findings, Devices],
+    before: tuple[Findings, Devices],
+    follow: Array,
 ) -> tuple[list[str], Array]:
     """The reports of some exams, one a row, and what each was told to say of every label, float32 (N, L): 1 present, 0
     absent, 0.5 doubted, NaN not mentioned. `follow` (N,) says where there is a prior exam."""
     steps = np.arange(160, dtype=np.uint64) * GOLDEN
-    found = [a.tolist() for a in (now[0].present, now[0].severity, now[0].side, before[0].present, before[0].severity)]
-    held = [a.tolist() for a in (now[1].present, now[1].side, now[1].reach, now[1].malpositioned, before[1].present)]
-    rows = zip(draws.bits("report"), follow.tolist(), zip(*found, strict=True), zip(*held, strict=True), strict=True)
+    found = [
+        a.tolist()
+        for a in (
+            now[0].present,
+            now[0].severity,
+            now[0].side,
+            before[0].present,
+            before[0].severity,
+        )
+    ]
+    held = [
+        a.tolist()
+        for a in (
+            now[1].present,
+            now[1].side,
+            now[1].reach,
+            now[1].malpositioned,
+            before[1].present,
+        )
+    ]
+    rows = zip(
+        draws.bits("report"),
+        follow.tolist(),
+        zip(*found, strict=True),
+        zip(*held, strict=True),
+        strict=True,
+    )
     both = [
-        _report(Voice(((mix(key + steps) >> np.uint64(11)) * 2.0**-53).tolist(), site.dialect), site, prior, ill, worn)
+        _report(
+            Voice(((mix(key + steps) >> np.uint64(11)) * 2.0**-53).tolist(), site.dialect),
+            site,
+            prior,
+            ill,
+            worn,
+        )
         for key, prior, ill, worn in rows
     ]
     told = [[words.get(name, np.nan) for name in LABELS] for _, words in both]
     return [text for text, _ in both], np.array(told, dtype=np.float32).reshape(-1, len(LABELS))
 
 
-def _report(voice: Voice, site: Institution, prior: bool, ill: tuple, worn: tuple) -> tuple[str, dict[str, float]]:
+def _report(
+    voice: Voice, site: Institution, prior: bool, ill: tuple, worn: tuple
+) -> tuple[str, dict[str, float]]:
     """One report (tubes, findings said and denied, filler, and an impression), and what it was told to say."""
     tubes, said, denied, main = [], [], [], []
     told: dict[str, float] = {}
     unsaid: dict[str, float] = {}  # told in FINDINGS alone
     for name, there, side, reach, wrong, was in zip(DEVICES, *worn, strict=True):
         mention, compare = voice.unit(), voice.unit()
-        if there and mention < (site.device_mention + 1.0) / 2.0 if wrong else there and mention < site.device_mention:
+        if (
+            there and mention < (site.device_mention + 1.0) / 2.0
+            if wrong
+            else there and mention < site.device_mention
+        ):
             low = name == "endotracheal_tube" and wrong and reach < 0
             options = LOW if low else (WRONG if wrong else TUBES)[name]
-            tubes.append(sentence(voice.one(options).format(side=f"{SIDES[side]} ", cm=max(round(reach / 10), 0))))
+            tubes.append(
+                sentence(
+                    voice.one(options).format(side=f"{SIDES[side]} ", cm=max(round(reach / 10), 0))
+                )
+            )
             told[name] = 1.0
             if wrong:
                 main.append(tubes[-1])
-        elif was and not there and prior and mention < site.device_mention and compare < site.compare:
+        elif (
+            was and not there and prior and mention < site.device_mention and compare < site.compare
+        ):
             tubes.append(voice.one(REMOVED).format(phrase(name)))
             told[name] = 0.0
     for name, there, bad, side, was, worse in zip(FINDINGS, *ill, strict=True):
         mention, compare = voice.unit(), prior and voice.unit() < site.compare
         if there and mention < site.mild_mention + (1.0 - site.mild_mention) * min(1.5 * bad, 1.0):
-            text, told[name] = finding(voice, site, name, side, bad, (worse if was else -1.0) if compare else None)
+            text, told[name] = finding(
+                voice, site, name, side, bad, (worse if was else -1.0) if compare else None
+            )
             said.append(text)
             if bad > 0.3:
                 main.append(said[-1])
         elif there:
             continue
         elif was and compare:
-            said.append(sentence(voice.one(CHANGE["gone"]).format(NOUN[name].format(side="", grade="", size=""))))
+            said.append(
+                sentence(
+                    voice.one(CHANGE["gone"]).format(NOUN[name].format(side="", grade="", size=""))
+                )
+            )
             told[name] = 0.0
         elif voice.unit() < site.overcall:
-            said.append(sentence(voice.one(WEAK).format(NOUN[name].format(side="", grade="", size=""))))
+            said.append(
+                sentence(voice.one(WEAK).format(NOUN[name].format(side="", grade="", size="")))
+            )
             told[name] = 0.5
         elif name in DENIED and mention < site.negation:
             denied.append(voice.one(DENIED[name]))
             unsaid[name] = 0.0
     filler = [voice.one(FILLER)] if voice.unit() < 0.6 else []
-    order = [*tubes, *said, *denied, *filler] if voice.unit() < 0.7 else [*denied, *filler, *said, *tubes]
+    order = (
+        [*tubes, *said, *denied, *filler]
+        if voice.unit() < 0.7
+        else [*denied, *filler, *said, *tubes]
+    )
     close = main or said or [voice.one(NORMAL) if not tubes else "Lines and tubes as above."]
     if voice.unit() < site.impression_only:
         return "IMPRESSION: " + " ".join([*tubes, *said] or close), told
