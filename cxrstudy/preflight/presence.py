@@ -55,7 +55,10 @@ def absent(name: str) -> str:
             return str(error)
         return ""
     if "/" in name and not name.startswith("hf-hub:"):
-        return f"no encoder at {path}: a folder of one holds encoder.json and model.safetensors (a pretrain run writes it)"
+        return (
+            f"no encoder at {path}: a folder of one holds encoder.json and model.safetensors "
+            "(a pretrain run writes it)"
+        )
     if name.startswith("hf-hub:") or weights.encoders.timm.is_model(name):
         return ""  # fetched, or refused with the way to fetch it, when it is opened
     return f"no encoder {name!r}: no folder, none of {', '.join(weights.KNOWN)}, and none of timm's"

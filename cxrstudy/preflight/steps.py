@@ -61,7 +61,7 @@ def _said(item: Any, model: type[study.Parameters]) -> str:
     """What pydantic found wrong with one parameter, or with all together."""
     if not item["loc"]:
         return str(item["msg"]).removeprefix("Value error, ")
-    alone = {
+    alone: Any = {
         "type": item["type"],
         "loc": item["loc"],
         "input": item["input"],
@@ -69,7 +69,7 @@ def _said(item: Any, model: type[study.Parameters]) -> str:
     }
     return study.explain(ValidationError.from_exception_data("", [alone]), "", model).removeprefix(
         ": "
-    )  # type: ignore[list-item]
+    )
 
 
 # ---- what is there -------------------------------------------------------------------------------------------------
