@@ -67,8 +67,10 @@ def provenance(table: pd.DataFrame, missing: list[str], preset: str) -> str:
     described = grid.load_preset(preset.removeprefix(RECORDED))
     if table.empty:
         wait = f"about {described.minutes:g} minutes on {described.hardware}"
-        return f"**Nothing of preset `{preset}` has been run on this machine yet.** "
+        return (
+            f"**Nothing of preset `{preset}` has been run on this machine yet.** "
             f"`{command(preset)}` runs it ({wait})."
+        )
     kinds = sorted(table["kind"].dropna().unique())
     seeds = sorted(
         int(seed) for seed in table.loc[table["stage"] == "pretrain", "seed"].dropna().unique()
