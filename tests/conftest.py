@@ -1,13 +1,11 @@
 """One tiny study, run for real through the command line, and its book: shared by the tests that look at them."""
 
-import contextlib
 import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,29 +83,6 @@ def clone(where: Path) -> Walk:
     for name in ("notebooks", "book", "data_cards"):
         shutil.copytree(ROOT / name, where / name, ignore=left)
     return Walk(where, where / "runs")
-
-
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for features."""
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs" / "features"
-
-
-@contextlib.contextmanager
-def without_encoder() -> Iterator[None]:
-    """Any encoder that is run raises."""
-    import torch  # not by every test that has this file
-
-    def refuse(module: torch.nn.Module, _: object) -> None:
-        if type(module).__module__.startswith("timm."):
-            raise RuntimeError("a forward pass")
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @pytest.fixture(scope="session")

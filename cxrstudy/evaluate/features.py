@@ -1,21 +1,7 @@
-"""From images to features: one pass of a frozen encoder, kept on disk where asked, pooled in the parts asked for.
+"""Features of a frozen encoder: one forward pass, pooled in the ways an evaluation asks for."""
 
-Asked for by ``kept`` (``keep_features`` of a run, off by default), features lie in half precision below
-``runs/features/KEY``, KEY being a digest of encoder, prepared data and what is kept: patches, which classification and
-reports share, or the feature maps of ``maps``. A row is encoded when it is first asked for, and read by whoever asks
-for kept features after that. Patches cost N x T x C x 2 bytes an encoder (17,600 images x 16 x 128: 72 MB); the folder
-may be deleted at any time. A row whose bytes do not fit their checksum (a crash, a bad disk) is encoded again.
-"""
-
-import fcntl
-import hashlib
-import json
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +16,9 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.evaluate.embeddings import TABLES as TABLES  # of which callers ask this module
 from cxrstudy.evaluate.embeddings import Embeddings as Embeddings
 from cxrstudy.evaluate.embeddings import read_embeddings as read_embeddings
-from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
 BATCH = 256  # images encoded at a time
-Look = Callable[
-    [Any, Prepared, np.ndarray], dict[str, Tensor]
-]  # encoder, data, rows: features (n,...) by name
 
 
 # ---- pooling -------------------------------------------------------------------------------------------------------
@@ -109,18 +91,14 @@ def extract(encoder: Any, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
 
 def _forward(
     encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int = 1
-) -> dict[str, Tensor]:
-    """``extract`` of some rows of a prepared data set, at the encoder's own size and on its device; float32."""
-    take = np.sort(rows)
-    x = inputs(encoder, prepared, take)
-    patches, classes = extract(encoder, x, layers)
-    back = torch.from_numpy(np.searchsorted(take, rows)).to(x.device)
+) -> tuple[Tensor, Tensor]:
+    """Return what `extract` gives for some rows of a data set, float32, on the encoder's device."""
+    order = np.sort(rows)
+    patch_tokens, cls_tokens = extract(encoder, inputs(encoder, prepared, order), layers)
     if (np.diff(rows) < 0).any():
-        patches, classes = patches[back], classes[back]
-    return {
-        "patches": patches.float().contiguous(),
-        "classes": classes.float(),
-    }  # contiguous: pooled twice as fast
+        back = torch.from_numpy(np.searchsorted(order, rows)).to(patch_tokens.device)
+        patch_tokens, cls_tokens = patch_tokens[back], cls_tokens[back]
+    return patch_tokens.float().contiguous(), cls_tokens.float()  # contiguous: pools twice as fast
 
 
 def inputs(encoder: Any, prepared: Prepared, rows: np.ndarray) -> Tensor:
@@ -139,156 +117,50 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# ---- kept on disk --------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Kept:
-    """Memory-mapped features of N images: ``parts`` (N,...) float16 by name, ``sums`` (N,) checksums (0: not there)."""
-
-    parts: dict[str, np.ndarray]
-    sums: np.ndarray
-
-    def checksum(self, row: int) -> int:
-        """Of a row's bytes as they stand; never 0."""
-        found = 0
-        for part in self.parts.values():
-            found = zlib.crc32(part[row].tobytes(), found)
-        return found or 1
-
-    def stands(self, rows: np.ndarray) -> np.ndarray:
-        """Which of ``rows`` are there, byte for byte as they were written: (len(rows),) bool."""
-        return np.array(
-            [self.sums[row] != 0 and self.sums[row] == self.checksum(row) for row in rows],
-            dtype=bool,
-        )
-
-
-def features_folder(encoder: Any, prepared: Prepared, what: Any = 1) -> Path:
-    """Where features of this encoder on this data are kept: ``runs/features/KEY``.
-
-    KEY: a digest of every tensor of the encoder, its architecture, size and grey levels; of the manifest's image ids,
-    the data's ``info`` and every pixel (about a second a GB); and of ``what`` is kept (a number: patches of so many
-    layers), a JSON-like value.
-    """
-    key = hashlib.blake2b(digest_size=12)
-    for name, tensor in encoder.state_dict().items():
-        key.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        key.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    made = [
-        getattr(encoder, name, None)
-        for name in ("architecture", "arguments", "input_size", "mean", "std")
-    ]
-    key.update(
-        json.dumps(
-            [type(encoder).__name__, made, prepared.info, what], sort_keys=True, default=str
-        ).encode()
-    )
-    key.update("\n".join(prepared.manifest["image_id"]).encode())
-    for start in range(0, len(prepared.images), 1024):
-        key.update(np.ascontiguousarray(prepared.images[start : start + 1024]).data)
-    return study.runs_root() / "features" / key.hexdigest()
-
-
+# ---- memory-mapped features ------------------------------------------------------------------------
 @torch.inference_mode()
-def keep(
+def write_features(
     encoder: Any,
     prepared: Prepared,
     rows: np.ndarray,
-    folder: Path,
+    extract_batch: Callable[[Any, Prepared, np.ndarray], list[Tensor]],
     *,
-    look: Look = _forward,
+    home: Path | None = None,
     batch: int = BATCH,
     progress: Progress = iter,
-) -> Kept:
-    """Features in ``folder``, in which ``rows`` stand: those that do not are encoded, a batch in memory at a time.
+) -> list[np.ndarray]:
+    """Encode some rows, a batch in memory at a time, into memory-mapped half-precision arrays.
 
-    Safe under several processes: one encodes, the others wait and find the rows. ValueError names an image whose
-    features half precision cannot hold.
+    Args:
+        rows: Rows of the data set that are encoded, in ascending order and each once.
+        extract_batch: Takes encoder, data and rows, and returns tensors of shape (n,...).
+        home: Folder (by default the folder of runs) whose unnamed files hold the arrays. Their
+            space is free again when the arrays are deleted.
+
+    Returns:
+        Arrays (N,...) float16 for all N images of the data set; only ``rows`` are filled.
+
+    Raises:
+        ValueError: A feature is not finite in half precision. The message names the image.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder, rows = encoder.to(device()), np.unique(rows)
-    with _locked(folder / "lock"):
-        kept = _open(folder, len(prepared.manifest))
-        missing = rows if kept is None else rows[~kept.stands(rows)]
-        for start in progress(range(0, len(missing), batch)):
-            part = missing[start : start + batch]
-            found = {
-                name: tensor.half().cpu().numpy()
-                for name, tensor in look(encoder, prepared, part).items()
-            }
-            finite = np.all(
-                [np.isfinite(a).reshape(len(part), -1).all(1) for a in found.values()], axis=0
-            )
-            if not finite.all():
-                name = prepared.manifest["image_id"].iloc[part[np.argmin(finite)]]
-                raise ValueError(
-                    f"features of image {name} are not finite in half precision, in which they are kept; a linear "
-                    "probe alone can do without: say keep_features=False"
-                )
-            kept = kept or _made(
-                folder, len(prepared.manifest), {name: a.shape[1:] for name, a in found.items()}
-            )
-            for name, values in found.items():
-                kept.parts[name][part] = values
-            kept.sums[part] = [
-                kept.checksum(row) for row in part
-            ]  # last: what has no sum is not there
-    if kept is None:
-        raise ValueError("no row to encode")
-    return kept
-
-
-def at_hand(
-    encoder: Any,
-    prepared: Prepared,
-    rows: np.ndarray,
-    what: Any,
-    kept: bool,
-    home: Path | None = None,
-    **how: Any,
-) -> Kept:
-    """``keep`` of ``what`` in its ``features_folder``; not ``kept``: in files below ``home`` (``runs/features``)
-    without a name, which are gone when the arrays are."""
-    if kept:
-        return keep(encoder, prepared, rows, features_folder(encoder, prepared, what), **how)
-    home = home or study.runs_root() / "features"
+    home = home or study.runs_root()
     home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home) as scratch:
-        return keep(encoder, prepared, rows, Path(scratch), **how)
-
-
-def _open(folder: Path, n: int) -> Kept | None:
-    """The arrays of ``folder``; None where they are not there, or not of the shapes that they should have."""
-    try:
-        shapes = json.loads((folder / "shapes.json").read_text()) | {"sums": []}
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes}
-        whole = all(arrays[name].shape == (n, *shape) for name, shape in shapes.items())
-    except (OSError, ValueError, EOFError, TypeError):
-        return None
-    return Kept(arrays, arrays.pop("sums")) if whole else None
-
-
-def _made(folder: Path, n: int, shapes: dict[str, tuple[int, ...]]) -> Kept:
-    """Empty arrays in ``folder``, of n rows of these shapes; sparse, so that rows never asked for take no space."""
-    (folder / "shapes.json").unlink(missing_ok=True)
-    arrays: dict[str, Any] = {}
-    for name, shape in (shapes | {"sums": ()}).items():
-        how: dict[str, Any] = {
-            "dtype": "uint32" if name == "sums" else "float16",
-            "shape": (n, *shape),
-        }
-        (folder / f"{name}.npy").unlink(
-            missing_ok=True
-        )  # another process may still read the old one
-        arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", **how)
-    write_text(folder / "shapes.json", json.dumps(shapes))
-    return Kept(arrays, arrays.pop("sums"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a crash
-        yield
+    encoder, rows, arrays = encoder.to(device()), np.unique(rows), []
+    with tempfile.TemporaryDirectory(prefix="features-", dir=home) as folder:
+        for start in progress(range(0, len(rows), batch)):
+            part = rows[start : start + batch]
+            found = [x.half().cpu().numpy() for x in extract_batch(encoder, prepared, part)]
+            for k, values in enumerate(found):
+                finite = np.isfinite(values).reshape(len(part), -1).all(1)
+                if not finite.all():
+                    name = prepared.manifest["image_id"].iloc[part[np.argmin(finite)]]
+                    raise ValueError(f"features of image {name} are not finite in half precision")
+                if len(arrays) <= k:
+                    shape = (len(prepared.manifest), *values.shape[1:])
+                    how: Any = {"mode": "w+", "dtype": np.float16, "shape": shape}
+                    arrays.append(np.lib.format.open_memmap(f"{folder}/{k}.npy", **how))
+                arrays[k][part] = values
+    return arrays
 
 
 # ---- what evaluations read -----------------------------------------------------------------------------------------
@@ -319,30 +191,13 @@ def encode_batches(
     rows: np.ndarray,
     *,
     layers: int = 1,
-    kept: bool = False,
     batch: int = BATCH,
     progress: Progress = iter,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Patch features (n,T,C) and class tokens (n,K), float32, of the given rows in their order, batch after batch.
-
-    ``kept``: they are read from ``features_folder`` and added to it, in half precision; else nothing is written and
-    they stay in single precision.
-    """
-    rows = np.asarray(rows)
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    if kept:
-        folder, look = features_folder(encoder, prepared, layers), partial(_forward, layers=layers)
-        held = keep(encoder, prepared, rows, folder, look=look, batch=batch, progress=progress)
-        for part in parts:
-            patches, classes = (
-                torch.from_numpy(held.parts[name][part]).float() for name in ("patches", "classes")
-            )
-            yield patches, classes
-    else:
-        encoder = encoder.to(device())
-        for part in progress(parts):
-            found = _forward(encoder, prepared, part, layers)
-            yield found["patches"], found["classes"]
+    """Yield patch tokens (n,T,C) and class tokens (n,K) of the given rows in their order, float32."""
+    rows, encoder = np.asarray(rows), encoder.to(device())
+    for start in progress(range(0, len(rows), batch)):
+        yield _forward(encoder, prepared, rows[start : start + batch], layers)
 
 
 def patches(
@@ -351,12 +206,15 @@ def patches(
     rows: np.ndarray,
     *,
     layers: int = 1,
-    kept: bool = False,
-    **how: Any,
+    home: Path | None = None,
+    progress: Progress = iter,
 ) -> np.ndarray:
-    """Patch features of the whole data set, (N,T,C) float16 memory-mapped, in which ``rows`` stand; see ``at_hand``."""
-    look = partial(_forward, layers=layers)
-    return at_hand(encoder, prepared, rows, layers, kept, look=look, **how).parts["patches"]
+    """Return patch tokens of some rows, memory-mapped: see `write_features`; (N,T,C) float16."""
+
+    def extract_batch(encoder: Any, prepared: Prepared, few: np.ndarray) -> list[Tensor]:
+        return [_forward(encoder, prepared, few, layers)[0]]
+
+    return write_features(encoder, prepared, rows, extract_batch, home=home, progress=progress)[0]
 
 
 # ---- a ceiling -----------------------------------------------------------------------------------------------------

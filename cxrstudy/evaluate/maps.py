@@ -1,7 +1,6 @@
 """What a frozen encoder sees of an image, map by map, and where its devices truly are.
 
-An image is encoded once: its maps lie in memory-mapped half precision, kept for later evaluations where that is asked
-for (see ``features``).
+An image is encoded once: its maps lie in memory-mapped half precision in the run's folder.
 """
 
 import math
@@ -21,7 +20,7 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, label_array
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
-from cxrstudy.evaluate.features import at_hand, device, inputs, patches
+from cxrstudy.evaluate.features import device, inputs, patches, write_features
 from cxrstudy.progress import Progress
 
 CHUNK = 64  # images handled at a time
@@ -161,35 +160,25 @@ def maps_of(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> 
 
 
 def encode_maps(
-    encoder: Any,
-    prepared: Prepared,
-    rows: np.ndarray,
-    layers: int,
-    *,
-    kept: bool = False,
-    **how: Any,
+    encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int, **how: Any
 ) -> Seen:
-    """`feature_maps` of some rows by one pass of the encoder, in half precision; ``how`` as ``features.at_hand``.
+    """Return `feature_maps` of some rows in half precision; ``how`` as ``features.write_features``.
 
-    Those of a ViT are the patches that ``classify.ipynb`` keeps with as many layers, and are kept as these: one pass
-    serves both. Other maps are cut to what half precision holds.
+    Values are cut to the range of half precision, except a ViT's, which are refused beyond it.
     """
     trunk: Any = getattr(encoder, "trunk", None)
     depth = min(layers, len(getattr(trunk, "feature_info", ())))
     if getattr(trunk, "num_prefix_tokens", 0):
-        tokens = patches(encoder, prepared, rows, layers=depth, kept=kept, **how)
+        tokens = patches(encoder, prepared, rows, layers=depth, **how)
         side = math.isqrt(tokens.shape[1])
-        last_first = tokens.reshape(len(tokens), side, side, depth, -1).transpose(
-            3, 0, 4, 1, 2
-        )  # a view
+        last_first = tokens.reshape(len(tokens), side, side, depth, -1).transpose(3, 0, 4, 1, 2)
         return Seen(list(last_first[::-1]), rows, layers)
 
-    def look(encoder: Any, prepared: Prepared, few: np.ndarray) -> dict[str, Tensor]:
-        found = maps_of(encoder, prepared, few, layers)
-        return {f"map{k}": one.clamp(-65504, 65504) for k, one in enumerate(found)}
+    def extract_batch(encoder: Any, prepared: Prepared, few: np.ndarray) -> list[Tensor]:
+        return [one.clamp(-65504, 65504) for one in maps_of(encoder, prepared, few, layers)]
 
-    found = at_hand(encoder, prepared, rows, ["maps", depth], kept, look=look, batch=CHUNK, **how)
-    return Seen(list(found.parts.values()), rows, layers)
+    found = write_features(encoder, prepared, rows, extract_batch, batch=CHUNK, **how)
+    return Seen(found, rows, layers)
 
 
 # ---- maps beside masks ---------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
-"""Cost of encoding against the bare forward pass on pre-loaded tensors, and of features that stand already.
+"""Cost of encoding, and of writing features to disk, against the bare forward pass.
 
     python tests/benchmarks/bench_features.py            # some 2 minutes on one core
     python tests/benchmarks/bench_features.py --quick    # fewer images and rounds
 
-Sides alternate in one process, on the same images, encoder and batch; the bare side's images are float tensors in
-memory, normalised and as large as the encoder wants them. ``encode`` reads memory-mapped bytes, normalises and pools
-them; ``keep`` also writes half precision and checksums. Ratios are medians, with their range, of rounds of CPU time of
-this process (other programs on the machine disturb the clock more), or of wall time on a GPU.
+Sides alternate in one process, on the same images, encoder and batch. The bare side's images are
+float tensors in memory, normalised and of the encoder's size. ``encode`` reads memory-mapped bytes,
+normalises and pools them. ``patches`` writes patch tokens in half precision. Ratios are medians,
+with their range, of rounds of this process's CPU time, or of wall time on a GPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 
 from cxrstudy import encoders
 from cxrstudy.data.images import Prepared
-from cxrstudy.evaluate.features import BATCH, device, encode, keep
+from cxrstudy.evaluate.features import BATCH, device, encode, patches
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -51,7 +51,6 @@ def bench(name: str, size: int, n: int, rounds: int, folder: Path) -> None:
         encoder.normalise(np.array(images[start : start + BATCH])) for start in range(0, n, BATCH)
     ]
     tensors = [x.to(device()) for x in tensors]
-    turn = iter(range(10**6))
 
     @torch.inference_mode()
     def bare() -> None:
@@ -60,8 +59,7 @@ def bench(name: str, size: int, n: int, rounds: int, folder: Path) -> None:
 
     sides: dict[str, Callable[[], Any]] = {
         "encode": lambda: encode(encoder, prepared, rows, pooling="mean+max"),
-        "keep": lambda: keep(encoder, prepared, rows, folder / f"kept{next(turn)}"),
-        "read again": lambda: keep(encoder, prepared, rows, folder / "kept0"),
+        "patches": lambda: patches(encoder, prepared, rows, home=folder),
     }
     bare()  # the first pass of all
     ratios: dict[str, list[float]] = {what: [] for what in sides}

@@ -2,10 +2,9 @@
 
     python tests/benchmarks/bench_stages.py --data runs/mini/data/study-4e23d7 --encoder book/recorded/bases/clip-hybrid
 
-Three times: without kept features, with (the first evaluation, which writes them), and again (which reads them).
-Seconds of CPU time of this process on one thread, since other programs on the machine disturb the clock; each step's
-own, without those that it calls. Below the table: by how much the metrics of kept features differ from fresh ones'.
-Runs and kept features go to a scratch folder (--out) that is gone afterwards. Some 5 minutes of CPU.
+Seconds of CPU time of this process on one thread, because other programs on the machine disturb the
+clock. A step's time excludes the other steps that it calls. Runs go to a scratch folder (--out) that
+is deleted afterwards. Takes about 2 minutes of CPU.
 """
 
 import argparse
@@ -43,8 +42,7 @@ from cxrstudy.evaluate import (
 
 STEPS: dict[str, list[tuple[Any, str]]] = {
     "encode": [(features, "extract"), (features, "inputs"), (maps, "feature_maps")],
-    "key of what is kept": [(features, "features_folder")],
-    "write, check kept features": [(features, "keep")],
+    "write features": [(features, "write_features")],
     "pool": [(features, "pool_tokens")],
     "who is judged, on what": [
         (cohort, "gather"),
@@ -100,14 +98,12 @@ class Clock:
                             setattr(holder, known, timed)
 
 
-def stages(
-    data: str, encoder: str, out: Path, kept: bool
-) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+def stages(data: str, encoder: str, out: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """The three evaluations, each giving its metrics."""
     prepared = open_prepared(study.resolve(data))
 
     def given(stage: str) -> Any:
-        values = {"data": data, "encoder": encoder, "out": str(out / stage), "keep_features": kept}
+        values = {"data": data, "encoder": encoder, "out": str(out / stage)}
         return study.validated(stage, values)
 
     def classify() -> Any:
@@ -132,10 +128,6 @@ def stages(
     }
 
 
-def values(metrics: list[dict[str, Any]]) -> pd.Series:
-    return pd.DataFrame(metrics).set_index(["task", "label", "metric"])["value"].astype(float)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,42 +140,20 @@ def main() -> None:
     options = parser.parse_args()
     data, encoder = (str(study.resolve(path)) for path in (options.data, options.encoder))
     torch.set_num_threads(1)
-    clock, table, found = Clock(), {}, {}
+    clock, table = Clock(), {}
     clock.watch()
     with tempfile.TemporaryDirectory(dir=options.out or None) as scratch:
         os.environ["CXRSTUDY_RUNS"] = scratch
-        for way, kept in {"without": False, "kept, first": True, "kept, again": True}.items():
-            for stage, run in stages(data, encoder, Path(scratch) / way, kept).items():
-                clock.own.clear()
-                start = time.process_time()
-                found[stage, way] = values(run())
-                spent = time.process_time() - start
-                rows = {step: clock.own[step] for step in STEPS if clock.own[step] >= 0.005}
-                rows |= {"rest": spent - sum(clock.own.values()), "all": spent}
-                table |= {(stage, step, way): value for step, value in rows.items()}
-                print(f"{way}: {stage} {spent:.1f} s", flush=True)
-        size = sum(
-            file.stat().st_blocks * 512 for file in Path(scratch, "features").glob("*/*.npy")
-        )
-    wide = pd.Series(table).unstack()[list(dict.fromkeys(way for _, _, way in table))]
-    order = [
-        (stage, step)
-        for stage in ("classify", "segment", "report")
-        for step in (*STEPS, "rest", "all")
-    ]
-    print(wide.loc[[row for row in order if row in wide.index]].round(2).to_string(na_rep=""))
-    print("all stages:", wide.xs("all", level=1).sum().round(1).to_dict())
-    for stage in wide.index.unique(0):
-        gaps = [
-            (found[stage, way] - found[stage, "without"]).abs().max()
-            for way in ("kept, first", "kept, again")
-        ]
-        print(
-            f"{stage}: largest difference of {len(found[stage, 'without'])} metrics {gaps[0]:.1e}, again {gaps[1]:.1e}"
-        )
-    print(
-        f"kept on disk: {size / 1e6:.0f} MB; {os.cpu_count()} cores, 1 thread, torch {torch.__version__}"
-    )
+        for stage, run in stages(data, encoder, Path(scratch)).items():
+            clock.own.clear()
+            start = time.process_time()
+            run()
+            spent = time.process_time() - start
+            rows = {step: clock.own[step] for step in STEPS if clock.own[step] >= 0.005}
+            rows |= {"rest": spent - sum(clock.own.values()), "all": spent}
+            table |= {(stage, step): value for step, value in rows.items()}
+    print(pd.Series(table).round(2).to_string())
+    print(f"{os.cpu_count()} cores, 1 thread, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
-"""Features: what a forward pass gives, kept once, found again, made anew where they are spoilt; and others' vectors."""
+"""Features of one forward pass, pooled or memory-mapped, and tables of vectors."""
 
-import multiprocessing
-import os
-import sys
 import weakref
 
 import numpy as np
@@ -20,11 +17,10 @@ from cxrstudy.evaluate.features import (
     encode_batches,
     encode_each,
     extract,
-    features_folder,
-    keep,
     patches,
     pool_tokens,
     read_embeddings,
+    write_features,
 )
 
 torch.set_num_threads(1)
@@ -88,18 +84,13 @@ def test_stages_of_another_grid_are_averaged_onto_the_last_ones():
     )
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_several_poolings_of_one_pass_are_those_of_several(prepared, passes, kept):
-    one = encoder()
-    alone = [
-        encode(one, prepared, ROWS, pooling=pooling, kept=kept) for pooling in ("max+grid2", "mean")
-    ]
+def test_several_poolings_of_one_pass_are_those_of_several(prepared, passes):
+    one, poolings = encoder(), ["max+grid2", "mean"]
+    alone = [encode(one, prepared, ROWS, pooling=pooling) for pooling in poolings]
+    twice = len(passes)
     passes.clear()
-    encode(one, prepared, ROWS, pooling="mean")
-    once = len(passes)
-    passes.clear()
-    both = encode_each(one, prepared, ROWS, ["max+grid2", "mean"], kept=kept)
-    assert len(passes) == (0 if kept else once)
+    both = encode_each(one, prepared, ROWS, poolings)
+    assert len(passes) == twice / 2
     for found, expected in zip(both, alone, strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -114,180 +105,44 @@ def test_class_tokens_pool_only_where_there_are_any(prepared):
         encode(encoders.load_encoder("pixels"), prepared, ROWS, pooling="mean", layers=2)
 
 
-# ---- kept ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("pooling", ["mean+max+grid2", "class"])
-def test_kept_features_are_those_of_a_fresh_pass_in_half_precision(prepared, pooling):
-    one = encoder("random:hybrid_mini")
-    fresh = encode(one, prepared, ROWS, pooling=pooling)
-    found = encode(one, prepared, ROWS, pooling=pooling, kept=True, batch=2)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, fresh, rtol=2e-3, atol=2e-3)
-    np.testing.assert_array_equal(
-        encode(one, prepared, ROWS[::-1], pooling=pooling, kept=True), found[::-1]
-    )
-
-
-def test_a_second_look_at_the_same_rows_runs_no_encoder_and_new_rows_cost_themselves_alone(
-    prepared, passes
-):
-    encode(encoder(), prepared, ROWS, pooling="mean", kept=True)
-    assert passes
-    passes.clear()
-    again = encode(
-        encoder(), prepared, ROWS, pooling="max+grid2", kept=True
-    )  # other parts, another object
-    assert not passes
-    kept = keep(encoder(), prepared, ROWS, features_folder(encoder(), prepared))
-    assert kept.stands(np.arange(120)).sum() == len(set(ROWS))
-    assert again.shape == (6, 128 * 5)
-    sizes = []
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda _, args: sizes.append(len(args[0]))
-    )
-    encode(encoder(), prepared, np.array([7, 80, 81]), pooling="mean", kept=True)
-    hook.remove()
-    assert set(sizes) == {2}
-
-
-def test_a_second_evaluation_of_an_encoder_does_no_forward_pass(prepared, folder, passes):
-    values = {
-        "data": str(folder),
-        "keep_features": True,
-        "resamples": 20,
-        "strengths": [1.0],
-        "tasks": ["findings"],
-    }
-    p = study.validated("classify", values)
-    first = protocol.run(p, prepared)
-    assert passes
-    passes.clear()
-    second = protocol.run(p, prepared)
-    np.testing.assert_array_equal(second["scores"], first["scores"])
-    attention = protocol.run(p.model_copy(update={"probe": "attention"}), prepared)
-    assert not passes
-    assert attention["scores"].shape == first["scores"].shape
-    protocol.run(p.model_copy(update={"keep_features": False}), prepared)
-    assert passes
-
-
-def test_another_encoder_data_set_or_depth_has_another_place(prepared):
-    vit = encoder("random:vit_tiny_patch16_224")
-    other = Prepared(prepared.manifest, 255 - np.array(prepared.images), prepared.info)
-    renamed = prepared.manifest.assign(image_id=prepared.manifest["image_id"] + "x")
-    fewer = Prepared(renamed, prepared.images, prepared.info)
-    sites = [
-        (encoder(), prepared, 1),
-        (encoder(seed=1), prepared, 1),
-        (vit, prepared, 1),
-        (vit, prepared, 2),
-    ]
-    pixel = np.array(prepared.images)
-    pixel[2, 5, 5] ^= 1  # of one image among many
-    sites += [(encoder(), Prepared(prepared.manifest, pixel, prepared.info), 1)]
-    sites += [
-        (encoder(), other, 1),
-        (encoder(), fewer, 1),
-        (encoders.load_encoder("pixels"), prepared, 1),
-    ]
-    assert len({features_folder(*site) for site in sites}) == len(sites)
-    assert features_folder(encoder(), prepared) == features_folder(encoder(), prepared)
-    assert features_folder(encoder(), prepared).parent == study.runs_root() / "features"
-
-
-@pytest.mark.parametrize("harm", ["bytes", "cut", "shape", "no sum", "rubbish"])
-def test_spoilt_features_are_made_anew(prepared, harm):
-    one = encoder()
-    right = encode(one, prepared, ROWS, pooling="mean", kept=True)
-    where = features_folder(one, prepared)
-    file = where / "patches.npy"
-    if harm == "bytes":
-        np.load(file, mmap_mode="r+")[3, 0, :9] = 9
-    elif harm == "cut":
-        os.truncate(file, file.stat().st_size // 2)
-    elif harm == "shape":
-        np.save(file, np.zeros((120, 2, 128), np.float16))
-    elif harm == "no sum":  # a crash between the features of a row and its checksum
-        np.load(where / "sums.npy", mmap_mode="r+")[7] = 0
-    else:
-        (where / "shapes.json").write_text("{not json")
-    np.testing.assert_array_equal(encode(one, prepared, ROWS, pooling="mean", kept=True), right)
-
-
-def _encode_beside(folder, runs, rows, found):
-    os.environ["CXRSTUDY_RUNS"] = runs
-    torch.set_num_threads(1)
-    found.put(encode(encoder(), open_prepared(folder), rows, pooling="mean", kept=True, batch=4))
-
-
-def test_two_processes_at_once_share_one_set_of_features(prepared, folder, tmp_path):
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    found = context.SimpleQueue()
-    call = (_encode_beside, (str(folder), str(tmp_path / "runs"), np.arange(60), found))
-    workers = [context.Process(target=call[0], args=call[1]) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    values = [found.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    fresh = encode(encoder(), prepared, np.arange(60), pooling="mean")
-    for value in values:
-        np.testing.assert_allclose(value, fresh, rtol=2e-3, atol=2e-3)
-    kept = keep(encoder(), prepared, np.arange(60), features_folder(encoder(), prepared))
-    assert kept.stands(np.arange(120)).sum() == 60
-
-
+# ---- memory-mapped -------------------------------------------------------------------------------
 def test_features_that_half_precision_cannot_hold_are_refused_by_image(prepared, monkeypatch):
     one = encoder()
     monkeypatch.setattr(one, "forward_features", lambda x: x.flatten(2).transpose(1, 2) * 1e6)
-    with pytest.raises(ValueError, match=r"image study-0 .*keep_features=False"):
-        keep(one, prepared, np.arange(4), features_folder(one, prepared))
+    with pytest.raises(ValueError, match="image study-0 are not finite in half precision"):
+        patches(one, prepared, np.arange(4))
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_no_more_than_a_batch_is_held_in_memory(prepared, monkeypatch, kept):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_no_more_than_a_batch_is_held_in_memory(prepared, monkeypatch, mapped):
     alive, own = [], features._forward
 
-    def watched(*call, **how):
+    def watched(*call):
         assert not any(tensor() is not None for tensor in alive[:-1])
-        found = own(*call, **how)
-        alive.append(weakref.ref(found["patches"]))
+        found = own(*call)
+        alive.append(weakref.ref(found[0]))
         return found
 
     monkeypatch.setattr(features, "_forward", watched)
-    sizes = [
-        len(part)
-        for part, _ in encode_batches(encoder(), prepared, np.arange(40), kept=kept, batch=8)
-    ]
-    assert sizes == [8] * 5
+    if mapped:
+
+        def extract_batch(*call):
+            return list(features._forward(*call))
+
+        write_features(encoder(), prepared, np.arange(40), extract_batch, batch=8)
+    else:
+        batches = encode_batches(encoder(), prepared, np.arange(40), batch=8)
+        assert [len(part) for part, _ in batches] == [8] * 5
     assert len(alive) == 5
 
 
-def test_what_was_encoded_before_a_failure_is_not_encoded_again(prepared, monkeypatch):
-    own, sizes = features._forward, []
-
-    def fails(encoder, prepared, rows, layers):
-        if rows[0] >= 16:
-            raise KeyboardInterrupt
-        return own(encoder, prepared, rows, layers)
-
-    monkeypatch.setattr(features, "_forward", fails)
-    with pytest.raises(KeyboardInterrupt):
-        patches(encoder(), prepared, np.arange(40), kept=True, batch=8)
-    monkeypatch.setattr(
-        features, "_forward", lambda *call, **how: sizes.append(len(call[2])) or own(*call, **how)
-    )
-    patches(encoder(), prepared, np.arange(40), kept=True, batch=8)
-    assert sizes == [8] * 3
-
-
-def test_patches_that_are_not_kept_leave_nothing_behind(prepared):
-    found = patches(encoder(), prepared, ROWS)
+def test_mapped_patches_are_those_of_a_pass_in_half_precision_and_leave_no_file(prepared, tmp_path):
+    found = patches(encoder(), prepared, ROWS, home=tmp_path / "run")
+    assert found.shape[0] == 120 and found.dtype == np.float16
     pooled = pool_tokens(torch.from_numpy(found[ROWS]).float(), "mean")
-    np.testing.assert_allclose(
-        pooled, encode(encoder(), prepared, ROWS, pooling="mean"), rtol=2e-3, atol=2e-3
-    )
-    assert not list((study.runs_root() / "features").iterdir())
+    fresh = encode(encoder(), prepared, ROWS, pooling="mean")
+    np.testing.assert_allclose(pooled, fresh, rtol=2e-3, atol=2e-3)
+    assert not list((tmp_path / "run").iterdir())
 
 
 # ---- labels as the only teacher ------------------------------------------------------------------------------------
