@@ -101,9 +101,7 @@ def gather(p: study.Classify, prepared: Prepared) -> Cohort:
             f"label {wrong[0]!r} has a name that results use for something else: rename it in the card"
         )
     base = [name for name in recorded if p.labels or _both(table, name)]
-    cohort = Cohort(
-        prepared, told, _parts(table, p, told), [n for n in base if task_of(n) in p.tasks]
-    )
+    cohort = Cohort(prepared, told, _parts(table, p), [n for n in base if task_of(n) in p.tasks])
     single = [name for name in recorded if name not in base and task_of(name) in p.tasks]
     cohort.left.update({name: f"{TOO_FEW}: {cohort.counted(name)}; {needed()}" for name in single})
     extra = [
@@ -290,7 +288,7 @@ def _both(table: pd.DataFrame, name: str) -> bool:
     return bool((values == 1).any() and (values == 0).any())
 
 
-def _parts(table: pd.DataFrame, p: study.Classify, told: pd.DataFrame | None = None) -> list[Part]:
+def _parts(table: pd.DataFrame, p: study.Classify) -> list[Part]:
     """(train, validation, test) rows: one triple, or one a fold (validation = the fold after the held one)."""
     if not p.folds:
         wanted = [(p.train, p.validation, p.test)]
@@ -312,11 +310,7 @@ def _parts(table: pd.DataFrame, p: study.Classify, told: pd.DataFrame | None = N
                 raise ValueError(
                     f"no labelled image in splits {splits}; the data has {sorted(set(table['split']))}"
                 )
-        which = ("fit_within", "fit_within", "test_within")
-        train, validation, test = (
-            _cut(part, q, p, told) for part, q in zip(chosen, which, strict=True)
-        )
-        parts.append((train, validation, test))
+        parts.append((chosen[0], chosen[1], chosen[2]))
     return parts
 
 

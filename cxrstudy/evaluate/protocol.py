@@ -11,7 +11,6 @@ from scipy.special import expit
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
 from cxrstudy.evaluate import features, zeroshot
-from cxrstudy.evaluate.attention import fit_attention
 from cxrstudy.evaluate.classification import by_task, evaluate, fit_probe, known_mean
 from cxrstudy.evaluate.cohort import (
     Cohort,
@@ -101,20 +100,17 @@ def look(
     rows: np.ndarray,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of a whole data set in which ``rows`` stand, (N,F) or patches (N,T,C), and, where a text side asks for
-    it, the mean of the last layer's patches (N,C). Pooled rows that are not looked at are NaN, which no probe takes."""
+    """Return pooled features (N,F) of all N images and, with a text tower, the mean of the last layer's patches (N,C).
+
+    Only ``rows`` are computed. The others are NaN, which no probe accepts.
+    """
     n, width = len(prepared.manifest), 0 if text is None else encoder.channels
     mean = np.full((n, width), np.nan, np.float32)
-    how: dict[str, Any] = {"layers": p.layers, "kept": p.keep_features, "progress": progress}
+    how: dict[str, Any] = {"layers": p.layers, "progress": progress}
     if encoder is None:
         return features.covariates(prepared.manifest), mean
     if isinstance(encoder, features.Embeddings):
         found = encoder.of(prepared.manifest["image_id"].iloc[rows])
-    elif p.probe == "attention":
-        x = features.patches(encoder, prepared, rows, **how)
-        for part in np.array_split(rows, 1 + len(rows) // features.BATCH) if width else ():
-            mean[part] = x[part][:, :, :width].astype(np.float32).mean(1)
-        return x, mean
     else:
         found, *means = features.encode_each(
             encoder, prepared, rows, [p.pooling, *["mean"] * (width > 0)], **how
@@ -134,17 +130,12 @@ def _probe(
     val: np.ndarray,
     y_val: np.ndarray,
 ) -> Any:
-    if x.ndim == 3:
-        return fit_attention(
-            x, y, strengths=p.strengths, rows=rows, val_rows=val, y_val=y_val, seed=p.seed
-        )
     return fit_probe(x[rows], y, strengths=p.strengths, x_val=x[val], y_val=y_val)
 
 
 def _scores(probe: Any, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Log odds (N,L), float32: judged as they are kept."""
-    found = probe.decision_function(x, rows) if x.ndim == 3 else probe.decision_function(x[rows])
-    return found.astype(np.float32)
+    return probe.decision_function(x[rows]).astype(np.float32)
 
 
 def _labels(p: study.Classify, cohort: Cohort, part: Part) -> list[np.ndarray]:
@@ -204,9 +195,7 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
     for name, part in zip(judged, cohort.parts, strict=True):
         if name not in seen or name.startswith(SUPERVISED):
             encoder, text = _ready(p, prepared, cohort, part, name, opened[name][0])
-            # of all its folds: under fit_within and test_within a fold may need rows that the first one does not
-            parts = [part for own, part in zip(judged, cohort.parts, strict=True) if own == name]
-            wanted = pd.unique(np.concatenate([table["row"] for part in parts for table in part]))
+            wanted = np.concatenate([table["row"] for table in part])  # all rows of all folds
             looked = (
                 look(p, encoder, text, prepared, wanted, progress)
                 if cohort.names or text
@@ -333,7 +322,7 @@ def _judge(
 
 def _width(probe: Any) -> int:
     """How many features a probe was fitted on."""
-    return len(probe.mean if hasattr(probe, "mean") else probe.coef[0])
+    return len(probe.coef[0])
 
 
 def _gathered(
@@ -407,39 +396,6 @@ def _curve(
                     {"task": task, "patients": count or everyone, "seed": seed, "auroc": value}
                 )
     return pd.DataFrame(rows, columns=["task", "patients", "seed", "auroc"])
-
-
-def gaze(
-    p: study.Classify, prepared: Prepared, result: dict[str, Any], count: int = 5
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Where an attention probe looks: of each of the first ``count`` labels the test image with it that scores highest.
-
-    Returns images (K,H,W), black where the data's terms do not let them be shown, attention (K,T), and labels (K).
-    K = 0 where the probe is another one (covariates and tables of vectors have no patches) or no label is there.
-    """
-    judge = result["judges"][0]
-    rows: list[int] = []
-    shown: list[int] = []
-    own = (
-        result["test"]["split"].isin(p.folds[:1] or p.test)
-    ).to_numpy()  # the first fold's: its probe knew none
-    for k in range(len(judge.threshold)):
-        there = np.flatnonzero(own & (result["truth"][:, k] == 1))
-        if len(there) and len(rows) < count:
-            rows.append(result["test"]["row"].iloc[there[result["scores"][there, k].argmax()]])
-            shown.append(k)
-    if not rows or not hasattr(judge.probe, "attention"):
-        return np.zeros((0, *prepared.images.shape[1:]), np.uint8), np.zeros((0, 1)), []
-    x = features.patches(
-        judge.encoder, prepared, np.array(rows), layers=p.layers, kept=p.keep_features
-    )
-    shares = judge.probe.attention(x, rows)[np.arange(len(rows)), shown]
-    images = np.stack([prepared.images[row] for row in rows])
-    return (
-        images * bool(prepared.info.get("show_images")),
-        shares,
-        [result["names"][k] for k in shown],
-    )
 
 
 def score_table(result: dict[str, Any]) -> pd.DataFrame:

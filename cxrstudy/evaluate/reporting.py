@@ -1,6 +1,6 @@
 """Report generation on a frozen encoder: its patch features become the first words of a language model.
 
-Images are encoded once, here or by an evaluation before this one (see `features`); their patch features (T,C) pass
+Images are encoded once; their patch features (T,C) pass
 through a projector and stand before the report as a prefix, in the manner of LLaVA (Liu et al. 2023) and, on x-rays,
 MAIRA (Hyland et al. 2023). The language model is a small Llama trained here with byte pairs of the training reports, or
 any causal one of Hugging Face's that lies in a folder, with low-rank adapters (Hu et al. 2021). Both take the prefix as
@@ -50,7 +50,7 @@ def encode_tokens(
     """Patch features (len(rows), T, C) float16 of the given rows, row by row of the image; one pass of the encoder.
 
     ``grid``: patches are averaged to grid x grid places at most (0: all are kept). ``encoder`` None: `covariates`, one
-    token. ``how`` as ``features.encode_batches``: what is kept are whole patches, those of ``classify.ipynb``. Beyond
+    token. ``how`` as ``features.encode_batches``. Beyond
     IN_MEMORY bytes the result lies in an unnamed file of ``folder``, mapped. ValueError: a feature that float16 does
     not hold.
     """
@@ -332,7 +332,7 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     clock = [time.perf_counter()]
     rows = np.concatenate([part["row"].to_numpy() for part in parts])
     folder = study.resolve(p.out) if p.out else None
-    how: dict[str, Any] = {"kept": p.keep_features, "progress": progress}
+    how: dict[str, Any] = {"progress": progress}
     tokens = encode_tokens(encoder, prepared, rows, grid=p.grid, folder=folder, **how)
     seen = np.split(tokens, np.cumsum([len(part) for part in parts])[:-1])
     clock.append(time.perf_counter())

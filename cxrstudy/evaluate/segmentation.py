@@ -1,8 +1,7 @@
 """Lines and tubes drawn from a frozen encoder's feature maps.
 
-A small head is trained on the maps (``linear``: one 1x1 convolution; ``decoder``: some 100,000 weights, coarse to fine
-with skip connections). Training step and each device's threshold are chosen on validation patients; test patients are
-scored once.
+A small decoder (about 100,000 weights, coarse to fine with skip connections) is trained on the maps. The training step
+and each device's threshold are chosen on validation patients. Test patients are scored once.
 """
 
 import tempfile
@@ -75,23 +74,6 @@ def _chunks(kept: np.ndarray | Chosen) -> Iterator[np.ndarray]:
     return (kept[start : start + CHUNK].astype(np.float64) for start in range(0, len(kept), CHUNK))
 
 
-class LinearHead(Head):
-    """A 1x1 convolution on all maps upsampled to the mask's size and joined; computed map by map before upsampling,
-    which is the same (both are linear, and bilinear weights sum to 1)."""
-
-    def __init__(self, maps: Sequence[np.ndarray | Chosen], devices: int, size: int):
-        super().__init__(maps, devices, size)
-        self.parts = nn.ModuleList(
-            nn.Conv2d(c, devices, 1, bias=k == 0) for k, c in enumerate(self.channels)
-        )
-        nn.init.constant_(self.parts[0].bias, -4.0)  # type: ignore[arg-type]  # at first nearly nothing is a device
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Logits (N,D,size,size)."""
-        drawn = [part(m) for part, m in zip(self.parts, self.standard(maps), strict=True)]
-        return torch.stack([_resize(d, self.size) for d in drawn]).sum(0)
-
-
 class Decoder(Head):
     """Coarse to fine: each map through a 1x1 convolution is added to what was drawn so far, then a residual 3x3
     convolution; where maps stay coarse (a ViT's), doublings until half the mask's size; the rest by interpolation."""
@@ -121,9 +103,6 @@ class Decoder(Head):
             x = _resize(x, 2 * x.shape[-1])
             x = x + block(x)
         return _resize(self.out(x), self.size)
-
-
-HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "decoder": Decoder}
 
 
 def _resize(x: Tensor, side: int) -> Tensor:
@@ -159,7 +138,7 @@ def fit_head(
     *,
     progress: Progress = iter,
 ) -> tuple[Head, np.ndarray, pd.DataFrame]:
-    """Train ``p.head`` for ``p.steps`` steps; keep the state with the best validation Dice (`pooled_dice`, each device
+    """Train a decoder for ``p.steps`` steps; keep the state with the best validation Dice (`pooled_dice`, each device
     at its best threshold, the mean over devices).
 
     Returns the head, thresholds (D',) and the curve (step, loss since the last look, dice). A device that no validation
@@ -168,7 +147,7 @@ def fit_head(
     rng = np.random.default_rng(p.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
-        head = HEADS[p.head](train.maps, len(devices), train.truth.masks.shape[-1]).to(the_device())
+        head = Decoder(train.maps, len(devices), train.truth.masks.shape[-1]).to(the_device())
     optimiser = torch.optim.AdamW(head.parameters(), lr=p.lr, weight_decay=p.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, p.steps)
     order, curve, losses = np.zeros(0, np.int64), [], []
@@ -345,8 +324,8 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
     Returns ``devices``, ``thresholds`` (by device), ``scores`` (see `score`; ``row`` is that of the prepared data),
     ``metrics`` (see `summarise`), ``curve``, ``cases`` (best, median and worst test image of each device: row, device,
     which, dice, truth and predicted (H,W)), ``test`` (a manifest), ``encoder``, ``maps`` (`maps.Seen`, of all rows),
-    ``head``, ``subject`` and ``info``. Maps lie below the run's folder while it runs, or, by ``p.keep_features``, where
-    later runs find them (see `features`). LeakError when a patient of any split was in the encoder's
+    ``head``, ``subject`` and ``info``. Maps are kept below the run's folder while it
+    runs. LeakError when a patient of any split was in the encoder's
     pretraining, or a test patient is one of training or validation too, before anything is computed; ValueError for a
     split without masks, a device that training does not show, or what is no frozen encoder with feature maps.
     """
@@ -379,7 +358,7 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="maps-", dir=home) as scratch:
         here, rows = Path(scratch), [part["row"].to_numpy() for part in parts]
-        how: dict[str, Any] = {"kept": p.keep_features, "home": here, "progress": progress}
+        how: dict[str, Any] = {"home": here, "progress": progress}
         seen = encode_maps(encoder, prepared, np.concatenate(rows), p.layers, **how)
         stores = [
             with_masks(seen, prepared, some, here / f"{k}", progress=progress)
@@ -406,7 +385,7 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
         f"{name}_images": len(part)
         for name, part in zip(("train", "validation", "test"), parts, strict=True)
     }
-    info |= {"head": p.head, "weights": sum(w.numel() for w in head.parameters())}
+    info |= {"weights": sum(w.numel() for w in head.parameters())}
     info |= {
         "maps": [
             f"{c} x {side} x {side}" for c, side in zip(head.channels, head.sides, strict=True)

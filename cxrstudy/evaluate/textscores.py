@@ -24,7 +24,6 @@ from sacrebleu.metrics import BLEU
 from cxrstudy.data.language import keep_english
 from cxrstudy.data.reports import NAMES, extract_labels, extract_mentions, sections
 from cxrstudy.data.vocabulary import FINDINGS
-from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate.metrics import counts, interval, units
 from cxrstudy.evaluate.small_samples import mark_rare, with_width
 
@@ -267,97 +266,3 @@ def other_patients(patients: np.ndarray, seed: int) -> np.ndarray:
     other = np.empty(len(order), dtype=np.int64)
     other[order] = np.roll(order, -sizes.max())
     return other
-
-
-# ---- optional: what needs packages and weights of others -------------------------------------------------------------
-def radgraph(
-    generated: Sequence[str],
-    truth: Sequence[str],
-    groups: ArrayLike,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """RadGraph F1 (Delbrouck et al. 2022 and 2024: entities and whether they are related, "RG_ER"), the mean over
-    reports, as one row of `evaluate`.
-
-    MissingWeights names what to install and fetch. Written after radgraph 0.1.18; unverified against its weights.
-    """
-    need = (
-        "RadGraph F1 needs the package radgraph (pip install radgraph==0.1.18) and, once, a network for its weights: "
-        "radgraph-xl.tar.gz of Hugging Face's StanfordAIMI/RRG_scorers, which it unpacks into ~/.cache/radgraph/0.1.18/"
-        "radgraph-xl, and the BERT that their config.json names; copy ~/.cache/radgraph and ~/.cache/huggingface here"
-    )
-    try:
-        from radgraph import F1RadGraph
-
-        score = F1RadGraph(reward_level="partial", model_type="radgraph-xl")
-    except Exception as error:  # the package wraps whatever its download raised
-        raise MissingWeights(f"{need} ({error})") from error
-    return _mean(
-        "radgraph_f1", score(hyps=list(generated), refs=list(truth))[1], groups, resamples, seed
-    )
-
-
-def radfact(
-    generated: Sequence[str],
-    truth: Sequence[str],
-    groups: ArrayLike,
-    *,
-    model: str,
-    url: str = "http://localhost:11434/v1",
-    resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """RadFact's logical F1 (Bannur et al. 2024, MAIRA-2) by radfact-lite, the mean over reports, as one row of
-    `evaluate`: a large language model splits reports into phrases and judges which follow from the other report.
-
-    ``model`` is the name that an Ollama server at ``url`` gives it: reports leave this process for that server, so keep
-    it on your own machine. Scores depend on that model. MissingWeights names what to install and fetch; ConnectionError
-    when the server fails. Written after radfact-lite 0.2.0; unverified against a running server.
-    """
-    try:
-        from radfact_lite import ModelConfig, PipelineModels, RadFactLitePipeline
-    except ImportError as error:
-        raise MissingWeights(
-            "RadFact needs the package radfact-lite (pip install radfact-lite==0.2.0) and a language model behind "
-            f"an Ollama server (its weights: ollama pull {model}; expected at {url}) ({error})"
-        ) from error
-    asked = ModelConfig(model=model, provider="ollama", base_url=url)
-    pipeline = RadFactLitePipeline(PipelineModels(parse_model=asked, entailment_model=asked))
-    names = [f"{row:09d}" for row in range(len(truth))]
-    try:
-        total, rows = pipeline.compute_radfact(
-            dict(zip(names, generated, strict=True)), dict(zip(names, truth, strict=True))
-        )
-    except Exception as error:
-        raise ConnectionError(
-            f"RadFact: the server at {url} did not answer as {model!r}: {error}"
-        ) from error
-    if (
-        total.num_llm_failures
-    ):  # counted by the package as if nothing followed: no score of the reports
-        raise ConnectionError(
-            f"RadFact: {total.num_llm_failures} answers of {model!r} at {url} failed; run it again"
-        )
-    values = {row.sample_id: row.logical_f1 for row in rows}
-    return _mean("radfact_f1", [values[name] for name in names], groups, resamples, seed)
-
-
-def _mean(
-    metric: str, values: Sequence[float], groups: ArrayLike, resamples: int, seed: int
-) -> dict[str, Any]:
-    """The mean of a score over reports with its patient-bootstrap interval, as a row of `evaluate`."""
-    shares = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1)
-    total, drawn = _sums(shares, groups, resamples, seed)
-    value, patients = float(total[0, 0] / total[0, 1]), len(np.unique(np.asarray(groups)))
-    low, high, _ = with_width(*interval(drawn[:, 0] / drawn[:, 1]), value, patients)
-    row = {
-        "task": "reports",
-        "label": "all",
-        "metric": metric,
-        "value": value,
-        "low": float(low),
-        "high": float(high),
-    }
-    return row | {"n": len(values), "positives": None, "n_patients": patients}

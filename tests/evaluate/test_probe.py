@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from cxrstudy.evaluate.attention import fit_attention
 from cxrstudy.evaluate.classification import by_task, evaluate, fit_probe
 from cxrstudy.evaluate.metrics import auroc, bootstrap, interval
 
@@ -269,70 +268,6 @@ def test_real_labels_and_patients():
         probe.decision_function(x[test]), y[test], patients[test], ["e", "f", "i"], resamples=100
     )
     assert all(r["low"] < r["value"] < r["high"] for r in records)
-
-
-# ---- pooled by attention -------------------------------------------------------------------------------------------
-def patched(n=400, t=9, c=6, seed=0):
-    """Patches (2n,T,C) of noise; label 0: one patch, anywhere, points along an axis (its mean says little); label 1:
-    all patches shift a little; label 2: no positive."""
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(2 * n, t, c)), np.zeros((2 * n, 3))
-    y[:, 0], y[:, 1] = rng.random(2 * n) < 0.4, rng.random(2 * n) < 0.3
-    place = rng.integers(0, t, 2 * n)
-    hit = np.flatnonzero(y[:, 0])
-    x[hit, place[hit], 0] += 4.0
-    x[y[:, 1] == 1, :, 1] += 0.5
-    return x.astype(np.float16), y, place
-
-
-def test_attention_finds_the_one_patch_that_matters_and_the_mean_does_not():
-    x, y, place = patched()
-    rows, val, test = np.arange(0, 400), np.arange(400, 600), np.arange(600, 800)
-    probe = fit_attention(x, y[rows], strengths=[1e-3, 1e-1], rows=rows, val_rows=val, y_val=y[val])
-    scores = probe.decision_function(x, test)
-    found = auroc(y[test], scores)
-    mean = x.astype(np.float32).mean(1)
-    linear = fit_probe(mean[rows], y[rows], strengths=[1e-3, 1e-1], x_val=mean[val], y_val=y[val])
-    by_mean = auroc(y[test], linear.decision_function(mean[test]))
-    assert found[0] > by_mean[0] + 0.08 and found[0] > 0.9
-    assert found[1] > by_mean[1] - 0.03
-    share = probe.attention(x, test)
-    assert share.shape == (200, 3, 9)
-    np.testing.assert_allclose(share.sum(2), 1, atol=1e-5)
-    hit = y[test, 0] == 1
-    assert (share[hit, 0].argmax(1) == place[test][hit]).mean() > 0.75
-    assert np.isnan(probe.strength[2]) and np.ptp(scores[:, 2]) == 0 and scores[0, 2] < 0
-    np.testing.assert_array_equal(
-        probe.strength[:2], np.array([1e-3, 1e-1])[probe.val_auroc[:, :2].argmax(0)]
-    )
-    np.testing.assert_allclose(
-        auroc(y[val], probe.decision_function(x, val))[:2], probe.val_auroc[:, :2].max(0)
-    )
-
-
-def test_attention_is_the_same_each_time_and_masks_what_is_unknown():
-    x, y, _ = patched(100)
-    rows, val = np.arange(100), np.arange(100, 200)
-    call = {"strengths": [0.01], "rows": rows, "val_rows": val, "y_val": y[val], "least": 60}
-    probe = fit_attention(x, y[rows], **call)
-    np.testing.assert_array_equal(fit_attention(x, y[rows], **call).weight, probe.weight)
-    hidden = y[rows].copy()
-    hidden[::2, 0] = np.nan
-    other = fit_attention(x, hidden, **call)
-    np.testing.assert_allclose(
-        other.weight[[1, 4]], probe.weight[[1, 4]], atol=1e-5
-    )  # label 1 lost nothing
-    assert not np.allclose(other.weight[0], probe.weight[0], atol=1e-2)
-    assert not np.array_equal(fit_attention(x, y[rows], **call, seed=1).weight, probe.weight)
-
-
-def test_a_strong_penalty_leaves_nothing_but_the_prevalence():
-    x, y, _ = patched(100)
-    rows, val = np.arange(100), np.arange(100, 200)
-    probe = fit_attention(x, y[rows], strengths=[100.0], rows=rows, val_rows=val, y_val=y[val])
-    np.testing.assert_allclose(probe.attention(x, val), 1 / 9, atol=0.01)
-    share = 1 / (1 + np.exp(-probe.decision_function(x, val)[:, :2]))
-    np.testing.assert_allclose(share, np.broadcast_to(y[rows, :2].mean(0), share.shape), atol=0.04)
 
 
 # ---- more metrics --------------------------------------------------------------------------------------------------

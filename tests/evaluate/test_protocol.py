@@ -675,38 +675,6 @@ def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
         run(prepared, also=[str(out)], also_within="row > 1000")
 
 
-def test_a_split_in_time_fits_on_the_first_exams_and_judges_on_later_ones(prepared):
-    result = run(
-        prepared, fit_within="exam == 0", test_within="exam > 0", labels=["cardiomegaly", "picc"]
-    )
-    later = cohort.facts(prepared, [])["exam"].to_numpy() > 0
-    assert (
-        later[result["test"]["row"]].all()
-        and len(result["test"]) == (later & (prepared.manifest["split"] == "test")).sum()
-    )
-    assert (
-        result["info"]["train_images"] == (~later & (prepared.manifest["split"] == "train")).sum()
-    )
-    with pytest.raises(ValueError, match="test_within: no row"):
-        run(prepared, test_within="exam > 90")
-
-
-def test_a_split_in_time_within_folds_looks_at_the_images_of_every_fold(folded, monkeypatch):
-    time = {
-        "fit_within": "exam == 0",
-        "test_within": "exam > 0",
-        "labels": ["cardiomegaly", "picc"],
-    }
-    result, looked = run(folded, folds=FOLDS, **time), protocol.look
-    assert len(np.unique(result["scores"], axis=0)) > 0.9 * len(result["test"])
-    monkeypatch.setattr(
-        protocol, "look", lambda p, e, t, data, rows, s: looked(p, e, t, data, np.arange(IMAGES), s)
-    )
-    np.testing.assert_allclose(
-        run(folded, folds=FOLDS, **time)["scores"], result["scores"], rtol=1e-4, atol=1e-4
-    )
-
-
 def test_an_image_that_was_not_looked_at_cannot_be_scored(prepared):
     x, _ = protocol.look(
         parameters(), encoders.load_encoder("pixels"), None, prepared, np.arange(9), iter
@@ -738,33 +706,6 @@ def test_a_feature_of_one_patch_is_probed_beside_a_text_side(prepared):
     assert found.shape == (IMAGES, 1024)
 
 
-def test_the_probe_of_patches_is_judged_alike_and_shows_where_it_looks(prepared):
-    result = run(prepared, encoder="random:cnn_mini", probe="attention", strengths=[0.1])
-    assert result["scores"].shape == (len(result["test"]), 4)
-    assert result["info"]["features"] == 128
-    images, share, labels = protocol.gaze(
-        parameters(encoder="random:cnn_mini", probe="attention"), prepared, result, 3
-    )
-    assert images.shape == (3, 32, 32) and labels == COMMON[:3] and images.any()
-    np.testing.assert_allclose(share.sum(1), 1, atol=1e-5)
-    hidden = Prepared(prepared.manifest, prepared.images, prepared.info | {"show_images": False})
-    assert not protocol.gaze(
-        parameters(encoder="random:cnn_mini", probe="attention"), hidden, result, 3
-    )[0].any()
-
-
-def test_where_there_is_nothing_to_look_at_no_image_is_shown(prepared):
-    p = parameters(encoder="covariates", probe="attention")
-    images, shares, labels = protocol.gaze(
-        p, prepared, protocol.run(p, prepared)
-    )  # covariates have no patches
-    assert (images.shape, len(shares), labels) == ((0, 32, 32), 0, [])
-    p = parameters(encoder="random:cnn_mini", probe="attention", strengths=[0.1])
-    result = protocol.run(p, prepared)
-    none = result | {"truth": np.zeros_like(result["truth"])}
-    assert protocol.gaze(p, prepared, none)[0].shape == (0, 32, 32)
-
-
 def test_figures_of_a_result_say_what_they_show(by_subject):
     result = by_subject["pixels"]
     scores = protocol.score_table(result)
@@ -782,7 +723,3 @@ def test_figures_of_a_result_say_what_they_show(by_subject):
         {"task": "findings", "patients": [10, 10, 90], "seed": [0, 1, 0], "auroc": [0.5, 0.7, 0.8]}
     )
     assert "findings from 0.600 with 10 to 0.800 with 90" in plots.efficiency(curve).alt
-    looks = plots.attention(
-        np.zeros((1, 8, 8), np.uint8), np.array([[0.1, 0.2, 0.3, 0.4]]), ["picc"]
-    )
-    assert "2 x 2 patches: PICC line 40% on one patch" in looks.alt

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import without_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -13,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cxrstudy import encoders, plots, study
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.sets import prepare_data
-from cxrstudy.evaluate import protocol, reporting, textscores
+from cxrstudy.evaluate import reporting, textscores
 from cxrstudy.evaluate.features import covariates
 from cxrstudy.evaluate.protocol import LeakError
 from cxrstudy.evaluate.reporting import Writer, encode_tokens, fit, train_tokenizer, validation_loss
@@ -375,52 +374,6 @@ def test_an_encoder_runs_once_over_each_image(clear, monkeypatch):
     )
     reporting.run(parameters(steps=3, n_train=20, n_validation=5, n_test=10), clear)
     assert sum(seen) == 35
-
-
-# ---- kept for later evaluations ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("grid", [0, 1])
-def test_a_second_run_with_kept_features_does_no_forward_pass_and_finds_the_same(clear, kept, grid):
-    p = parameters(encoder="random:cnn_mini", grid=grid, steps=60)
-    keeps = p.model_copy(update={"keep_features": True})
-    fresh = reporting.run(p, clear)
-    assert not kept.exists()
-    first = reporting.run(keeps, clear)
-    with without_encoder():
-        second = reporting.run(keeps, clear)
-        with pytest.raises(RuntimeError, match="a forward pass"):
-            reporting.run(p, clear)
-    pd.testing.assert_frame_equal(second["reports"], first["reports"])
-    assert second["metrics"] == first["metrics"]
-    # of an image: its patches in half precision, then, by grid, their mean; each loses at most 2**-11 of the largest
-    largest = np.abs(fresh["tokens"]).max()
-    np.testing.assert_allclose(
-        first["tokens"].astype(float), fresh["tokens"], rtol=0, atol=2**-10 * largest
-    )
-    alike = [found["history"]["loss"][:10] for found in (first, fresh)]  # later, paths part
-    np.testing.assert_allclose(*alike, rtol=0.02)
-    pd.testing.assert_series_equal(scores(first), scores(fresh), atol=0.05, rtol=0)
-
-
-def test_patches_that_classification_kept_are_read_and_not_made_again(clear, kept):
-    values = {
-        "encoder": "random:cnn_mini",
-        "data": "runs/x/study-1",
-        "keep_features": True,
-        "tasks": ["findings"],
-    }
-    protocol.run(study.validated("classify", values | {"resamples": 20, "strengths": [1.0]}), clear)
-    with without_encoder():
-        result = reporting.run(parameters(encoder="random:cnn_mini", keep_features=True), clear)
-    assert len(list(kept.iterdir())) == 1
-    expected = encode_tokens(
-        encoders.load_encoder("random:cnn_mini", size=32), clear, result["test"]["row"], grid=8
-    )
-    np.testing.assert_allclose(result["tokens"].astype(float), expected, rtol=2**-10, atol=1e-5)
-    more = parameters(
-        encoder="random:cnn_mini", keep_features=True, train=["pretrain", "train"]
-    )  # new rows
-    with without_encoder(), pytest.raises(RuntimeError, match="a forward pass"):
-        reporting.run(more, clear)
 
 
 # ---- who is judged -------------------------------------------------------------------------------------------------

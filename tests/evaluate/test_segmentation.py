@@ -1,9 +1,6 @@
 """Segmentation on frozen encoders: true masks, feature maps, heads, the protocol, its numbers, and continuity."""
 
 import json
-import multiprocessing
-import os
-import signal
 import tracemalloc
 import weakref
 
@@ -11,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import without_encoder
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -22,7 +18,7 @@ from cxrstudy.data.images import Prepared, read_image
 from cxrstudy.data.manifest import ManifestError
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.data.vocabulary import DEVICES
-from cxrstudy.evaluate import continuity, features, segmentation
+from cxrstudy.evaluate import continuity, segmentation
 from cxrstudy.evaluate import maps as stored
 from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.maps import feature_maps, load_masks
@@ -188,7 +184,7 @@ def test_no_more_than_a_chunk_is_held_in_memory(prepared, tmp_path, monkeypatch)
     np.testing.assert_array_equal(store.truth.masks, own(prepared, np.arange(18)).masks)
     maps = some_maps((16, 16, 16), n=512)
     tracemalloc.start()
-    segmentation.LinearHead(maps, 1, 16)
+    segmentation.Decoder(maps, 1, 16)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * maps[0].size / 2  # float64: of some chunks of 64, not of all 512
@@ -207,32 +203,11 @@ def test_maps_lie_below_the_runs_folder_and_are_gone_afterwards(prepared, tmp_pa
     )  # though nobody else finds them any more
 
 
-# ---- kept for later evaluations ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["random:cnn_mini", "random:vit_tiny_patch16_224"])
-def test_a_second_run_with_kept_maps_does_no_forward_pass_and_finds_the_same(prepared, kept, name):
-    how = {"encoder": name, "steps": 8, "n_train": 60, "n_test": 40}
-    fresh = run(prepared, **how)
-    assert not kept.exists()
-    first = run(prepared, keep_features=True, **how)
-    with without_encoder():
-        second = run(prepared, keep_features=True, **how)
-        rows = second["test"]["row"].to_numpy()
-        again = continuity.continuity(second["maps"], prepared, rows, 4, resamples=20)
-        with pytest.raises(RuntimeError, match="a forward pass"):
-            run(prepared, **how)
-    for other in (first, second):  # all are read in half precision, kept or not
-        pd.testing.assert_frame_equal(other["scores"], fresh["scores"])
-        assert json.dumps(other["metrics"]) == json.dumps(fresh["metrics"])
-    alone = continuity.continuity(second["encoder"], prepared, rows, 4, resamples=20)
-    for found, expected in zip(again["metrics"], alone["metrics"], strict=True):
-        assert found["value"] == pytest.approx(expected["value"], abs=1e-3)  # of single precision
-
-
 @pytest.mark.parametrize("name", ["cnn_mini", "davit_mini", "hybrid_mini", "vit_tiny_patch16_224"])
-def test_kept_maps_are_those_of_the_encoder_to_half_precision(prepared, kept, name):
+def test_mapped_maps_are_those_of_the_encoder_to_half_precision(prepared, tmp_path, name):
     encoder, rows = encoders.load_encoder(f"random:{name}", size=64), np.array([9, 2, 200, 70])
     for layers in (1, 3):
-        seen = stored.encode_maps(encoder, prepared, rows, layers, kept=True)
+        seen = stored.encode_maps(encoder, prepared, rows, layers, home=tmp_path)
         of_seen, of_encoder = (
             stored.maps_of(one, prepared, rows, layers) for one in (seen, encoder)
         )
@@ -246,71 +221,20 @@ def test_kept_maps_are_those_of_the_encoder_to_half_precision(prepared, kept, na
         stored.maps_of(seen, prepared, np.array([9, 3]), 3)
 
 
-def test_maps_of_other_layers_are_kept_apart_and_a_vits_are_the_patches_of_classification(
-    prepared, kept
-):
-    cnn, vit = (
-        encoders.load_encoder(f"random:{name}", size=64)
-        for name in ("cnn_mini", "vit_tiny_patch16_224")
+def test_continuity_of_mapped_maps_is_that_of_the_encoder(prepared, tmp_path):
+    encoder, rows = encoders.load_encoder("random:cnn_mini", size=64), np.arange(40)
+    mapped = stored.encode_maps(encoder, prepared, rows, 4, home=tmp_path)
+    again, alone = (
+        continuity.continuity(one, prepared, rows, 4, resamples=20) for one in (mapped, encoder)
     )
-    for layers in (5, 9, 4):  # it has five stages
-        stored.encode_maps(cnn, prepared, np.arange(4), layers, kept=True)
-    assert len(list(kept.iterdir())) == 2
-    features.patches(vit, prepared, np.arange(4), layers=2, kept=True)
-    stored.encode_maps(vit, prepared, np.arange(4), 2, kept=True)
-    assert len(list(kept.iterdir())) == 3
-
-
-def test_a_killed_run_goes_on_where_it_stood(prepared, kept, monkeypatch):
-    encoder, seen, own = encoders.load_encoder("random:cnn_mini", size=64), [], stored.maps_of
-    monkeypatch.setattr(stored, "CHUNK", 8)
-    monkeypatch.setattr(
-        stored, "maps_of", lambda e, p, rows, n: seen.extend(rows.tolist()) or own(e, p, rows, n)
-    )
-    context = multiprocessing.get_context("fork")
-
-    def dies(encoder, prepared, rows, layers):
-        return (
-            own(encoder, prepared, rows, layers)
-            if rows[0] < 16
-            else os.kill(os.getpid(), signal.SIGKILL)
-        )
-
-    def killed():
-        stored.maps_of = dies
-        stored.encode_maps(encoder, prepared, np.arange(40), 5, kept=True)
-
-    worker = context.Process(target=killed)
-    worker.start()
-    worker.join()
-    assert worker.exitcode == -signal.SIGKILL
-    found = stored.encode_maps(encoder, prepared, np.arange(40), 5, kept=True)
-    assert seen == list(range(16, 40))
-    fresh = own(encoder, prepared, np.arange(40), 5)
-    for one, expected in zip(found.of(np.arange(40), 5), fresh, strict=True):
-        torch.testing.assert_close(one, expected, rtol=2**-10, atol=1e-5)
+    for found, expected in zip(again["metrics"], alone["metrics"], strict=True):
+        assert found["value"] == pytest.approx(expected["value"], abs=1e-3)  # half precision
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
 def some_maps(*shapes, n=3):
     rng = np.random.default_rng(0)
     return [rng.normal(3, 2, size=(n, *shape)).astype(np.float16) for shape in shapes]
-
-
-def test_the_linear_head_is_one_convolution_on_the_joined_upsampled_maps():
-    maps = some_maps((4, 8, 8), (6, 2, 2))
-    head = segmentation.LinearHead(maps, 2, 16)
-    tensors = [torch.from_numpy(m).float() for m in maps]
-    standard = [
-        (t - t.mean((0, 2, 3), keepdim=True)) / t.std((0, 2, 3), correction=0, keepdim=True)
-        for t in tensors
-    ]
-    joined = torch.cat(
-        [functional.interpolate(t, size=(16, 16), mode="bilinear") for t in standard], 1
-    )
-    weight = torch.cat([part.weight for part in head.parts], 1)
-    expected = functional.conv2d(joined, weight, head.parts[0].bias)
-    torch.testing.assert_close(head(tensors), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +257,7 @@ def test_the_decoder_draws_at_the_masks_size_whatever_the_grids(shapes, size, do
 def test_a_constant_channel_does_no_harm():
     maps = some_maps((4, 8, 8))
     maps[0][:, 1] = 2.0
-    head = segmentation.LinearHead(maps, 1, 8)
+    head = segmentation.Decoder(maps, 1, 8)
     out = head([torch.from_numpy(maps[0]).float()])
     assert torch.isfinite(out).all()
 
@@ -361,8 +285,8 @@ def test_thresholds_are_judged_by_the_dice_of_all_pixels(prepared, tmp_path):
     encoder = encoders.load_encoder("random:cnn_mini", size=64)
     store = store_of(encoder, prepared, np.arange(70), 3, tmp_path)
     store.truth.known[5, ETT] = False
-    head = segmentation.LinearHead(store.maps, 2, 64)
-    nn.init.normal_(head.parts[0].weight)
+    head = segmentation.Decoder(store.maps, 2, 64)
+    nn.init.normal_(head.out.weight)
     found = segmentation.pooled_dice(head, store, [ETT, NGT])
     known, truth = store.truth.known[:, [ETT, NGT]], store.truth.masks[:, [ETT, NGT]]
     for k in (0, 3, 20):
@@ -426,14 +350,11 @@ def test_caps_keep_nested_subsets_of_whole_patients(prepared):
     assert small["subject"]["patients"] != large["subject"]["patients"]
 
 
-@pytest.mark.parametrize(
-    ("encoder", "head"), [("pixels", "linear"), ("random:davit_mini", "linear")]
-)
-def test_controls_and_heads_run(prepared, encoder, head):
-    result = run(prepared, encoder=encoder, head=head, steps=10, n_train=60, n_test=40)
+@pytest.mark.parametrize("encoder", ["pixels", "random:davit_mini"])
+def test_controls_run(prepared, encoder):
+    result = run(prepared, encoder=encoder, steps=10, n_train=60, n_test=40)
     assert result["subject"]["encoder"] == encoder
     assert result["subject"]["paradigm"] == "control"
-    assert result["info"]["head"] == head
     assert np.isfinite(pd.DataFrame(result["metrics"])["value"].dropna()).all()
 
 

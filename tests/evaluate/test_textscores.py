@@ -1,8 +1,5 @@
 """Report scores against scikit-learn, sacrebleu, rouge-score and loops; and what they must say of easy cases."""
 
-import sys
-import types
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +12,6 @@ from sklearn.metrics import f1_score
 from cxrstudy.data import synthetic
 from cxrstudy.data.reports import NAMES, extract_labels
 from cxrstudy.data.vocabulary import FINDINGS
-from cxrstudy.encoders import MissingWeights
 from cxrstudy.evaluate import textscores
 from cxrstudy.evaluate.metrics import bootstrap, interval
 from cxrstudy.evaluate.textscores import (
@@ -334,75 +330,6 @@ def test_everyone_gets_the_image_of_another_patient_and_every_image_goes_to_one(
 def test_another_seed_gives_other_images():
     patients = np.arange(50)
     assert (other_patients(patients, 0) != other_patients(patients, 1)).any()
-
-
-# ---- optional scores -----------------------------------------------------------------------------------------------
-def test_radgraph_says_what_it_needs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "radgraph", None)
-    with pytest.raises(
-        MissingWeights,
-        match=r"pip install radgraph.*radgraph-xl\.tar\.gz.*StanfordAIMI/RRG_scorers",
-    ):
-        textscores.radgraph(["a"], ["b"], ["p"])
-
-
-def test_radfact_says_what_it_needs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "radfact_lite", None)
-    with pytest.raises(MissingWeights, match=r"pip install radfact-lite.*ollama pull llama9"):
-        textscores.radfact(["a"], ["b"], ["p"], model="llama9")
-
-
-def test_radgraph_scores_are_averaged_with_their_interval(monkeypatch):
-    class F1RadGraph:
-        def __init__(self, reward_level, model_type):
-            assert (reward_level, model_type) == ("partial", "radgraph-xl")
-
-        def __call__(self, hyps, refs):
-            rewards = [float(h == r) for h, r in zip(hyps, refs, strict=True)]
-            return np.mean(rewards), rewards, [], []
-
-    monkeypatch.setitem(sys.modules, "radgraph", types.SimpleNamespace(F1RadGraph=F1RadGraph))
-    row = textscores.radgraph(
-        ["a", "b", "c", "d"], ["a", "b", "c", "x"], list("1234"), resamples=200
-    )
-    assert (row["task"], row["label"], row["metric"], row["n"]) == (
-        "reports",
-        "all",
-        "radgraph_f1",
-        4,
-    )
-    assert row["value"] == 0.75
-    assert row["low"] < 0.75 < row["high"]
-
-
-def fake_radfact(failures):
-    class Pipeline:
-        def __init__(self, models):
-            assert models["parse_model"] == {
-                "model": "m",
-                "provider": "ollama",
-                "base_url": "http://here",
-            }
-
-        def compute_radfact(self, candidates, references):
-            same = {k: float(candidates[k] == references[k]) for k in references}
-            rows = [
-                types.SimpleNamespace(sample_id=k, logical_f1=value) for k, value in same.items()
-            ]
-            return types.SimpleNamespace(num_llm_failures=failures), rows[::-1]
-
-    return types.SimpleNamespace(
-        ModelConfig=dict, PipelineModels=dict, RadFactLitePipeline=Pipeline
-    )
-
-
-def test_radfact_scores_are_averaged_and_failed_answers_are_no_score(monkeypatch):
-    monkeypatch.setitem(sys.modules, "radfact_lite", fake_radfact(0))
-    row = textscores.radfact(["a", "b"], ["a", "x"], ["1", "2"], model="m", url="http://here")
-    assert (row["metric"], row["value"]) == ("radfact_f1", 0.5)
-    monkeypatch.setitem(sys.modules, "radfact_lite", fake_radfact(2))
-    with pytest.raises(ConnectionError, match="2 answers of 'm' at http://here"):
-        textscores.radfact(["a", "b"], ["a", "x"], ["1", "2"], model="m", url="http://here")
 
 
 def test_reports_in_other_languages_are_set_aside_and_counted():
