@@ -1,4 +1,4 @@
-"""Manifest rows to pixels, once: every image is read or drawn, resized and kept in one memory-mapped array."""
+"""Turn manifest rows into pixels once: every image is read or drawn and kept in one array."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 
 from cxrstudy.data import dicom, odd
+from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.filetypes import DICOM, is_picture, what_is
 from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
 from cxrstudy.data.picturefiles import UnfitPicture, read_picture
@@ -23,12 +24,15 @@ from cxrstudy.progress import Progress
 
 CHUNK = 256  # images handled at a time
 REMEDY = "export the image as PNG, JPEG or DICOM, or leave it out"
-LARGE = 200_000_000  # pixels: some 30 s of drawing, worth the seconds that another process takes to start
+LARGE = 200_000_000  # pixels: some 30 s of drawing, worth the start of other processes
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set: ``manifest`` row i is ``images[i]``, uint8 (size, size), bone bright, memory-mapped."""
+    """A prepared data set: ``manifest`` row i is ``images[i]``.
+
+    ``images`` is a memory-mapped uint8 array (N, size, size), bone bright.
+    """
 
     manifest: pd.DataFrame
     images: np.ndarray
@@ -36,92 +40,89 @@ class Prepared:
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:
-    """One image file as uint8 (size, size), bone bright: shorter side to ``size``, centre crop (as RAD-DINO does).
+    """Read one image file as uint8 (size, size), bone bright.
 
-    A file is known by its content: DICOM (``dicom.read_dicom``), or a picture (``picturefiles.read_picture``), taken as
-    bone bright already. UnreadableImage names the path, the reason and what helps.
+    The shorter side is resized to ``size``, then the centre is cropped, as RAD-DINO does. The
+    content decides what a file is: DICOM (``dicom.read_dicom``), or a picture
+    (``picturefiles.read_picture``), which is taken as bone bright already.
+
+    Raises:
+        UnreadableImage: naming the path, the reason and the remedy.
     """
     return read_with_notes(path, size)[0]
 
 
 def read_with_notes(path: str | Path, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return what ``read_image`` does, and the kinds in which the image is odd (see ``odd.KINDS``)."""
+    """Return the image as ``read_image`` does, and how it is odd (see ``odd.KINDS``)."""
     path = Path(path)
     try:
-        what = what_is(path)
-        if what == DICOM:
-            pixels, notes = dicom.read_with_notes(path)
-            image = Image.fromarray(pixels * 255)
-        elif is_picture(what):
-            image, notes = read_picture(path, dicom.MAX_PIXELS)
-        else:
-            raise dicom.UnreadableImage(
-                path, f"no image: it is {what}", REMEDY, kind=what.split(" (")[0]
-            )
+        image, notes = _open(path)
         width, height = image.size
         scale = size / min(width, height)
         if round(max(width, height) * scale) * size > dicom.MAX_PIXELS:
-            raise dicom.UnreadableImage(
-                path, f"absurd dimensions: {height} rows, {width} columns", REMEDY
-            )
-        notes += odd.of_shape(height, width)
-        image = image.resize(
-            (max(size, round(width * scale)), max(size, round(height * scale))),
-            Image.Resampling.BOX,
-        )
-    except dicom.UnreadableImage:
+            reason = f"absurd dimensions: {height} rows, {width} columns"
+            raise UnreadableImage(path, reason, REMEDY)
+        resized = max(size, round(width * scale)), max(size, round(height * scale))
+        image = image.resize(resized, Image.Resampling.BOX)
+    except UnreadableImage:
         raise
     except UnfitPicture as error:
-        raise dicom.UnreadableImage(path, f"{error.kind}: {error.what}", error.remedy) from error
+        raise UnreadableImage(path, f"{error.kind}: {error.what}", error.remedy) from error
     except OSError as error:
         reason = error.strerror or f"damaged or cut short ({' '.join(str(error).split())})"
-        raise dicom.UnreadableImage(path, reason) from error
-    except (
-        Exception
-    ) as error:  # Pillow raises a dozen kinds on damaged files; one bad file must not end a run
-        raise dicom.UnreadableImage(path, f"damaged ({type(error).__name__}: {error})") from error
+        raise UnreadableImage(path, reason) from error
+    except Exception as error:  # Pillow raises a dozen kinds; one bad file must not end a run
+        raise UnreadableImage(path, f"damaged ({type(error).__name__}: {error})") from error
     top, left = (image.height - size) // 2, (image.width - size) // 2
     grey = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
-    whole = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    return whole, notes + odd.of_greys(whole)
+    pixels = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return pixels, (*notes, *odd.of_shape(height, width), *odd.of_greys(pixels))
+
+
+def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
+    what = what_is(path)
+    if what == DICOM:
+        pixels, notes = dicom.read_with_notes(path)
+        return Image.fromarray(pixels * 255), notes
+    if is_picture(what):
+        return read_picture(path, dicom.MAX_PIXELS)
+    raise UnreadableImage(path, f"no image: it is {what}", REMEDY, kind=what.split(" (")[0])
 
 
 def note_root(folder: str | Path, root: str | Path) -> None:
-    """Write into ``folder``, that of a data run, where its files lie now; ``open_prepared`` joins paths to it."""
+    """Write into a data run's ``folder`` where its files are, for ``open_prepared``."""
     write_text(Path(folder) / "root.txt", f"{os.path.abspath(Path(root).expanduser())}\n")
 
 
-def _files(manifest: pd.DataFrame) -> list[str]:
-    """Columns that hold paths of files: those of the images, and of their masks."""
+def file_columns(manifest: pd.DataFrame) -> list[str]:
+    """Return the columns with paths of files: images and masks."""
     return ["path", *manifest.columns[manifest.columns.str.startswith("mask:")]]
 
 
 def relative_to_root(manifest: pd.DataFrame, root: str | Path) -> pd.DataFrame:
-    """Return a copy whose paths start at ``root``, with '/'; drawn images and files elsewhere keep their path."""
-    starts = {
-        os.path.abspath(base) + os.sep
-        for base in (Path(root).expanduser(), Path(root).expanduser().resolve())
-    }
-    starts.add(os.path.join(Path(root).expanduser(), ""))
+    """Return a copy whose paths start below ``root``, with '/'; other paths stay."""
+    base = Path(root).expanduser()
+    starts = {os.path.abspath(each) + os.sep for each in (base, base.resolve())}
+    starts.add(os.path.join(base, ""))
 
     def cut(path: object) -> object:
-        start = next((s for s in starts if isinstance(path, str) and path.startswith(s)), None)
-        return path[len(start) :].replace(os.sep, "/") if start and isinstance(path, str) else path
+        if isinstance(path, str):
+            for start in starts:
+                if path.startswith(start):
+                    return path[len(start) :].replace(os.sep, "/")
+        return path
 
-    return manifest.assign(**{column: manifest[column].map(cut) for column in _files(manifest)})
+    return manifest.assign(**{name: manifest[name].map(cut) for name in file_columns(manifest)})
 
 
 def _draw(paths: pd.Series, size: int) -> np.ndarray:
-    """Synthetic rows, all of one institution and seed, drawn together."""
-    from cxrstudy.data import (
-        synthetic,
-    )  # imports torch, which opening what was prepared does without
+    """Draw synthetic rows, all of one institution and seed, together."""
+    from cxrstudy.data import synthetic  # imports torch, not needed to open prepared data
 
     parts = paths.str.split(":", expand=True)
     institution, seed = parts.iloc[0, 1], int(parts.iloc[0, 2])
-    batch = synthetic.sample(
-        parts[3].astype(int).to_numpy(), institution=institution, size=size, seed=seed
-    )
+    index = parts[3].astype(int).to_numpy()
+    batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
     return np.rint(np.asarray(batch.image)[:, 0] * 255).astype(np.uint8)
 
 
@@ -134,13 +135,16 @@ def prepare(
     root: str | Path = "",
     progress: Progress = iter,
 ) -> Prepared:
-    """Write ``manifest.parquet``, ``images.npy`` (N,size,size) uint8 and ``prepared.json`` into ``out``.
+    """Write ``manifest.parquet``, ``images.npy`` (N, size, size) and ``prepared.json`` to ``out``.
 
-    Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason); odd ones stay and are
-    listed in ``odd.csv`` (image_id, path, kind; one image may have several). ``prepared.json`` counts both by kind:
-    ``set_aside``, ``odd``. A warning says where many are not there. Paths below ``root`` are kept without it (see
-    ``note_root``). A folder that stands whole with the same ``info`` and size is returned as it is. ManifestError when
-    no image at all can be read.
+    Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason). Odd
+    ones stay and are listed in ``odd.csv`` (image_id, path, kind; an image may have several).
+    ``prepared.json`` counts both by kind: ``set_aside``, ``odd``. A warning is given if many
+    images are lost. Paths are stored relative to ``root`` (see ``note_root``). A complete folder
+    with the same ``info`` and size is returned unchanged.
+
+    Raises:
+        ManifestError: no image can be read.
     """
     out = Path(out)
     done = out / "prepared.json"
@@ -152,70 +156,69 @@ def prepare(
         done.unlink()
     out.mkdir(parents=True, exist_ok=True)
     scratch = out / f".images.{os.getpid()}.npy"
-    images = np.lib.format.open_memmap(
-        scratch, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size)
-    )
-    quarantine: list[dicom.UnreadableImage] = []
+    shape = (len(manifest), size, size)
+    images = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape)
+    unreadable: dict[int, UnreadableImage] = {}
     kept: list[int] = []
-    odds: list[tuple[int, str]] = []
+    kinds: list[tuple[int, str]] = []
     for row, found in enumerate(_pixels(manifest, size, progress)):
-        if isinstance(found, dicom.UnreadableImage):
-            quarantine.append(found)
+        if isinstance(found, UnreadableImage):
+            unreadable[row] = found
             continue
         images[len(kept)], notes = found
-        odds += [(row, kind) for kind in dict.fromkeys(notes)]
+        kinds += [(row, kind) for kind in dict.fromkeys(notes)]
         kept.append(row)
-    aside = manifest.iloc[sorted(set(range(len(manifest))) - set(kept))]
     if not kept:
         scratch.unlink()
-        raise ManifestError(
-            f"none of {len(manifest)} images could be read; the first: {quarantine[0]}"
-        )
-    whole = images[: len(kept)]
-    sums = [
-        np.array([c.mean(dtype=float), c.astype(float).var()])
-        for c in np.array_split(whole, 1 + len(kept) // 4096)
-    ]
-    mean, variance = np.mean(sums, axis=0) / [255, 255**2]
-    if len(kept) < len(manifest):
-        np.save(out / "images.npy", whole)
+        raise ManifestError(f"none of {len(manifest)} images could be read; first: {unreadable[0]}")
+    mean, std = _mean_and_std(images[: len(kept)])
+    if unreadable:
+        np.save(out / "images.npy", images[: len(kept)])
         scratch.unlink()
     else:
         images.flush()
         os.replace(scratch, out / "images.npy")
-    listed = {"image_id": aside["image_id"], "path": [str(e.path) for e in quarantine]}
-    pd.DataFrame(listed | {"reason": [str(e.reason) for e in quarantine]}).to_csv(
-        out / "quarantine.csv", index=False
-    )
-    strange = manifest.iloc[[row for row, _ in odds]][["image_id", "path"]].assign(
-        kind=[kind for _, kind in odds]
-    )
-    strange.to_csv(out / "odd.csv", index=False)
+    aside = pd.DataFrame({"image_id": manifest["image_id"].iloc[list(unreadable)]})
+    aside["path"] = [str(error.path) for error in unreadable.values()]
+    aside["reason"] = [str(error.reason) for error in unreadable.values()]
+    aside.to_csv(out / "quarantine.csv", index=False)
+    listed = manifest.iloc[[row for row, _ in kinds]][["image_id", "path"]]
+    listed.assign(kind=[kind for _, kind in kinds]).to_csv(out / "odd.csv", index=False)
     rows = manifest.iloc[kept].reset_index(drop=True)
     if root:
         note_root(out, root)
         rows = relative_to_root(rows, root)
     write_manifest(rows, out / "manifest.parquet")
-    facts: dict[str, Any] = {"size": size, "mean": float(mean), "std": float(variance**0.5)}
-    facts |= {
-        "quarantined": len(quarantine),
-        "set_aside": odd.count(error.kind for error in quarantine),
+    info = info | {
+        "size": size,
+        "mean": mean,
+        "std": std,
+        "quarantined": len(unreadable),
+        "set_aside": odd.count(error.kind for error in unreadable.values()),
+        "odd": odd.count(kind for _, kind in kinds),
     }
-    facts |= {"odd": odd.count(kind for _, kind in odds)}
-    write_text(done, json.dumps(info | facts, indent=1))
-    for sentence in odd.losses(info | facts, len(kept)):
+    write_text(done, json.dumps(info, indent=1))
+    for sentence in odd.losses(info, len(kept)):
         warnings.warn(sentence, stacklevel=2)
     return open_prepared(out)
 
 
+def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
+    """Return mean and standard deviation of intensities in [0, 1], over chunks that fit memory."""
+    chunks = np.array_split(images, 1 + len(images) // 4096)
+    moments = [np.array([c.mean(dtype=float), c.astype(float).var()]) for c in chunks]
+    mean, variance = np.mean(moments, axis=0) / [255, 255**2]
+    return float(mean), float(variance**0.5)
+
+
 def _pixels(manifest: pd.DataFrame, size: int, progress: Progress) -> Iterator[Any]:
-    """Of each row its pixels and notes, or why it cannot be read."""
+    """Yield of each row its pixels and notes, or the UnreadableImage."""
     is_drawn = manifest["path"].str.startswith("synthetic:")
 
-    def read(row: int) -> tuple[np.ndarray, tuple[str, ...]] | dicom.UnreadableImage:
+    def read(row: int) -> tuple[np.ndarray, tuple[str, ...]] | UnreadableImage:
         try:
             return read_with_notes(manifest["path"].iloc[row], size)
-        except dicom.UnreadableImage as error:
+        except UnreadableImage as error:
             return error
 
     starts = range(0, len(manifest), CHUNK)
@@ -234,7 +237,7 @@ def _pixels(manifest: pd.DataFrame, size: int, progress: Progress) -> Iterator[A
 
 
 def open_prepared(folder: str | Path) -> Prepared:
-    """Open what ``prepare`` wrote; FileNotFoundError naming the folder and the remedy."""
+    """Open what ``prepare`` wrote; FileNotFoundError names the folder and the remedy."""
     folder = Path(folder)
     if not (folder / "prepared.json").is_file():
         raise FileNotFoundError(
@@ -245,14 +248,11 @@ def open_prepared(folder: str | Path) -> Prepared:
     manifest = read_manifest(folder / "manifest.parquet")
     if (folder / "root.txt").is_file():
         root = (folder / "root.txt").read_text(encoding="utf-8").removesuffix("\n")
-        named = {
-            column: manifest[column].map(lambda path: _join(root, path))
-            for column in _files(manifest)
-        }
-        manifest = manifest.assign(**named)
+
+        def join(path: object) -> object:
+            is_file = isinstance(path, str) and path and not path.startswith("synthetic:")
+            return os.path.join(root, str(path)) if is_file else path
+
+        joined = {column: manifest[column].map(join) for column in file_columns(manifest)}
+        manifest = manifest.assign(**joined)
     return Prepared(manifest, images, info)
-
-
-def _join(root: str, path: object) -> object:
-    drawn = not isinstance(path, str) or not path or path.startswith("synthetic:")
-    return path if drawn else os.path.join(root, str(path))

@@ -1,4 +1,4 @@
-"""Picture files (PNG, JPEG, TIFF, BMP, JPEG 2000, WebP, GIF, PGM) to grey, upright and in their own range."""
+"""Read picture files (PNG, JPEG, TIFF, BMP, JPEG 2000, WebP, GIF, PGM) as grey, upright images."""
 
 import struct
 from pathlib import Path
@@ -10,18 +10,14 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "WEBP", "GIF", "PPM")
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and exports use
 TINT = 8  # of 256: channels of a grey picture differ by no more, whatever a JPEG does to them
 TINTED = 5e-4  # of the pixels: a small mark in colour
-COLOUR, FEWER, CLEAR, OWN = (
-    "colour",
-    "fewer bits used than the file has",
-    "transparent",
-    "scaled to its own range",
-)
-TORN = "lower rows of one grey"  # as a JPEG that was cut short and closed again has them
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF
+COLOUR, CLEAR, OWN = "colour", "transparent", "scaled to its own range"
+FEWER = "fewer bits used than the file has"
+TORN = "lower rows of one grey"  # as in a JPEG that was cut short and closed again
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and one of its values
 
 
 class UnfitPicture(ValueError):
-    """A picture that is no x-ray as it lies: ``.kind`` to count by, what it is, and what helps."""
+    """A picture that is no x-ray: ``.kind`` for counts, ``.what`` it is, ``.remedy``."""
 
     def __init__(self, kind: str, what: str, remedy: str) -> None:
         super().__init__(kind, what, remedy)
@@ -29,12 +25,16 @@ class UnfitPicture(ValueError):
 
 
 def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return a picture in mode L, or F for deep ones, in [0, 255], turned as its EXIF orientation says, and notes.
+    """Return a picture in mode L, or F if deep, in [0, 255], upright by its EXIF tag, and notes.
 
-    A deep picture (16 bits) is white where its bits end: those that sBIT of a PNG tells, where no value is larger,
-    else 8, 10, 12, 14 or 16, the fewest that hold its largest value, as 12-bit films are met in 16-bit files. Deeper
-    ones (32 bits, floats) are scaled to their own range. Transparent places are black. Colour becomes its luma, and
-    a note. Raises UnfitPicture, and what Pillow raises on damaged files.
+    White of a deep picture (16 bits) is the end of its bits. These are the bits of a PNG's sBIT
+    chunk if no value is larger, else the fewest of 8, 10, 12, 14 or 16 that hold the largest
+    value, since 12-bit images are often stored in 16-bit files. Deeper pictures (32 bits, floats)
+    are scaled to their own range. Transparent pixels are black. Colour becomes luma, with a note.
+
+    Raises:
+        UnfitPicture: it is no single x-ray of usable size.
+        Exception: whatever Pillow raises on damaged files.
     """
     try:
         file = Image.open(path, formats=FORMATS)
@@ -44,14 +44,9 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
         if not 0 < file.width * file.height <= max_pixels:
             what = f"{file.height} rows, {file.width} columns"
             raise UnfitPicture("absurd dimensions", what, "export the image again")
-        if (
-            file.format != "MPO" and getattr(file, "n_frames", 1) != 1
-        ):  # MPO: a JPEG with a preview after it
-            raise UnfitPicture(
-                "several frames",
-                f"{getattr(file, 'n_frames', 1)} frames, not one",
-                "export one of them",
-            )
+        frames = getattr(file, "n_frames", 1)
+        if file.format != "MPO" and frames != 1:  # MPO: a JPEG followed by a preview
+            raise UnfitPicture("several frames", f"{frames} frames, not one", "export one of them")
         depth, significant = _png_depth(path) if file.format == "PNG" else (0, 0)
         inverted = file.format == "TIFF" and file.getexif().get(PHOTOMETRIC) == WHITE_IS_ZERO
         file.load()
@@ -59,10 +54,9 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
     if image.mode.startswith(("I", "F")):
         return _deep(image, significant, inverted)
     grey, notes = _grey(image)
-    if depth == 16 and np.asarray(grey).max() < 64:  # Pillow keeps the upper 8 bits alone
-        raise UnfitPicture(
-            "16-bit colour", "few of its 16 bits are used", "save it as a grey 16-bit PNG"
-        )
+    if depth == 16 and np.asarray(grey).max() < 64:  # Pillow keeps only the upper 8 bits
+        what = "few of its 16 bits are used"
+        raise UnfitPicture("16-bit colour", what, "save it as a grey 16-bit PNG")
     lowest = np.asarray(grey)[-max(8, grey.height // 20) :]
     if file.format == "JPEG" and lowest.min() == lowest.max() and 8 < lowest.min() < 248:
         notes = (*notes, TORN)
@@ -72,13 +66,12 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
 def _deep(
     image: Image.Image, significant: int, inverted: bool
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """A picture of more than 8 bits as mode F in [0, 255]."""
+    """Return a picture of more than 8 bits as mode F in [0, 255]."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise UnfitPicture(
-            "no numbers", "it holds infinities or NaN", "export it again as a 16-bit PNG"
-        )
+        remedy = "export it again as a 16-bit PNG"
+        raise UnfitPicture("no numbers", "it holds infinities or NaN", remedy)
     if image.mode == "F" or low < 0 or high >= 2**16:
         scaled = (values - low) / ((high - low) or 1)
         scaled = 1 - scaled if inverted else scaled
@@ -93,25 +86,23 @@ def _deep(
 
 
 def _grey(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """A picture of 8 bits a channel, or of one, as mode L."""
+    """Return a picture of 8 bits a channel, or of 1 bit, as mode L."""
     notes: tuple[str, ...] = ()
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        if np.asarray(alpha).min() < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             black = Image.new("RGBA", image.size, (0, 0, 0, 255))
             image, notes = Image.alpha_composite(black, image), (CLEAR,)
     if image.mode in ("1", "L"):
         return image.convert("L"), notes
     rgb = image.convert("RGB")
-    channels = np.asarray(rgb)
-    if (np.ptp(channels, axis=2) > TINT).mean() > TINTED:
+    if (np.ptp(np.asarray(rgb), axis=2) > TINT).mean() > TINTED:
         notes = (*notes, COLOUR)
     return (image if image.mode in ("RGB", "P") else rgb).convert("L"), notes
 
 
 def _png_depth(path: str | Path) -> tuple[int, int]:
-    """Bits a sample of a PNG, and those that sBIT says are significant (0: not said)."""
+    """Return the bits a sample of a PNG, and the significant bits by sBIT (0: not given)."""
     depth = significant = 0
     with open(path, "rb") as file:
         file.seek(8)

@@ -166,7 +166,7 @@ def test_an_overlay_inside_the_value_is_set_aside(tmp_path):
     ds.add_new((0x6000, 0x0100), "US", 16)
     ds.add_new((0x6000, 0x0102), "US", 12)
     ds.save_as(path)
-    with pytest.raises(UnreadableImage, match="overlay lies in bits that also hold the image"):
+    with pytest.raises(UnreadableImage, match="overlay uses bits that also hold the image"):
         read_dicom(path)
 
 
