@@ -217,59 +217,6 @@ def patches(
     return write_features(encoder, prepared, rows, extract_batch, home=home, progress=progress)[0]
 
 
-# ---- a ceiling -----------------------------------------------------------------------------------------------------
-def train_supervised(
-    encoder: Any,
-    prepared: Prepared,
-    rows: np.ndarray,
-    y: np.ndarray,
-    *,
-    samples_seen: int,
-    lr: float = 3e-3,
-    seed: int = 0,
-) -> Any:
-    """The encoder trained end to end on the labels (n,L) of ``rows``, in place, frozen again; its head is dropped.
-
-    What this architecture reaches when labels are its only teacher: a linear head on mean and maximum of the patches,
-    masked binary cross-entropy, AdamW (one cycle), batches of 64, images shifted by up to a sixteenth. The same
-    on the same machine for the same seed.
-    """
-    target, sure = (
-        torch.from_numpy(np.nan_to_num(y)).float(),
-        torch.from_numpy(~np.isnan(y)).float(),
-    )
-    draws, batch = np.random.default_rng(seed), min(64, len(rows))
-    steps, reach = max(1, samples_seen // batch), max(1, prepared.images.shape[1] // 16)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        head = torch.nn.Linear(2 * encoder.channels, y.shape[1]).to(device())
-        encoder = encoder.to(device()).train().requires_grad_(True)
-        optimiser = torch.optim.AdamW(
-            [*encoder.parameters(), *head.parameters()], lr=lr, weight_decay=0.05
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps)
-        order = np.empty(0, dtype=np.int64)
-        for _ in range(steps):
-            if len(order) < batch:
-                order = np.concatenate([order, draws.permutation(len(rows))])
-            take, order = order[:batch], order[batch:]
-            shift = tuple(int(k) for k in draws.integers(-reach, reach + 1, 2))
-            x = encoder.normalise(np.stack([prepared.images[row] for row in rows[take]])).to(
-                device()
-            )
-            tokens = encoder.forward_features(torch.roll(x, shift, (2, 3)))
-            score = head(torch.cat([tokens.mean(1), tokens.amax(1)], 1))
-            told, known = target[take].to(device()), sure[take].to(device())
-            loss = (
-                functional.binary_cross_entropy_with_logits(score, told, reduction="none") * known
-            )
-            optimiser.zero_grad()
-            (loss.sum() / known.sum().clamp(min=1)).backward()
-            optimiser.step()
-            schedule.step()
-    return encoder.eval().requires_grad_(False)
-
-
 # ---- a control -----------------------------------------------------------------------------------------------------
 def covariates(manifest: pd.DataFrame) -> np.ndarray:
     """View, age and sex as features (N,5): what could be guessed without looking at the image."""

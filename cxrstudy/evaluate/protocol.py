@@ -23,6 +23,7 @@ from cxrstudy.evaluate.cohort import (
     not_evaluated,
     subgroups,
 )
+from cxrstudy.evaluate.heads import train_supervised
 from cxrstudy.evaluate.metrics import auroc
 from cxrstudy.evaluate.small_samples import set_aside, too_few
 from cxrstudy.evaluate.subjects import (
@@ -300,7 +301,7 @@ def _ready(
     if name.startswith(SUPERVISED):  # each fold's own, from its own training patients
         encoder = open_subject(name, prepared.info["size"], p.seed)[0]
         how = {"samples_seen": p.supervised_samples, "seed": p.seed}
-        features.train_supervised(
+        train_supervised(
             encoder, prepared, part[0]["row"].to_numpy(), _labels(p, cohort, part)[0], **how
         )
     asked = encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks)

@@ -25,7 +25,7 @@ from torch.nn import functional
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import nested_subset, patients_hash
-from cxrstudy.evaluate import protocol, textscores
+from cxrstudy.evaluate import heads, protocol, textscores
 from cxrstudy.evaluate.features import covariates, encode_batches, pool_tokens
 from cxrstudy.evaluate.features import device as the_device
 from cxrstudy.evaluate.language_model import open_model, small_model, train_tokenizer
@@ -227,43 +227,25 @@ def fit(
             else (1 + math.cos(math.pi * (step - warm) / (p.steps - warm or 1))) / 2
         )
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    checked = {round(p.steps * (k + 1) / p.checks) for k in range(p.checks)} | {p.steps}
-    batches = _batches([len(one) for one in ids], p.batch_size, np.random.default_rng(p.seed))
-    history, best, kept = [], math.inf, [value.detach().clone() for value in trained]
-    for step in progress(range(1, p.steps + 1)):
-        writer.train()
-        take = next(batches)
+    def batch_loss(index: np.ndarray) -> Tensor:
         with _autocast(device):
-            total, count = writer.loss(_to(tokens[take], device), [ids[i] for i in take])
-        loss = total / count
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, p.clip)
-        row = {
-            "step": step,
-            "samples_seen": step * p.batch_size,
-            "loss": loss.item(),
-            "lr": schedule.get_last_lr()[0],
-        }
-        row["validation"] = math.nan
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        schedule.step()
-        if step in checked:
-            row["validation"] = validation_loss(writer, held)
-        if not math.isfinite(row["loss"]) or (
-            step in checked and not math.isfinite(row["validation"])
-        ):
-            raise FloatingPointError(
-                f"the loss is not finite at step {step} ({row}): lower lr, which is {p.lr}"
-            )
-        if row["validation"] < best:
-            best, kept = row["validation"], [value.detach().clone() for value in trained]
-        history.append(row)
-    with torch.no_grad():
-        for value, best_value in zip(trained, kept, strict=True):
-            value.copy_(best_value)
-    return pd.DataFrame(history)
+            total, count = writer.loss(_to(tokens[index], device), [ids[i] for i in index])
+        return total / count
+
+    history = heads.fit(
+        writer,
+        _batches([len(one) for one in ids], p.batch_size, np.random.default_rng(p.seed)),
+        batch_loss,
+        optimiser,
+        torch.optim.lr_scheduler.LambdaLR(optimiser, rate),
+        steps=p.steps,
+        max_norm=p.clip,
+        validate=lambda: -validation_loss(writer, held),
+        checks={round(p.steps * (k + 1) / p.checks) for k in range(p.checks)} | {p.steps},
+        progress=progress,
+    )
+    history.insert(1, "samples_seen", history["step"] * p.batch_size)
+    return history.assign(validation=-history.pop("score"))
 
 
 @torch.inference_mode()

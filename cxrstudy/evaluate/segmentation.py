@@ -23,6 +23,7 @@ from cxrstudy.data.manifest import nested_subset, patients_hash
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.features import device as the_device
+from cxrstudy.evaluate.heads import fit, shuffled_batches
 from cxrstudy.evaluate.maps import CHUNK, Chosen, Store, encode_maps, known_devices, with_masks
 from cxrstudy.evaluate.metrics import bootstrap, interval
 from cxrstudy.evaluate.protocol import (
@@ -148,37 +149,49 @@ def fit_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
         head = Decoder(train.maps, len(devices), train.truth.masks.shape[-1]).to(the_device())
-    optimiser = torch.optim.AdamW(head.parameters(), lr=p.lr, weight_decay=p.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, p.steps)
-    order, curve, losses = np.zeros(0, np.int64), [], []
-    best: tuple[float, Any, Any] = (-1.0, None, None)
-    for step in progress(range(1, p.steps + 1)):
-        while len(order) < min(p.batch_size, len(train)):
-            order = np.append(order, rng.permutation(len(train)))
-        index, order = np.sort(order[: p.batch_size]), order[p.batch_size :]
-        loss = mask_loss(head(train.batch(index)), *train.target(index, devices))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.detach())
-        if step % max(1, p.steps // CHECKS) == 0 or step == p.steps:
-            by_threshold = pooled_dice(head, validation, devices)
-            shown = ~np.isnan(by_threshold).all(0)
-            dice = float(by_threshold[:, shown].max(0).mean()) if shown.any() else 0.0
-            curve.append({"step": step, "loss": float(torch.stack(losses).mean()), "dice": dice})
-            losses.clear()
-            if dice > best[0]:
-                chosen = np.full(len(devices), 0.5)
-                chosen[shown] = (by_threshold[:, shown].argmax(0) + 1) / BINS
-                best = (dice, {k: v.clone() for k, v in head.state_dict().items()}, chosen)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=p.lr, weight_decay=p.weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, p.steps)
+    by_threshold: list[np.ndarray] = []  # (BINS - 1, D') of each check
+
+    def batch_loss(index: np.ndarray) -> Tensor:
+        index = np.sort(index)  # memory-mapped files are read in order
+        return mask_loss(head(train.batch(index)), *train.target(index, devices))
+
+    def validation_dice() -> float:
+        by_threshold.append(pooled_dice(head, validation, devices))
+        best = by_threshold[-1].max(0)  # (D',) at each device's best threshold
+        return float(best[~np.isnan(best)].mean()) if not np.isnan(best).all() else 0.0
+
+    history = fit(
+        head,
+        shuffled_batches(len(train), p.batch_size, rng),
+        batch_loss,
+        optimizer,
+        scheduler,
+        steps=p.steps,
+        validate=validation_dice,
+        checks={*range(0, p.steps, max(1, p.steps // CHECKS)), p.steps},
+        progress=progress,
+    )
+    checked = history["score"].notna()
+    best = by_threshold[int(history.loc[checked, "score"].argmax())]
+    shown = ~np.isnan(best).all(0)
     if not shown.all():
         unseen = ", ".join(DEVICES[d] for d, there in zip(devices, shown, strict=True) if not there)
         warnings.warn(
             f"no validation image shows {unseen}: its threshold stays at 0.5", stacklevel=2
         )
-    head.load_state_dict(best[1])
-    return head.eval().requires_grad_(False), best[2], pd.DataFrame(curve)
+    thresholds = np.full(len(devices), 0.5)
+    thresholds[shown] = (best[:, shown].argmax(0) + 1) / BINS
+    losses = np.split(history["loss"].to_numpy(), np.flatnonzero(checked) + 1)[:-1]
+    curve = pd.DataFrame(
+        {
+            "step": history.loc[checked, "step"].to_numpy(),
+            "loss": [part.mean() for part in losses],
+            "dice": history.loc[checked, "score"].to_numpy(),
+        }
+    )
+    return head.eval().requires_grad_(False), thresholds, curve
 
 
 @torch.inference_mode()

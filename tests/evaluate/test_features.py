@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cxrstudy import encoders, study
-from cxrstudy.data.images import Prepared, open_prepared
-from cxrstudy.data.manifest import label_array
+from cxrstudy.data.images import open_prepared
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import features, protocol
 from cxrstudy.evaluate.features import (
@@ -143,30 +142,6 @@ def test_mapped_patches_are_those_of_a_pass_in_half_precision_and_leave_no_file(
     fresh = encode(encoder(), prepared, ROWS, pooling="mean")
     np.testing.assert_allclose(pooled, fresh, rtol=2e-3, atol=2e-3)
     assert not list((tmp_path / "run").iterdir())
-
-
-# ---- labels as the only teacher ------------------------------------------------------------------------------------
-def test_a_supervised_encoder_learns_its_labels_and_is_the_same_each_time(prepared):
-    rows = np.arange(100)
-    y = label_array(prepared.manifest.iloc[rows], ["cardiomegaly"], truth=True)
-    images = np.array(prepared.images)
-    images[np.flatnonzero(y[:, 0] == 1), 4:12, 4:12] = 255
-    marked = Prepared(prepared.manifest, images, prepared.info)
-
-    def gap(one):
-        x = encode(one, marked, rows, pooling="max")
-        classes = [x[y[:, 0] == kind] for kind in (0, 1)]
-        spread = np.sqrt(sum(part.var(0) for part in classes) / 2) + 1e-6
-        return (np.abs(classes[1].mean(0) - classes[0].mean(0)) / spread).max(), x
-
-    def trained(seed=0):
-        return features.train_supervised(encoder(), marked, rows, y, samples_seen=1500, seed=seed)
-
-    before, (after, x) = gap(encoder())[0], gap(trained())
-    assert after > 1.5 * before
-    np.testing.assert_array_equal(gap(trained())[1], x)
-    assert not np.allclose(gap(trained(1))[1], x)
-    assert not any(w.requires_grad for w in trained().parameters())
 
 
 # ---- others' vectors -----------------------------------------------------------------------------------------------
