@@ -1,4 +1,4 @@
-"""Ids of patients and studies: two spellings of one id would put a patient into two splits."""
+"""Read ids of patients and studies: two spellings of one id would put a patient into two splits."""
 
 import html
 import re
@@ -14,20 +14,20 @@ from cxrstudy.data.tables import CardError, Rows
 Spelling = Literal["exact", "normalised"]
 QUOTES = "'\"`\u00b4\u2018\u2019\u201c\u201d[](){},;"
 MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
-LOST = {  # what spreadsheets make of an id, and cannot be undone (the first can where digits are few)
+LOST = {  # what spreadsheets do to ids without a way back (except the first, if digits are few)
     r"\d(\.\d+)?[eE]\+\d+": "a spreadsheet or a floating-point column has cut its digits",
-    rf"\d{{1,2}}-{MONTH}(-\d+)?|{MONTH}-\d+": "a spreadsheet has made a date of it",
+    rf"\d{{1,2}}-{MONTH}(-\d+)?|{MONTH}-\d+": "a spreadsheet has turned it into a date",
     r"#+": "a spreadsheet has written it into too narrow a column",
     r"#(VALUE!|REF!|NAME\?|DIV/0!|NUM!|NULL!)": "a formula of a spreadsheet has failed",
 }
 
 
 def normal_id(text: str) -> str:
-    """Return the one spelling of an id, as it was before spreadsheets, exports and joins changed it.
+    """Return an id in one spelling, as it was before spreadsheets and exports changed it.
 
-    Blanks, quotes and brackets (``'0012``, ``="0012"``, ``b'0012'``), case, kinds of dashes and of letters (full-width
-    digits, composed and decomposed accents) and invisible signs do not count; nor do, in a number, leading zeros, a
-    decimal part of zeros, separators of thousands and scientific notation.
+    Ignored are blanks, quotes and brackets (``'0012``, ``="0012"``, ``b'0012'``), case, kinds of
+    dashes and letters (full-width digits, composed accents), invisible characters and, in a
+    number, leading zeros, a decimal part of zeros, thousands separators and scientific notation.
     """
     text = re.sub(r"\s", "", plain(html.unescape(text))).casefold()
     text = re.sub(r"^b(?=(['\"]).*\1$)", "", text).removeprefix("=").strip(QUOTES)
@@ -35,9 +35,7 @@ def normal_id(text: str) -> str:
         text = "".join(str(unicodedata.decimal(sign, sign)) for sign in text)
     if re.fullmatch(r"[+]?[1-9]\d{0,2}([,'_\u2019]\d{3})+(\.0*)?", text):
         text = re.sub(r"[,'_\u2019]", "", text)
-    elif re.fullmatch(
-        r"[+]?[1-9]\d{0,2}(?!\.0+$)(\.\d{3})+", text
-    ):  # 1.234, as German spreadsheets write 1234
+    elif re.fullmatch(r"[+]?[1-9]\d{0,2}(?!\.0+$)(\.\d{3})+", text):  # 1.234: German for 1234
         text = text.replace(".", "")
     if written := re.fullmatch(r"(\d)(?:\.(\d+))?e(\+?)(\d{1,2})", text):
         whole, part, plus, power = written[1], written[2] or "", written[3], int(written[4])
@@ -45,7 +43,7 @@ def normal_id(text: str) -> str:
             text = whole + part.ljust(power, "0")
     if re.fullmatch(r"\+?\d+([.,]0*)?", text):
         text = re.split("[.,]", text.removeprefix("+"))[0].lstrip("0") or "0"
-    return text or "?"  # nothing but signs
+    return text or "?"  # an id of punctuation alone
 
 
 def read_ids(
@@ -53,15 +51,23 @@ def read_ids(
 ) -> pd.Series:
     """Return the ids of the ``kept`` rows, the values of several columns joined by '-'.
 
-    Raises CardError where two of them differ in spelling alone, unless ``spelling`` says what that means: ``exact``
-    (they are two) or ``normalised`` (they are one, and each id becomes its ``normal_id``).
+    Args:
+        rows: the table.
+        columns: whose values form the id.
+        kept: index of the rows to read.
+        what: "patient" or "study", for messages.
+        spelling: what ids that differ only in spelling mean. ``exact``: they are two;
+            ``normalised``: they are one, written as ``normal_id``; None: refuse them.
+
+    Raises:
+        CardError: ids differ only in spelling, or a spreadsheet has destroyed some.
     """
     parts = [rows.frame.loc[kept, column] for column in columns]
     if spelling == "exact":
         return parts[0].str.cat(parts[1:], sep="-")
     normal = [part.map({text: normal_id(text) for text in part.unique()}) for part in parts]
-    told, same = (series[0].str.cat(series[1:], sep="-") for series in (parts, normal))
-    pairs = pd.DataFrame({"told": told, "same": same}).drop_duplicates()
+    written, same = (series[0].str.cat(series[1:], sep="-") for series in (parts, normal))
+    pairs = pd.DataFrame({"written": written, "same": same}).drop_duplicates()
     twice = pairs[pairs.duplicated("same", keep=False)]
     if len(twice) and spelling != "normalised":
         raise CardError(_pairs(rows, twice, what))
@@ -70,22 +76,23 @@ def read_ids(
             lost = part[part.str.strip().str.fullmatch(pattern)]
             if len(lost):
                 raise CardError(
-                    f"{rows.places(lost.index)}: column {column!r} holds the {what} id {lost.iloc[0]!r}: {why}, so "
-                    "several ids may have become one. Export the column as text; if it is right as it is, write "
-                    "`ids: exact` under table in the card"
+                    f"{rows.places(lost.index)}: column {column!r} holds the {what} id "
+                    f"{lost.iloc[0]!r}: {why}, so several ids may have become one. Export the "
+                    "column as text. If the id is right, write `ids: exact` under table in the card"
                 )
-    return same if spelling == "normalised" else told
+    return same if spelling == "normalised" else written
 
 
 def _pairs(rows: Rows, twice: pd.DataFrame, what: str) -> str:
-    """The message of ids that are equal once normalised."""
-    groups = [group for _, group in twice.groupby("same", sort=False)]
+    """Return the message on ids that are equal once normalised."""
+    groups = [group["written"].head(3) for _, group in twice.groupby("same", sort=False)]
     shown = "; ".join(
-        " and ".join(f"{text!a} ({rows.place(row)})" for row, text in group["told"].head(3).items())
+        " and ".join(f"{text!a} ({rows.place(row)})" for row, text in group.items())
         for group in groups[:5]
     )
+    more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
     return (
-        f"{len(groups)} {what} ids are written in more than one way: {shown}"
-        f"{f'; and {len(groups) - 5} more' if len(groups) > 5 else ''}. If they are one {what} each, write "
-        f"`ids: normalised` under table in the card; if they are different, `ids: exact`"
+        f"{len(groups)} {what} ids are written in more than one way: {shown}{more}. If they are "
+        f"one {what} each, write `ids: normalised` under table in the card. If they are "
+        "different, write `ids: exact`"
     )

@@ -1,15 +1,18 @@
-"""The manifest: one Parquet table, a row an image, that every data set is turned into; splits and nested subsets.
+"""Manifests: the one table, a row an image, that every data set becomes; splits and nested subsets.
 
-Columns: image_id, patient_id, study_id, path (strings; image_id unique); view, sex (strings or missing); age (years);
-report (string or missing); pixel_spacing (mm); ``label:NAME`` (structured labels as recorded: 1, 0 or missing =
-unknown); ``side:NAME`` (right, left, bilateral or empty, as recorded); ``malposition:NAME`` (1: a device's tip lies
-wrong); ``mask:NAME`` (path of a device's mask, or empty); ``truth:NAME`` (where the truth is known, as it is of the
-synthetic institution); split (after ``assign_splits``).
+Columns: image_id, patient_id, study_id, path (strings; image_id unique); view, sex (strings or
+missing); age (years); report (string or missing); pixel_spacing (mm); split (by ``assign_splits``).
+
+Columns a name of the vocabulary: ``label:NAME`` (as recorded: 1, 0 or missing = unknown),
+``truth:NAME`` (the truth, if known, as of the synthetic institution), ``side:NAME`` (right, left,
+bilateral or empty), ``malposition:NAME`` (1: a device's tip is malpositioned), ``mask:NAME`` (path
+of a device's mask, or empty).
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +22,7 @@ from cxrstudy.files import replacing
 
 REQUIRED = ("image_id", "patient_id", "study_id", "path")
 ALLOWED = {"view": VIEWS, "sex": ("F", "M")}
+SIDES = ("right", "left", "bilateral", "")
 
 
 class ManifestError(ValueError):
@@ -28,59 +32,56 @@ class ManifestError(ValueError):
 def validate(
     manifest: pd.DataFrame, where: str = "manifest", place: Callable[[int], str] | None = None
 ) -> pd.DataFrame:
-    """``manifest`` itself when it holds; ManifestError naming ``where``, row (from 0) and column when not.
+    """Return ``manifest`` itself if it is valid.
 
-    ``place`` names a row otherwise, by the file and line that it came from.
+    Args:
+        manifest: to be checked.
+        where: its name in messages.
+        place: names a row by the file and line that it came from; else rows count from 0.
+
+    Raises:
+        ManifestError: naming row and column.
     """
 
-    def refuse(bad: pd.Series, column: str, why: str) -> None:
+    def refuse(bad: Any, column: str, why: str) -> None:
         if bad.any():
-            row = int(np.flatnonzero(bad.to_numpy())[0])
-            value = manifest[column].iloc[row]
-            told = place(row) if place else f"{where}, row {row}"
+            row = int(np.flatnonzero(bad)[0])
+            at = place(row) if place else f"{where}, row {row}"
             raise ManifestError(
-                f"{told}, column {column!r}: {value!r} {why} ({int(bad.sum())} such rows)"
+                f"{at}, column {column!r}: {manifest[column].iloc[row]!r} {why} "
+                f"({int(bad.sum())} such rows)"
             )
 
-    missing = [column for column in REQUIRED if column not in manifest]
-    if missing:
-        raise ManifestError(
-            f"{where}: column {missing[0]!r} is missing; a manifest needs {', '.join(REQUIRED)}"
-        )
+    for column in REQUIRED:
+        if column not in manifest:
+            raise ManifestError(
+                f"{where}: column {column!r} is missing; a manifest needs {', '.join(REQUIRED)}"
+            )
     if manifest.empty:
         raise ManifestError(f"{where}: holds no rows")
     for column in REQUIRED:
         text = manifest[column].map(lambda value: isinstance(value, str) and value != "")
         refuse(~text, column, "is not a non-empty string")
-    refuse(
-        manifest["image_id"].duplicated(),
-        "image_id",
-        "appears a second time; image ids must be unique",
-    )
-    for column, allowed in ALLOWED.items():
-        if column in manifest:
-            refuse(
-                manifest[column].notna() & ~manifest[column].isin(allowed),
-                column,
-                f"is not one of {allowed}",
-            )
-    if "age" in manifest:
-        age = pd.to_numeric(manifest["age"], errors="coerce")
-        refuse(manifest["age"].notna() & ~age.between(0, 130), "age", "is not an age in years")
-    for column in manifest.columns[manifest.columns.str.match("(label|truth|malposition):")]:
-        refuse(
-            manifest[column].notna() & ~manifest[column].isin([0, 1]),
-            column,
-            "is not 0, 1 or missing",
-        )
-    for column in manifest.columns[manifest.columns.str.match("side:")]:
-        known = manifest[column].isna() | manifest[column].isin(["right", "left", "bilateral", ""])
-        refuse(~known, column, "is not right, left, bilateral or empty")
+    twice = manifest["image_id"].duplicated()
+    refuse(twice, "image_id", "appears a second time; image ids must be unique")
+    for column in manifest:
+        cells = manifest[column]
+        if column in ALLOWED:
+            allowed = ALLOWED[column]
+            refuse(cells.notna() & ~cells.isin(allowed), column, f"is not one of {allowed}")
+        elif column == "age":
+            years = pd.to_numeric(cells, errors="coerce")
+            refuse(cells.notna() & ~years.between(0, 130), column, "is not an age in years")
+        elif column.startswith(("label:", "truth:", "malposition:")):
+            refuse(cells.notna() & ~cells.isin([0, 1]), column, "is not 0, 1 or missing")
+        elif column.startswith("side:"):
+            wrong = cells.notna() & ~cells.isin(SIDES)
+            refuse(wrong, column, "is not right, left, bilateral or empty")
     return manifest
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
-    """Read and validate a manifest (Parquet); ManifestError naming the file when it cannot be read."""
+    """Read and validate a manifest (Parquet); ManifestError names a file that cannot be read."""
     try:
         manifest = pd.read_parquet(path)
     except Exception as error:
@@ -95,7 +96,7 @@ def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
 
 
 def _unit_hash(values: pd.Series, key: str) -> np.ndarray:
-    """A number in [0, 1) for each value that depends on (key, value) alone."""
+    """Return a number in [0, 1) for each value that depends only on (key, value)."""
     codes, unique = pd.factorize(values.astype(str))
     salt = hashlib.blake2b(key.encode(), digest_size=32).digest()
     digests = [hashlib.blake2b(name.encode(), digest_size=8, key=salt).digest() for name in unique]
@@ -106,72 +107,109 @@ def _unit_hash(values: pd.Series, key: str) -> np.ndarray:
 def assign_splits(
     manifest: pd.DataFrame, *, fractions: dict[str, float], seed: int = 0
 ) -> pd.DataFrame:
-    """A copy with column ``split``: each patient wholly in one split, by a keyed hash of the patient id.
+    """Return a copy with column ``split``; each patient is in one split.
 
-    A patient's split depends on (patient id, fractions, seed) alone, so it stays when images or patients are added.
-    ``fractions`` maps split to its share of patients, summing to 1, in any order: a plan's parameters come sorted, a
-    notebook's as they were written, and both must mean the same. ValueError if they do not sum to 1.
+    A patient's split is a keyed hash of the patient id. It depends only on (patient id, fractions,
+    seed), so it stays when images or patients are added.
+
+    Args:
+        manifest: images.
+        fractions: split -> its share of patients. Their order does not matter, because a plan
+            sorts its parameters and a notebook does not.
+        seed: of the hash.
+
+    Raises:
+        ValueError: fractions are negative or do not sum to 1.
     """
     fractions = dict(sorted(fractions.items()))
     shares = np.array(list(fractions.values()), dtype=float)
-    if (
-        not len(shares)
-        or (shares < 0).any()
-        or not np.isclose(shares.sum(), 1.0, rtol=0, atol=1e-9)
-    ):
+    sums_to_one = np.isclose(shares.sum(), 1.0, rtol=0, atol=1e-9)
+    if not len(shares) or (shares < 0).any() or not sums_to_one:
         raise ValueError(
-            f"fractions must be at least 0 and sum to 1, not {fractions}, which sum to {shares.sum():g}"
+            f"fractions must be at least 0 and sum to 1, not {fractions}, which sum to "
+            f"{shares.sum():g}"
         )
-    edges = np.cumsum(shares)[:-1]
-    place = np.searchsorted(
-        edges, _unit_hash(manifest["patient_id"], f"split:{seed}"), side="right"
-    )
-    return manifest.assign(split=np.array(list(fractions), dtype=object)[place])
+    position = _unit_hash(manifest["patient_id"], f"split:{seed}")
+    index = np.searchsorted(np.cumsum(shares)[:-1], position, side="right")
+    return manifest.assign(split=np.array(list(fractions), dtype=object)[index])
 
 
 def nested_subset(manifest: pd.DataFrame, n_images: int, *, seed: int = 0) -> pd.DataFrame:
-    """The first ``n_images`` rows in the order of a seeded hash of their patient.
+    """Return the first ``n_images`` rows in the order of a seeded hash of their patient.
 
-    Subsets of one manifest and seed are strictly nested and exactly ``n_images`` long; patients come whole, but for
-    the last (paper: strictly nested subsets, arXiv 2509.12818). ValueError if there are fewer images than asked for.
+    Subsets of one manifest and seed are strictly nested (arXiv 2509.12818) and exactly
+    ``n_images`` long. All images of a patient are together; only the last patient may be cut.
+
+    Raises:
+        ValueError: there are fewer images.
     """
     if not 0 < n_images <= len(manifest):
         raise ValueError(
-            f"n_images is {n_images}, but there are {len(manifest)} images to choose from: give 1 to {len(manifest)}, "
-            "or n_images: 0 in a preset's `data` for all"
+            f"n_images is {n_images}, but there are {len(manifest)} images to choose from: give 1 "
+            f"to {len(manifest)}, or n_images: 0 in a preset's `data` for all"
         )
     patient = _unit_hash(manifest["patient_id"], f"subset:{seed}")
-    order = np.lexsort(
-        (manifest["image_id"].to_numpy(str), manifest["patient_id"].to_numpy(str), patient)
-    )
-    return manifest.iloc[order[:n_images]].reset_index(drop=True)
+    ids = (manifest[name].to_numpy(str) for name in ("image_id", "patient_id"))
+    return manifest.iloc[np.lexsort((*ids, patient))[:n_images]].reset_index(drop=True)
 
 
 def label_names(manifest: pd.DataFrame, prefix: str = "label") -> list[str]:
-    """Names with a ``prefix:NAME`` column: those of the vocabulary in its order, then others in the table's."""
-    names = [
-        column.split(":", 1)[1] for column in manifest.columns if column.startswith(f"{prefix}:")
-    ]
-    return [name for name in LABELS if name in names] + [
-        name for name in names if name not in LABELS
-    ]
+    """Return names with a column ``prefix:NAME``: the vocabulary's in its order, then others."""
+    names = [name.split(":", 1)[1] for name in manifest.columns if name.startswith(f"{prefix}:")]
+    return sorted(names, key=lambda n: LABELS.index(n) if n in LABELS else len(LABELS))
 
 
-def label_array(
-    manifest: pd.DataFrame, names: list[str] | tuple[str, ...], *, truth: bool = False
-) -> np.ndarray:
-    """(N, len(names)) float32 in {0, 1, NaN}; ``truth`` prefers ``truth:NAME`` where the data set knows it."""
+def label_array(manifest: pd.DataFrame, names: Sequence[str], *, truth: bool = False) -> np.ndarray:
+    """Return labels as float32 (N, len(names)) in {0, 1, NaN}.
+
+    Args:
+        manifest: N images.
+        names: labels, in the order of the columns.
+        truth: prefer ``truth:NAME`` to ``label:NAME`` if the data set has it.
+
+    Raises:
+        ManifestError: a label has no column.
+    """
     columns = []
     for name in names:
         column = f"truth:{name}" if truth and f"truth:{name}" in manifest else f"label:{name}"
         if column not in manifest:
-            names_ = ", ".join(label_names(manifest)) or "none (its card has no `labels`)"
-            raise ManifestError(f"no label {name!r}; this data set has {names_}")
+            known = ", ".join(label_names(manifest)) or "none (its card has no `labels`)"
+            raise ManifestError(f"no label {name!r}; this data set has {known}")
         columns.append(pd.to_numeric(manifest[column]).to_numpy(np.float32, na_value=np.nan))
     return np.stack(columns, axis=1) if columns else np.zeros((len(manifest), 0), np.float32)
 
 
+def has_report(manifest: pd.DataFrame) -> np.ndarray:
+    """Return (N,) bool: which images have a report that is not blank."""
+    if "report" not in manifest:
+        return np.zeros(len(manifest), bool)
+    return manifest["report"].fillna("").str.strip().ne("").to_numpy(bool)
+
+
+def has_prompt(labels: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: for which rows of labels (N, L) in {0, 1, NaN} a prompt can be written.
+
+    A label is present, or all are known to be absent.
+    """
+    return (labels == 1).any(1) | ((labels == 0).all(1) & (labels.shape[1] > 0))
+
+
+def usable(manifest: pd.DataFrame, paradigm: str) -> np.ndarray:
+    """Return (N,) bool: which images a paradigm can be trained on.
+
+    ``dinov2`` takes all, ``clip`` and ``clip+labels`` those with a report, ``unicl`` those with a
+    report or with labels that give a prompt.
+    """
+    if paradigm == "dinov2":
+        return np.ones(len(manifest), bool)
+    if paradigm == "unicl":
+        labels = label_array(manifest, label_names(manifest))
+        return has_report(manifest) | has_prompt(labels)
+    return has_report(manifest)
+
+
 def patients_hash(manifest: pd.DataFrame) -> str:
-    """A short hash of the set of patients, so that two runs can prove they used the same."""
+    """Return a short hash of the set of patients, so that two runs can prove they used the same."""
     joined = "\n".join(sorted(manifest["patient_id"].unique()))
     return hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()

@@ -13,7 +13,14 @@ from cxrstudy.data import bits, greyscale, picturefiles
 CONSTANT, FLAT, ONE_PIXEL = "constant", "nearly constant", "one pixel"
 TINY, ASPECT = "under 32 px", "extreme aspect"
 # the oddest first: pages show them in this order
-KINDS = (CONSTANT, ONE_PIXEL, FLAT, TINY, picturefiles.COLOUR, greyscale.NO_RESCALE)
+KINDS: tuple[str, ...] = (
+    CONSTANT,
+    ONE_PIXEL,
+    FLAT,
+    TINY,
+    picturefiles.COLOUR,
+    greyscale.NO_RESCALE,
+)
 KINDS += (greyscale.NO_PADDING, picturefiles.TORN, greyscale.OWN_RANGE, bits.WIDER, ASPECT)
 KINDS += (picturefiles.CLEAR, picturefiles.OWN, greyscale.OTHER_WINDOW, picturefiles.FEWER)
 LEAST_SIDE = 32  # px

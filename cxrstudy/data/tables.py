@@ -1,4 +1,4 @@
-"""Tables of a data set (CSV or Parquet, one file or several) as text, with the file and line of every row."""
+"""Read tables of a data set (CSV or Parquet) as text, with the file and line of every row."""
 
 import bz2
 import codecs
@@ -19,59 +19,58 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxrstudy.data.columns import plain
+from cxrstudy.data.columns import plain, word_set
 from cxrstudy.marks import near
 
 SEPARATORS = (",", ";", "\t", "|")
 PARQUET = (".parquet", ".pq", ".parq")
-MISSING = (
-    "",
-    "#N/A",
-    "#N/A N/A",
-    "#NA",
-    "-NaN",
-    "-nan",
-    "<NA>",
-    "N/A",
-    "NA",
-    "NULL",
-    "NaN",
-    "None",
-    "n/a",
-    "nan",
-    "null",
-)
-BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
-BOMS |= {
+# cells without a value
+MISSING = word_set("|#N/A|#N/A N/A|#NA|-NaN|-nan|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null", "|")
+BOMS = {  # UTF-32 first: its mark begins as that of UTF-16
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
-}  # after UTF-32, whose mark begins alike
+}
 PACKED: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress,
     b"BZh": bz2.decompress,
+    b"\xfd7zXZ": lzma.decompress,
 }
-PACKED |= {b"\xfd7zXZ": lzma.decompress}
-SAVE = (
-    "save it as CSV (UTF-8), which every spreadsheet program can, and name that file in table.path"
+SAVE = "save it as CSV (UTF-8), as every spreadsheet program can, and name that file in table.path"
+NO_TABLE = (  # first bytes, what it is, what helps
+    (b"\xd0\xcf\x11\xe0", "is a workbook of a spreadsheet program (.xls), not CSV", SAVE),
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the table", "run `git lfs pull`"),
+    (b"SQLite format 3", "is a database, not CSV", SAVE),
+    (b"<", "is a page (HTML or XML), not CSV", SAVE),
+    (b"{", "is JSON, not CSV", SAVE),
 )
-EXACT = 2**53  # whole numbers beyond this lose digits as floating-point numbers
+EXACT: dict[Any, int] = {
+    np.float16: 2**11,
+    np.float32: 2**24,
+    np.float64: 2**53,
+}  # larger integers lose digits
 
 
 class CardError(ValueError):
-    """A card, or the data set under ``root``, is not as the card says; the message names the place and the remedy."""
+    """A card, or the data set under ``root``, is wrong; the message names place and remedy."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of all files: ``frame`` holds text (missing where a cell is empty) and is indexed from 0 without gaps."""
+    """Rows of all files as text.
+
+    ``frame`` is missing where a cell is empty, and indexed from 0 without gaps. ``file`` is each
+    row's index in ``files``, ``line`` where it begins: the header of CSV is line 1, Parquet
+    counts rows from 1. ``units`` says of each file what ``line`` counts.
+    """
 
     frame: pd.DataFrame
     files: list[Path]
-    file: np.ndarray  # of each row: its index in ``files``
-    units: list[str]  # of each file: what ``line`` counts
-    line: (
-        np.ndarray
-    )  # of each row: where it begins, the header being line 1 (Parquet: the row, from 1)
+    file: np.ndarray
+    units: list[str]
+    line: np.ndarray
 
     def place(self, row: Any) -> str:
         """Return file and line of a row of ``frame`` by its index."""
@@ -81,8 +80,8 @@ class Rows:
     def places(self, rows: Iterable[Any], most: int = 3) -> str:
         """Return the places of the first few of several rows."""
         rows = list(rows)
-        told = "; ".join(self.place(row) for row in rows[:most])
-        return told + (f"; and {len(rows) - most} more" if len(rows) > most else "")
+        more = f"; and {len(rows) - most} more" if len(rows) > most else ""
+        return "; ".join(map(self.place, rows[:most])) + more
 
 
 def read_tables(
@@ -94,23 +93,24 @@ def read_tables(
     query: str = "",
     keep: Collection[str] = (),
 ) -> Rows:
-    """Read tables of one shape below one another.
+    """Read tables with the same columns, one below the other.
 
     Args:
         paths: CSV (also packed by gzip, bzip2, xz or zip) or Parquet.
         used: columns that every file must have, once.
-        separator: what parts cells of a CSV file.
+        separator: between cells of a CSV file.
         encoding: of files that are neither UTF-8 nor marked as UTF-16 or UTF-32.
         query: columns named in it must be in every file or in none.
-        keep: cells that mean something although they look like a missing value (say, ``NA``).
+        keep: cells with a meaning although they look like a missing value (say, ``NA``).
 
     Raises:
         CardError: naming file, line and remedy.
     """
     names = used if not query else [*used, *re.findall(r"`[^`]+`|\w+", query)]
+    are_parquet = [_is_parquet(path) for path in paths]
     frames, lines = [], []
-    for path in paths:
-        if _is_parquet(path):
+    for path, is_parquet in zip(paths, are_parquet, strict=True):
+        if is_parquet:
             frame, line = _read_parquet(path, {name.strip("`") for name in names})
         else:
             frame, line = _read_csv(path, separator, encoding, used)
@@ -118,24 +118,19 @@ def read_tables(
         lines.append(line)
     if not any(map(len, frames)):
         raise CardError(f"{', '.join(map(str, paths[:3]))}: there is a header, but no rows")
+    asked = {c for frame in frames for c in frame if re.search(rf"\b{re.escape(c)}\b", query)}
     for path, frame in zip(paths, frames, strict=True):
-        gone = [
-            c
-            for other in frames
-            for c in other
-            if c not in frame and re.search(rf"\b{re.escape(c)}\b", query)
-        ]
-        if gone:
+        for column in sorted(asked - set(frame)):
             raise CardError(
-                f"{path} has no column {gone[0]!r}, which table.query names; another of the tables has it"
+                f"{path} has no column {column!r}, which table.query names; another table has it"
             )
     whole = pd.concat(frames, ignore_index=True)
-    nothing = set(MISSING) - set(keep)
+    nothing = MISSING - set(keep)
     for column in whole:
         whole[column] = whole[column].mask(whole[column].str.strip().isin(nothing))
-    which = np.repeat(np.arange(len(paths)), [len(frame) for frame in frames])
-    units = ["row" if _is_parquet(path) else "line" for path in paths]
-    return Rows(whole, list(paths), which, units, np.concatenate(lines))
+    file = np.repeat(np.arange(len(paths)), [len(frame) for frame in frames])
+    units = ["row" if is_parquet else "line" for is_parquet in are_parquet]
+    return Rows(whole, list(paths), file, units, np.concatenate(lines))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -146,29 +141,29 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _headed(frame: pd.DataFrame, path: Path, used: Collection[str], query: str) -> pd.DataFrame:
-    """The frame with its used columns under the card's names (blanks around a name in the file do not count)."""
+    """Rename used columns to the card's names; blanks around a name in the file do not count."""
     columns = list(frame)
     for name in dict.fromkeys(used):
         alike = [c for c in columns if c == name] or [c for c in columns if plain(c) == plain(name)]
         if len(alike) > 1:
-            raise CardError(f"{path} has {len(alike)} columns {name!r}: name one of them otherwise")
+            raise CardError(f"{path} has {len(alike)} columns {name!r}: rename one of them")
         if not alike:
-            told = ", ".join(columns[:60]) + (
-                f" and {len(columns) - 60} more" if len(columns) > 60 else ""
+            more = f" and {len(columns) - 60} more" if len(columns) > 60 else ""
+            raise CardError(
+                f"{path} has no column {name!r}; it has {', '.join(columns[:60])}{more}"
+                f"{near(name, columns)}"
             )
-            raise CardError(f"{path} has no column {name!r}; it has {told}{near(name, columns)}")
-        if alike[0] != name:
-            frame = frame.rename(columns={alike[0]: name})
+        frame = frame.rename(columns={alike[0]: name})
     twice = {c for c in columns if columns.count(c) > 1}
     for name in twice:
-        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", query) and name:
+        if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", query):
             raise CardError(
-                f"{path} has several columns {name!r}, which table.query names: name them differently"
+                f"{path} has several columns {name!r}, which table.query names: rename one of them"
             )
     return frame.loc[:, [c not in twice and c != "" for c in frame]]
 
 
-# ---- CSV -----------------------------------------------------------------------------------------------------------
+# ---- CSV -----------------------------------------------------------------------------------------
 def _read_csv(
     path: Path, separator: str, encoding: str, used: Collection[str]
 ) -> tuple[pd.DataFrame, np.ndarray]:
@@ -176,22 +171,20 @@ def _read_csv(
         data = path.read_bytes()
     except OSError as error:  # a folder, say
         raise CardError(f"{path} cannot be read as a table ({error.strerror})") from None
-    text = _decode(*_unpack(path, data), encoding)
-    first = 0
-    if hint := re.match(r'"?sep=.{0,1}"?\r?\n', text):  # Excel writes it above the header
-        text, first = text[hint.end() :], 1
+    text = _decode(path, _unpack(path, data), encoding)
+    above = 0  # lines above the header
+    if hint := re.match(r'"?sep=.{0,1}"?\r?\n', text):  # Excel writes it
+        text, above = text[hint.end() :], 1
     csv.field_size_limit(2**27)  # run lengths of masks are longer than the default
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] = []
     records: list[list[str]] = []
     lines: list[int] = []
-    begin = 1
+    begin = 1 + above
     try:
         for record in reader:
-            line, begin = begin, reader.line_num + 1
-            if (
-                not "".join(record).strip(" \t\x1a") and len(record) < 2
-            ):  # an empty line, or DOS's sign of the end
+            line, begin = begin, reader.line_num + 1 + above
+            if len(record) < 2 and not "".join(record).strip(" \t\x1a"):  # empty, or DOS's end mark
                 continue
             if not header:
                 header = _header(record, text, separator, path, used)
@@ -200,89 +193,73 @@ def _read_csv(
                 record.pop()
             if len(record) != len(header):
                 raise CardError(
-                    f"{path}, line {line + first}: {len(record)} cells, but the header has {len(header)} columns; "
-                    f"put cells that hold {separator!r} or a line end in double quotes, and cut no row short"
+                    f"{path}, line {line}: {len(record)} cells, but the header has {len(header)} "
+                    f"columns. Put cells that hold {separator!r} or a line end in double quotes, "
+                    "and write every row in full"
                 )
             records.append(record)
-            lines.append(line + first)
+            lines.append(line)
     except csv.Error as error:
         raise CardError(
-            f"{path}, line {begin + first}: not a row of CSV ({error}); a cell in double quotes is not closed, or "
-            'holds quotes that are not doubled ("")'
+            f"{path}, line {begin}: not a row of CSV ({error}). A cell in double quotes is not "
+            'closed, or holds quotes that are not doubled ("")'
         ) from None
     if not header:
         raise CardError(f"{path} is empty")
-    cells = zip(*records, strict=True) if records else [() for _ in header]
-    series = [pd.Series(list(column), dtype=str) for column in cells]
-    frame = (
-        pd.concat(series, axis=1) if records else pd.DataFrame({k: s for k, s in enumerate(series)})
-    )
+    cells = zip(*records, strict=True) if records else [()] * len(header)
+    frame = pd.DataFrame({k: pd.Series(list(column), dtype=str) for k, column in enumerate(cells)})
     return frame.set_axis(header, axis=1), np.array(lines, dtype=int)
 
 
 def _header(
     record: list[str], text: str, separator: str, path: Path, used: Collection[str]
 ) -> list[str]:
-    """The names of the columns; CardError where another separator would give more of those that the card names."""
-    wanted = {plain(name) for name in used}
-    if wanted - set(map(plain, record)):
-        for other in SEPARATORS:
-            names = {
-                plain(name)
-                for name in next(csv.reader(io.StringIO(text.lstrip("\r\n")), delimiter=other), [])
-            }
-            if other != separator and len(names) > 1 and (len(record) == 1 or wanted <= names):
-                raise CardError(
-                    f"{path} has no column {next(n for n in used if plain(n) not in map(plain, record))!r} when read "
-                    f"with separator {separator!r}: its columns are parted by {other!r}; write `separator: "
-                    f"{json.dumps(other)}` under table in the card"
-                )
+    """Return the columns' names; refuse them if another separator gives more that are used."""
+    gone = [name for name in used if plain(name) not in set(map(plain, record))]
+    for other in SEPARATORS if gone else ():
+        first = next(csv.reader(io.StringIO(text.lstrip("\r\n")), delimiter=other), [])
+        names = set(map(plain, first))
+        better = len(record) == 1 or set(map(plain, used)) <= names
+        if other != separator and len(names) > 1 and better:
+            raise CardError(
+                f"{path} has no column {gone[0]!r} when read with separator {separator!r}. Its "
+                f"separator is {other!r}: write `separator: {json.dumps(other)}` under table in "
+                "the card"
+            )
     return record
 
 
-def _unpack(path: Path, data: bytes) -> tuple[Path, bytes]:
-    """The one table of a packed file; CardError where a file is no table of text."""
+def _unpack(path: Path, data: bytes) -> bytes:
+    """Return the one table of a packed file; refuse a file that is no table of text."""
     try:
         for magic, unpack in PACKED.items():
             if data.startswith(magic):
-                return path, unpack(data)
+                return unpack(data)
         if data.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(io.BytesIO(data)) as packed:
-                names = [
-                    n
-                    for n in packed.namelist()
-                    if not n.endswith("/") and not n.startswith("__MACOSX/")
-                ]
-                if {"[Content_Types].xml", "content.xml"} & set(names):
-                    raise CardError(
-                        f"{path} is a workbook of a spreadsheet program, not CSV: {SAVE}"
-                    )
-                if len(names) != 1:
-                    told = ", ".join(names[:5])
-                    raise CardError(
-                        f"{path} holds {len(names)} files ({told}): unpack it, and name one in table.path"
-                    )
-                return path, packed.read(names[0])
+            return _unzip(path, data)
     except CardError:
         raise
     except Exception as error:  # each of the four kinds raises its own
         raise CardError(
             f"{path} cannot be unpacked ({error}); copy it again, or unpack it yourself"
         ) from None
-    for magic, kind, remedy in (
-        (b"\xd0\xcf\x11\xe0", "is a workbook of a spreadsheet program (.xls), not CSV", SAVE),
-        (
-            b"version https://git-lfs",
-            "is a pointer of Git LFS, not the table",
-            "fetch it with `git lfs pull`",
-        ),
-        (b"SQLite format 3", "is a database, not CSV", SAVE),
-        (b"<", "is a page (HTML or XML), not CSV", SAVE),
-        (b"{", "is JSON, not CSV", SAVE),
-    ):
+    for magic, kind, remedy in NO_TABLE:
         if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(magic):
             raise CardError(f"{path} {kind}: {remedy}")
-    return path, data
+    return data
+
+
+def _unzip(path: Path, data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        names = [n for n in packed.namelist() if not n.endswith("/") and n[:9] != "__MACOSX/"]
+        if {"[Content_Types].xml", "content.xml"} & set(names):
+            raise CardError(f"{path} is a workbook of a spreadsheet program, not CSV: {SAVE}")
+        if len(names) != 1:
+            raise CardError(
+                f"{path} holds {len(names)} files ({', '.join(names[:5])}): unpack it, and name "
+                "one in table.path"
+            )
+        return packed.read(names[0])
 
 
 def _decode(path: Path, data: bytes, encoding: str) -> str:
@@ -297,9 +274,7 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
     start = np.frombuffer(data[:4096], np.uint8)
     zeros = np.flatnonzero(start == 0) % 2
     kind = "utf-8"
-    if len(zeros) > 0.2 * len(
-        start
-    ):  # UTF-16 without its mark: every second byte of plain letters is zero
+    if len(zeros) > 0.2 * len(start):  # UTF-16 without its mark: every second byte is zero
         kind = "utf-16-le" if zeros.mean() > 0.5 else "utf-16-be"
     try:
         text = data.decode(kind)
@@ -309,25 +284,26 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
         if not encoding:
             line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
             raise CardError(
-                f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}). Save it as UTF-8; or, if a Windows program of "
-                "western Europe or America wrote it, write `encoding: cp1252` under table in the card"
+                f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}). Save it as UTF-8; or, if a "
+                "Windows program of western Europe or America wrote it, write `encoding: cp1252` "
+                "under table in the card"
             ) from None
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as other:
             raise CardError(
-                f"{path}: neither UTF-8 nor {encoding}, as the card has it ({other})"
+                f"{path}: neither UTF-8 nor {encoding}, the card's encoding ({other})"
             ) from None
-    return text.replace("\0", "")  # DICOM pads ids with it
+    return text.replace("\0", "")  # DICOM pads ids with zero bytes
 
 
-# ---- Parquet -------------------------------------------------------------------------------------------------------
+# ---- Parquet -------------------------------------------------------------------------------------
 def _read_parquet(path: Path, names: Collection[str]) -> tuple[pd.DataFrame, np.ndarray]:
     try:
         table = pq.read_table(path)
     except Exception as error:  # pyarrow raises a dozen kinds
         raise CardError(f"{path} cannot be read as Parquet ({error}); write it again") from None
-    wanted = {plain(name) for name in names}
+    wanted = set(map(plain, names))
     columns = {}
     for k, name in enumerate(table.column_names):
         text = as_text(table.column(k)) if plain(name) in wanted else [None] * len(table)
@@ -337,49 +313,40 @@ def _read_parquet(path: Path, names: Collection[str]) -> tuple[pd.DataFrame, np.
 
 
 def as_text(column: "pa.ChunkedArray") -> list[str | None]:
-    """Return the cells of an Arrow column as a CSV file would hold them; None where there is none.
+    """Return the cells of an Arrow column as a CSV file would hold them; None for missing.
 
-    Whole numbers have no ``.0`` (a column of integers with a gap is stored as floating-point numbers by many
-    programs); midnight is left out where all times are midnight; lists are written as JSON.
+    Whole numbers have no ``.0``, because many programs store integers with gaps as floats.
+    Midnight is left out if all times are midnight. Lists are written as JSON.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
         return as_text(column.cast(kind.value_type))
     values = column.to_pylist()
+
+    def each(write: Callable[[Any], str | None]) -> list[str | None]:
+        return [None if value is None else write(value) for value in values]
+
     if pa.types.is_floating(kind):
-        short = {16: np.float16, 32: np.float32}.get(
-            kind.bit_width, np.float64
-        )  # the digits that were written
-        return [_number(value, short) for value in values]
+        short = {16: np.float16, 32: np.float32}.get(kind.bit_width, np.float64)
+        return each(lambda v: _number(v, short))
     if pa.types.is_decimal(kind):
-        return [
-            None if v is None else str(int(v)) if v == v.to_integral_value() else str(v.normalize())
-            for v in values
-        ]
+        return each(lambda v: str(int(v)) if v == v.to_integral_value() else str(v.normalize()))
     if pa.types.is_timestamp(kind):
-        days = all(
-            v is None or (v.hour, v.minute, v.second, v.microsecond) == (0, 0, 0, 0) for v in values
-        )
-        return [None if v is None else str(v.date()) if days else v.isoformat(" ") for v in values]
+        times = [(v.hour, v.minute, v.second, v.microsecond) for v in values if v is not None]
+        midnight = not any(map(any, times))
+        return each(lambda v: str(v.date()) if midnight else v.isoformat(" "))
     if pa.types.is_nested(kind):
-        return [
-            None if v is None else json.dumps(v, default=str, ensure_ascii=False) for v in values
-        ]
-    if (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    ):
-        return [None if v is None else v.decode("utf-8", errors="backslashreplace") for v in values]
-    return [None if v is None else str(v) for v in values]
+        return each(lambda v: json.dumps(v, default=str, ensure_ascii=False))
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    if any(is_binary(kind) for is_binary in binary):
+        return each(lambda v: v.decode("utf-8", errors="backslashreplace"))
+    return each(str)
 
 
-def _number(value: float | None, short: type) -> str | None:
-    if value is None or value != value:
+def _number(value: float, short: type) -> str | None:
+    """Return a number with the digits of its type; one that has lost digits as 1E20."""
+    if value != value:
         return None
-    exact = 2**24 if short is np.float32 else 2**11 if short is np.float16 else EXACT
-    if value == int(value) if abs(value) < np.inf else False:
-        return (
-            str(int(value)) if abs(value) <= exact else f"{value:e}".replace("e", "E")
-        )  # digits are lost
+    if abs(value) < np.inf and value == int(value):
+        return str(int(value)) if abs(value) <= EXACT[short] else f"{value:E}"
     return str(short(value))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cxrstudy import encoders, study, weights
-from cxrstudy.data.manifest import label_array, label_names
+from cxrstudy.data.manifest import has_prompt, label_array, label_names
 from cxrstudy.data.reports import sections
 from cxrstudy.data.vocabulary import LABELS, phrase
 from cxrstudy.pretrain.augment import augment
@@ -104,12 +104,6 @@ def report_texts(manifest: pd.DataFrame) -> list[str]:
     """The report of each image, empty where there is none or nothing but blanks."""
     texts = manifest["report"].fillna("").tolist() if "report" in manifest else [""] * len(manifest)
     return [text if text.strip() else "" for text in texts]
-
-
-def has_prompt(labels: np.ndarray) -> np.ndarray:
-    """(N,) bool: of which of the label rows (N,L) in {0,1,NaN} something true can be said: that one is there, or, where
-    all are known, that there is none."""
-    return (labels == 1).any(1) | ((labels == 0).all(1) & (labels.shape[1] > 0))
 
 
 def captions(

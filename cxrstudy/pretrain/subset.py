@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy import study
+from cxrstudy.data import manifest as manifests
 from cxrstudy.data.images import Prepared
-from cxrstudy.data.manifest import label_array, label_names, nested_subset
-from cxrstudy.pretrain.clip import has_prompt, report_texts
+from cxrstudy.data.manifest import has_prompt, has_report, label_array, label_names, nested_subset
 
 
 def subset_rows(prepared: Prepared, p: study.Pretrain) -> np.ndarray:
@@ -49,7 +49,6 @@ def usable(prepared: Prepared, p: study.Pretrain) -> tuple[pd.DataFrame, dict[st
         return pool, {}
     whose = f"card {prepared.info['card']!r}" if "card" in prepared.info else "data"
     labels = label_array(pool, label_names(pool))
-    told = np.array([bool(text) for text in report_texts(pool)], dtype=bool)
     known = has_prompt(labels) if p.paradigm == "unicl" else ~np.isnan(labels).all(1)
     if p.paradigm != "clip" and not known.any():
         raise ValueError(
@@ -57,10 +56,13 @@ def usable(prepared: Prepared, p: study.Pretrain) -> tuple[pd.DataFrame, dict[st
             f"splits {p.splits}: name them under `labels` of the card, or say paradigm='clip', which needs reports "
             "alone, or 'dinov2', which needs neither"
         )
-    shown = told | known if p.paradigm == "unicl" else told
+    shown = manifests.usable(pool, p.paradigm)
     if not shown.any():
         raise ValueError(
             f"paradigm {p.paradigm!r} needs reports; the {whose} of {p.data} has none in splits {p.splits}: name their "
             "column under `table` of the card (report: COLUMN), or say paradigm='dinov2', which needs none"
         )
-    return pool[shown], {"without_report": int((~told).sum()), "left_out": int((~shown).sum())}
+    return pool[shown], {
+        "without_report": int((~has_report(pool)).sum()),
+        "left_out": int((~shown).sum()),
+    }
