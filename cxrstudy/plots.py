@@ -415,7 +415,7 @@ def roc_and_pr(scores: pd.DataFrame, labels: list[str], *, title: str = "") -> S
 
 
 def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
-    """Said against seen: ``thresholds.reliability``'s tables by label; on the diagonal they are honest."""
+    """Said against seen: ``calibration.reliability``'s tables by label; on the diagonal they are honest."""
     tables = {label: bins for label, bins in tables.items() if len(bins)}
     if not tables:
         return nothing(title, "No label was evaluated: there are no probabilities.")
@@ -424,8 +424,8 @@ def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
     for k, (label, bins) in enumerate(tables.items()):
         colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
         axes.plot(
-            bins["said"],
-            bins["seen"],
+            bins["mean_predicted"],
+            bins["fraction_positive"],
             f"{marker}-",
             color=colour,
             lw=0.9,
@@ -433,13 +433,15 @@ def reliability(tables: dict[str, pd.DataFrame], *, title: str = "") -> Shown:
             label=phrase(label),
         )
         axes.scatter(
-            bins["said"],
-            bins["seen"],
+            bins["mean_predicted"],
+            bins["fraction_positive"],
             6 + 60 * bins["n"] / bins["n"].max(),
             color=colour,
             marker=marker,
         )
-        apart = (bins["n"] * (bins["said"] - bins["seen"]).abs()).sum() / bins["n"].sum()
+        apart = (
+            bins["n"] * (bins["mean_predicted"] - bins["fraction_positive"]).abs()
+        ).sum() / bins["n"].sum()
         said.append(f"{phrase(label)} {apart:.3f}")
     axes.plot([0, 1], [0, 1], color="#666", lw=0.9, ls=(0, (2, 2)))
     axes.set(xlabel="mean probability of a bin", ylabel="share of positives in it", title=title)

@@ -468,7 +468,7 @@ def test_wide_drawings_alone_scroll_on_a_phone() -> None:
     assert (
         'class="wide"'
         not in plots.reliability(
-            {"edema": pd.DataFrame({"said": [0.5], "seen": 0.5, "n": 9})}
+            {"edema": pd.DataFrame({"mean_predicted": [0.5], "fraction_positive": 0.5, "n": 9})}
         ).markup
     )
     assert plots.prevalence(shares).alt

@@ -1,13 +1,14 @@
 """AUROC and AUPRC of many labels at once, and their patient bootstrap.
 
-Arrays are (N, L): N images, L labels, ``y`` in {0, 1, NaN} (NaN: not known, left out of that label alone). A 1-D pair
-counts as one label. A label whose known images are of one class has no AUROC: NaN, never 0 or 0.5.
+Arrays are (N,L): N images, L labels, ``y`` in {0, 1, NaN}. NaN is an unknown label: the image is left
+out of that label alone. 1-D arrays count as one label. A label whose known images are of one class
+has no AUROC: its value is NaN, never 0 or 0.5.
 
-How a bootstrap is made fast: a resample of whole patients is a vector of counts, and both metrics are sums over pairs
-of images weighted by these counts. Each label is sorted once, into two sparse matrices that bin the images between the
-distinct scores of one class (the *pivots*); a block of resamples then costs two sparse products and one cumulative sum.
-AUROC is Mann-Whitney's U with ties at half; AUPRC is average precision, tied scores entering together (both as in
-scikit-learn).
+Why the bootstrap is fast: a resample of whole patients is a vector of counts, and both metrics are
+sums over pairs of images weighted by these counts. Each label is sorted once, into two sparse
+matrices that bin the images between the distinct scores of one class (the *pivots*). A block of
+resamples then costs two sparse products and one cumulative sum. AUROC is Mann-Whitney's U, where ties
+count half. AUPRC is average precision, where tied scores enter together. Both are as in scikit-learn.
 """
 
 import functools
@@ -18,78 +19,81 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from cxrstudy.evaluate.masks import cl_dice, dice, tip_error  # noqa: F401  metrics too, found here by others
+from cxrstudy.evaluate.masks import cl_dice, dice, tip_error  # noqa: F401  (callers import them here)
 
 Floats = NDArray[np.float64]
 Metric = Callable[[Any, Any], Any]
-_KEPT = 2**22  # resample counts that are kept: 32 MB
-_BLOCK = 2**18  # resample counts held at once: 2 MB, so that a block stays in the processor's cache
+_CACHED = 2**22  # resample counts that are cached: 32 MB
+_BLOCK = 2**18  # resample counts of one block: 2 MB, so that it stays in the processor's cache
 
 
 def auroc(y: ArrayLike, s: ArrayLike, weights: ArrayLike | None = None) -> Floats:
-    """Area under the ROC curve, (L,): the share of (positive, negative) pairs that ``s`` (N, L) orders rightly.
+    """Return the area under the ROC curve, (L,): the share of (positive, negative) pairs in order.
 
-    ``weights`` (N,) counts every image that many times. ValueError: shapes differ, ``y`` outside {0, 1, NaN}, a known
-    image's score is NaN, a weight is negative or not finite.
+    Args:
+        y: Labels (N,L) in {0, 1, NaN}.
+        s: Scores (N,L).
+        weights: Count of each image (N,); by default 1.
+
+    Raises:
+        ValueError: Shapes differ, a label is outside {0, 1, NaN}, a known image's score is NaN, or a
+            weight is negative or not finite.
     """
-    return _plain(_auroc_plan, y, s, weights)
+    return _weighted(_auroc_plan, y, s, weights)
 
 
 def auprc(y: ArrayLike, s: ArrayLike, weights: ArrayLike | None = None) -> Floats:
-    """Average precision, (L,): sum of (recall step x precision) over falling thresholds. Otherwise as `auroc`."""
-    return _plain(_auprc_plan, y, s, weights)
+    """Return the average precision, (L,): sum of recall step x precision. Otherwise as `auroc`."""
+    return _weighted(_auprc_plan, y, s, weights)
 
 
 def bootstrap(
     metric: Metric, y: ArrayLike, s: ArrayLike, *, groups: ArrayLike, resamples: int, seed: int = 0
 ) -> Floats:
-    """``metric`` on resamples of whole groups (patients) drawn with replacement: (resamples, L).
+    """Return ``metric`` on resamples of whole groups (patients) with replacement: (resamples,L).
 
-    ``groups`` (N,) names each image's patient. Resample r takes the r-th ``default_rng(seed).integers(G, size=G)`` as
-    places in the sorted list of the G distinct groups: one draw serves all labels, and two encoders scored on the same
-    groups and seed meet the same resamples, so macro averages and differences may be taken row by row. NaN where a
-    resample holds one class of a label only.
+    Resample r takes the r-th ``default_rng(seed).integers(G, size=G)`` as positions in the sorted list
+    of the G distinct groups. One draw serves all labels, and two encoders that are scored on the same
+    groups with the same seed share their resamples. So macro averages and differences can be taken
+    row by row. The value is NaN where a resample has one class of a label only.
 
-    `auroc` and `auprc` are computed from counts; any other ``metric(y, s)`` is called on the rows themselves, arrays of
-    any shape (N, ...), each row as often as its group was drawn.
-    ValueError: as `auroc`; ``groups`` of another length or with missing names; ``resamples`` < 1.
+    Args:
+        metric: `auroc` and `auprc` are computed from counts. Any other ``metric(y, s)`` is called on the
+            rows, arrays of any shape (N,...), each row repeated as often as its group was drawn.
+        groups: Patient (N,) of each image.
+
+    Raises:
+        ValueError: As `auroc`; ``groups`` has another length or missing names; ``resamples`` < 1.
     """
     y, s = np.asarray(y), np.asarray(s)
     unit, n_units = units(groups, len(y))
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
     make = _FAST.get(metric)
     if make is None:
-        rows = np.arange(len(y))
-        draws = (
-            drawn[unit, j]
-            for drawn in counts(n_units, resamples, seed)
-            for j in range(drawn.shape[1])
-        )
-        picks = (np.repeat(rows, draw.astype(np.int64)) for draw in draws)
-        return np.stack(
-            [
-                np.atleast_1d(np.asarray(metric(y[pick], s[pick]), dtype=np.float64))
-                for pick in picks
-            ]
-        )
+        rows, values = np.arange(len(y)), []
+        for drawn in counts(n_units, resamples, seed):
+            for draw in drawn[unit].T:  # (N,)
+                pick = np.repeat(rows, draw.astype(np.int64))
+                values.append(np.atleast_1d(np.asarray(metric(y[pick], s[pick]), np.float64)))
+        return np.stack(values)
     plans = _plans(make, y, s, unit, n_units)
     blocks = [[plan(drawn) for plan in plans] for drawn in counts(n_units, resamples, seed)]
     return np.concatenate([np.stack(block, axis=1) for block in blocks])
 
 
 def known_mean(values: Floats, weights: Floats | None = None) -> Floats:
-    """Mean over the last axis of what is not NaN, weighted where ``weights`` are given; NaN where nothing is left."""
+    """Return the (weighted) mean over the last axis of what is not NaN; NaN if nothing is left."""
     share = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
-    total = share.sum(axis=-1)
-    return np.where(
-        total > 0, np.nansum(values * share, axis=-1) / np.where(total > 0, total, 1.0), np.nan
-    )
+    return divide(np.nansum(values * share, axis=-1), share.sum(axis=-1))
 
 
 def knn_auroc(x: ArrayLike, y: ArrayLike, k: int = 20) -> float:
-    """How well features tell labels apart without any fit: macro AUROC of the share of positives among each image's
-    ``k`` nearest others by cosine, labels in {0, 1, NaN} (unknown ones have no say). ``x`` (N,C), ``y`` (N,L)."""
+    """Return the macro AUROC of a k-nearest-neighbour score by cosine: a check without any fit.
+
+    Args:
+        x: Features (N,C).
+        y: Labels (N,L) in {0, 1, NaN}. The score is the share of positives among the known labels of
+            each image's ``k`` nearest other images.
+    """
     rows, labels = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     rows = rows - rows.mean(0)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12
@@ -103,37 +107,55 @@ def knn_auroc(x: ArrayLike, y: ArrayLike, k: int = 20) -> float:
 
 
 def interval(samples: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Percentile interval over the first axis, ignoring NaN: (lo, hi), each ``samples.shape[1:]``; NaN if none is left.
+    """Return the percentile interval over the first axis, (low, high), each ``samples.shape[1:]``.
 
-    ValueError: ``level`` outside (0, 1).
+    NaN samples are ignored; the interval is NaN if none is left.
+
+    Raises:
+        ValueError: ``level`` is outside (0, 1).
     """
     if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+        raise ValueError(f"level must be between 0 and 1, got {level}")
     values = np.asarray(samples, dtype=np.float64)
     flat = values.reshape(len(values), -1)
     ends = np.full((2, flat.shape[1]), np.nan)
     for j, column in enumerate(flat.T):
-        kept = column[~np.isnan(column)]
-        if kept.size:
-            ends[:, j] = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
-    lo, hi = ends.reshape(2, *values.shape[1:])
-    return lo, hi
+        known = column[~np.isnan(column)]
+        if known.size:
+            ends[:, j] = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = ends.reshape(2, *values.shape[1:])
+    return low, high
 
 
-# ---- one label, many weightings ------------------------------------------------------------------------------------
-# A plan takes counts (G, B), the weight of each of G units in each of B weightings, and gives (B,) values.
+def sums_by_group(cells: ArrayLike, groups: ArrayLike) -> Floats:
+    """Return the sums (G,K) of ``cells`` (N,K) over the images of each group, in sorted order."""
+    cells = np.asarray(cells, dtype=np.float64)
+    unit, n_units = units(groups, len(cells))
+    sums = np.zeros((n_units, cells.shape[1]))
+    np.add.at(sums, unit, cells)
+    return sums
+
+
+def resampled_sums(cells: ArrayLike, *, groups: ArrayLike, resamples: int, seed: int = 0) -> Floats:
+    """Return the sums (resamples,K) of ``cells`` (N,K) over each of `bootstrap`'s resamples."""
+    sums = sums_by_group(cells, groups)
+    return np.concatenate([draw.T @ sums for draw in counts(len(sums), resamples, seed)])
+
+
+# ---- one label, many weightings --------------------------------------------------------------------
+# A plan takes counts (G,B), the weight of each of G units in each of B weightings, and returns (B,).
 Plan = Callable[[Floats], Floats]
 
 
 def _auroc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> Plan:
-    """Pivots are the rarer class. An image of the other class counts for every pivot above it, and half where equal."""
+    """Return the plan of AUROC; the pivots are the scores of the rarer class.
+
+    An image of the other class counts for every pivot above it, and half where equal.
+    """
     few = y == (1 if 2 * y.sum() <= len(y) else 0)
     pivots, place = np.unique(s[few], return_inverse=True)
-    left, right = (
-        np.searchsorted(pivots, s[~few], "left"),
-        np.searchsorted(pivots, s[~few], "right"),
-    )
-    # cumulative sums over pivots turn half an image at `left` and half at `right` into (strictly below + half equal)
+    left, right = (np.searchsorted(pivots, s[~few], side) for side in ("left", "right"))
+    # half an image at `left` and half at `right`: summed over pivots, strictly below + half equal
     below = _bins(np.concatenate([left, right]), np.tile(unit[~few], 2), 0.5, len(pivots), n_units)
     at = _bins(place, unit[few], 1.0, len(pivots), n_units)
     rest = np.bincount(unit[~few], minlength=n_units).astype(np.float64)
@@ -150,7 +172,10 @@ def _auroc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> 
 
 
 def _auprc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> Plan:
-    """Pivots are the positives' scores, falling; at each, precision is positives over all images not below it."""
+    """Return the plan of AUPRC; the pivots are the positives' scores, falling.
+
+    At each pivot, precision is the positives among all images that are not below it.
+    """
     pos = y == 1
     pivots, place = np.unique(-s[pos], return_inverse=True)
     at = _bins(place, unit[pos], 1.0, len(pivots), n_units)
@@ -171,28 +196,25 @@ def _auprc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> 
 def _bins(
     rows: NDArray[Any], cols: NDArray[Any], each: float, n_bins: int, n_units: int
 ) -> csr_array:
-    """Sparse (bins, units): how much of each unit falls into each bin; what lies past the last bin is left out."""
-    kept = rows < n_bins
-    values = np.full(int(kept.sum()), each)
-    return csr_array((values, (rows[kept], cols[kept])), shape=(n_bins, n_units))
+    """Return how much of each unit falls into each bin, sparse (bins, units); later bins are cut."""
+    inside = rows < n_bins
+    values = np.full(int(inside.sum()), each)
+    return csr_array((values, (rows[inside], cols[inside])), shape=(n_bins, n_units))
 
 
 def divide(above: Floats, below: Floats) -> Floats:
-    """``above`` over ``below``, of one shape; NaN where ``below`` is not positive."""
+    """Return ``above`` / ``below``, of one shape; NaN where ``below`` is not positive."""
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
-_FAST: dict[Any, Callable[[Floats, Floats, NDArray[np.int64], int], Plan]] = {
-    auroc: _auroc_plan,
-    auprc: _auprc_plan,
-}
+_FAST: dict[Any, Callable[..., Plan]] = {auroc: _auroc_plan, auprc: _auprc_plan}
 
 
-# ---- shared --------------------------------------------------------------------------------------------------------
+# ---- inputs and resamples --------------------------------------------------------------------------
 def _plans(
     make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, unit: NDArray[np.int64], n_units: int
 ) -> list[Plan]:
-    """One plan a label, from checked arrays; a label with one class gets a plan of NaN."""
+    """Return one plan a label, from checked arrays; a label with one class gets a plan of NaN."""
     y, s = _columns(y, "y"), _columns(s, "s")
     if y.shape != s.shape:
         raise ValueError(f"y has shape {y.shape}, s has {s.shape}: they must be equal")
@@ -210,7 +232,7 @@ def _plans(
     return plans
 
 
-def _plain(
+def _weighted(
     make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, weights: ArrayLike | None
 ) -> Floats:
     y = np.asarray(y)
@@ -238,8 +260,11 @@ def _refuse(bad: NDArray[np.bool_], values: Floats, why: str) -> None:
 
 
 def units(groups: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
-    """Each image's place (N,) in the sorted list of distinct groups, and how many there are; ValueError: ``groups`` of
-    another length than ``n``, or with missing names."""
+    """Return each image's index (N,) in the sorted list of distinct groups, and their number.
+
+    Raises:
+        ValueError: ``groups`` has another length than ``n``, or missing names.
+    """
     names = np.asarray(groups)
     if names.shape != (n,):
         raise ValueError(f"groups have shape {names.shape}, expected ({n},): one an image")
@@ -253,12 +278,20 @@ def units(groups: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
 
 
 def counts(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """`bootstrap`'s resamples in blocks (G, B): how often each of G units was drawn in each of B of them; the size of
-    the blocks does not change the draws."""
-    return iter((_kept if n_units * resamples <= _KEPT else _drawn)(n_units, resamples, seed))
+    """Return `bootstrap`'s resamples in blocks (G,B): how often each unit was drawn in each of B.
+
+    The size of the blocks does not change the draws.
+
+    Raises:
+        ValueError: ``resamples`` < 1.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    draw = _cached_counts if n_units * resamples <= _CACHED else _draw_counts
+    return iter(draw(n_units, resamples, seed))
 
 
-def _drawn(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
+def _draw_counts(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
     rng = np.random.default_rng(seed)
     block = int(np.clip(_BLOCK // max(n_units, 1), 8, 256))
     for start in range(0, resamples, block):
@@ -271,6 +304,6 @@ def _drawn(n_units: int, resamples: int, seed: int) -> Iterator[Floats]:
 
 
 @functools.lru_cache(2)
-def _kept(n_units: int, resamples: int, seed: int) -> list[Floats]:
-    """The same for the next encoder that is judged on these patients."""
-    return list(_drawn(n_units, resamples, seed))
+def _cached_counts(n_units: int, resamples: int, seed: int) -> list[Floats]:
+    """Return all blocks, for the next encoder that is evaluated on these patients."""
+    return list(_draw_counts(n_units, resamples, seed))

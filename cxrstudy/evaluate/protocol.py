@@ -11,7 +11,8 @@ from scipy.special import expit
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
 from cxrstudy.evaluate import features, zeroshot
-from cxrstudy.evaluate.classification import by_task, evaluate, fit_probe, known_mean
+from cxrstudy.evaluate.calibration import best_threshold, fit_platt
+from cxrstudy.evaluate.classification import by_task, evaluate, fit_probe
 from cxrstudy.evaluate.cohort import (
     Cohort,
     Part,
@@ -24,7 +25,7 @@ from cxrstudy.evaluate.cohort import (
     subgroups,
 )
 from cxrstudy.evaluate.heads import train_supervised
-from cxrstudy.evaluate.metrics import auroc
+from cxrstudy.evaluate.metrics import auroc, known_mean
 from cxrstudy.evaluate.small_samples import set_aside, too_few
 from cxrstudy.evaluate.subjects import (
     SUPERVISED,
@@ -35,7 +36,6 @@ from cxrstudy.evaluate.subjects import (
     refuse_leak,
     refuse_overlap,
 )
-from cxrstudy.evaluate.thresholds import best_threshold, platt
 from cxrstudy.progress import Progress
 
 __all__ = [
@@ -318,7 +318,7 @@ def _judge(
     y, y_val = _labels(p, cohort, part)
     probe = _probe(p, x, rows, y, val, y_val)
     on_val = _scores(probe, x, val)
-    return Judge(encoder, text, probe, best_threshold(y_val, on_val), platt(y_val, on_val))
+    return Judge(encoder, text, probe, best_threshold(y_val, on_val), fit_platt(y_val, on_val))
 
 
 def _width(probe: Any) -> int:
@@ -369,7 +369,7 @@ def score(
     for task, chosen in by_task(names).items():
         how: dict[str, Any] = {}
         if calls is not None and probabilities is not None and task != "zero_shot":
-            how = {"calls": calls[:, chosen], "probabilities": probabilities[:, chosen]}
+            how = {"predictions": calls[:, chosen], "probabilities": probabilities[:, chosen]}
         cells = (scores[:, chosen], truth[:, chosen], patients, [names[k] for k in chosen])
         rows = evaluate(*cells, notes=notes, resamples=p.resamples, seed=p.seed, **how)
         out += [{"task": task, **row} for row in rows]

@@ -24,7 +24,7 @@ from sacrebleu.metrics import BLEU
 from cxrstudy.data.language import keep_english
 from cxrstudy.data.reports import NAMES, extract_labels, extract_mentions, sections
 from cxrstudy.data.vocabulary import FINDINGS
-from cxrstudy.evaluate.metrics import counts, interval, units
+from cxrstudy.evaluate.metrics import interval, resampled_sums, sums_by_group
 from cxrstudy.evaluate.small_samples import mark_rare, with_width
 
 Floats = NDArray[np.float64]
@@ -166,14 +166,9 @@ def _shares(generated: Sequence[str], truth: Sequence[str], uncertain: Uncertain
 
 
 def _sums(shares: Floats, groups: ArrayLike, resamples: int, seed: int) -> tuple[Floats, Floats]:
-    """The sums of (N, columns) over all reports, (1, columns), and over each resample of patients, (B, columns)."""
-    unit, n_units = units(groups, len(shares))
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    by_patient = np.zeros((n_units, shares.shape[1]))
-    np.add.at(by_patient, unit, shares)
-    drawn = [draw.T @ by_patient for draw in counts(n_units, resamples, seed)]
-    return by_patient.sum(axis=0, keepdims=True), np.concatenate(drawn)
+    """Return the sums of (N,columns) over all reports, (1,columns), and over resamples, (B,columns)."""
+    total = sums_by_group(shares, groups).sum(axis=0, keepdims=True)
+    return total, resampled_sums(shares, groups=groups, resamples=resamples, seed=seed)
 
 
 def _table(sums: Floats) -> Floats:

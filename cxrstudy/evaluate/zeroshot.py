@@ -13,9 +13,8 @@ from cxrstudy import encoders, study, weights
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.evaluate.features import BATCH, device
-from cxrstudy.evaluate.metrics import interval
+from cxrstudy.evaluate.metrics import interval, resampled_sums
 from cxrstudy.evaluate.small_samples import with_width
-from cxrstudy.evaluate.thresholds import resampled_sums
 
 # Said of a label that is there and of one that is not; the first is the manner of MedImageInsight's prompts, the others
 # are a report's. The two sides correspond, so that what they say beside the label cancels.

@@ -183,8 +183,8 @@ def test_refusals_name_the_reason():
     for change, match in [
         ({"strengths": []}, "strengths must be a non-empty"),
         ({"strengths": [1, 0]}, "positive numbers"),
-        ({"x": bad}, r"x holds a feature that is not finite in row 7 \(2 such rows\)"),
-        ({"x_val": bad}, "x_val holds a feature"),
+        ({"x": bad}, r"x has a feature that is not finite in row 7 \(2 such rows\)"),
+        ({"x_val": bad}, "x_val has a feature"),
         ({"y": y[:-1]}, r"y has shape \(49, 2\), expected \(50, L\)"),
         ({"y_val": y_val[:, :1]}, "differ in features or labels"),
         ({"x_val": x_val[:, :3]}, "differ in features or labels"),
@@ -277,7 +277,7 @@ def test_evaluate_weighs_labels_by_their_positives_and_judges_decisions():
     s = rng.normal(size=y.shape) + y
     calls, p = (s > 0.5).astype(float), 1 / (1 + np.exp(-s))
     names, groups = ["edema", "picc", "fracture"], np.arange(300) // 2
-    rows = evaluate(s, y, groups, names, calls=calls, probabilities=p, resamples=100)
+    rows = evaluate(s, y, groups, names, predictions=calls, probabilities=p, resamples=100)
     value = {(r["label"], r["metric"]): r for r in rows}
     weights = y[:, :2].sum(0)
     for metric in ("auroc", "auprc", "f1", "sensitivity", "specificity", "ppv", "ece"):

@@ -17,9 +17,9 @@ from cxrstudy.data.manifest import ManifestError, assign_splits, label_array, pa
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
 from cxrstudy.evaluate import cohort, protocol
+from cxrstudy.evaluate.calibration import reliability
 from cxrstudy.evaluate.features import covariates, encode, pool_tokens
 from cxrstudy.evaluate.protocol import LeakError
-from cxrstudy.evaluate.thresholds import reliability
 
 torch.set_num_threads(1)
 COMMON = ["cardiomegaly", "pleural_effusion", "picc", "chest_tube"]

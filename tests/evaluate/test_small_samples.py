@@ -114,7 +114,9 @@ def separated(positives, negatives, *, each=1):
 def test_no_interval_of_labels_told_without_fault_has_no_width(positives, negatives, each, turn):
     s, y, groups = separated(positives, negatives, each=each)
     calls, p = (s > 1).astype(float), np.clip(s / 3, 0, 1)
-    rows = evaluate(-s if turn else s, y, groups, ["a"], calls=calls, probabilities=p, resamples=20)
+    rows = evaluate(
+        -s if turn else s, y, groups, ["a"], predictions=calls, probabilities=p, resamples=20
+    )
     for row in rows:
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1 and row["low"] < row["high"], row
         assert (row["n"], row["positives"]) == (each * (positives + negatives), each * positives)
@@ -155,7 +157,7 @@ def test_scores_that_do_not_vary_are_a_half_with_a_width():
 )
 def test_too_few_of_either_class_have_no_value_and_are_counted(positives, negatives):
     s, y, groups = separated(positives, negatives)
-    rows = evaluate(s, y, groups, ["covid"], calls=y, probabilities=y, resamples=20)
+    rows = evaluate(s, y, groups, ["covid"], predictions=y, probabilities=y, resamples=20)
     for row in rows:
         assert np.isnan([row["value"], row["low"], row["high"]]).all()
         assert (row["n"], row["positives"]) == (positives + negatives, positives)

@@ -8,15 +8,14 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from cxrstudy.evaluate.metrics import bootstrap
-from cxrstudy.evaluate.thresholds import (
+from cxrstudy.evaluate.calibration import (
     BINS,
     best_threshold,
-    decided,
-    platt,
+    fit_platt,
     reliability,
-    resampled_sums,
+    threshold_metrics,
 )
+from cxrstudy.evaluate.metrics import bootstrap, resampled_sums
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -51,12 +50,12 @@ def test_what_is_unknown_or_in_another_order_moves_no_threshold(seed):
     np.testing.assert_array_equal(best_threshold(y[order], s[order]), best_threshold(y, s))
     moved = np.where(np.isnan(y), 99.0, s)
     np.testing.assert_array_equal(best_threshold(y, moved), best_threshold(y, s))
-    np.testing.assert_allclose(platt(y, moved), platt(y, s))
+    np.testing.assert_allclose(fit_platt(y, moved), fit_platt(y, s))
 
 
 def test_platt_is_a_logistic_regression_on_softened_targets():
     y, s = draw(3, 400, 2)
-    found = platt(y, s)
+    found = fit_platt(y, s)
     for j in range(2):
         known = ~np.isnan(y[:, j])
         truth, score = y[known, j], s[known, j]
@@ -73,11 +72,11 @@ def test_platt_is_a_logistic_regression_on_softened_targets():
 
 def test_scores_that_separate_or_do_not_vary_have_finite_probabilities():
     y = np.repeat([[0.0], [1.0]], 20, axis=0)
-    slope, intercept = platt(y, np.linspace(-1, 1, 40)[:, None])[0]
+    slope, intercept = fit_platt(y, np.linspace(-1, 1, 40)[:, None])[0]
     assert np.isfinite([slope, intercept]).all() and slope > 0
-    flat = platt(y, np.full((40, 1), 3.0))[0]
+    flat = fit_platt(y, np.full((40, 1), 3.0))[0]
     assert flat[0] == 0 and expit(flat[1]) == pytest.approx(0.5, abs=0.01)
-    assert np.isfinite(platt(np.full((5, 1), np.nan), np.zeros((5, 1)))).all()
+    assert np.isfinite(fit_platt(np.full((5, 1), np.nan), np.zeros((5, 1)))).all()
 
 
 @quick
@@ -85,7 +84,7 @@ def test_scores_that_separate_or_do_not_vary_have_finite_probabilities():
 def test_decisions_are_scikit_learns_and_resamples_are_the_bootstraps(seed):
     y, s = draw(seed, 50)
     calls, p, groups = (s >= 0.3).astype(float), expit(s), np.arange(50) // 2
-    found = decided(y, calls, p, groups=groups, resamples=30, seed=seed)
+    found = threshold_metrics(y, calls, p, groups=groups, resamples=30, seed=seed)
     for j in range(2):
         known = ~np.isnan(y[:, j])
         truth, call = y[known, j], calls[known, j]
@@ -102,7 +101,7 @@ def test_decisions_are_scikit_learns_and_resamples_are_the_bootstraps(seed):
         assert found["ece"][0][j] == pytest.approx(sum(gaps) / known.sum())
         table = reliability(y[:, j], p[:, j])
         assert (
-            table["n"] * (table["said"] - table["seen"]).abs()
+            table["n"] * (table["mean_predicted"] - table["fraction_positive"]).abs()
         ).sum() / known.sum() == pytest.approx(found["ece"][0][j])
 
     def sensitivity(truth, call):
@@ -124,16 +123,16 @@ def test_the_interval_of_ece_holds_its_value_though_resampling_adds_noise():
     rng = np.random.default_rng(0)
     p = rng.random((600, 1))
     y = (rng.random((600, 1)) < p).astype(float)
-    value, draws = decided(y, y, p, groups=np.arange(600), resamples=300)["ece"]
+    value, draws = threshold_metrics(y, y, p, groups=np.arange(600), resamples=300)["ece"]
     low, high = np.quantile(draws, [0.025, 0.975])
     assert low < value[0] < high
     assert value[0] < 0.08
-    assert decided(y, y, 1 - p, groups=np.arange(600), resamples=20)["ece"][0] > 0.4
+    assert threshold_metrics(y, y, 1 - p, groups=np.arange(600), resamples=20)["ece"][0] > 0.4
 
 
 def test_nothing_is_said_where_nothing_can_be_divided_by():
     y, calls = np.array([[0.0, 1, np.nan]] * 4), np.array([[0.0, 1, 1]] * 4)
-    found = decided(y, calls, calls, groups=np.arange(4), resamples=20)
+    found = threshold_metrics(y, calls, calls, groups=np.arange(4), resamples=20)
     assert np.isnan([found["f1"][0][0], found["sensitivity"][0][0], found["ppv"][0][0]]).all()
     assert np.isnan(found["specificity"][0][1]) and found["sensitivity"][0][1] == 1
     assert all(np.isnan(found[name][0][2]) for name in found)
@@ -143,7 +142,7 @@ def test_a_resample_without_anyone_known_does_not_cost_the_interval_of_ece():
     rng, y = np.random.default_rng(0), np.full((40, 2), np.nan)
     y[:2, 0], y[:, 1] = [0.0, 1.0], rng.integers(0, 2, 40)
     p = np.tile(np.linspace(0.1, 0.9, 40)[:, None], 2)
-    value, draws = decided(y, y, p, groups=np.arange(40), resamples=60)["ece"]
+    value, draws = threshold_metrics(y, y, p, groups=np.arange(40), resamples=60)["ece"]
     missing = np.isnan(draws[:, 0])
     assert 0 < missing.sum() < 30  # neither of the two was drawn
     assert np.isfinite(draws[:, 1]).all()
