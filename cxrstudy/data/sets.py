@@ -1,4 +1,4 @@
-"""A data run: card to manifest, patients to splits, images to one array; what every other notebook then reads."""
+"""Make a data run: card to manifest, patients to splits, images to one array for all notebooks."""
 
 import hashlib
 import json
@@ -13,123 +13,119 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy import study
-from cxrstudy.data import cards
-from cxrstudy.data.images import Prepared, note_root, open_prepared, prepare, relative_to_root
+from cxrstudy.data import cards, images
+from cxrstudy.data.images import Prepared, note_root, open_prepared
 from cxrstudy.data.language import not_english
 from cxrstudy.data.manifest import assign_splits
 from cxrstudy.progress import Progress
 
 __all__ = ["content_digest", "note_root", "open_data", "prepare_data"]
+Contents = tuple[str, tuple[str, ...]]  # a hash of the rows, and all files they name
 
 
 def content_digest(card: str, *, root: str, n_images: int, seed: int) -> str:
-    """Return a short name of what a data set holds: of its card, the rows of its table, the sizes of its files.
+    """Return a short hash of what a data set holds: card, rows of its table, sizes of its files.
 
-    Neither where the files lie nor their order counts, so that the same data on another disk, or through a link, have
-    the same name. A synthetic card that draws its images has no files: the card alone counts. CardError as
-    ``cards.load_manifest``. The table is read once a process, and again when it or the card has changed.
+    Neither the place nor the order of the files counts, so the same data on another disk, or
+    through a link, have the same digest. For a synthetic card that draws its images only the card
+    counts. A process reads the table again only if it or the card has changed.
+
+    Raises:
+        CardError: as ``cards.load_manifest``.
     """
     described = cards.read_card(card)
-    own = [described.model_dump(), n_images, seed]
     if described.table is None:
-        return study.digest(own, 12)
+        return study.digest([described.model_dump(), n_images, seed], 12)
     base = Path(root).expanduser()
-    stamp = study.digest(
-        [own, str(base.resolve()), _changes(described, base) if root and base.is_dir() else 0], 32
-    )
-    rows, files = _rows(card, str(root), n_images, seed, stamp)
+    changes = _changes(described, base) if root and base.is_dir() else 0
+    stamp = study.digest([described.model_dump(), str(base.resolve()), changes], 32)
+    contents = _read_contents(card, str(root), n_images, seed, stamp)
+    return _digest(described, n_images, seed, contents)
+
+
+def _digest(card: cards.Card, n_images: int, seed: int, contents: Contents) -> str:
+    rows, files = contents
     sizes = np.array([os.stat(file).st_size if os.path.isfile(file) else -1 for file in files])
-    return study.digest(
-        [own, rows, hashlib.blake2b(sizes.tobytes(), digest_size=16).hexdigest()], 12
-    )
+    hashed = hashlib.blake2b(sizes.tobytes(), digest_size=16).hexdigest()
+    return study.digest([[card.model_dump(), n_images, seed], rows, hashed], 12)
 
 
 def _changes(card: cards.Card, base: Path) -> list[tuple[int, int]]:
-    """When the tables were last written, and a file last added to or taken from the folders of the images."""
+    """Return time stamps and sizes of the tables and of the folders of the images."""
     tables = sorted(base.glob(card.table.path)) if card.table else []
     parts = {part.as_posix() for pattern in card.images for part in Path(pattern).parents}
-    few = sorted(
-        part for part in parts - {".", "/"} if part.count("*") <= 1 and not part.startswith("/")
-    )
-    folders = [
-        base,
-        *(folder for part in few for folder in sorted(base.glob(part)) if folder.is_dir()),
-    ]
-    return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, [*tables, *folders])]
+    few = [p for p in sorted(parts - {".", "/"}) if p.count("*") <= 1 and not p.startswith("/")]
+    folders = [folder for part in few for folder in sorted(base.glob(part)) if folder.is_dir()]
+    stats = map(os.stat, [*tables, base, *folders])
+    return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 @lru_cache(maxsize=8)
-def _rows(
-    card: str, root: str, n_images: int, seed: int, stamp: str
-) -> tuple[str, tuple[str, ...]]:
-    """A hash of the rows, ordered by image id, and all files they name; ``stamp`` tells when to read them again."""
+def _read_contents(card: str, root: str, n_images: int, seed: int, stamp: str) -> Contents:
+    """Read the contents of a data set; another ``stamp`` reads them again."""
     manifest = cards.load_manifest(card, root=root, n_images=n_images, seed=seed)
+    return _contents(manifest, root)
+
+
+def _contents(manifest: pd.DataFrame, root: str) -> Contents:
+    """Return a hash of the rows, ordered by image id, and all files they name."""
     manifest = manifest.sort_values("image_id", kind="stable", ignore_index=True)
-    below = relative_to_root(manifest, root)
+    below = images.relative_to_root(manifest, root)
     text = below.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in below.dtypes]]
     below[text] = below[text].map(
         lambda v: unicodedata.normalize("NFC", v) if isinstance(v, str) else None
     )
     hashed = hashlib.blake2b("\0".join(below.columns).encode(), digest_size=16)
     hashed.update(pd.util.hash_pandas_object(below, index=False).to_numpy().tobytes())
-    columns = [
-        column for column in manifest.columns if column == "path" or column.startswith("mask:")
-    ]
-    files = manifest[columns].fillna("").to_numpy().ravel()
+    files = manifest[images.file_columns(manifest)].fillna("").to_numpy().ravel()
     return hashed.hexdigest(), tuple(file for file in files if file)
 
 
 def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
-    """Prepare the data set that ``p`` describes in ``p.out`` (see ``images.prepare``), or open it if it stands."""
-    from cxrstudy.data import synthetic  # imports torch, which naming a run does without
+    """Prepare the data set that ``p`` describes in ``p.out`` (``images.prepare``), or open it."""
+    from cxrstudy.data import synthetic  # imports torch, not needed to name a run
 
     card = cards.read_card(p.card)
-    if card.table is not None and p.n_images == study.Data().n_images:
-        there = len(cards.load_manifest(p.card, root=p.root))
-        if (
-            there < p.n_images
-        ):  # as a notebook has it by default, not as a number that somebody chose
-            warnings.warn(
-                f"n_images is {p.n_images} by default; all {there} images are taken", stacklevel=2
-            )
+    root = "" if card.is_drawn else p.root
+    if card.is_drawn:
+        manifest = cards.load_manifest(
+            p.card, institution=p.institution, n_images=p.n_images, seed=p.seed
+        )
+    else:
+        manifest = cards.load_manifest(p.card, root=root)
+        if len(manifest) < p.n_images == study.Data().n_images:  # the notebook's default
+            message = f"n_images is {p.n_images} by default; all {len(manifest)} images are taken"
+            warnings.warn(message, stacklevel=2)
             p = p.model_copy(update={"n_images": 0})
-    manifest = cards.load_manifest(
-        p.card, root=p.root, institution=p.institution, n_images=p.n_images, seed=p.seed
-    )
-    told: dict[str, dict[str, Any]] = {
+        manifest = cards.first_images(card, manifest, p.n_images, p.seed)
+    lost: dict[str, Any] = {
         name: manifest.attrs.get(name, {}) for name in ("left_out", "not_understood")
     }
-    drawn = card.kind == "synthetic" and card.table is None  # an export of it is read as files are
-    if not drawn and "report" in manifest and (other := not_english(manifest["report"])):
-        told["not_understood"] = told["not_understood"] | {"report": other}
-    told = json.loads(
-        json.dumps(told, default=int)
-    )  # as it will be read again: names are text, counts are numbers
-    manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
-    asked: list[Any] = [
-        p.model_copy(update={"root": "", "card": card.name}).model_dump(exclude={"out"}),
-        card.model_dump(),
-    ]
-    if not drawn:
-        asked.append(content_digest(p.card, root=p.root, n_images=p.n_images, seed=p.seed))
+    if not card.is_drawn and "report" in manifest and (other := not_english(manifest["report"])):
+        lost["not_understood"] = lost["not_understood"] | {"report": other}
+    lost = json.loads(json.dumps(lost, default=int))  # as it is read again: text and numbers
+    parameters = p.model_copy(update={"root": "", "card": card.name}).model_dump(exclude={"out"})
+    asked: list[Any] = [parameters, card.model_dump()]
+    if not card.is_drawn:
+        asked.append(_digest(card, p.n_images, p.seed, _contents(manifest, root)))
+    rows = manifest.attrs.get("rows", len(manifest) + sum(lost["left_out"].values()))
     info = {
         "card": card.name,
         "kind": card.kind,
-        "institution": f"{card.name}:{p.institution}" if drawn else card.name,
-        "rows": int(manifest.attrs.get("rows", len(manifest) + sum(told["left_out"].values()))),
-        **told,
-        "show_images": drawn or card.show_images,
-        "generator": synthetic.VERSION if drawn else None,
+        "institution": f"{card.name}:{p.institution}" if card.is_drawn else card.name,
+        "rows": int(rows),
+        **lost,
+        "show_images": card.is_drawn or card.show_images,
+        "generator": synthetic.VERSION if card.is_drawn else None,
         "asked": study.digest(asked, 12),
     }
-    root = "" if drawn else p.root
-    return prepare(
-        manifest, study.resolve(p.out), size=p.size, info=info, root=root, progress=progress
-    )
+    manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
+    out = study.resolve(p.out)
+    return images.prepare(manifest, out, size=p.size, info=info, root=root, progress=progress)
 
 
 def open_data(folder: str, *, progress: Progress = iter) -> tuple[Prepared, Path]:
-    """The prepared data in ``folder``; for an empty name the small synthetic default, made on the spot once."""
+    """Open the prepared data in ``folder``; an empty name makes a small synthetic default once."""
     if folder:
         path = study.resolve(folder)
         return open_prepared(path), path

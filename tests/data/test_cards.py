@@ -250,7 +250,7 @@ def test_sides_masks_malposition_and_spacing_are_read_where_a_card_maps_them(tmp
     write_rows(tmp_path, own)
     card = write_card(tmp_path, table=table)
     with pytest.raises(
-        CardError, match=r"column 'drawn' names a mask 'masks/a.png' that does not lie under"
+        CardError, match=r"column 'drawn' names a mask 'masks/a.png' that is not under"
     ):
         load_manifest(card, root=tmp_path)
     (tmp_path / "masks").mkdir()

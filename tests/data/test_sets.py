@@ -1,4 +1,4 @@
-"""A data run of files: named after what they hold, found again where they lie, and what is not in it is told."""
+"""A data run of files: named after their contents, found again elsewhere, losses reported."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cxrstudy import study
-from cxrstudy.data import odd
+from cxrstudy.data import cards, odd
 from cxrstudy.data.images import open_prepared
 from cxrstudy.data.sets import content_digest, note_root, prepare_data
 
@@ -256,3 +256,18 @@ def test_the_notebooks_default_number_takes_all_of_a_smaller_set_and_says_so(dat
         assert len(prepare_data(p).manifest) == 6
     with pytest.raises(ValueError, match="n_images"):  # a number that somebody chose
         prepare_data(p.model_copy(update={"n_images": 7, "out": str(tmp_path / "other")}))
+
+
+@pytest.mark.parametrize("n_images", [0, 4, study.Data().n_images])
+def test_a_data_run_reads_its_table_once(data, tmp_path, monkeypatch, n_images):
+    card, root = data
+    reads = []
+    read_tables = cards.read_tables
+    monkeypatch.setattr(
+        cards, "read_tables", lambda *args, **how: reads.append(1) or read_tables(*args, **how)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        p = asked(card, root, tmp_path / "out").model_copy(update={"n_images": n_images})
+        assert len(prepare_data(p).manifest) == (n_images if n_images == 4 else 6)
+    assert len(reads) == 1
