@@ -230,14 +230,11 @@ def plan(
         [g.runs[r] for r in rungs],
         {run.folder: run.parameters.get("size") for run in g.runs.values()},
     )
-    points, g.piece = list(dict.fromkeys(points)), last
+    g.piece = last
     if points:
-        g.add(
-            "scale",
-            "scale",
-            preset.scale | {"records": [g.folder(p) for p in points], "runs": ""},
-            tuple(points),
-        )
+        read = [name for name, run in g.runs.items() if run.stage in ("classify", "segment")]
+        own = {"records": [g.folder(name) for name in read], "runs": ""}
+        g.add("analyse", "analyse", preset.analyse | own, tuple(read))
     return list(g.runs.values())
 
 

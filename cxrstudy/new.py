@@ -337,11 +337,7 @@ def lines(s: Sized) -> list[Line]:
             ("  - supervised:hybrid_mini", "trained end to end on your labels alone"),
         ]
     out += _stages(s)
-    return [
-        *out,
-        ("scale:", "the scaling law fitted to each curve"),
-        ("  form: power", "error = a * n^-b"),
-    ]
+    return out
 
 
 def _text(value: str) -> str:

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cxrstudy import marks
 from cxrstudy.study import (
+    Analyse,
     Classify,
     Data,
     Parameters,
     Pretrain,
     Report,
-    Scale,
     Segment,
     StudyError,
     read_numbers,
@@ -67,7 +67,7 @@ class Preset(BaseModel):
         [],
         description="encoders by name; shuffled: each base under labels dealt out anew; base:NAME",
     )
-    scale: dict[str, Any] = {}
+    analyse: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = Field(
         {},
         description="FACTOR=VALUE: settings, as --set takes them; each is run after the preset itself",
@@ -121,7 +121,7 @@ BLOCKS: dict[
     "classify": Classify,
     "segment": Segment,
     "report": Report,
-    "scale": Scale,
+    "analyse": Analyse,
     "data": Data,
     "base": Pretrain,
 }

@@ -90,7 +90,7 @@ def keep(preset: str, variant: str = "", command: str = "") -> tuple[int, int]:
     ``variant``: the ``--set`` values in words, as `run.variant_name` gives them; ``command``: how the runs were made.
     Returns (runs recorded now, runs kept in all). StudyError: nothing of that plan has ended here.
     """
-    planned = [item for item in run.read_plan(preset, variant) if item["stage"] != "scale"]
+    planned = [item for item in run.read_plan(preset, variant) if item["stage"] != "analyse"]
     folders = [study.runs_root() / preset / item["stage"] / item["name"] for item in planned]
     there = [folder for folder in folders if (folder / "record.json").is_file()]
     if not there:

@@ -403,8 +403,8 @@ class Report(Parameters):
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
-class Scale(Parameters):
-    """scale.ipynb: fit error against n_images for each paradigm and task from the records of a ladder."""
+class Analyse(Parameters):
+    """analyse.ipynb: every inference of a study: contrasts, laws, claims, planner; as tables."""
 
     records: list[str] = Field(
         [], description="run folders to read; empty = every run under `runs`"
@@ -412,17 +412,19 @@ class Scale(Parameters):
     runs: str = Field(
         "runs/mini", description="where to look when `records` is empty; or book/recorded/NAME"
     )
-    form: Literal["power", "power_floor", "m4"] = Field(
-        "power", description="form of the fitted law"
+    settings: dict[str, str] = Field(
+        {}, description='sensitivity analysis: factor=value to SOURCE, or "SOURCE VARIANT"'
     )
-    metric: str = Field("auroc", description="metric whose error (1 - value) is fitted")
-    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the fit")
+    repeats: list[str] = Field(
+        [], description="sensitivity analysis: sources whose seeds give their variance"
+    )
+    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
 class Plan(Parameters):
-    """plan.ipynb, run by hand: what a reader's own number of images would bring, from the records of a ladder."""
+    """plan.ipynb, run by hand: what a reader's own number of images would bring."""
 
     records: list[str] = Field(
         [], description="run folders to read; empty = every run under `runs`"
@@ -431,15 +433,7 @@ class Plan(Parameters):
         "runs/mini", description="where to look when `records` is empty; or book/recorded/NAME"
     )
     n_images: int = Field(2000, ge=1, description="how many in-house images the reader has")
-    form: Literal["power", "power_floor", "m4"] = Field(
-        "power", description="form of the fitted law"
-    )
-    metric: Literal["auroc", "auprc"] = Field(
-        "auroc", description="macro metric that is planned for"
-    )
-    resamples: int = Field(
-        1000, ge=20, description="bootstrap resamples of the test patients, and of the fit"
-    )
+    resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
     out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
@@ -450,7 +444,7 @@ STAGES: dict[str, type[Parameters]] = {
     "classify": Classify,
     "segment": Segment,
     "report": Report,
-    "scale": Scale,
+    "analyse": Analyse,
     "plan": Plan,
 }
 

@@ -34,7 +34,7 @@ def kept(walked: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
 
 def test_the_recorded_table_is_that_of_the_runs(kept: Walk) -> None:
     told, ran = recorded.load("smoke"), load_records(kept.runs)
-    ran = ran[ran["stage"] != "scale"]
+    ran = ran[ran["stage"] != "analyse"]
     keys = ["run", "task", "label", "metric"]
     told, ran = (
         t.sort_values(keys).reset_index(drop=True).drop(columns="folder") for t in (told, ran)

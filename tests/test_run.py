@@ -95,7 +95,7 @@ def test_changing_a_grid_value_reruns_exactly_what_it_touches(copied: Walk) -> N
         re.sub(r"-[0-9a-f]{6}$", "", name)
         for name in to_do(copied.call("run", "--preset", "smoke", "-n").stdout)
     }
-    assert names == {"clip-n200-s0", "scale"}
+    assert names == {"clip-n200-s0", "analyse"}
 
 
 def test_set_runs_beside_the_first_results_and_a_dry_run_leaves_nothing(copied: Walk) -> None:
@@ -106,7 +106,7 @@ def test_set_runs_beside_the_first_results_and_a_dry_run_leaves_nothing(copied: 
     )
     assert shown.returncode == 0
     names = {re.sub(r"-[0-9a-f]{6}$", "", name) for name in to_do(shown.stdout)}
-    assert names == {"clip-n96-s0", "unicl-n96-s0", "scale"}
+    assert names == {"clip-n96-s0", "unicl-n96-s0", "analyse"}
     assert sorted(copied.runs.glob("smoke/plan*")) == plans
     done = copied.call(
         "run", "--preset", "smoke", "--set", "n_images=96", "--set", "samples_seen=128", "--quiet"

@@ -127,7 +127,7 @@ def test_an_ill_typed_parameter_is_refused_by_name(stage, name, value):
         ("pretrain", "batch_size", 1),
         ("pretrain", "paradigm", "dino"),
         ("classify", "resamples", 19),
-        ("scale", "form", "exponential"),
+        ("analyse", "form", "exponential"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(stage, name, value):
@@ -295,10 +295,10 @@ def test_ladders_of_a_later_piece_come_later_and_share_their_ends(folder):
     ]
     runs = plan(folder, preset(ladders=pieces, segment={"rungs": "ends", "seeds": [1]}))
     check_shape(runs)
-    assert {run.name for run in runs if run.piece == 1 and run.stage != "scale"} == {
+    assert {run.name for run in runs if run.piece == 1 and run.stage != "analyse"} == {
         run.name for run in runs if "n24" in run.name
     }
-    assert runs[-1].stage == "scale" and runs[-1].piece == 1
+    assert runs[-1].stage == "analyse" and runs[-1].piece == 1
     drawn = slugs(run.name for run in runs if run.stage == "segment")
     assert drawn == {"base-clip-base", "clip-n16-s1", "clip-n32-s1"}
     whole = [
@@ -306,7 +306,7 @@ def test_ladders_of_a_later_piece_come_later_and_share_their_ends(folder):
         ladder(n_images=[16, 32], paradigm="clip", seed=1),
     ]
     assert names(runs) >= names(
-        r for r in plan(folder, preset(ladders=whole)) if r.stage != "scale"
+        r for r in plan(folder, preset(ladders=whole)) if r.stage != "analyse"
     )
 
 
@@ -418,11 +418,11 @@ def test_one_more_grid_value_adds_its_runs_and_those_that_read_them(folder, n, m
         assert names(before) == names(after)
         return
     added, gone = names(after) - names(before), names(before) - names(after)
-    assert slugs(gone) == {"scale"}
+    assert slugs(gone) == {"analyse"}
     assert sorted(r.stage for r in after if r.name in added) == ["classify"] * 2 + [
         "pretrain"
-    ] * 2 + ["scale"]
-    assert slugs(added) == {f"clip-n{more}-s0", f"unicl-n{more}-s0", "scale"}
+    ] * 2 + ["analyse"]
+    assert slugs(added) == {f"clip-n{more}-s0", f"unicl-n{more}-s0", "analyse"}
 
 
 LADDER = {f"{p}-n{n}-s0" for p in ("clip", "unicl") for n in (16, 32)}
@@ -452,7 +452,7 @@ def test_set_renames_exactly_the_runs_it_reaches(folder, changed, data, pretrain
         ("data", data),
         ("pretrain", pretrain),
         ("classify", classify),
-        ("scale", {"scale"}),
+        ("analyse", {"analyse"}),
     ):
         old, new = (names(run for run in runs if run.stage == stage) for runs in (before, after))
         assert slugs(new - old) == slugs(old - new) == expected
@@ -469,8 +469,8 @@ def test_set_renames_exactly_the_runs_it_reaches(folder, changed, data, pretrain
 
 def test_set_of_a_grid_value_takes_the_place_of_the_grid(folder):
     before, after = plan(folder, preset()), plan(folder, preset(), {"n_images": [32, 48]})
-    assert slugs(names(after) - names(before)) == {"clip-n48-s0", "unicl-n48-s0", "scale"}
-    assert slugs(names(before) - names(after)) == {"clip-n16-s0", "unicl-n16-s0", "scale"}
+    assert slugs(names(after) - names(before)) == {"clip-n48-s0", "unicl-n48-s0", "analyse"}
+    assert slugs(names(before) - names(after)) == {"clip-n16-s0", "unicl-n16-s0", "analyse"}
 
 
 def test_a_default_that_is_spelled_out_renames_nothing(folder):
@@ -596,7 +596,7 @@ def test_a_preset_whose_subset_exceeds_its_budget_is_refused_with_the_remedy(fol
         ({"base": {"clip-base": {"n_images": 2}}}, ["base clip-base", "data None"]),
         ({"ladders": [ladder(n_imagess=5)]}, ["'n_imagess'", "known", "samples_seen"]),
         ({"classify": {"resample": 5}}, ["'resample'", "known", "resamples"]),
-        ({"scale": {"shape": "power"}}, ["'shape'", "known", "form"]),
+        ({"analyse": {"shape": "power"}}, ["'shape'", "known", "form"]),
         ({"data": {"study": {"institute": "study"}}}, ["'institute'", "known", "institution"]),
         ({"ladder": []}, ["one.yml", "'ladder'", "known", "ladders"]),
         ({"minutes": "ten"}, ["one.yml", "minutes"]),
@@ -680,7 +680,7 @@ def test_a_parameters_cell_run_again_by_hand_is_the_one_that_counts():
 
 def test_without_a_parameters_cell_it_says_which_to_run():
     with pytest.raises(StudyError, match=r"scale\.ipynb.*# Parameters"):
-        study.from_notebook("scale", shell("x = 1"))
+        study.from_notebook("analyse", shell("x = 1"))
 
 
 def test_without_an_out_a_scratch_folder_bears_the_parameters():

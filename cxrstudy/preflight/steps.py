@@ -23,7 +23,7 @@ def parameters(c: Asked) -> Iterator[Problem]:
     """Every parameter that is unknown, ill-typed or out of range, at its line."""
     each: list[tuple[str, dict[str, Any], Keys]] = [
         ("classify", c.preset.classify, ("classify",)),
-        ("scale", c.preset.scale, ("scale",)),
+        ("analyse", c.preset.analyse, ("analyse",)),
         *(("data", values, ("data", key)) for key, values in c.preset.data.items()),
         *(
             ("pretrain", v, ("base", key))

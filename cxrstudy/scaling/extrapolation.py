@@ -1,31 +1,21 @@
-"""Laws on trial: which form foretells the sizes it was not shown, and how well, beside naive guesses.
+"""Hold-out extrapolation: which form of law predicts subset sizes that it was not fitted to.
 
-A law that describes a ladder need not continue it. As Alabdulmohsin et al. 2022 judge their estimators, a form is
-judged here by its error on the largest sizes, fitted without them.
+A law that describes a curve need not continue it. As Alabdulmohsin et al. 2022 evaluate their
+estimators, a form is evaluated by its error on the largest sizes, fitted without them, beside naive
+guesses.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from cxrstudy.memo import remembered
-from cxrstudy.scaling import ladders
 from cxrstudy.scaling.fit import fit_scaling
 from cxrstudy.scaling.forms import FORMS, Floats
-from cxrstudy.scaling.resample import spread_of_seeds
 
-METRICS = (  # task, label, metric: larger is better, 1 the best
-    ("findings", "macro", "auroc"),
-    ("lines_tubes", "macro", "auroc"),
-    ("segmentation", "macro", "dice"),
-    ("reports", "findings", "f1_micro"),
-    ("reports", "lines_tubes", "f1_micro"),
-)
 NAIVE = ("last value", "log-linear")
-LADDER = ["task", "label", "metric", "paradigm", "base", "data", "encoder", "samples_seen"]
 _TRIED = [
     "left_out",
     "method",
@@ -158,83 +148,7 @@ def extrapolate(
     return pd.DataFrame(rows).reindex(columns=_TRIED).fillna({"refused": ""})
 
 
-@remembered
-def extrapolations(
-    table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]] = METRICS, **kwargs: Any
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`extrapolate` (which takes ``kwargs``) for every ladder of the tidy table: (trials, summary).
-
-    How noise is treated: `ladders.noise_of`.
-
-    A ladder is the continued runs of one (task, label, metric, paradigm, base, data, encoder, samples_seen) over sizes
-    and seeds; its error is 1 - value. ``trials`` has these columns before those of `extrapolate`. ``summary``: a row a
-    (left_out, method): ``runs`` predicted, ``ladders`` they belong to, median_abs_error, ``coverage`` (share of runs
-    that the interval held) and ``refused`` (ladders without a prediction). The runs of a ladder share its fit, so that
-    coverage over few ladders is rough.
-    """
-    found = [
-        extrapolate(n, error, **(noise | kwargs)).assign(**key)[[*LADDER, *_TRIED]]
-        for key, n, error, noise in _ladders(table, metrics)
-    ]
-    columns = ["left_out", "method", "runs", "ladders", "median_abs_error", "coverage", "refused"]
-    if not found:
-        return pd.DataFrame(columns=[*LADDER, *_TRIED]), pd.DataFrame(columns=columns)
-    trials, rows = pd.concat(found, ignore_index=True), []
-    for (k, method), tried in trials.groupby(["left_out", "method"], sort=False):
-        done = tried[tried["refused"] == ""]
-        row = {
-            "left_out": k,
-            "method": method,
-            "runs": len(done),
-            "ladders": len(done.groupby(LADDER, dropna=False)),
-        }
-        row |= {"median_abs_error": done["off"].abs().median(), "coverage": done["held"].mean()}
-        rows.append(row | {"refused": int((tried["refused"] != "").sum())})
-    return trials, pd.DataFrame(rows, columns=columns).sort_values(
-        "left_out", kind="stable", ignore_index=True
-    )
-
-
-@remembered
-def choices(
-    table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]] = METRICS, **kwargs: Any
-) -> pd.DataFrame:
-    """`choose_form` (which takes ``kwargs``) for every ladder of the tidy table: its rows, a ladder's columns first."""
-    found = [
-        choose_form(n, error, **(noise | kwargs)).assign(**key)
-        for key, n, error, noise in _ladders(table, metrics)
-    ]
-    columns = ["form", "held_out", "predicted", "rival", "tie", "chosen", "refused"]
-    return (
-        pd.concat(found, ignore_index=True)[[*LADDER, *columns]]
-        if found
-        else pd.DataFrame(columns=LADDER + columns)
-    )
-
-
 # ---- the parts -----------------------------------------------------------------------------------------------------
-def _ladders(
-    table: pd.DataFrame, metrics: Sequence[tuple[str, str, str]]
-) -> Iterator[tuple[dict[str, Any], Floats, Floats, dict[str, Any]]]:
-    """Every ladder: what names it, n, error and what a fit is told of its noise."""
-    continued = ladders.continued(table) & table["value"].notna()
-    for task, label, metric in metrics:
-        rows = table[
-            continued
-            & (table["task"] == task)
-            & (table["label"] == label)
-            & (table["metric"] == metric)
-        ]
-        for key, ladder in rows.sort_values(["n_images", "seed"]).groupby(LADDER, dropna=False):
-            n, error = ladder["n_images"].to_numpy(float), 1 - ladder["value"].to_numpy(float)
-            yield (
-                dict(zip(LADDER, key, strict=True)),
-                n,
-                error,
-                ladders.noise_of(table, ladder, metric),
-            )
-
-
 def _checked(
     n: ArrayLike, error: ArrayLike, sigma: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats | None]:
@@ -286,13 +200,15 @@ def _naive(method: str, size: Floats, y: Floats, at: Floats) -> Floats:
 
 
 def _deviation(size: Floats, y: Floats, spread: Floats | None) -> Floats:
-    """Deviation (K,) of each run: as given, else as seeds or residuals show; 0 where nothing does."""
+    """Standard deviation (K,) of each run: as given, else between seeds; 0 where neither is known."""
     if spread is not None:
         return spread
-    try:
-        return spread_of_seeds(size, y)[0] * np.sqrt(y)
-    except ValueError:
+    sizes = [y[size == n] for n in np.unique(size)]
+    dof = len(y) - len(sizes)
+    if dof == 0:
         return np.zeros(len(y))
+    apart = [(own - own.mean()) / np.sqrt(own.mean()) for own in sizes]
+    return np.sqrt(np.sum(np.concatenate(apart) ** 2) / dof) * np.sqrt(y)
 
 
 def _rms(values: Any) -> float:
