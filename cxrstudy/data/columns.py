@@ -8,10 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-
-def word_set(text: str, separator: str | None = None) -> frozenset[str]:
-    """Return the words of a text as a set."""
-    return frozenset(text.split(separator))
+from cxrstudy.data.lexicon import word_set
 
 
 def _by_word(**words: str) -> dict[str, str]:

@@ -19,7 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxrstudy.data.columns import plain, word_set
+from cxrstudy.data.columns import plain
+from cxrstudy.data.lexicon import word_set
 from cxrstudy.marks import near
 
 SEPARATORS = (",", ";", "\t", "|")

@@ -1,4 +1,4 @@
-"""Languages: English alone is read, telegraphic and de-identified English too; others are told apart and counted."""
+"""Only English is read, telegraphic and de-identified English too; other languages are counted."""
 
 import csv
 import time
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxrstudy.data import synthetic
-from cxrstudy.data.language import count_not_english, is_english, language
-from cxrstudy.data.reports import extract_labels, extract_mentions, is_normal
+from cxrstudy.data.language import keep_english, language, not_english
+from cxrstudy.data.reports import extract_labels, extract_mentions
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 FOREIGN = """
@@ -51,13 +51,13 @@ def texts(table: str) -> list[str]:
 
 @pytest.mark.parametrize("text", texts(FOREIGN))
 def test_other_languages_give_no_labels(text):
-    assert not is_english(text)
-    assert extract_labels(text) == {} and extract_mentions(text) == [] and not is_normal(text)
+    assert language(text) != "English"
+    assert extract_labels(text) == {} and extract_mentions(text) == []
 
 
 @pytest.mark.parametrize("text", [*texts(ENGLISH), "", " \n"])
 def test_short_english_is_english(text):
-    assert is_english(text)
+    assert language(text) == "English"
 
 
 @given(
@@ -88,30 +88,22 @@ def test_the_language_is_named(text, name):
 
 
 def test_reports_that_are_not_english_are_counted_and_warned_of_once():
-    reports = pd.Series(
-        [
-            "Kein Pneumothorax.",
-            "Keine Stauung",
-            "Lungs clear.",
-            None,
-            float("nan"),
-            "",
-            "Sin derrame",
-        ]
-    )
+    reports = ["Kein Pneumothorax.", "Keine Stauung", "Lungs clear.", "", "Sin derrame"]
     with pytest.warns(
         UserWarning, match=r"3 of 4 reports are not in English \(German 2, Spanish 1\)"
     ) as caught:
-        assert count_not_english(reports) == 3
+        assert keep_english(reports) == ["", "", "Lungs clear.", "", ""]
     assert len(caught) == 1
+    assert not_english(pd.Series([*reports, None, float("nan")])) == {"German": 2, "Spanish": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert count_not_english(pd.Series(["Lungs clear.", None])) == 0
+        assert keep_english(["Lungs clear.", ""]) == ["Lungs clear.", ""]
+    assert not_english(pd.Series(["Lungs clear.", None])) == {}
 
 
 @pytest.mark.parametrize("institution", ["study", "public-0", "public-5"])
 def test_synthetic_reports_are_english(institution):
-    assert count_not_english(synthetic.describe(range(400), institution=institution).report) == 0
+    assert not_english(synthetic.describe(range(400), institution=institution).report) == {}
 
 
 def test_a_hundred_thousand_reports_take_seconds():
@@ -119,7 +111,7 @@ def test_a_hundred_thousand_reports_take_seconds():
         "FINDINGS: The heart is normal in size. No effusion or pneumothorax. IMPRESSION: Small nodule."
     ] * 5000
     start = time.process_time()
-    assert all(map(is_english, reports))
+    assert set(map(language, reports)) == {"English"}
     assert time.process_time() - start < 1.5
 
 
@@ -131,7 +123,7 @@ ROCO = SHARED / "text_formats/roco_chest_captions.tsv"
 )
 def test_of_real_captions_the_french_alone_are_foreign():
     captions = pd.read_csv(ROCO, sep="\t", quoting=csv.QUOTE_NONE).caption.dropna()
-    found = captions[[not is_english(text) for text in captions]]
+    found = captions[[language(text) != "English" for text in captions]]
     assert len(found) == 8 and found.str.startswith("Radiographie d").all()
 
 
@@ -143,4 +135,4 @@ NOTES = SHARED / "covid_notes/metadata.csv"
 )
 def test_real_clinical_notes_are_english():
     notes = pd.read_csv(NOTES)[["clinical_notes", "other_notes"]].stack().dropna()
-    assert count_not_english(notes) == 0
+    assert not_english(notes) == {}

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxrstudy.data.plaintext import plain
 from cxrstudy.data.reports import extract_labels, extract_mentions, sections
-from cxrstudy.data.sections import plain, section_of
+from cxrstudy.data.sections import section_of
 
 ENDS = [
     "\n", "\r\n", "\r", "\r\r\n", "\v", "\f", "\x1e", "\x85", "\u2028", "\u2029", "<br>", "<br/>", "<BR />", "<br>\n",
