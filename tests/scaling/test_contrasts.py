@@ -10,7 +10,21 @@ from hypothesis import strategies as st
 
 from cxrstudy import recorded
 from cxrstudy.scaling import contrasts
-from cxrstudy.scaling.contrasts import BASE, BOTH, OUT_OF_DOMAIN, PATIENTS, Cell, Measured, contrast
+from cxrstudy.scaling.cells import BASE, BASELINE, OUT_OF_DOMAIN, SEEN, Cell, Measured, read_cells
+from cxrstudy.scaling.contrasts import Estimate, contrast, verdict
+from cxrstudy.scaling.verdicts import (
+    BETTER,
+    BORROWED,
+    BOTH,
+    EQUIVALENT,
+    ONE_SEED,
+    OVER_SEEN,
+    PARADIGMS,
+    PATIENTS,
+    UNTESTABLE,
+    UNTOLD,
+    WORSE,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 STUDIES = ("study-cpu", "study-gpu")
@@ -24,7 +38,7 @@ def study(request):
     table = table[
         table["task"].isin([*TASKS, "segmentation"]) & table["metric"].isin(["auroc", "dice"])
     ]
-    cells = contrasts.read_cells(table)
+    cells = read_cells(table)
     pinned = json.loads((GOLDEN / f"{request.param}.json").read_text(encoding="utf-8"))
     return cells, contrasts.seed_variances(cells), pinned
 
@@ -39,12 +53,17 @@ def found(rows, cells, variance):
     return out
 
 
+def over_control(cells):
+    yield from contrasts.over_seen(cells)
+    yield from contrasts.over_out_of_domain(cells)
+
+
 @pytest.mark.parametrize(
     ("table", "rows", "size"),
     [
         ("gains", contrasts.gains, "n_images"),
         ("growth", contrasts.growth, "most"),
-        ("in_domain", contrasts.in_domain, "n_images"),
+        ("in_domain", over_control, "n_images"),
         ("beyond_control", contrasts.over_baseline, "n_images"),
     ],
 )
@@ -88,18 +107,26 @@ def test_claims_keep_their_effects_and_their_sign(study):
     assert (estimate.low, estimate.high) == pytest.approx((row["low"], row["high"]), abs=0.002)
 
 
-def test_all_contrasts_has_every_kind_and_says_what_its_intervals_cover():
+def test_all_contrasts_has_every_kind_and_says_what_its_intervals_include():
     table = recorded.load("study-gpu")
     rows = contrasts.all_contrasts(
         table[(table["metric"] == "auroc") & table["task"].isin(TASKS)], resamples=200
     )
-    assert set(rows["kind"]) == set(contrasts.KINDS)
-    control = rows[rows["kind"] == "in-domain - out-of-domain"]
-    assert set(control["variance_sources"]) == {PATIENTS}
+    there = set(contrasts.KINDS) - {"gain over out-of-domain images"}
+    assert set(rows["kind"]) == there
+    control = rows[rows["kind"] == OVER_SEEN]  # one seed, and the paradigm's own runs have several
+    assert set(control["variance_sources"]) == {BORROWED}
     assert set(rows.loc[rows["kind"] == "largest - smallest subset", "variance_sources"]) == {BOTH}
     assert ((rows["low"] <= rows["effect"]) & (rows["effect"] <= rows["high"])).all()
     excludes = (rows["low"] > 0) | (rows["high"] < 0)
     assert (excludes == (rows["p"] < 0.05)).all()
+    assert (rows["low"] <= rows["low90"]).all() and (rows["high90"] <= rows["high"]).all()
+    tubes = rows[(rows["kind"] == PARADIGMS) & (rows["task"] == "lines_tubes")]
+    dinov2 = (tubes[["one", "other"]] == "dinov2").any(
+        axis=1
+    )  # its base is at random weights there
+    assert set(tubes.loc[dinov2, "verdict"]) == {UNTESTABLE}
+    assert UNTESTABLE not in set(tubes.loc[~dinov2, "verdict"])
 
 
 # ---- laws ----------------------------------------------------------------------------------------------------------
@@ -155,14 +182,93 @@ def test_a_base_model_has_no_seeds_but_its_decoder_of_masks_has():
     assert contrast({probed: 1.0}, {probed: measured(rng, 1)}).variance_sources == BOTH
 
 
-def test_out_of_domain_is_another_arm():
+def test_controls_are_other_arms_and_no_points_of_a_curve():
     rng = np.random.default_rng(0)
-    own, other = cell(100), cell(100, "clip" + OUT_OF_DOMAIN)
-    cells = {own: measured(rng, 2), other: measured(rng, 2)}
-    assert [(one, there) for one, there, _ in contrasts.in_domain(cells)] == [
-        ("clip", "clip" + OUT_OF_DOMAIN)
-    ]
-    assert [len(curve) for curve in contrasts._curves(cells)] == [1]
+    own, other, seen = cell(100), cell(100, "clip" + OUT_OF_DOMAIN), cell(100, "clip" + SEEN)
+    cells = {c: measured(rng, 2) for c in (own, other, seen)}
+    assert [there for _, there, _ in contrasts.over_out_of_domain(cells)] == [other.arm]
+    assert [there for _, there, _ in contrasts.over_seen(cells)] == [seen.arm]
+    assert [len(curve) for curve in contrasts.curves(cells)] == [1]
+
+
+def test_a_curve_of_one_seed_takes_the_variance_of_its_paradigm_and_says_so():
+    rng = np.random.default_rng(1)
+    cells = {cell(n): measured(rng, 3, spread=0.02) for n in (10, 100)}
+    control = cell(100, "clip" + SEEN)
+    cells[control] = measured(rng, 1)
+    one = contrast({cell(100): 1.0, control: -1.0}, cells)
+    alone = contrast({cell(100): 1.0, control: -1.0}, cells, {})
+    assert one.variance_sources == BORROWED
+    assert alone.variance_sources == PATIENTS
+    assert one.high - one.low > alone.high - alone.low
+    lone = {cell(100, "unicl"): measured(rng, 1)}
+    assert contrast({cell(100, "unicl"): 1.0}, cells | lone).variance_sources == PATIENTS
+
+
+def test_p_is_of_the_null_value_that_it_is_asked_for():
+    rng = np.random.default_rng(2)
+    cells = {cell(n): measured(rng, 3, spread=0.001) for n in (10, 100)}
+    weights = {cell(100): 1.0, cell(10): -1.0}
+    one = contrast(weights, cells)
+    assert contrast(weights, cells, null=one.effect).p > 0.9
+    assert contrast(weights, cells, null=one.high + 1e-6).p < 0.05
+    assert contrast(weights, cells, null=one.high - 1e-6).p > 0.0499
+
+
+@given(
+    effect=st.floats(-0.02, 0.02), half=st.floats(1e-4, 0.03), margin=st.sampled_from([0.005, None])
+)
+def test_a_verdict_is_one_word_that_its_interval_bears(effect, half, margin):
+    inner = 0.84 * half
+    ends = (effect - half, effect + half, 0.5, BOTH, 3, effect - inner, effect + inner)
+    found = verdict(Estimate(effect, *ends), margin)
+    if found == EQUIVALENT:
+        assert margin and abs(effect) + inner < margin
+    elif margin and abs(effect) + inner < margin:
+        raise AssertionError("within the margin, but not equivalent")
+    assert (found == BETTER) <= (effect - half > 0)
+    assert (found == WORSE) <= (effect + half < 0)
+    assert (found == UNTOLD) <= (effect - half <= 0 <= effect + half)
+    alone = Estimate(effect, *ends[:3], PATIENTS, 1, *ends[5:])
+    assert verdict(alone, margin) == ONE_SEED
+
+
+def test_without_an_interval_nothing_is_told():
+    nan = float("nan")
+    assert verdict(Estimate(nan, nan, nan, nan, BOTH, 0), 0.005) == UNTOLD
+    assert verdict(Estimate(0.0, 0.0, 0.0, 1.0, BOTH, 3, 0.0, 0.0), 0.005) == UNTOLD
+
+
+def test_a_paradigm_is_compared_only_where_its_base_model_has_learned_the_task():
+    rng = np.random.default_rng(3)
+    base = Cell("findings", "auroc", "data", BASE, "base", 0.0, 0.0)
+    random = base._replace(arm=BASELINE, start="random:cnn")
+
+    def study(above):
+        draws = 0.7 + 0.002 * rng.normal(size=(1, 300))
+        return {
+            cell(100): measured(rng, 3),
+            base: Measured(np.array([0.7 + above]), draws + above, encoder="cnn"),
+            random: Measured(np.array([0.7]), 0.7 + 0.002 * rng.normal(size=(1, 300))),
+        }
+
+    assert not contrasts.untestable(study(0.05), {})
+    reasons = contrasts.untestable(study(0.004), {})
+    assert list(reasons) == [cell(100).curve] and "random:cnn" in reasons[cell(100).curve]
+    lone = {c: m for c, m in study(0.05).items() if c != random}
+    assert "not evaluated" in contrasts.untestable(lone, {})[cell(100).curve]
+
+
+def test_slopes_start_where_the_base_model_is_passed():
+    rng = np.random.default_rng(4)
+    base = Cell("findings", "auroc", "data", BASE, "base", 0.0, 0.0)
+    level = {10: 0.7, 100: 0.78, 1000: 0.82, 10_000: 0.84, 100_000: 0.86}
+    cells = {cell(n): Measured(np.array([v]), np.full((1, 9), v)) for n, v in level.items()}
+    cells[base] = Measured(np.array([0.8]), np.full((1, 9), 0.8) + rng.normal(size=9) * 1e-3)
+    ((_, told, weights),) = contrasts.slopes(cells)
+    assert told == "from 1000 images"
+    assert {c.n_images for c in weights} == {1000, 10_000, 100_000}
+    assert contrast(weights, cells, {}).effect == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(
@@ -196,3 +302,19 @@ def test_intervals_cover_the_truth(seeds, between):
             )
     assert (hits / trials >= 0.93).all(), hits / trials
     assert (hits / trials <= 0.975).all(), hits / trials
+
+
+def test_equivalence_is_declared_of_a_difference_at_the_margin_in_5_percent():
+    """Two one-sided tests at 5%: with the truth at the margin, equivalence is wrong one time in 20."""
+    rng, wrong, trials = np.random.default_rng(8), 0, 1500
+    noise = rng.normal(size=(2, 400)) * 0.0015
+    for _ in range(trials):
+        cells = {}
+        for n, truth in ((10, 0.8), (100, 0.805)):
+            sampled = 0.0015 * rng.normal()
+            values = truth + sampled + 0.001 * rng.normal(size=3)
+            draws = values[:, None] + noise[0 if n == 10 else 1]
+            cells[cell(n)] = Measured(values, draws)
+        found = contrast({cell(100): 1.0, cell(10): -1.0}, cells)
+        wrong += verdict(found, 0.005) == EQUIVALENT
+    assert 0.01 <= wrong / trials <= 0.065, wrong / trials

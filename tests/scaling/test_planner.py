@@ -1,341 +1,149 @@
-"""The planner: read from the law where there is one, between what was measured where there is none, and no further."""
+"""The planner: contrasts between measured sizes, the control first, and no promise beyond what predicts."""
 
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_ladders import base, judge, ladder
-from scipy import stats
 
-from cxrstudy.results import load_records
-from cxrstudy.scaling.decide import KEY, Ladder, rungs
-from cxrstudy.scaling.ladders import fit_ladders
-from cxrstudy.scaling.planner import (
-    LIMIT,
-    abreast,
-    boxed,
-    consult,
-    embedded,
-    planner,
-    planner_grid,
-    prospect,
-    shown,
-)
+from cxrstudy.scaling import contrasts
+from cxrstudy.scaling.cells import BASE, SEEN, Cell, Measured
+from cxrstudy.scaling.planner import NUMBERS, consult, planner_grid, signed
 
-SIZES = [200, 1000, 8000]
-FEW = {"resamples": 200}
-NUMBERS = ["value", "low", "high", "gain", "gain_low", "gain_high", "more", "more_low", "more_high"]
+SIZES = (100, 1000, 10_000)
+RISING = (0.80, 0.82, 0.84)
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """clip follows a law on both tasks, unicl on none: its skill falls."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("planner") / "runs"
-        patch.setenv("CXRSTUDY_RUNS", str(folder))
-        base(1.0)
-        ladder("clip", {200: 1.0, 1000: 1.35, 8000: 1.8})
-        ladder("unicl", {200: 1.3, 1000: 1.35, 8000: 1.0})
-        return load_records(folder)
+def cell(n, arm="clip", task="findings"):
+    return Cell(task, "auroc", "d", arm, "base", float(n > 0), float(n))
+
+
+def study(values=RISING, *, base=0.79, control=None, seeds=3, noise=1e-3):
+    rng = np.random.default_rng(0)
+    shared, cells = noise * rng.normal(size=300), {}
+
+    def add(key, value, count):
+        own = value + noise / 4 * rng.normal(size=count)
+        own += value - own.mean()
+        draws = own[:, None] + shared + noise / 4 * rng.normal(size=(count, 300))
+        cells[key] = Measured(own, draws, "cnn", 100, 50, 30, 0.0, "synthetic")
+
+    for n, value in zip(SIZES, values, strict=True):
+        add(cell(n), value, seeds)
+    if base is not None:
+        add(cell(0, BASE), base, 1)
+    if control is not None:
+        add(cell(SIZES[-1], "clip" + SEEN), control, seeds)
+    return cells
 
 
 @pytest.fixture(scope="module")
-def grid(table):
-    return planner_grid(table, **FEW)
+def grid():
+    return planner_grid(study(control=0.835))
 
 
-def of(rows, task="findings", paradigm="clip"):
-    return rows[(rows["task"] == task) & (rows["paradigm"] == paradigm)].reset_index(drop=True)
+@settings(max_examples=25)
+@given(share=st.floats(0, 1), which=st.integers(0, 1))
+def test_between_sizes_the_answer_is_the_contrast_of_the_two_nearest(share, which):
+    cells = study()
+    grid = planner_grid(cells)
+    few, many = SIZES[which], SIZES[which + 1]
+    n = few * (many / few) ** share
+    row = consult(grid, n).iloc[0]
+    weights = {cell(few): 1 - share, cell(many): share, cell(0, BASE): -1.0}
+    own = contrasts.contrast(weights, cells)
+    assert row["gain"] == pytest.approx(own.effect, abs=1e-4)
+    assert row["gain_low"] == pytest.approx(own.low, abs=2e-4)
+    assert row["gain_high"] == pytest.approx(own.high, abs=2e-4)
+    assert row["low"] <= row["value"] <= row["high"]
 
 
-def entry(grid, task="findings", paradigm="clip"):
-    return next(e for e in grid["ladders"] if (e["task"], e["paradigm"]) == (task, paradigm))
+def test_measured_sizes_are_answered_as_measured(grid):
+    cells = study(control=0.835)
+    for n, value in zip(SIZES, RISING, strict=True):
+        row = consult(grid, n).iloc[0]
+        own = contrasts.contrast({cell(n): 1.0, cell(0, BASE): -1.0}, cells)
+        assert row["value"] == pytest.approx(value)
+        assert (row["gain_low"], row["gain_high"]) == pytest.approx((own.low, own.high))
+        assert row["verdict"] == contrasts.verdict(own, 0.005)
 
 
-# ---- a law ---------------------------------------------------------------------------------------------------------
-@settings(
-    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(n=st.floats(200, 32000))
-def test_the_grid_read_between_its_sizes_is_the_law_itself_to_three_digits(table, grid, n):
-    direct = planner_grid(table, [n], **FEW)
-    read, exact = (of(consult(g, round(n, 3)))[NUMBERS].to_numpy(float) for g in (grid, direct))
-    np.testing.assert_allclose(
-        read, exact, atol=5e-4, rtol=0.01
-    )  # an end of a wide interval bends between two sizes
+def test_an_answer_leads_with_the_gain_beyond_the_control(grid):
+    said = consult(grid, 1000)["status"].iloc[0]
+    assert said.startswith("At equal compute, 10,000 in-house images are +0.005 [")
+    assert "more steps on images already seen" in said.split(":")[0]
+    without = consult(planner_grid(study()), 1000)["status"].iloc[0]
+    assert without.startswith("No control at equal compute was run")
 
 
-def test_its_law_is_that_of_the_ladders(table, grid):
-    fits, curves = fit_ladders(table)
-    own = curves[(curves["task"] == "findings") & (curves["paradigm"] == "clip")]
-    rows = of(consult(grid, own["n_images"].to_numpy()[:-1]))
-    np.testing.assert_allclose(rows["value"], own["value"][:-1], atol=5e-4)
-    assert (
-        rows["low"] <= own["low"][:-1] + 1e-5
-    ).all()  # wider: these hold the sampling of patients too
-    assert (rows["high"] >= own["high"][:-1] - 1e-5).all()
-    refused = fits[(fits["task"] == "findings") & (fits["paradigm"] == "unicl")]["refused"].iloc[0]
-    assert entry(grid, paradigm="unicl")["reason"] == refused.rstrip(".")
+def test_the_same_verdict_as_the_contrasts_of_the_analysis():
+    cells = study(control=0.8395)
+    (entry,) = planner_grid(cells)["curves"]
+    own = contrasts.contrast({cell(10_000): 1.0, cell(10_000, "clip" + SEEN): -1.0}, cells)
+    assert entry["control"]["verdict"] == contrasts.verdict(own, 0.005) == "equivalent"
 
 
-def test_a_gain_is_the_law_less_the_base_and_its_interval_is_the_narrower_for_being_paired(
-    table, grid
-):
-    own = table[
-        (table["run"] == "base-clip-cnn-aaaaaa")
-        & (table["label"] == "macro")
-        & (table["metric"] == "auroc")
-    ]
-    rows = of(consult(grid, [200, 900, 8000, 30000]))
-    value = own.loc[own["task"] == "findings", "value"].iloc[0]
-    np.testing.assert_allclose(rows["base_value"], value)
-    np.testing.assert_allclose(rows["gain"], rows["value"] - value, atol=2e-6)
-    assert (rows["gain_low"] < rows["gain"]).all()
-    assert (rows["gain"] < rows["gain_high"]).all()
-    inside = rows["n_images"] <= 8000
-    assert (rows["gain_high"] - rows["gain_low"] < rows["high"] - rows["low"])[inside].all()
-    assert set(rows["basis"]) == {"law"}
-    assert rows["covers"].str.endswith("one seed a size").all()
-    assert set(rows["reason"]) == {""}
+def test_ten_times_as_many_add_the_paired_difference_up_to_the_limit(grid):
+    row = consult(grid, 100).iloc[0]
+    own = contrasts.contrast({cell(1000): 1.0, cell(100): -1.0}, study(control=0.835))
+    assert (row["more_n"], row["more"]) == (1000, pytest.approx(own.effect))
+    assert (row["more_low"], row["more_high"]) == pytest.approx((own.low, own.high))
+    assert "The most that these runs can answer for" in consult(grid, 2000)["status"].iloc[0]
 
 
-def test_ten_times_as_many_add_what_the_law_rises_by_up_to_its_limit(grid):
-    rows = of(consult(grid, [300, 3000, 4000, 32000]))
-    ten = of(consult(grid, [3000, 30000, 32000, 32000]))
-    np.testing.assert_allclose(rows["more"], ten["value"] - rows["value"], atol=5e-4)
-    assert rows["more_n"].tolist() == [3000, 30000, 32000, 32000]
-    assert (rows["more_low"] <= rows["more"]).all()
-    assert (rows["more"] <= rows["more_high"]).all()
-    said = rows["status"].tolist()
-    assert "Ten times as many, 30,000, would add +0." in said[1]
-    assert "32,000, the most that they can, would add +0." in said[2]
-    assert said[3].endswith("For more images these runs cannot speak.")
+def test_outside_what_was_measured_there_is_no_number_unless_the_law_predicted_better():
+    (entry,) = planner_grid(study((0.80, 0.84, 0.84)))["curves"]
+    assert entry["limit"] == SIZES[-1]
+    rows = consult({**planner_grid(study((0.80, 0.84, 0.84)))}, [99, 10_001])
+    assert (rows["reach"] == "refused").all() and rows[NUMBERS].isna().all(axis=None)
+    assert "last value" in rows["status"].iloc[1] and "smallest size" in rows["status"].iloc[0]
 
 
-def test_a_law_is_flagged_beyond_the_largest_size_and_refused_beyond_four_times_it(grid):
-    rows = of(consult(grid, [199, 200, 8000, 8001, 32000, 32001, 3.5e6]))
-    assert rows["reach"].tolist() == [
-        "refused",
-        *["inside"] * 2,
-        *["extrapolated"] * 2,
-        *["refused"] * 2,
-    ]
-    assert rows.loc[rows["reach"] == "refused", [*NUMBERS, "more_n"]].isna().all(axis=None)
-    assert rows.loc[rows["reach"] != "refused", NUMBERS].notna().all(axis=None)
-    said = rows["status"].tolist()
-    assert (
-        said[0]
-        == "No answer for 199 images with clip on findings (synthetic x-rays): the smallest size measured is 200."
-    )
-    assert "The law is extrapolated here: the largest size measured is 8,000." in said[3]
-    assert f"up to 32,000, {LIMIT} times the largest size measured" in said[5]
-    assert all("synthetic x-rays" in sentence for sentence in said)
-    assert "extrapolated" not in said[2]
+def test_where_the_law_predicted_better_it_is_read_up_to_four_times_the_largest_size():
+    n = np.array([100, 300, 1000, 3000, 10_000, 30_000])
+    cells = {}
+    for size in n:
+        value = 1 - 0.5 * size**-0.2
+        own = value + 1e-4 * np.array([-1.0, 0.0, 1.0])
+        noise = 1e-4 * np.random.default_rng(size).normal(size=(3, 200))
+        cells[cell(size)] = Measured(own, own[:, None] + noise, kind="synthetic")
+    cells[cell(0, BASE)] = Measured(np.array([0.75]), np.full((1, 200), 0.75), kind="synthetic")
+    grid = planner_grid(cells)
+    rows = consult(grid, [30_000, 120_000, 120_001])
+    assert rows["reach"].tolist() == ["inside", "extrapolated", "refused"]
+    assert rows["value"].iloc[1] == pytest.approx(1 - 0.5 * 120_000**-0.2, abs=2e-3)
+    wide = rows["high"] - rows["low"]
+    assert wide.iloc[1] > wide.iloc[0]
+    assert "extrapolated by the fitted law" in rows["status"].iloc[1]
 
 
-# ---- no law --------------------------------------------------------------------------------------------------------
-def test_without_a_law_measured_gains_are_read_with_their_intervals_inside_the_ladder_only(
-    table, grid
-):
-    measured = of(rungs(table, **FEW), paradigm="unicl")
-    rows = of(consult(grid, [*SIZES, 3000, 8001, 199]), paradigm="unicl")
-    assert set(rows["basis"]) == {"measured, no law"}
-    assert set(rows["covers"]) == {"patients alone: one seed"}
-    assert rows["reach"].tolist() == ["inside"] * 4 + ["refused"] * 2
-    assert rows["reason"].str.contains("does not fall").all()
-    names = {
-        "value": "value",
-        "low": "value_low",
-        "high": "value_high",
-        "gain": "gain",
-        "gain_low": "low",
-    }
-    for name, at in (names | {"gain_high": "high"}).items():
-        np.testing.assert_allclose(rows[name][:3], measured[at], atol=2e-6)
-        share = np.log(3) / np.log(8)
-        expected = (1 - share) * measured[at][1] + share * measured[at][2]
-        assert rows[name][3] == pytest.approx(expected, abs=2e-6)
-    assert (
-        "No law was fitted: this is read between the sizes that were measured." in rows["status"][3]
-    )
-    assert "no law could be fitted to go beyond it" in rows["status"][4]
+def test_without_its_base_there_is_a_value_and_no_gain():
+    row = consult(planner_grid(study(base=None)), 1000).iloc[0]
+    assert np.isnan(row["gain"]) and np.isfinite(row["value"])
+    assert "base model was not evaluated" in row["status"]
 
 
-def test_what_more_images_add_without_a_law_is_the_paired_difference_of_two_sizes(table, grid):
-    row = of(consult(grid, 1000), paradigm="unicl").iloc[0]
-    value = of(rungs(table, **FEW), paradigm="unicl")["value"]
-    assert row["more_n"] == 8000
-    assert row["more"] == pytest.approx(value[2] - value[1], abs=2e-6)
-    assert row["more_low"] < row["more"] < row["more_high"] < 0
-    assert row["more_high"] - row["more_low"] < row["high"] - row["low"]
-
-
-def test_two_sizes_are_no_law_and_one_size_answers_for_itself_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    base()
-    ladder("clip", {200: 1.2, 1000: 1.5})
-    ladder("unicl", {500: 1.2})
-    rows = planner(load_records(tmp_path / "runs"), [500, 501], **FEW)
-    assert rows["reason"].str.contains("distinct n").all()
-    clip, unicl = (of(rows, paradigm=paradigm) for paradigm in ("clip", "unicl"))
-    assert clip["value"].notna().all()
-    assert unicl["reach"].tolist() == ["inside", "refused"]
-
-
-def test_without_its_base_a_ladder_is_planned_by_value_and_no_gain_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    ladder("clip", {200: 1.0, 1000: 1.4, 8000: 1.8}, kind="real")
-    rows = planner(load_records(tmp_path / "runs"), 1000, **FEW)
-    assert rows[["gain", "gain_low", "gain_high", "base_value"]].isna().all(axis=None)
-    assert rows["value"].between(rows["low"], rows["high"]).all()
-    assert rows["status"].str.contains("was not evaluated, so no gain can be said").all()
-    assert rows["status"].str.contains("real x-rays").all()
-    assert not rows["status"].str.contains("nan").any()
-    assert set(shown(rows)["gain over the base"]) == {"not known"}
-
-
-# ---- honest intervals ----------------------------------------------------------------------------------------------
-@pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "between"), [(1, 0.0), (1, 0.004), (3, 0.002), (3, 0.004)])
-def test_the_interval_of_a_gain_holds_the_truth_as_often_as_it_says(seeds, between):
-    """Errors 0.3 n^-0.06 at five sizes; patients move all runs by 0.004, a run's own noise is 0.002."""
-    rng, held = np.random.default_rng(5), []
-    sizes, at = np.array([200.0, 1e3, 3e3, 1e4, 5e4]), np.array([2e3, 5e4, 2e5])
-    n, floor, empty = np.repeat(sizes, seeds), 0.81, planner_grid(load_records([]))
-    for _ in range(150):
-        common, resampled = 0.004 * rng.normal(), 0.004 * rng.normal(size=(200, 1))
-        value = 1 - 0.3 * n**-0.06 + common + rng.normal(size=len(n)) * np.hypot(0.002, between)
-        draws = value + resampled + 0.002 * rng.normal(size=(200, len(n)))
-        own = floor + common + 0.002 * rng.normal()
-        made = Ladder(
-            key=dict.fromkeys(KEY, "x"),
-            name="x",
-            runs=pd.DataFrame({"n_images": n, "value": value, "kind": "synthetic"}),
-            sizes=sizes,
-            seeds=np.full(5, seeds),
-            values=value.reshape(5, seeds).mean(axis=1),
-            draws=draws.reshape(200, 5, seeds).mean(axis=2),
-            spread=np.full(5, np.nan),
-            base=(own, own + resampled[:, 0] + 0.002 * rng.normal(size=200)),
-        )
-        one = {
-            "sigma": np.full(len(n), 0.002),
-            "partial": True,
-        }  # seeds are in no resample of patients
-        noise = {"robust": True} | (one if seeds == 1 else {})
-        rows = consult(empty | {"ladders": [prospect(made, noise, list(at), resamples=20)]}, at)
-        true = 1 - 0.3 * at**-0.06 - floor
-        held.append((rows["gain_low"] <= true) & (true <= rows["gain_high"]))
-    share = np.mean(held, axis=0)
-    assert (share > stats.binom.ppf(1e-3, 150, 0.93) / 150).all(), share
-
-
-# ---- what pages take -----------------------------------------------------------------------------------------------
-def test_the_grid_is_plain_json_that_cannot_end_its_script(grid):
+def test_the_grid_is_plain_json(grid):
     assert json.loads(json.dumps(grid, allow_nan=False)) == grid
-    named = grid | {"ladders": [entry(grid) | {"name": "</script><b>"}]}
-    markup = embedded(named)
-    assert markup.count("</script>") == 2
-    data = markup.split('id="planner-grid">')[1].split("</script>")[0]
-    assert json.loads(data) == named
-    assert "://" not in markup
 
 
-def test_numbers_to_read_are_whole_and_nothing_is_minus_nought(grid):
-    rows = consult(grid, [1000, 32000])
-    told = shown(rows)
-    row = told[
-        (told["task"] == "findings") & (told["paradigm"] == "clip") & (told["images"] == "1,000")
-    ].iloc[0]
-    first = of(rows).iloc[0]
-    assert (
-        row["expected"]
-        == f"{first['value']:.3f} [{first['low']:.3f},\N{NO-BREAK SPACE}{first['high']:.3f}]"
-    )
-    assert row["ten times as many, or the most, would add"].startswith("10,000: +0.")
-    assert set(told["read from"]) == {
-        "law",
-        "law; extrapolated",
-        "measured, no law",
-        "measured, no law; refused",
-    }
-    nought = rows.assign(gain=-1e-9, gain_low=-0.0001, gain_high=0.0)
-    assert set(shown(nought)["gain over the base"]) == {"+0.000 [+0.000,\N{NO-BREAK SPACE}+0.000]"}
-    assert 'aria-label="a &quot;b&quot;"' in boxed(told, 'a "b"')
-
-
-def test_without_a_ladder_nothing_is_answered_and_nothing_fails():
-    grid = planner_grid(load_records([]))
-    assert grid["ladders"] == []
-    rows = consult(grid, [100, 1000])
-    assert rows.empty
-    assert {"value", "gain", "more", "status"} <= set(rows.columns)
-    assert shown(rows).empty
+def test_without_a_curve_nothing_is_answered():
+    grid = planner_grid({})
+    assert grid["curves"] == [] and consult(grid, 100).empty
 
 
 @pytest.mark.parametrize("wrong", [0, -5, np.nan, np.inf, [100, 0]])
-def test_a_number_that_is_none_is_refused(grid, wrong):
-    with pytest.raises(ValueError, match="n_images must be at least 1"):
+def test_a_number_below_one_is_refused(grid, wrong):
+    with pytest.raises(ValueError, match="at least 1"):
         consult(grid, wrong)
 
 
-def test_another_form_and_metric_are_read_on_their_own(table, tmp_path, monkeypatch):
-    other = planner_grid(table, metric="auprc", **FEW)
-    assert other["metric"] == "AUPRC"
-    row = of(consult(other, 200)).iloc[0]
-    own = table[
-        (table["run"] == "base-clip-cnn-aaaaaa")
-        & (table["metric"] == "auprc")
-        & (table["label"] == "macro")
+def test_no_sign_is_lost_and_nothing_is_minus_nought():
+    assert [signed(v) for v in (0.0004, -0.0004, -0.0006, 0.0)] == [
+        "+0.000",
+        "+0.000",
+        "-0.001",
+        "+0.000",
     ]
-    assert row["base_value"] == pytest.approx(own.loc[own["task"] == "findings", "value"].iloc[0])
-    assert "macro AUPRC" in row["status"]
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    ladder(
-        "clip", {200: 1.0, 800: 1.3, 3000: 1.55, 12000: 1.8}
-    )  # one size more than a power law needs
-    table = load_records(tmp_path / "runs")
-    _, curves = fit_ladders(table, form="m4")
-    curves = of(curves)[:-1]
-    rows = of(consult(planner_grid(table, form="m4", **FEW), curves["n_images"].to_numpy()))
-    np.testing.assert_allclose(rows["value"], curves["value"], atol=5e-4)
-    power = of(consult(planner_grid(table, **FEW), curves["n_images"].to_numpy()))
-    assert (rows["value"] - power["value"]).abs().max() > 5e-4
-
-
-def test_only_continued_encoders_are_planned_by(table, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    judge("pixels-cccccc", 0.5, paradigm="control", base=None, encoder="pixels")
-    base()
-    assert planner_grid(load_records(tmp_path / "runs"))["ladders"] == []
-
-
-def test_paradigms_are_set_abreast_with_their_bases_and_in_house_beside_others_images(
-    table, grid, tmp_path, monkeypatch
-):
-    value = of(consult(grid, 20000))["value"].iloc[0]
-    assert abreast(grid, "findings", 20000) == (
-        f"All on findings with 20,000 images: clip {value:.3f}, from a base of {entry(grid)['base_value']:.3f}; "
-        "unicl no answer."
-    )
-    assert (
-        entry(grid)["home"]
-        == "Whether as many images of others would have done as well was not tried."
-    )
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
-    base(1.0)
-    home, away = (
-        {"trained_on": "synthetic:study"},
-        {"trained_on": "synthetic:public", "n_images": 8000},
-    )
-    for n, skill in ((200, 1.0), (8000, 2.0)):
-        judge(f"clip-n{n}-s0-aaaaaa", skill, n_images=n, **home)
-    judge("clip-public-cccccc", 1.0, **away)
-    told = entry(planner_grid(load_records(tmp_path / "runs"), **FEW))["home"]
-    assert told.startswith(
-        "The same base on as many images of public, 8,000 of each: in-house is +0."
-    )
-    assert told.endswith("beyond it, a gain.")
+    assert signed(0.97, False) == "0.970"
