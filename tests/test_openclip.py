@@ -11,9 +11,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from cxrstudy import weights
-from cxrstudy.encoders import MissingWeights
-from cxrstudy.stored import TornFile
+from cxrstudy.encoders import load_encoder
+from cxrstudy.weights import MissingWeights, TornFile
 
 torch.set_num_threads(1)
 TOWER = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
@@ -70,7 +69,7 @@ def folder(whole, tmp_path, monkeypatch):
 
 def refused(name, kind=MissingWeights):
     with pytest.raises(kind) as caught:
-        weights.load_encoder(name)
+        load_encoder(name)
     return str(caught.value)
 
 
@@ -82,7 +81,7 @@ def test_a_missing_text_tower_is_named_with_the_command_and_what_it_says_mends_i
     assert message.count("hf download") == 1  # not the folder that is here already
     Path(command[2]).mkdir()
     shutil.copy(whole[1], command[2])  # as the command would
-    ours, x = weights.load_encoder(f"local-dir:{folder}"), torch.rand(2, 1, 32, 32)
+    ours, x = load_encoder(f"local-dir:{folder}"), torch.rand(2, 1, 32, 32)
     tokens = ours.tokens(["no tubes", "effusion"])
     with torch.no_grad():
         assert torch.equal(ours.embed_text(tokens), whole[2].encode_text(tokens, normalize=True))
@@ -132,7 +131,7 @@ def test_a_folder_is_found_below_the_repository_as_other_paths_are(folder, whole
     (folder / "text_tower").mkdir()
     shutil.copy(whole[1], folder / "text_tower")
     monkeypatch.setenv("CXRSTUDY_ROOT", str(folder.parent))
-    assert weights.load_encoder("local-dir:biomedclip").input_size == 32
+    assert load_encoder("local-dir:biomedclip").input_size == 32
 
 
 def test_a_hub_model_whose_text_tower_is_not_in_the_cache_is_told_so(folder, tmp_path, monkeypatch):

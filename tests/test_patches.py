@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrstudy import encoders, study, weights
+from cxrstudy import encoders, study
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.encoders import Encoder, build_encoder, load_encoder
-from cxrstudy.patches import grid_side
+from cxrstudy.encoders.patches import grid_side
 from cxrstudy.pretrain.dinov2 import DinoConfig
 from cxrstudy.pretrain.distil import Dino
 from cxrstudy.pretrain.loop import pretrain
@@ -83,7 +83,7 @@ def test_other_families_see_every_edge_or_are_refused(name, size):
         MADE[name](size)
     except ValueError as caught:
         error = str(caught)
-        sizes = [int(fits) for fits in re.findall(r"say size=(\d+) or size=(\d+)", error)[0]]
+        sizes = [int(fits) for fits in re.findall(r"use size=(\d+) or size=(\d+)", error)[0]]
     assert error is None or f"size={size}: " in error
     assert all(sees_all(MADE[name](fits)) for fits in sizes)
 
@@ -92,11 +92,9 @@ def test_other_families_see_every_edge_or_are_refused(name, size):
     "name", ["random:vit_small_patch14_dinov2", "random:eva02_tiny_patch14_224"]
 )
 def test_patch_14_at_64_px_is_refused_by_every_way_in_with_56_and_70(name):
-    for call in (load_encoder, weights.load_encoder):
-        with pytest.raises(
-            ValueError, match="right and bottom 8 px would never be seen; say size=56 or size=70"
-        ):
-            call(name, size=64)
+    message = "right and bottom 8 px would never be seen; use size=56 or size=70"
+    with pytest.raises(ValueError, match=message):
+        load_encoder(name, size=64)
     assert sees_all(build_encoder(name.removeprefix("random:"), 56))
 
 
@@ -114,7 +112,7 @@ def test_a_run_with_a_patch_that_does_not_divide_its_data_is_refused(tmp_path):
         "pretrain",
         own | {"batch_size": 8, "encoder": "vit_small_patch14_dinov2", "paradigm": "dinov2"},
     )
-    with pytest.raises(ValueError, match="say size=56 or size=70"):
+    with pytest.raises(ValueError, match="use size=56 or size=70"):
         pretrain(p, tmp_path / "data")
 
 
@@ -122,16 +120,16 @@ def test_crops_that_the_patch_does_not_divide_are_refused_by_their_name():
     dynamic = vit(64, 16, dynamic_img_size=True)
     assert Dino(dynamic, DinoConfig(local_crops=2)).local_size == 32
     for changes, said in [
-        ({"global_size": 56}, "global_size=56: .*say global_size=48 or global_size=64"),
+        ({"global_size": 56}, "global_size=56: .*use global_size=48 or global_size=64"),
         (
             {"local_size": 40, "local_crops": 1},
-            "local_size=40: .*say local_size=32 or local_size=48",
+            "local_size=40: .*use local_size=32 or local_size=48",
         ),
     ]:
         with pytest.raises(ValueError, match=said):
             Dino(dynamic, DinoConfig(**changes))
     assert Dino(dynamic, DinoConfig(local_size=40)).local_size == 40  # no local crops: never used
-    with pytest.raises(ValueError, match=r"local_size=32: .*own size alone"):
+    with pytest.raises(ValueError, match=r"local_size=32: .*own size only"):
         Dino(vit(64, 16), DinoConfig(local_crops=2))
 
 

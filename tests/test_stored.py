@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cxrstudy import encoders, modelcard, study, weights
 from cxrstudy.data import synthetic
 from cxrstudy.data.sets import prepare_data
-from cxrstudy.evaluate.protocol import LeakError, open_subject
+from cxrstudy.evaluate.subjects import LeakError, open_subject
 from cxrstudy.pretrain.loop import pretrain
-from cxrstudy.stored import TornFile
+from cxrstudy.weights import TornFile
 
 torch.set_num_threads(1)
 
@@ -43,9 +44,9 @@ def folder(tmp_path):
 def test_a_torn_file_of_an_encoder_is_named_with_the_remedy(folder, file, how):
     damage(folder / file, how)
     with pytest.raises(
-        TornFile, match=r"is cut short or damaged .*download it again, or delete .* and run again"
+        TornFile, match=r"is cut short or damaged .*download it again, or delete .* and rerun"
     ) as caught:
-        weights.open_base(str(folder))
+        encoders.open_base(str(folder))
     assert f"{folder / file} (" in str(caught.value)
     if file in ("model.safetensors", "encoder.json"):
         with pytest.raises(TornFile):
@@ -59,7 +60,8 @@ def test_facts_of_something_else_and_files_that_are_gone_are_named(folder):
     (folder / "encoder.json").write_text(json.dumps({"architecture": "resnet10t"}))
     for call in (encoders.load_encoder, modelcard.model_card):
         with pytest.raises(
-            TornFile, match=r"encoder\.json lacks arguments, .*no encoder's, or damaged"
+            TornFile,
+            match=r"encoder\.json lacks arguments, .*not describe an encoder, or is damaged",
         ):
             call(folder)
 
@@ -96,7 +98,7 @@ def test_torn_published_weights_are_named(tmp_path, name, how):
     if name == "a.pth":
         torch.save({"a": torch.zeros(100)}, path)
     else:
-        encoders.save_file({"a": torch.zeros(100)}, path)
+        save_file({"a": torch.zeros(100)}, path)
     assert weights.read(path)["a"].shape == (100,)
     damage(path, how)
     with pytest.raises(TornFile, match=f"{name} .*cut short or damaged"):

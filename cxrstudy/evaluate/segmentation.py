@@ -24,7 +24,14 @@ from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.features import device as the_device
 from cxrstudy.evaluate.heads import fit, shuffled_batches
-from cxrstudy.evaluate.maps import CHUNK, Chosen, Store, encode_maps, known_devices, with_masks
+from cxrstudy.evaluate.maps import (
+    CHUNK,
+    SegmentationData,
+    Subset,
+    encode_maps,
+    known_devices,
+    with_masks,
+)
 from cxrstudy.evaluate.metrics import bootstrap, interval
 from cxrstudy.evaluate.protocol import (
     SUPERVISED,
@@ -48,7 +55,7 @@ MEDIANS = ("tip_error_mm", "tip_floor_mm")  # one tip taken for the other end wo
 class Head(nn.Module):
     """What both heads share: maps (N,C,h,w) are brought to mean 0 and spread 1 a channel, as measured in training."""
 
-    def __init__(self, maps: Sequence[np.ndarray | Chosen], devices: int, size: int):
+    def __init__(self, maps: Sequence[np.ndarray | Subset], devices: int, size: int):
         super().__init__()
         self.size, self.channels = size, [kept.shape[1] for kept in maps]
         self.sides, self.devices = [kept.shape[2] for kept in maps], devices
@@ -70,7 +77,7 @@ class Head(nn.Module):
         ]
 
 
-def _chunks(kept: np.ndarray | Chosen) -> Iterator[np.ndarray]:
+def _chunks(kept: np.ndarray | Subset) -> Iterator[np.ndarray]:
     """One after the other: maps of all images would not fit in memory."""
     return (kept[start : start + CHUNK].astype(np.float64) for start in range(0, len(kept), CHUNK))
 
@@ -79,7 +86,7 @@ class Decoder(Head):
     """Coarse to fine: each map through a 1x1 convolution is added to what was drawn so far, then a residual 3x3
     convolution; where maps stay coarse (a ViT's), doublings until half the mask's size; the rest by interpolation."""
 
-    def __init__(self, maps: Sequence[np.ndarray | Chosen], devices: int, size: int):
+    def __init__(self, maps: Sequence[np.ndarray | Subset], devices: int, size: int):
         super().__init__(maps, devices, size)
         self.skips = nn.ModuleList(nn.Conv2d(c, WIDTH, 1) for c in self.channels)
         self.doublings = 0
@@ -133,8 +140,8 @@ def mask_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
 # ---- training ------------------------------------------------------------------------------------------------------
 def fit_head(
     p: study.Segment,
-    train: Store,
-    validation: Store,
+    train: SegmentationData,
+    validation: SegmentationData,
     devices: Sequence[int],
     *,
     progress: Progress = iter,
@@ -195,7 +202,7 @@ def fit_head(
 
 
 @torch.inference_mode()
-def pooled_dice(head: Head, store: Store, devices: Sequence[int]) -> np.ndarray:
+def pooled_dice(head: Head, store: SegmentationData, devices: Sequence[int]) -> np.ndarray:
     """Dice of all pixels of all images together, (BINS - 1, D') at the thresholds 1/BINS ... ; NaN where no image shows
     the device. Images without it count by what is drawn on them."""
     counts = torch.zeros(len(devices) * 2 * BINS, dtype=torch.int64, device=the_device())
@@ -214,14 +221,20 @@ def pooled_dice(head: Head, store: Store, devices: Sequence[int]) -> np.ndarray:
 
 # ---- scoring -------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def predict(head: Head, thresholds: np.ndarray, store: Store, index: np.ndarray) -> np.ndarray:
+def predict(
+    head: Head, thresholds: np.ndarray, store: SegmentationData, index: np.ndarray
+) -> np.ndarray:
     """Predicted masks (n,D',H,W), bool."""
     level = torch.as_tensor(thresholds, dtype=torch.float32, device=the_device())[:, None, None]
     return (torch.sigmoid(head(store.batch(index))) >= level).cpu().numpy()
 
 
 def score(
-    head: Head, thresholds: np.ndarray, store: Store, manifest: pd.DataFrame, devices: Sequence[int]
+    head: Head,
+    thresholds: np.ndarray,
+    store: SegmentationData,
+    manifest: pd.DataFrame,
+    devices: Sequence[int],
 ) -> pd.DataFrame:
     """One row an image and device that is known: image_id, patient_id, place (in ``store``), device, present, and
 
@@ -336,7 +349,7 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
 
     Returns ``devices``, ``thresholds`` (by device), ``scores`` (see `score`; ``row`` is that of the prepared data),
     ``metrics`` (see `summarise`), ``curve``, ``cases`` (best, median and worst test image of each device: row, device,
-    which, dice, truth and predicted (H,W)), ``test`` (a manifest), ``encoder``, ``maps`` (`maps.Seen`, of all rows),
+    which, dice, truth and predicted (H,W)), ``test`` (a manifest), ``encoder``, ``maps`` (`maps.FeatureMaps`, of all rows),
     ``head``, ``subject`` and ``info``. Maps are kept below the run's folder while it
     runs. LeakError when a patient of any split was in the encoder's
     pretraining, or a test patient is one of training or validation too, before anything is computed; ValueError for a
@@ -421,7 +434,11 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
 
 
 def _cases(
-    head: Head, thresholds: np.ndarray, store: Store, scores: pd.DataFrame, devices: Sequence[int]
+    head: Head,
+    thresholds: np.ndarray,
+    store: SegmentationData,
+    scores: pd.DataFrame,
+    devices: Sequence[int],
 ) -> list[dict[str, Any]]:
     """The best, the median and the worst test image of each device by Dice."""
     cases = []

@@ -8,7 +8,7 @@ import pandas as pd
 from cxrstudy import encoders, study, weights
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import patients_hash
-from cxrstudy.evaluate import features
+from cxrstudy.evaluate import embeddings
 from cxrstudy.evaluate.cohort import Cohort
 
 Subject = tuple[Any, dict[str, Any], set[str]]
@@ -23,7 +23,7 @@ def open_subject(name: str, size: int, seed: int) -> Subject:
     """(encoder, what it is, patients it was pretrained on) for a value of the parameter ``encoder``.
 
     The encoder is None for ``covariates``, not trained on the labels yet for ``supervised:NAME`` (an architecture, or
-    an encoder that training goes on from), and ``features.Embeddings`` for a table of vectors; whom that one's encoder
+    an encoder that training goes on from), and ``Embeddings`` for a table of vectors; whom that one's encoder
     has seen may be said in a ``patients.txt`` beside it.
     """
     blank = {"paradigm": "control", "encoder": name, "n_images": 0, "samples_seen": 0}
@@ -31,17 +31,21 @@ def open_subject(name: str, size: int, seed: int) -> Subject:
         return None, blank, set()
     if name.startswith(SUPERVISED):
         inner = name.removeprefix(SUPERVISED)
-        known = encoders.encoder_folder(study.resolve(inner)) or inner in weights.KNOWN
+        known = encoders.encoder_folder(study.resolve(inner)) or inner in weights.REGISTRY
         encoder, _, patients = open_subject(inner if known else f"random:{inner}", size, seed)
         return encoder, blank | {"seed": seed}, patients
     path = study.resolve(name)
-    if path.suffix.lower() in features.TABLES:
+    if path.suffix.lower() in embeddings.TABLES:
         if not path.is_file():
             raise encoders.MissingWeights(f"no table of embeddings at {path}")
         info = blank | {"paradigm": "embeddings", "encoder": path.name}
-        return features.read_embeddings(path), info, encoders.listed_patients(path.parent) or set()
+        return (
+            embeddings.read_embeddings(path),
+            info,
+            encoders.listed_patients(path.parent) or set(),
+        )
     folder = encoders.encoder_folder(path)
-    encoder = weights.load_encoder(folder or name, size=size, seed=seed)
+    encoder = encoders.load_encoder(folder or name, size=size, seed=seed)
     if folder is None:
         control = name == "pixels" or name.startswith("random:")
         return (

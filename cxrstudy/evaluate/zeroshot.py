@@ -30,11 +30,11 @@ def text_side(name: str, encoder: Any) -> Any:
     folder = encoders.encoder_folder(study.resolve(name))
     text: Any
     if folder is not None:
-        text = weights.load_text(folder, encoder.channels)
-    elif name in weights.KNOWN and weights.KNOWN[name].text:
-        text = weights.load(name, size=encoder.input_size).text
+        text = encoders.load_text(folder, encoder.channels)
+    elif name in weights.REGISTRY and weights.REGISTRY[name].text:
+        text = encoders.load_pretrained(name, size=encoder.input_size).text
     else:
-        text = encoder if isinstance(encoder, weights.OpenClip) else None
+        text = encoder if isinstance(encoder, encoders.OpenClip) else None
     return None if text is None else text.eval().requires_grad_(False)
 
 
@@ -67,7 +67,7 @@ def look(
 def embed_images(text: Any, pooled: np.ndarray, prepared: Prepared, rows: np.ndarray) -> Tensor:
     """Unit rows (N,D) of some images: from their ``pooled`` features (N,C), the mean of the patches; open_clip's
     models, which pool each their own way, look at the images again."""
-    if not isinstance(text, weights.OpenClip):
+    if not isinstance(text, encoders.OpenClip):
         return text.cpu().embed_image(torch.from_numpy(pooled)).float()
     text, out = text.to(device()), []
     for start in range(0, len(rows), BATCH):

@@ -46,9 +46,11 @@ def absent(name: str) -> str:
         return ""
     if name in OURS:
         return f"{name} is one of our small architectures and ships no weights; say random:{name}"
-    from cxrstudy import weights  # imports torch: for names that are no folder
+    import timm  # with weights, imports torch: for names that are no folder
 
-    if name in weights.KNOWN:
+    from cxrstudy import weights
+
+    if name in weights.REGISTRY:
         try:
             weights.find(name)
         except OSError as error:
@@ -59,9 +61,11 @@ def absent(name: str) -> str:
             f"no encoder at {path}: a folder of one holds encoder.json and model.safetensors "
             "(a pretrain run writes it)"
         )
-    if name.startswith("hf-hub:") or weights.encoders.timm.is_model(name):
+    if name.startswith("hf-hub:") or timm.is_model(name):
         return ""  # fetched, or refused with the way to fetch it, when it is opened
-    return f"no encoder {name!r}: no folder, none of {', '.join(weights.KNOWN)}, and none of timm's"
+    return (
+        f"no encoder {name!r}: no folder, none of {', '.join(weights.REGISTRY)}, and none of timm's"
+    )
 
 
 def input_size(name: str) -> int:
@@ -107,7 +111,7 @@ def unfit(name: str, size: int) -> str:
     try:
         with torch.device("meta"):  # no weights are made
             encoders.build_encoder(
-                weights.KNOWN[name].architecture if name in weights.KNOWN else name, size
+                weights.REGISTRY[name].architecture if name in weights.REGISTRY else name, size
             )
     except ValueError as error:
         return str(error)

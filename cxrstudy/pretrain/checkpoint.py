@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxrstudy.files import replacing
-from cxrstudy.stored import TornFile, read_tensors, read_torch
+from cxrstudy.weights import TornFile, read_tensors, read_torch
 
 STATE = "checkpoint.pt"
 

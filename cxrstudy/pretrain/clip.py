@@ -12,7 +12,7 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cxrstudy import encoders, study, weights
+from cxrstudy import encoders, study
 from cxrstudy.data.manifest import has_prompt, label_array, label_names
 from cxrstudy.data.reports import sections
 from cxrstudy.data.vocabulary import LABELS, phrase
@@ -191,7 +191,7 @@ class ImageText(nn.Module):
     Attributes: ``encoder`` and ``text``, both trained; what a sample is paired with is drawn by the caller's ``rng``.
     """
 
-    def __init__(self, p: study.Pretrain, base: weights.Loaded, subset: pd.DataFrame):
+    def __init__(self, p: study.Pretrain, base: encoders.LoadedCheckpoint, subset: pd.DataFrame):
         super().__init__()
         texts = captions(subset, part=p.report_part, prompts=p.prompts, with_sides=p.sides)
         has_report = np.array([bool(text) for text in texts.reports[0]])

@@ -15,9 +15,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cxrstudy import encoders, study, weights
+from cxrstudy import encoders, study
 from cxrstudy.encoders import Encoder
-from cxrstudy.patches import refuse_cut
+from cxrstudy.encoders.patches import refuse_cut
 from cxrstudy.pretrain.augment import crops
 from cxrstudy.pretrain.dinov2 import (
     Centring,
@@ -338,7 +338,7 @@ class SelfDistilled(Dino):
 
     facts: dict[str, float] = {}  # noqa: RUF012  nothing to tell beside the loop's own
 
-    def __init__(self, p: study.Pretrain, base: weights.Loaded, subset: pd.DataFrame):
+    def __init__(self, p: study.Pretrain, base: encoders.LoadedCheckpoint, subset: pd.DataFrame):
         kept = dict(base.head or {})
         mask = kept.pop("mask_token", base.mask_token)
         super().__init__(base.encoder, configure(p, bool(p.base) and not kept), seed=p.seed)
@@ -352,7 +352,7 @@ class SelfDistilled(Dino):
         elif kept:
             raise ValueError(
                 f"{p.base}: its heads are of another shape than prototypes, hidden, bottleneck and patch_head of "
-                f"`dino` ask for; give what it was trained with, or remove {weights.HEADS} to begin with new heads"
+                f"`dino` ask for; give what it was trained with, or remove {encoders.HEADS} to begin with new heads"
             )
 
     def kept(self) -> nn.ModuleDict:
@@ -401,6 +401,6 @@ class SelfDistilled(Dino):
         heads = self._heads() | {"mask_token": self.mask_token.data}
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in heads.items()},
-            folder / weights.HEADS,
+            folder / encoders.HEADS,
         )
         encoders.save_encoder(self.encoder.cpu(), folder)

@@ -30,7 +30,7 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cxrstudy import encoders, study, weights
+from cxrstudy import encoders, study
 from cxrstudy.data import images as stores
 from cxrstudy.files import write_text
 from cxrstudy.pretrain import checkpoint, outcome, ranks
@@ -324,11 +324,11 @@ def seen_patients(encoder: str) -> list[str]:
     return sorted(listed or ())
 
 
-def _base(p: study.Pretrain, prepared: stores.Prepared) -> weights.Loaded:
+def _base(p: study.Pretrain, prepared: stores.Prepared) -> encoders.LoadedCheckpoint:
     """What the run continues, or a new encoder with the grey statistics of the data."""
     if p.base:
         size = prepared.info["size"]
-        base = weights.open_base(p.base, size=size)
+        base = encoders.open_base(p.base, size=size)
         if base.encoder.input_size != size:
             raise ValueError(
                 f"base {p.base} sees images of {base.encoder.input_size} px, {p.data} holds {size} px: prepare the "
@@ -338,7 +338,7 @@ def _base(p: study.Pretrain, prepared: stores.Prepared) -> weights.Loaded:
         return base
     encoder = encoders.build_encoder(p.encoder, prepared.info["size"], seed=p.seed)
     encoder.mean, encoder.std = prepared.info["mean"], prepared.info["std"]
-    return weights.Loaded(encoder, weights.Report())
+    return encoders.LoadedCheckpoint(encoder)
 
 
 def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:

@@ -5,7 +5,7 @@
 
 Sides alternate in one process, on the same images, encoder and batch. The bare side's images are
 float tensors in memory, normalised and of the encoder's size. ``encode`` reads memory-mapped bytes,
-normalises and pools them. ``patches`` writes patch tokens in half precision. Ratios are medians,
+normalises and pools them. ``encode_maps`` writes feature maps in half precision. Ratios are medians,
 with their range, of rounds of this process's CPU time, or of wall time on a GPU.
 """
 
@@ -24,7 +24,8 @@ import torch
 
 from cxrstudy import encoders
 from cxrstudy.data.images import Prepared
-from cxrstudy.evaluate.features import BATCH, device, encode, patches
+from cxrstudy.evaluate.features import BATCH, device, encode
+from cxrstudy.evaluate.maps import encode_maps
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -59,7 +60,7 @@ def bench(name: str, size: int, n: int, rounds: int, folder: Path) -> None:
 
     sides: dict[str, Callable[[], Any]] = {
         "encode": lambda: encode(encoder, prepared, rows, pooling="mean+max"),
-        "patches": lambda: patches(encoder, prepared, rows, home=folder),
+        "maps": lambda: encode_maps(encoder, prepared, rows, 1, home=folder),
     }
     bare()  # the first pass of all
     ratios: dict[str, list[float]] = {what: [] for what in sides}

@@ -29,9 +29,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cxrstudy import study, weights
+from cxrstudy import encoders, study
 from cxrstudy.data.sets import prepare_data
-from cxrstudy.encoders import Encoder, Text, TextShape, build_encoder, train_tokenizer
+from cxrstudy.encoders import Encoder, TextShape, TextTower, build_encoder, train_tokenizer
 from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.augment import augment
 from cxrstudy.pretrain.clip import ImageText
@@ -268,10 +268,8 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
     torch.manual_seed(0)
     encoder = Encoder(name, {}, input_size=size)
     shape = TextShape(vocabulary=512, context=96, width=256, layers=4, heads=4, dim=256)
-    text = Text(train_tokenizer(prepared.manifest["report"].tolist()), encoder.channels, shape)
-    objective = ImageText(
-        p, weights.Loaded(encoder, weights.Report(), text=text), prepared.manifest
-    )
+    text = TextTower(train_tokenizer(prepared.manifest["report"].tolist()), encoder.channels, shape)
+    objective = ImageText(p, encoders.LoadedCheckpoint(encoder, text=text), prepared.manifest)
     objective.train().to(memory_format=torch.channels_last)
     mine = torch.optim.AdamW(objective.groups(), lr=1e-4, fused=True)
     model = open_clip.CLIP(
@@ -320,7 +318,7 @@ def bench_loader(rounds: int) -> None:
     )
     p = study.validated("pretrain", {"n_images": 4096, "samples_seen": 4096, "data": "-"})
     encoder = build_encoder("cnn_mini", 64)
-    objective = ImageText(p, weights.Loaded(encoder, weights.Report()), prepared.manifest).train()
+    objective = ImageText(p, encoders.LoadedCheckpoint(encoder), prepared.manifest).train()
     objective.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(objective.groups(), lr=1e-4, fused=True)
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)

@@ -26,6 +26,7 @@ import torch
 from cxrstudy import study
 from cxrstudy.data.images import open_prepared
 from cxrstudy.evaluate import (
+    calibration,
     classification,
     cohort,
     continuity,
@@ -34,33 +35,33 @@ from cxrstudy.evaluate import (
     metrics,
     protocol,
     reporting,
+    scores,
     segmentation,
     textscores,
-    thresholds,
     zeroshot,
 )
 
 STEPS: dict[str, list[tuple[Any, str]]] = {
     "encode": [(features, "extract"), (features, "inputs"), (maps, "feature_maps")],
-    "write features": [(features, "write_features")],
+    "write feature maps": [(maps, "encode_maps")],
     "pool": [(features, "pool_tokens")],
-    "who is judged, on what": [
-        (cohort, "gather"),
-        (cohort, "labelled_rows"),
+    "rows and labels": [
+        (cohort, "build_cohort"),
+        (cohort, "select_rows"),
         (protocol, "open_subject"),
     ],
     "true masks": [(maps, "load_masks")],
     "fit the probe": [(classification, "fit_probe")],
-    "thresholds, calibration": [(thresholds, "best_threshold"), (thresholds, "platt")],
-    "zero-shot, retrieval": [(zeroshot, "look")],
-    "train the head": [(segmentation, "fit_head")],
-    "train the decoder": [(reporting, "fit")],
-    "write the reports": [(reporting.Writer, "write")],
+    "thresholds, calibration": [(calibration, "best_threshold"), (calibration, "fit_platt")],
+    "zero-shot, retrieval": [(zeroshot, "text_scores")],
+    "train the head": [(segmentation, "fit_decoder")],
+    "train the decoder": [(reporting, "fit_generator")],
+    "write the reports": [(reporting.ReportGenerator, "generate")],
     "score masks": [(segmentation, "score")],
     "continuity": [(continuity, "continuity")],
     "score texts": [(textscores, "evaluate"), (textscores, "per_report")],
-    "bootstrap": [(metrics, "bootstrap"), (thresholds, "resampled_sums"), (textscores, "_sums")],
-    "subgroups (without bootstrap)": [(cohort, "subgroups")],
+    "bootstrap": [(metrics, "bootstrap"), (metrics, "resampled_sums"), (textscores, "_sums")],
+    "subgroups (without bootstrap)": [(classification, "subgroups")],
 }
 
 
@@ -108,8 +109,8 @@ def stages(data: str, encoder: str, out: Path) -> dict[str, Callable[[], list[di
 
     def classify() -> Any:
         found = protocol.run(given("classify"), prepared)
-        protocol.save(found, out / "classify")
-        return found["metrics"]
+        scores.save(found, out / "classify")
+        return found.metrics
 
     def segment() -> Any:
         p = given("segment")

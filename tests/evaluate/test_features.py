@@ -1,6 +1,7 @@
 """Features of one forward pass, pooled or memory-mapped, and tables of vectors."""
 
 import weakref
+from collections import deque
 
 import numpy as np
 import pandas as pd
@@ -10,20 +11,14 @@ import torch
 from cxrstudy import encoders, study
 from cxrstudy.data.images import open_prepared
 from cxrstudy.data.sets import prepare_data
-from cxrstudy.evaluate import features, protocol
-from cxrstudy.evaluate.features import (
-    encode,
-    encode_batches,
-    encode_each,
-    extract,
-    patches,
-    pool_tokens,
-    read_embeddings,
-    write_features,
-)
+from cxrstudy.evaluate import features, maps, protocol
+from cxrstudy.evaluate.embeddings import read_embeddings
+from cxrstudy.evaluate.features import encode, encode_batches, encode_each, extract
+from cxrstudy.evaluate.maps import encode_maps
+from cxrstudy.evaluate.subjects import LeakError, open_subject
 
 torch.set_num_threads(1)
-ROWS = np.array([7, 3, 30, 3, 59, 0])
+ROWS, ROWS20 = np.array([7, 3, 30, 3, 59, 0]), np.arange(20)
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +99,17 @@ def test_class_tokens_pool_only_where_there_are_any(prepared):
         encode(encoders.load_encoder("pixels"), prepared, ROWS, pooling="mean", layers=2)
 
 
-# ---- memory-mapped -------------------------------------------------------------------------------
-def test_features_that_half_precision_cannot_hold_are_refused_by_image(prepared, monkeypatch):
-    one = encoder()
-    monkeypatch.setattr(one, "forward_features", lambda x: x.flatten(2).transpose(1, 2) * 1e6)
-    with pytest.raises(ValueError, match="image study-0 are not finite in half precision"):
-        patches(one, prepared, np.arange(4))
-
-
-@pytest.mark.parametrize("mapped", [False, True])
-def test_no_more_than_a_batch_is_held_in_memory(prepared, monkeypatch, mapped):
-    alive, own = [], features._forward
+@pytest.mark.parametrize(
+    ("module", "function", "run"),
+    [
+        (features, "extract", lambda p, _: deque(encode_batches(encoder(), p, ROWS20, batch=4), 0)),
+        (maps, "feature_maps", lambda p, home: encode_maps(encoder(), p, ROWS20, 1, home=home)),
+    ],
+)
+def test_no_more_than_a_batch_is_held_in_memory(
+    prepared, tmp_path, monkeypatch, module, function, run
+):
+    alive, own = [], getattr(module, function)
 
     def watched(*call):
         assert not any(tensor() is not None for tensor in alive[:-1])
@@ -122,26 +117,35 @@ def test_no_more_than_a_batch_is_held_in_memory(prepared, monkeypatch, mapped):
         alive.append(weakref.ref(found[0]))
         return found
 
-    monkeypatch.setattr(features, "_forward", watched)
-    if mapped:
-
-        def extract_batch(*call):
-            return list(features._forward(*call))
-
-        write_features(encoder(), prepared, np.arange(40), extract_batch, batch=8)
-    else:
-        batches = encode_batches(encoder(), prepared, np.arange(40), batch=8)
-        assert [len(part) for part, _ in batches] == [8] * 5
+    monkeypatch.setattr(module, function, watched)
+    monkeypatch.setattr(maps, "CHUNK", 4)
+    run(prepared, tmp_path)
     assert len(alive) == 5
 
 
-def test_mapped_patches_are_those_of_a_pass_in_half_precision_and_leave_no_file(prepared, tmp_path):
-    found = patches(encoder(), prepared, ROWS, home=tmp_path / "run")
-    assert found.shape[0] == 120 and found.dtype == np.float16
-    pooled = pool_tokens(torch.from_numpy(found[ROWS]).float(), "mean")
-    fresh = encode(encoder(), prepared, ROWS, pooling="mean")
-    np.testing.assert_allclose(pooled, fresh, rtol=2e-3, atol=2e-3)
+# ---- memory-mapped maps --------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["random:cnn_mini", "random:hybrid_mini"])
+def test_mapped_maps_fill_the_rows_asked_for_keep_their_layout_and_leave_no_file(
+    prepared, tmp_path, name
+):
+    found = encode_maps(encoder(name), prepared, ROWS, 2, home=tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
+    mapped, own = found.of(ROWS, 2)[-1], maps.maps_of(encoder(name), prepared, ROWS, 2)[-1]
+    torch.testing.assert_close(mapped, own, rtol=2e-3, atol=2e-3)
+    assert found.maps[-1].shape == (120, *own.shape[1:]) and not found.maps[-1][1].any()
+    assert (mapped.stride(1) == 1) == (own.stride(1) == 1) == ("hybrid" in name)
+
+
+def test_maps_beyond_half_precision_are_clipped_and_those_that_are_no_numbers_refused_by_image(
+    prepared, tmp_path, monkeypatch
+):
+    one, x = encoder(), torch.full((4, 4, 8), 1e6)
+    monkeypatch.setattr(one, "intermediates", lambda *_: [(x, x[:, 0])])
+    found = encode_maps(one, prepared, np.arange(4), 1, home=tmp_path)
+    assert (found.maps[0][:4] == 65504).all()
+    x[2, 1, 1] = torch.nan
+    with pytest.raises(ValueError, match="feature maps of image study-2 are not finite"):
+        encode_maps(one, prepared, np.arange(4), 1, home=tmp_path)
 
 
 # ---- others' vectors -----------------------------------------------------------------------------------------------
@@ -185,12 +189,12 @@ def test_a_table_of_vectors_is_judged_as_the_encoder_that_made_it(
     result = classify(prepared, folder, path)
     assert not passes
     own = classify(prepared, folder, "random:cnn_mini")
-    np.testing.assert_allclose(result["scores"], own["scores"], rtol=1e-3, atol=1e-3)
-    assert (result["subject"]["paradigm"], result["subject"]["encoder"]) == (
+    np.testing.assert_allclose(result.scores, own.scores, rtol=1e-3, atol=1e-3)
+    assert (result.subject["paradigm"], result.subject["encoder"]) == (
         "embeddings",
         path.name,
     )
-    assert result["subject"]["patients"] == own["subject"]["patients"]
+    assert result.subject["patients"] == own.subject["patients"]
 
 
 def test_only_the_images_that_are_judged_must_be_in_the_table(prepared, folder, tmp_path):
@@ -211,7 +215,7 @@ def test_only_the_images_that_are_judged_must_be_in_the_table(prepared, folder, 
 def test_a_list_of_patients_beside_a_table_is_minded(prepared, folder, tmp_path):
     path = vectors(prepared, tmp_path, "npz")
     (tmp_path / "patients.txt").write_text(prepared.manifest["patient_id"].iloc[0])
-    with pytest.raises(protocol.LeakError, match="1 patients who judge encoder"):
+    with pytest.raises(LeakError, match="1 patients who judge encoder"):
         classify(prepared, folder, path)
 
 
@@ -240,4 +244,4 @@ def test_tables_that_do_not_hold_are_refused_with_row_and_count(prepared, tmp_pa
     with pytest.raises(ValueError, match="no table of embeddings"):
         read_embeddings(tmp_path / "text.parquet")
     with pytest.raises(encoders.MissingWeights, match=r"no table of embeddings at .*gone.npz"):
-        protocol.open_subject(str(tmp_path / "gone.npz"), 32, 0)
+        open_subject(str(tmp_path / "gone.npz"), 32, 0)

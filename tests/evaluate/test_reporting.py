@@ -369,8 +369,10 @@ def test_an_encoder_runs_once_over_each_image(clear, monkeypatch):
     seen = []
     monkeypatch.setattr(
         encoders.Pixels,
-        "forward_features",
-        lambda self, x: seen.append(len(x)) or torch.zeros(len(x), 1, 1024),
+        "intermediates",
+        lambda self, x, layers: (
+            seen.append(len(x)) or [(torch.zeros(len(x), 1, 1024), torch.zeros(len(x), 0))]
+        ),
     )
     reporting.run(parameters(steps=3, n_train=20, n_validation=5, n_test=10), clear)
     assert sum(seen) == 35

@@ -215,7 +215,7 @@ def test_mapped_maps_are_those_of_the_encoder_to_half_precision(prepared, tmp_pa
             of_seen, of_encoder, strict=True
         ):  # 11 bits: at most 2**-11 of a value is lost
             torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-5)
-    with pytest.raises(ValueError, match=r"layers=2, rows .* only 4 are here, with 3"):
+    with pytest.raises(ValueError, match=r"layers=2, rows .* only 4 images are encoded, with layers=3"):
         stored.maps_of(seen, prepared, rows, 2)
     with pytest.raises(ValueError, match="rows"):
         stored.maps_of(seen, prepared, np.array([9, 3]), 3)

@@ -147,6 +147,6 @@ def test_running_out_of_memory_is_no_torn_checkpoint(tmp_path, monkeypatch):
     def full(_):
         raise MemoryError
 
-    monkeypatch.setattr("cxrstudy.stored.load_file", full)
+    monkeypatch.setattr("cxrstudy.weights.load_file", full)
     with pytest.raises(MemoryError):
         checkpoint.load(tmp_path, "this", model, optimiser)
