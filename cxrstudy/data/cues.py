@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cxrstudy.data.lexicon import word_set
-from cxrstudy.data.phrases import ABNORMAL, CUES, SIZES, TERMS
+from cxrstudy.data.lexicon import read_lexicon, word_set
 
+_PHRASES = read_lexicon("phrases")
 DENIED, DOUBTED = ("absent", ""), ("uncertain", "weak")  # status and hedge
 _MIDLINE = word_set(  # have no side
     "cardiomegaly endotracheal_tube nasogastric_tube tracheostomy_tube gastrostomy_tube"
@@ -70,7 +70,8 @@ def _heads(phrase: str) -> Iterator[str]:
 def _compile() -> tuple[re.Pattern[str], dict[str, tuple[re.Pattern[str], list[str]]]]:
     """Return where a phrase may begin, and by its first two letters the phrases with kinds."""
     rows: dict[str, list[tuple[str, str]]] = {}
-    for kind, phrases in (CUES | TERMS | SIZES | ABNORMAL).items():
+    kinds = {k: v for group in _PHRASES if group != "parts" for k, v in _PHRASES[group].items()}
+    for kind, phrases in kinds.items():
         for phrase in (head for words in phrases.split(" | ") for head in _heads(words.strip())):
             rows.setdefault(phrase[:2], []).append((phrase, kind))
     tables = {}
@@ -147,9 +148,9 @@ class Reader:
                 continue
             at = found.end()
             kind = kinds[(found.lastindex or 1) - 1]
-            if kind in SIZES:
+            if kind in _PHRASES["sizes"]:
                 self._size(kind, start, at)
-            elif kind in CUES:
+            elif kind in _PHRASES["cues"]:
                 if cue := _CUE_RULES.get(kind):
                     cue(self, start, at)
             elif kind != "unrelated" and not self.scope.aside:

@@ -12,73 +12,17 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
-from cxrstudy.data.lexicon import read_lexicon, word_set
+from cxrstudy.data.lexicon import by_word, read_lexicon, word_set
 
 READ = {"findings", "impression"}  # the sections whose names are labels
 UNKNOWN = "other"  # a title that names no known section
 Head = tuple[int, int, str]  # start, end, section
-_WORDS = {  # words that name a section anywhere in a header
-    word: name
-    for name, words in read_lexicon("""
-findings: finding findings observation observations result results interpretation description
-    narrative appearances remark remarks
-impression: impression impressions imp conclusion conclusions concl opinion summary assessment
-    addendum comment comments diagnosis diagnoses
-indication: indication indications ind ref history histories hx hpi pmh reason reasons rfe
-    background request requested requesting referral referred referring question complaint
-    complaints symptom symptoms presentation presenting context clinical clinic clin purpose concern
-    signs admitting provisional preoperative order ordering allergies medication medications
-    circumstances justification
-comparison: comparison comparisons comparative compare compared comparing comp prior priors previous
-    previously old last correlation
-technique: technique techniques technic technical factors tech procedure procedures protocol method
-    methods acquisition projection projections contrast dose radiation exposure view views
-examination: date time accession mrn name dob age sex gender physician modality hospital department
-    location technologist institution
-recommendation: recommendation recommendations recommend recommended rec recs advice plan suggestion
-    suggestions management notification notifications communication communicated notified signed
-    signature dictated transcribed attestation attending disclaimer
-""").items()
-    for word in words.split()
-}
-_ALONE = {  # words that name one if no word above does
-    word: name
-    for name, words in read_lexicon("""
-findings: chest thorax cxr report read reading review notes
-examination: exam examination exams examinations study studies
-indication: information details data condition problem statement
-recommendation: followup
-""").items()
-    for word in words.split()
-}
-_FILL = word_set(
-    "the of for and or to with by from in on current final preliminary prelim initial brief "
-    "relevant pertinent other additional further overall general key main limited medical surgical "
-    "social past present patient patients pt xray xrays xr x ray rays radiograph radiographs "
-    "radiographic radiography radiological radiologic radiology film films plain portable mobile "
-    "bedside erect supine upright ap pa lateral lat frontal single two three one number type kind "
-    "digital imaging image images scan scans test provided given available made done performed wet "
-    "body text visit consult consultation chief is admission encounter new recent most follow up "
-    "section illness referrer service electronically ct mri ultrasound physical action smoking "
-    "radiologist report reports working known primary"
-)
+_LEXICON = read_lexicon("headers")
+_WORDS, _ALONE = by_word(_LEXICON["naming"]), by_word(_LEXICON["alone"])
+_OTHER = {name: word_set(words) for name, words in _LEXICON["other"].items()}
+_ORGANS, _CORE = _OTHER["organs"], _OTHER["core"]
 _FILMS = {"chest", "thorax", "cxr"}
-_PROJECTIONS = word_set("pa ap lateral lat frontal portable single two three one")
-_MODIFIES = word_set(  # clinical findings, previous impression: not of this film
-    "clinical clin admitting provisional working preoperative referring referral ref order "
-    "technical prior previous old last"
-)
-_ORGANS = word_set(
-    "heart lung lungs pleura pleural mediastinum mediastinal cardiac cardiomediastinal "
-    "cardiovascular silhouette bones bone bony osseous skeleton musculoskeletal structures soft "
-    "tissues tubes tube lines line devices device support hardware catheters airway airways trachea "
-    "diaphragm diaphragms hila hilum hilar abdomen upper vasculature spaces space size contours "
-    "parenchyma costophrenic angles thoracic visualized and the of pulmonary vessels aorta "
-    "pneumothorax effusion effusions consolidation atelectasis edema opacity opacities nodule "
-    "nodules mass masses cardiomegaly fracture fractures pneumonia"
-)
-_KNOWN = dict.fromkeys(sorted({*_WORDS, *_ALONE, *_FILL}))  # in a fixed order
-_NO_SLIP = word_set("induration compression depression expression option section")  # other words
+_KNOWN = dict.fromkeys(sorted({*_WORDS, *_ALONE, *_OTHER["fill"]}))  # in a fixed order
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _TOKEN = re.compile(r"[a-z]+|\d+|[^\sa-z\d/&,()+.'-]")
 
@@ -87,7 +31,7 @@ _TOKEN = re.compile(r"[a-z]+|\d+|[^\sa-z\d/&,()+.'-]")
 @lru_cache(maxsize=2**14)
 def _spelled(word: str, slips: int) -> str | None:
     """Return the known word that this one is, up to ``slips`` typing errors (two in long words)."""
-    if word in _KNOWN or word in _NO_SLIP or len(word) < 5 or not slips:
+    if word in _KNOWN or word in _OTHER["no_slip"] or len(word) < 5 or not slips:
         return word if word in _KNOWN else None
     near = [known for known in _KNOWN if len(known) >= 5 and abs(len(known) - len(word)) <= 2]
     for known in near:
@@ -130,10 +74,10 @@ def section_of(phrase: str, slips: int = 2) -> str | None:
         return None
     named = [_WORDS[word] for word in words if word in _WORDS]
     for first, second in pairwise(words):
-        if first in _MODIFIES and _WORDS.get(second or "") in READ:
+        if first in _OTHER["modifies"] and _WORDS.get(second or "") in READ:
             named.remove(_WORDS[second or ""])
     has_view = not {"view", "views"}.isdisjoint(words)
-    if set(named) == {"technique"} and has_view and (_FILMS | _PROJECTIONS) & set(words):
+    if set(named) == {"technique"} and has_view and (_FILMS | _OTHER["projections"]) & set(words):
         return "findings"  # CHEST, TWO VIEWS: what they show
     alone = [_ALONE[word] for word in words if word in _ALONE]
     read = [name for name in named if name in READ]
@@ -141,14 +85,6 @@ def section_of(phrase: str, slips: int = 2) -> str | None:
 
 
 # ---- sections ------------------------------------------------------------------------------------
-_CORE = word_set(
-    "findings impression impressions indication indications history comparison technique "
-    "conclusion recommendation recommendations"
-)
-_ADVERBS = word_set(
-    "previously previous old last prior compared recommend recommended requested referred read"
-)
-_SMALL = word_set("of for and to with the by in")
 _EVENT = re.compile(r"[.:;?!\n)\]]")
 _LINE_HEAD = re.compile(  # where a line begins, followed by something else than a colon
     r"^[ \t]*+(?:\(?\d{1,2}[.)][ \t]*+)?([A-Za-z](?:[A-Za-z/&,' ]|-(?=[A-Za-z])){1,50}+)"
@@ -234,7 +170,7 @@ def _headers(text: str) -> list[Head]:
         if mark == "\n":
             line = before
     for m in [*_LINE_HEAD.finditer(text), *_CAPS_HEAD.finditer(text)]:
-        name = section_of(m[1]) if m[1].strip().lower() not in _ADVERBS else None
+        name = section_of(m[1]) if m[1].strip().lower() not in _OTHER["adverbs"] else None
         is_inside = any(start <= m.start(1) < end for start, end, _ in found)
         if name and not is_inside and _is_title(m[1]):
             found.append((m.start(1), m.end(), name))
@@ -330,4 +266,6 @@ def _is_title(phrase: str) -> bool:
     words = re.findall(r"[A-Za-z]+", phrase)
     if not words or not words[0][0].isupper():
         return False
-    return len(words) <= 3 or all(w[0].isupper() for w in words[1:] if w.lower() not in _SMALL)
+    return len(words) <= 3 or all(
+        w[0].isupper() for w in words[1:] if w.lower() not in _OTHER["small"]
+    )

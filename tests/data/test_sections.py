@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrstudy.data.plaintext import plain
@@ -143,6 +143,7 @@ WORDS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(WORDS, st.sampled_from(["lose", "swap", "double", "change"]), st.integers(1, 20))
 def test_one_slip_of_spelling_names_the_same_section(word, slip, at):
     at = at % (len(word) - 1) + (slip == "change")
