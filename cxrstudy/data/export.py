@@ -1,4 +1,4 @@
-"""The synthetic institution as files: DICOM, tables, reports and masks, to try whatever reads a real data set."""
+"""Write the synthetic institution as files: DICOM, tables, reports and masks."""
 
 import json
 import shutil
@@ -30,20 +30,35 @@ def export_synthetic(
     start: int = 0,
     progress: Progress = iter,
 ) -> Path:
-    """Write images ``start`` to ``start + n`` of an institution into the new folder ``out``, which is returned.
+    """Write images ``start`` to ``start + n`` of an institution into the new folder ``out``.
 
-    ``images/*.dcm`` (``bits`` 8, 12 or 16 stored a pixel; mobile machines write MONOCHROME1, fixed ones MONOCHROME2),
-    ``masks/*.png`` (bit k of a pixel: device k of the vocabulary), ``reports/*.txt``, ``images.csv`` (a row an image;
-    labels as the institution recorded them) and ``truth.csv`` (what is so: labels, severity, side, tips in pixels).
-    The cards ``synthetic_dicom`` and ``site`` read it back. ValueError when ``out`` holds something already or ``bits``
-    is odd.
+    ``images/*.dcm`` (mobile machines write MONOCHROME1, fixed ones MONOCHROME2), ``masks/*.png``
+    (bit k of a pixel: device k of the vocabulary), ``reports/*.txt``, ``images.csv`` (a row an
+    image; labels as the institution recorded them) and ``truth.csv`` (true labels, severity, side,
+    tips in pixels). The cards ``synthetic_dicom`` and ``site`` read it back.
+
+    Args:
+        out: a folder that is new or empty.
+        n: number of images.
+        institution: of the synthetic world.
+        size: px.
+        bits: stored a pixel: 8, 12 or 16.
+        seed: of the institution.
+        start: index of the first image.
+        progress: wraps the loop over batches.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: ``out`` is not empty, or ``bits`` is another number.
     """
     out = Path(out).expanduser()
     if bits not in (8, 12, 16):
         raise ValueError(f"bits {bits}: a detector stores 8, 12 or 16 bits a pixel")
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ValueError(f"{out} is there already and not empty; name a new folder, or remove it")
-    scratch = out.with_name(f".{out.name}.partial")  # nobody takes half an export for a whole one
+    scratch = out.with_name(f".{out.name}.partial")  # so that no partial export looks complete
     shutil.rmtree(scratch, ignore_errors=True)
     for folder in ("images", "masks", "reports"):
         (scratch / folder).mkdir(parents=True)
@@ -64,16 +79,9 @@ def export_synthetic(
         tables.append(_tables(batch, names))
     for k, file in enumerate(("images.csv", "truth.csv")):
         pd.concat([pair[k] for pair in tables]).to_csv(scratch / file, index=False)
-    facts = {
-        "institution": institution,
-        "seed": seed,
-        "start": start,
-        "n": n,
-        "generator": synthetic.VERSION,
-    }
-    (scratch / "export.json").write_text(
-        json.dumps(facts | {"size": size, "bits": bits, "synthetic": True}, indent=1)
-    )
+    facts = {"institution": institution, "seed": seed, "start": start, "n": n}
+    facts |= {"generator": synthetic.VERSION, "size": size, "bits": bits, "synthetic": True}
+    (scratch / "export.json").write_text(json.dumps(facts, indent=1))
     if out.is_dir():
         out.rmdir()
     scratch.rename(out)
@@ -81,33 +89,29 @@ def export_synthetic(
 
 
 def _tables(batch: synthetic.Batch, names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of ``images.csv`` and ``truth.csv``."""
-    who: dict[str, Any] = {"image_id": names}
-    who |= {
-        key: getattr(batch, key)
-        for key in ("patient_id", "study_id", "view", "age", "sex", "scanner")
-    }
-    who |= {
-        "pixel_spacing_mm": np.round(np.asarray(batch.pixel_spacing), 4),
-        "report": batch.report,
-    }
+    """Return rows of ``images.csv`` and ``truth.csv``."""
+    facts = ("patient_id", "study_id", "view", "age", "sex", "scanner")
+    who: dict[str, Any] = {"image_id": names} | {key: getattr(batch, key) for key in facts}
+    who["pixel_spacing_mm"] = np.round(np.asarray(batch.pixel_spacing), 4)
+    who["report"] = batch.report
     who |= {name: pd.array(batch.reported[:, k], dtype="Int8") for k, name in enumerate(LABELS)}
     truth: dict[str, Any] = {"image_id": names}
     truth |= {name: batch.labels[:, k].astype(int) for k, name in enumerate(LABELS)}
     for k, name in enumerate(LABELS[: batch.severity.shape[1]]):
-        truth |= {
-            f"{name}_severity": np.round(batch.severity[:, k], 3),
-            f"{name}_side": batch.side[:, k],
-        }
+        truth[f"{name}_severity"] = np.round(batch.severity[:, k], 3)
+        truth[f"{name}_side"] = batch.side[:, k]
     for k, name in enumerate(DEVICES):
         tip = np.round(np.asarray(batch.tips)[:, k], 2)
-        truth |= {f"{name}_malpositioned": batch.malpositioned[:, k].astype(int)}
+        truth[f"{name}_malpositioned"] = batch.malpositioned[:, k].astype(int)
         truth |= {f"{name}_tip_column": tip[:, 0], f"{name}_tip_row": tip[:, 1]}
     return pd.DataFrame(who), pd.DataFrame(truth)
 
 
 def _dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) -> FileDataset:
-    """One x-ray as a Digital X-Ray Image Storage - For Presentation object (PS3.3 A.26); uids follow from the ids."""
+    """Return one x-ray as Digital X-Ray Image Storage - For Presentation (PS3.3 A.26).
+
+    Its uids follow from the ids.
+    """
     patient, exam, top = str(batch.patient_id[row]), str(batch.study_id[row]), 2**bits - 1
     stored = np.rint(np.asarray(batch.image)[row, 0].astype(np.float64) * top)
     inverse = "mobile" in str(batch.scanner[row])
@@ -117,23 +121,16 @@ def _dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) ->
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", name])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds = FileDataset("", Dataset(), preamble=b"\0" * 128, file_meta=meta)
-    ds.SOPClassUID, ds.SOPInstanceUID = (
-        meta.MediaStorageSOPClassUID,
-        meta.MediaStorageSOPInstanceUID,
-    )
+    ds.SOPClassUID = meta.MediaStorageSOPClassUID
+    ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    series = [str(seed), exam, str(batch.view[row])]
     ds.StudyInstanceUID = generate_uid(entropy_srcs=["study", str(seed), exam])
-    ds.SeriesInstanceUID = generate_uid(
-        entropy_srcs=["series", str(seed), exam, str(batch.view[row])]
-    )
-    ds.PatientID, ds.PatientName, ds.PatientSex = (
-        patient,
-        f"SYNTHETIC^{patient}",
-        str(batch.sex[row]),
-    )
-    ds.PatientBirthDate = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = (
-        ds.ReferringPhysicianName
-    ) = ""
-    ds.PatientAge, ds.StudyID = f"{int(batch.age[row]):03d}Y", exam[-16:]
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=["series", *series])
+    ds.PatientID, ds.PatientName = patient, f"SYNTHETIC^{patient}"
+    ds.PatientSex, ds.PatientAge = str(batch.sex[row]), f"{int(batch.age[row]):03d}Y"
+    ds.PatientBirthDate = ds.StudyDate = ds.StudyTime = ""
+    ds.AccessionNumber = ds.ReferringPhysicianName = ""
+    ds.StudyID = exam[-16:]
     ds.Modality, ds.PresentationIntentType, ds.BodyPartExamined = "DX", "FOR PRESENTATION", "CHEST"
     ds.Manufacturer, ds.ManufacturerModelName = "cxrstudy (synthetic)", str(batch.scanner[row])
     ds.ImageComments = (
@@ -151,9 +148,6 @@ def _dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) ->
     ds.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
     ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "LOG", 1 if inverse else -1
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = 0, 1, "US"
-    ds.WindowCenter, ds.WindowWidth = (
-        (top + 1) // 2,
-        top + 1,
-    )  # the whole range: 0 and 1 are its ends
+    ds.WindowCenter, ds.WindowWidth = (top + 1) // 2, top + 1  # 0 and 1 are the ends of the range
     ds.PixelData = stored.tobytes()
     return ds
