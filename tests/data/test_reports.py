@@ -258,7 +258,7 @@ def test_it_reads_what_synthetic_reports_were_told(institution):
     described = synthetic.describe(range(250), institution=institution)
     labels = [extract_labels(report) for report in described.report]
     for k, name in enumerate(LABELS):
-        true = described.told[:, k] == 1
+        true = described.report_labels[:, k] == 1
         assert (
             f1(np.array([said.get(name) == "present" for said in labels]), true) >= 0.98
             or not true.any()

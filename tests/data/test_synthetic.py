@@ -1,4 +1,4 @@
-"""The synthetic institution keeps its contract: pure in the index, to the bit, and true to what it says of itself."""
+"""The synthetic institution: samples depend on their index only, and agree with what is stated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cxrstudy.data.reports import extract_labels
-from cxrstudy.data.synthetic import alone, describe, devices, institution, render, sample
+from cxrstudy.data.synthetic import describe, devices, institution, isolate_label, render, sample
 from cxrstudy.data.synthetic.findings import LEFT, RIGHT
-from cxrstudy.data.synthetic.projection import ALL, Canvas, Scene, View
+from cxrstudy.data.synthetic.projection import ALL, Geometry, Projector, Scene
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS, VIEWS
 
 INDEX = st.one_of(st.integers(0, 60), st.integers(3_499_900, 3_499_999), st.integers(0, 2**40))
@@ -156,8 +156,8 @@ def test_patients_own_runs_and_institutions_share_none(many) -> None:
     pool = sample(range(200), institution="public", size=32)
     assert {p.split("-p")[0] for p in pool.patient_id} == {f"public-{k}" for k in range(8)}
     assert not set(pool.patient_id) & set(many.patient_id)
-    alone = sample([16 * 5], institution="public-1", size=32)
-    assert torch.equal(alone.image, sample([16 * (5 * 8 + 1)], institution="public", size=32).image)
+    own = sample([16 * 5], institution="public-1", size=32)
+    assert torch.equal(own.image, sample([16 * (5 * 8 + 1)], institution="public", size=32).image)
 
 
 def test_a_lateral_belongs_to_the_frontal_before_it(many) -> None:
@@ -171,7 +171,7 @@ def test_a_lateral_belongs_to_the_frontal_before_it(many) -> None:
     assert set(many.view[side - 1]) == {"PA"}
 
 
-def test_reports_tell_no_device_that_is_not_there_and_compare_only_with_a_prior() -> None:
+def test_reports_mention_no_absent_device_and_compare_only_with_a_prior() -> None:
     told = describe(range(4000))
     words = {
         "swan_ganz_catheter": "Swan-Ganz",
@@ -206,9 +206,11 @@ def test_states_last_from_exam_to_exam() -> None:
 
 
 def test_malposition_is_what_the_rules_say_of_the_tip() -> None:
-    case, _ = render._case(np.arange(3000), STUDY, 0)
-    scene, lm, view, _ = render.prepare(case, STUDY, 64)
-    tip = devices.lay(case.held, case.who.exam_draws, scene, lm, case.found, view, 64, "clear")[1]
+    case, _ = render.exam_states(np.arange(3000), STUDY, 0)
+    body = render.build_patient(case, STUDY, 64)
+    lm, draws = body.lm, case.who.exam_draws
+    placed = (body.scene, lm, case.found, body.geometry, 64, "clear")
+    tip = devices.place_devices(case.held, draws, *placed)[1]
     x, y, _ = np.moveaxis(tip, -1, 0)
     deep = y - lm["carina"][:, None]
     inwards = 134.0 * lm["wide"][:, None] - np.abs(x)
@@ -219,19 +221,21 @@ def test_malposition_is_what_the_rules_say_of_the_tip() -> None:
     )
     for k, name in enumerate(DEVICES):
         here = case.held.present[:, k]
-        ok = (reach[here, k] >= devices.RULES[k][1]) & (reach[here, k] <= devices.RULES[k][2])
+        ok = (reach[here, k] >= devices.TIP_RULES[k][1]) & (
+            reach[here, k] <= devices.TIP_RULES[k][2]
+        )
         assert np.array_equal(ok, ~case.held.malpositioned[here, k]), name
         assert 0.05 < 1 - ok.mean() < 0.30, name
 
 
-def shadow(case, name: str, side: int) -> tuple[torch.Tensor, View]:
-    """What a finding on a side adds to the images of a case."""
+def shadow(case, name: str, side: int) -> tuple[torch.Tensor, Geometry]:
+    """Return what a finding on a side adds to the images of some exams, and their geometry."""
     k, images = FINDINGS.index(name), []
     case.found.side[:, k], case.found.severity[:, k] = side, 0.7
     for there in (False, True):
         case.found.present[:, k] = there
-        images.append(render._render(case, STUDY, 96)[0][:, 0])
-    return images[1] - images[0], render.prepare(case, STUDY, 96)[2]
+        images.append(render.render(case, STUDY, 96)[0][:, 0])
+    return images[1] - images[0], render.build_patient(case, STUDY, 96).geometry
 
 
 @pytest.mark.parametrize(
@@ -246,7 +250,7 @@ def shadow(case, name: str, side: int) -> tuple[torch.Tensor, View]:
 )
 def test_right_is_on_the_left_of_a_frontal_image_and_views_agree_on_height(name, mm, many) -> None:
     lateral = np.flatnonzero(many.view == "LATERAL")[:6]
-    case, _ = render._case(np.sort(np.concatenate([lateral - 1, lateral])), STUDY, 0)
+    case, _ = render.exam_states(np.sort(np.concatenate([lateral - 1, lateral])), STUDY, 0)
     case.found.present[:] = False
     case.held.present[:] = False
     for side in (RIGHT, LEFT):
@@ -259,7 +263,7 @@ def test_right_is_on_the_left_of_a_frontal_image_and_views_agree_on_height(name,
         )
         frontal = u[0::2] - view.shift_u[0::2]
         assert ((frontal < 0) == (side == RIGHT)).all()
-        height = (v - view.shift_v) / view.magnify(np.zeros(len(v)))
+        height = (v - view.shift_v) / view.magnification(np.zeros(len(v)))
         assert np.abs(height[0::2] - height[1::2]).max() < mm
 
 
@@ -273,24 +277,24 @@ def test_a_mirrored_patient_gives_a_mirrored_image() -> None:
         "shift_u": np.full(4, 7.0),
     }
     rest = {
-        "near": np.ones(4),
+        "detector": np.ones(4),
         "source": np.full(4, 1800.0),
         "shift_v": np.full(4, 3.0),
         "spacing": np.full(4, 6.0),
     }
-    there = Canvas.of(scene, View(**turned, **rest), 64)
+    there = Projector.of(scene, Geometry(**turned, **rest), 64)
     turned = {k: v if k == "cos" else -v for k, v in turned.items()}
     mirrored = Scene({"a": scene.shapes["a"] * np.array([-1, 1, 1, 1, 1, 1, -1])}, 4)
-    back = Canvas.of(mirrored, View(**turned, **rest), 64)
-    assert there.half("a", ALL)[0].max() > 1.0
-    assert torch.equal(there.half("a", ALL)[0], back.half("a", ALL)[0].flip(-1))
+    back = Projector.of(mirrored, Geometry(**turned, **rest), 64)
+    assert there.half_chord("a", ALL)[0].max() > 1.0
+    assert torch.equal(there.half_chord("a", ALL)[0], back.half_chord("a", ALL)[0].flip(-1))
 
 
 def test_every_plane_is_computed_on_the_device_asked_for() -> None:
     """Fake tensors run the whole of it on a GPU that need not be there: an operand left behind raises."""
-    case, _ = render._case(np.arange(64), STUDY, 0)
+    case, _ = render.exam_states(np.arange(64), STUDY, 0)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        ((rows, image, masks, _, _),) = render._pieces(case, STUDY, 64, "cuda")
+        ((rows, image, masks, _, _),) = render.render_chunks(case, STUDY, 64, "cuda")
     assert rows == slice(0, 64)
     assert image.device.type == masks.device.type == "cuda"
     assert masks.shape == (64, len(DEVICES), 64, 64)
@@ -305,19 +309,20 @@ def test_a_gpu_draws_the_same_to_a_thousandth() -> None:
 
 
 @pytest.mark.parametrize("label", ["nodule_mass", "edema", "picc", "chest_tube"])
-def test_alone_a_label_changes_the_image_and_nothing_else_is_there(label) -> None:
-    image, bare, masks = alone(range(8), label, size=64)
+def test_an_isolated_label_changes_the_image_and_nothing_else_is_there(label) -> None:
+    image, bare, masks, extent = isolate_label(range(8), label, size=64)
     assert ((image - bare).abs().amax((1, 2, 3)) > 0.02).all()
     shown = masks.any((2, 3))
     assert np.array_equal(shown, np.tile(np.array(DEVICES) == label, (8, 1)))
+    assert (extent.max((1, 2)) > 0.02).all() == (label in FINDINGS)
 
 
 @pytest.mark.parametrize("site", ["study", "public-0", "public-5"])
-def test_reports_say_what_they_were_told_to(site) -> None:
+def test_reports_state_what_report_labels_say(site) -> None:
     said = describe(range(3000), institution=site)
-    present = said.told == 1
+    present = said.report_labels == 1
     assert (said.labels[present] == 1).all()  # nothing is asserted that is not there
-    assert (said.labels[said.told == 0] == 0).all()
+    assert (said.labels[said.report_labels == 0] == 0).all()
     read = np.zeros_like(present)
     for row, text in enumerate(said.report):
         for name, status in extract_labels(text).items():

@@ -1,6 +1,9 @@
-"""A synthetic institution: chest x-rays with truth, labels, masks and reports, each a function of its index alone."""
+"""A synthetic institution: chest x-rays with truth, structured labels, masks and reports.
+
+Every image is a function of (seed, institution, index).
+"""
 
 from cxrstudy.data.generator import VERSION
-from cxrstudy.data.synthetic.render import Batch, alone, describe, sample
+from cxrstudy.data.synthetic.sampling import Batch, describe, isolate_label, sample
 
-__all__ = ["VERSION", "Batch", "alone", "describe", "sample"]
+__all__ = ["VERSION", "Batch", "describe", "isolate_label", "sample"]

@@ -1,379 +1,238 @@
-"""`sample`: indices to images, labels, masks and reports."""
+"""Render exams: optical depth of the body, findings and devices, then the detector and display."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from cxrstudy.data.synthetic import anatomy, devices, findings, wording
+from cxrstudy.data.synthetic import anatomy, devices, findings
 from cxrstudy.data.synthetic.devices import Devices
 from cxrstudy.data.synthetic.draws import Array
-from cxrstudy.data.synthetic.findings import Findings
-from cxrstudy.data.synthetic.institution import BLOCK, POOL, Institution, Roster, roster
-from cxrstudy.data.synthetic.institution import institution as find_institution
-from cxrstudy.data.synthetic.projection import POINTS, Canvas, Scene, Tensor, View, turn
-from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
+from cxrstudy.data.synthetic.findings import FindingPainter, Findings
+from cxrstudy.data.synthetic.institution import Institution, PatientExams, patient_exams
+from cxrstudy.data.synthetic.projection import POINTS, Geometry, PerRow, Projector, Scene, cos_sin
+from cxrstudy.data.vocabulary import DEVICES
 
 GROUP = 512  # rows whose parameters are drawn together
-CHUNK_PIXELS = (
-    64 * 64 * 64
-)  # pixels drawn together: 16 rows at 64 px are half as fast as 64, for the calls' sake
-GLYPHS = torch.tensor([  # "L" and "R", five dots wide and seven high
+# Pixels rendered together. With 16 instead of 64 rows at 64 px, rendering is half as fast
+CHUNK_PIXELS = 64 * 64 * 64
+GLYPHS = torch.tensor([  # "L" and "R", 5 dots wide and 7 high
     [int(dot) for dot in glyph]
     for glyph in ("10000" * 6 + "11111", "11110" "10001" "10001" "11110" "10100" "10010" "10001")
 ], dtype=torch.float32)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Batch:
-    """N images with all that is known of them; L labels, F findings and D devices in the order of the vocabulary.
-    `describe` leaves image, masks, tips and pixel_spacing None."""
+@dataclass
+class ExamState(PerRow):
+    """All that is drawn of some exams before rendering, one entry per image."""
 
-    image: Tensor | None  # float32 (N, 1, size, size) in [0, 1], bone bright
-    labels: Array  # float32 (N, L), the truth in {0, 1}
-    reported: Array  # float32 (N, L), structured labels with their errors, NaN where not recorded
-    masks: Array | None  # bool (N, D, size, size)
-    report: list[str]
-    told: Array  # float32 (N, L), what the report was told to say: 1 present, 0 absent, 0.5 doubted, NaN not mentioned
-    patient_id: Array  # str (N,)
-    study_id: Array  # str (N,)
-    view: Array  # str (N,): "PA", "AP", "LATERAL"
-    age: Array  # float64 (N,), years
-    sex: Array  # str (N,): "F", "M"
-    severity: Array  # float64 (N, F) in [0, 1], NaN where absent
-    side: Array  # str (N, F): "right", "left", "bilateral", "" where absent
-    malpositioned: Array  # bool (N, D), as devices.RULES say; False where absent
-    scanner: Array  # str (N,)
-    tips: (
-        Array | None
-    )  # float64 (N, D, 2): column and row of the device's tip in pixels, NaN where absent
-    pixel_spacing: Array | None  # float64 (N,), mm
+    who: PatientExams
+    female: Array
+    age: Array  # years
+    found: Findings
+    held: Devices
 
 
-def look(who: Roster, site: Institution, size: int) -> View:
-    """How each row is imaged: distances, positioning, field. A lateral has the patient's left at the detector."""
+def exam_states(index: Array, site: Institution, seed: int) -> tuple[ExamState, ExamState]:
+    """Return the exams of some indices, and the exams before (the same if an exam is the first)."""
+    who = patient_exams(index, site, seed)
+    female = who.patient_draws.bernoulli("female", site.female)
+    start = np.clip(who.patient_draws.normal("age", *site.age), 18.0, 95.0)
+
+    def state(exam: Any, number: Array) -> ExamState:
+        age, patient = start + 0.1 * number, who.patient_draws
+        found = findings.draw_findings(patient, exam, site, who.acuity, age, number)
+        held = devices.draw_devices(patient, exam, site, who.acuity, age, found)
+        return ExamState(who, female, age, found, held)
+
+    return state(who.exam_draws, who.exam), state(who.prior_draws, np.maximum(who.exam - 1, 0))
+
+
+@dataclass
+class Body:
+    """The bodies of some exams as they are imaged."""
+
+    scene: Scene
+    lm: dict[str, Array]  # landmarks (N,)
+    geometry: Geometry
+    fractures: Array  # (N, 4)
+
+
+def build_patient(state: ExamState, site: Institution, size: int) -> Body:
+    """Return the bodies of some exams with their findings, and the geometry of their images."""
+    who, patient = state.who, state.who.patient_draws
+    scene, lm = anatomy.build_body(
+        patient, who.exam_draws, state.female, state.age, who.ap, who.lateral
+    )
+    findings.deform_body(state.found, scene, lm, who.exam_draws)
+    findings.place_findings(state.found, scene, lm, patient)
+    fractures = findings.place_fractures(state.found, patient, scene, lm)
+    return Body(scene, lm, imaging_geometry(who, site, size), fractures)
+
+
+def imaging_geometry(who: PatientExams, site: Institution, size: int) -> Geometry:
+    """Return the geometry of each row's image. A lateral has the patient's left at the detector."""
     d = who.image_draws
-    cos, sin = turn(d.normal("turn", 0.0, np.where(who.ap, 0.08, 0.045)))
+    cos, sin = cos_sin(d.normal("turn", 0.0, np.where(who.ap, 0.08, 0.045)))
     cos, sin = np.where(who.lateral, -sin, cos), np.where(who.lateral, cos, sin)
     roll = d.normal("roll", 0.0, np.where(who.ap, 0.045, 0.025))
-    near = np.where(who.ap, -1.0, 1.0)  # AP: the plate lies behind the back
-    source = np.where(
-        who.ap, d.uniform("source", 1150.0, 1500.0), d.uniform("source", 1750.0, 1850.0)
-    )
+    detector = np.where(who.ap, -1.0, 1.0)  # AP: the detector is behind the back
+    near, far = d.uniform("source", 1150.0, 1500.0), d.uniform("source", 1750.0, 1850.0)
     shift_u, shift_v = d.normal("u", 0.0, np.where(who.ap, 12.0, 8.0)), d.normal("v", 0.0, 13.0)
-    return View(
-        cos, sin, roll, near, source, shift_u, shift_v, d.uniform("field", *site.plate) / size
-    )
+    spacing = d.uniform("field", *site.plate) / size
+    source = np.where(who.ap, near, far)
+    return Geometry(cos, sin, roll, detector, source, shift_u, shift_v, spacing)
 
 
-def pixels(points: Array, view: View, size: int) -> Array:
-    """Body points (n, D, 3) as column and row of the image, (n, D, 2); whole numbers are pixel centres."""
-    u, v = view.rows(POINTS).project(points[..., 0], points[..., 1], points[..., 2])
-    return np.stack([u, v], axis=-1) / view.spacing[:, None, None] + (size / 2 - 0.5)
+def to_pixels(points: Array, geometry: Geometry, size: int) -> Array:
+    """Return column and row (n, D, 2) of points (n, D, 3); integers are pixel centres."""
+    u, v = geometry.rows(POINTS).project(points[..., 0], points[..., 1], points[..., 2])
+    return np.stack([u, v], axis=-1) / geometry.spacing[:, None, None] + (size / 2 - 0.5)
 
 
-def power(base: Any) -> Any:
-    """base^-8 of an array or tensor, by operations that round correctly."""
+def inverse_power_8(base: Any) -> Any:
+    """Return base^-8 of an array or tensor, with operations that are rounded correctly."""
     base = base * base
     base = base * base
     return 1.0 / (base * base)
 
 
-def machine(who: Roster, site: Institution) -> tuple[Array, dict[str, Array]]:
-    """Each row's scanner, the exam's own: names (N,) and parameters (N,) by name."""
-    both = (*site.fixed, *site.mobile)
-    chosen = np.where(
-        who.ap, len(site.fixed) + who.exam_draws.bits("mobile") % np.uint64(len(site.mobile)),
-        who.exam_draws.bits("fixed") % np.uint64(len(site.fixed)),
-    ).astype(np.int64)  # fmt: skip
-    table = {
-        f.name: np.array([getattr(scanner, f.name) for scanner in both])[chosen]
-        for f in fields(both[0])
-    }
+def assign_scanners(who: PatientExams, site: Institution) -> tuple[Array, dict[str, Array]]:
+    """Return the names (N,) of each exam's scanner, and its parameters (N,) by name."""
+    both, draws = (*site.fixed, *site.mobile), who.exam_draws
+    mobile = len(site.fixed) + draws.bits("mobile") % np.uint64(len(site.mobile))
+    fixed = draws.bits("fixed") % np.uint64(len(site.fixed))
+    chosen = np.where(who.ap, mobile, fixed).astype(np.int64)
+    names = [f.name for f in fields(both[0])]
+    table = {name: np.array([getattr(m, name) for m in both])[chosen] for name in names}
     return table.pop("name"), table
 
 
 def expose(
-    depth: Tensor, canvas: Canvas, who: Roster, site: Institution, lm: dict[str, Array]
+    depth: Tensor, projector: Projector, who: PatientExams, site: Institution, lm: dict[str, Array]
 ) -> Tensor:
-    """Optical depth to a displayed image in [0, 1], bone bright.
+    """Return displayed images in [0, 1], bone bright, from optical depth (n, size, size).
 
-    A gamma-distributed beam spectrum gives the transmission (1 + depth/8)^-8, Beer-Lambert with beam hardening; the
-    display curve T0 / (T0 + T) is a sigmoid in the depth, like the tables of digital detectors.
+    A gamma-distributed beam spectrum gives the transmission T = (1 + depth/8)^-8, that is the law
+    of Beer and Lambert with beam hardening. The display curve T0 / (T0 + T) is a sigmoid of the
+    optical depth, like the look-up tables of digital detectors.
     """
-    d, size, column = who.image_draws, depth.shape[-1], canvas.column
-    scanner = machine(who, site)[1]
-    gain = (
-        d.uniform("gain", *site.gain) * scanner["gain"] * np.where(who.lateral, 0.1, 0.125)
-    )  # an eighth of it
+    d, size, per_image = who.image_draws, depth.shape[-1], projector.per_image
+    scanner = assign_scanners(who, site)[1]
+    # Detector gain, with the eighth of the spectrum; a lateral is exposed more
+    gain = d.uniform("gain", *site.gain) * scanner["gain"] * np.where(who.lateral, 0.1, 0.125)
     aim = lm["body.depth"] - 0.5 * lm["lung.depth"]  # automatic exposure: between lung and abdomen
-    aimed = power(1.0 + gain * aim)
-    noise = (
-        d.planes("noise", size, size)
-        .to(canvas.device)
-        .mul_(column(scanner["noise"] * max(size / 64.0, 1.0) ** 0.5))
-    )
-    beam = (
-        power((depth * column(gain)).add_(1.0))
-        .mul_(noise.add_(1.0))
-        .add_(column(aimed * scanner["scatter"]))
-    )
-    middle = column(aimed * d.normal("exposure", 1.0, 0.13))
+    target = inverse_power_8(1.0 + gain * aim)
+    noise_level = per_image(scanner["noise"] * max(size / 64.0, 1.0) ** 0.5)
+    noise = d.white_noise("noise", size, size).to(projector.device).mul_(noise_level)
+    beam = inverse_power_8((depth * per_image(gain)).add_(1.0))
+    beam = beam.mul_(noise.add_(1.0)).add_(per_image(target * scanner["scatter"]))
+    middle = per_image(target * d.normal("exposure", 1.0, 0.13))
     shown = middle / (beam + middle)
-    low = column(scanner["dark"] + d.uniform("low", -0.02, 0.03))
-    high = column(scanner["bright"] + d.uniform("high", -0.04, 0.04))
+    low = per_image(scanner["dark"] + d.uniform("low", -0.02, 0.03))
+    high = per_image(scanner["bright"] + d.uniform("high", -0.04, 0.04))
     shown = shown.sub_(low).div_(high - low).clamp_(0.0, 1.0)
-    return torch.maximum(shown, marker(canvas, who, scanner["marker"]))
+    return torch.maximum(shown, side_marker(projector, who, scanner["marker"]))
 
 
-def marker(canvas: Canvas, who: Roster, share: Array) -> Tensor:
-    """Burned-in side markers in [0, 1]: an L on the patient's left or an R on the right, in an upper corner."""
-    d, half = who.image_draws, canvas.view.spacing * canvas.size / 2
-    right = d.chance("marker.right", 0.4) & ~who.lateral
-    dot = d.uniform("marker.dot", 1.6, 2.6)  # mm
+def side_marker(projector: Projector, who: PatientExams, share: Array) -> Tensor:
+    """Return burned-in side markers in [0, 1]: an L or an R in the upper corner of its side."""
+    d, half = who.image_draws, projector.geometry.spacing * projector.size / 2
+    right = d.bernoulli("marker.right", 0.4) & ~who.lateral
+    dot = projector.per_image(d.uniform("marker.dot", 1.6, 2.6))  # mm
     u = np.where(right, -1.0, 1.0) * half * d.uniform("marker.u", 0.72, 0.9)
     v = -half * d.uniform("marker.v", 0.6, 0.93)
-    column = ((canvas.u - canvas.column(u)) / canvas.column(dot)).floor().long()
-    row = ((canvas.v - canvas.column(v)) / canvas.column(dot)).floor().long()
+    column = ((projector.u - projector.per_image(u)) / dot).floor().long()
+    row = ((projector.v - projector.per_image(v)) / dot).floor().long()
     on = ((column >= 0) & (column < 5)) & ((row >= 0) & (row < 7))
     place = (row.clamp(0, 6) * 5 + column.clamp(0, 4)).view(len(right), -1)
-    lit = (
-        GLYPHS.to(canvas.device)[canvas.put(right.astype(np.int64))].gather(1, place).view(on.shape)
-        * on
+    glyph = GLYPHS.to(projector.device)[projector.to_device(right.astype(np.int64))]
+    lit = glyph.gather(1, place).view(on.shape) * on
+    light = d.bernoulli("marker", share) * d.uniform("marker.light", 0.75, 1.0)
+    return lit.mul_(projector.per_image(light))
+
+
+def _vessel_tree(state: ExamState, body: Body, size: int) -> tuple[Array, Array, Array]:
+    """Return the vessels of each lung; edema widens them."""
+    patient = state.who.patient_draws
+    thick = 1.0 + 0.35 * state.found.on("edema") + 0.12 * patient.normal("vessels")
+    return anatomy.vessel_tree(patient.child("tree"), body.scene, body.geometry, thick, size)
+
+
+def _healthy(
+    state: ExamState, lm: dict[str, Array], projector: Projector, tree: tuple[Array, ...],
+    fractures: Array,
+) -> FindingPainter:  # fmt: skip
+    """Return the optical depth without findings and devices, ready for the findings."""
+    who = state.who
+    depth, air, texture, vessels = anatomy.healthy_optical_depth(
+        projector, who.patient_draws, who.image_draws, lm, tree, fractures
     )
-    return lit.mul_(canvas.column(d.chance("marker", share) * d.uniform("marker.light", 0.75, 1.0)))
+    return FindingPainter(depth, projector, air, lm, state.found, who.ap, texture, vessels)
 
 
-def sample(
-    indices: Sequence[int] | Array,
-    *,
-    institution: str = "study",
-    size: int,
-    seed: int = 0,
-    device: str = "cpu",
-) -> Batch:
-    """The images of some indices (any integers from 0) of an institution, `size` pixels to the side.
+Chunk = tuple[slice, Tensor, Tensor, Array, Array]
 
-    A sample depends on (seed, institution, index) alone, to the bit, whatever is asked for beside it. "public" is the
-    pool: its blocks of 16 indices go round public-0 to public-7. Words after a name change one factor of it (see
-    `institution`). Planes are computed, and images left, on the torch `device`; other devices may round differently
-    (within 1e-3).
+
+def render_chunks(state: ExamState, site: Institution, size: int, device: str) -> Iterator[Chunk]:
+    """Yield rows, images and masks on the device, tips in pixels and pixel spacing in mm.
+
+    Parameters are drawn for many rows at once, planes are computed for a chunk of them.
     """
-    if not 32 <= size <= 1024:
-        raise ValueError(f"size {size} is not in 32..1024")
-    return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, size, seed, device)
-
-
-def describe(indices: Sequence[int] | Array, *, institution: str = "study", seed: int = 0) -> Batch:
-    """What `sample` tells of some indices, without rendering."""
-    return _draw(np.asarray(indices, dtype=np.int64).reshape(-1), institution, None, seed)
-
-
-def alone(
-    indices: Sequence[int] | Array,
-    label: str,
-    *,
-    institution: str = "study",
-    size: int,
-    severity: float = 0.7,
-) -> tuple[Tensor, Tensor, Array]:
-    """The x-rays of some indices as if `label` were all that their patients had: images with it and without, (N, 1,
-    size, size) each, and masks (N, D, size, size). For looking at, and for tests of what a finding adds."""
-    with torch.no_grad():
-        site = find_institution(institution)
-        case, _ = _case(np.asarray(indices, dtype=np.int64), site, 0)
-        case.found.present[:] = case.held.present[:] = case.held.monitored[:] = False
-        bare = _render(case, site, size)[0]
-        if label in FINDINGS:
-            case.found.present[:, FINDINGS.index(label)] = True
-            case.found.severity[:, FINDINGS.index(label)] = severity
-        else:
-            case.held.present[:, DEVICES.index(label)] = True
-        image, masks, _, _ = _render(case, site, size)
-        return image, bare, masks
-
-
-def _draw(index: Array, name: str, size: int | None, seed: int, device: str = "cpu") -> Batch:
-    """`sample`, or `describe` where there is no size."""
-    if index.size and index.min() < 0:
-        raise ValueError("indices start at 0")
-    stem, *words = re.split(r"-(?=[a-z])", name, maxsplit=1)
-    with torch.no_grad():
-        if stem != "public":
-            return _one(index, find_institution(name), size, seed, device)
-        block = index // BLOCK
-        number, own = block % POOL, block // POOL * BLOCK + index % BLOCK
-        rows = [np.flatnonzero(number == k) for k in range(POOL)]
-        sites = [find_institution("-".join([f"public-{k}", *words])) for k in range(POOL)]
-        parts = [
-            _one(own[r], site, size, seed, device) for site, r in zip(sites, rows, strict=True)
-        ]
-        return _join(parts, np.argsort(np.concatenate(rows)))
-
-
-def _join(parts: list[Batch], back: Array) -> Batch:
-    """Batches as one, rows in the order `back`."""
-    joined: dict[str, object] = {}
-    for name in Batch.__dataclass_fields__:
-        values = [getattr(p, name) for p in parts]
-        if name == "report":
-            flat = [text for value in values for text in value]
-            joined[name] = [flat[k] for k in back]
-        elif values[0] is None:
-            joined[name] = None
-        elif name == "image":
-            joined[name] = torch.cat(values)[torch.from_numpy(back).to(values[0].device)]
-        else:
-            joined[name] = np.concatenate(values)[back]
-    return Batch(**joined)  # type: ignore[arg-type]
-
-
-@dataclass
-class Case:
-    """All that is drawn of some rows before anything is rendered."""
-
-    who: Roster
-    female: Array
-    age: Array
-    found: Findings
-    held: Devices
-
-
-def _case(index: Array, site: Institution, seed: int) -> tuple[Case, Case]:
-    """Some indices' exams, and the exams before them (the same where an exam is the patient's first)."""
-    who = roster(index, site, seed)
-    female = who.patient_draws.chance("female", site.female)
-    start = np.clip(who.patient_draws.normal("age", *site.age), 18.0, 95.0)
-    cases = []
-    for exam, number in (
-        (who.exam_draws, who.exam),
-        (who.prior_draws, np.maximum(who.exam - 1, 0)),
-    ):
-        age = start + 0.1 * number
-        found = findings.draw(who.patient_draws, exam, site, who.acuity, age, number)
-        cases.append(
-            Case(
-                who,
-                female,
-                age,
-                found,
-                devices.draw(who.patient_draws, exam, site, who.acuity, age, found),
-            )
-        )
-    return cases[0], cases[1]
-
-
-def _one(index: Array, site: Institution, size: int | None, seed: int, device: str) -> Batch:
-    """`_draw` for one institution."""
-    now, before = _case(index, site, seed)
-    who, found, held = now.who, now.found, now.held
-    labels = np.concatenate([found.present, held.present], axis=1).astype(np.float32)
-    patients = [f"{site.name}-p{k:08d}" for k in who.number.tolist()]
-    exams = [f"{p}-s{k}" for p, k in zip(patients, who.exam.tolist(), strict=True)]
-    report, told = wording.write(
-        who.exam_draws, site, (found, held), (before.found, before.held), who.exam > 0
-    )
-    image, masks, tips, spacing = (None,) * 4 if size is None else _render(now, site, size, device)
-    return Batch(
-        image=image, labels=labels, reported=_record(who, site, labels), masks=masks, report=report, told=told,
-        patient_id=np.array(patients, dtype=str), study_id=np.array(exams, dtype=str), age=now.age,
-        view=np.where(who.lateral, "LATERAL", np.where(who.ap, "AP", "PA")), sex=np.where(now.female, "F", "M"),
-        severity=np.where(found.present, found.severity, np.nan), malpositioned=held.malpositioned,
-        side=np.where(found.present, np.array(wording.SIDES)[found.side], ""), scanner=machine(who, site)[0],
-        tips=tips, pixel_spacing=spacing,
-    )  # fmt: skip
-
-
-def prepare(
-    case: Case, site: Institution, size: int
-) -> tuple[Scene, dict[str, Array], View, Array]:
-    """The ill bodies of some rows as they are imaged: scene, landmarks, view, broken ribs."""
-    who, d = case.who, case.who.patient_draws
-    scene, lm = anatomy.build(d, who.exam_draws, case.female, case.age, who.ap, who.lateral)
-    findings.deform(case.found, scene, lm, who.exam_draws)
-    findings.opacities(case.found, scene, lm, d)
-    return scene, lm, look(who, site, size), findings.breaks(case.found, d, scene, lm)
-
-
-Piece = tuple[slice, Tensor, Tensor, Array, Array]
-
-
-def _pieces(case: Case, site: Institution, size: int, device: str) -> Iterator[Piece]:
-    """Images and masks on the device, tips in pixels and pixel spacing, with the rows they are of. Parameters are drawn
-    for many rows at once, planes for a chunk."""
     chunk = max(1, CHUNK_PIXELS // (size * size))
-    for first in range(0, len(case.age), GROUP):
-        rows = slice(first, first + GROUP)
-        part = Case(
-            case.who.rows(rows),
-            case.female[rows],
-            case.age[rows],
-            case.found.rows(rows),
-            case.held.rows(rows),
-        )
-        who, found, held, patient = part.who, part.found, part.held, part.who.patient_draws
-        scene, lm, view, broken = prepare(part, site, size)
-        thick = 1.0 + 0.35 * found.on("edema") + 0.12 * patient.normal("vessels")
-        tree = anatomy.branches(patient.child("tree"), scene, view, thick, size)
-        wires, ends = devices.lay(
-            held, who.exam_draws, scene, lm, found, view, size, site.device_contrast
-        )
-        tips = pixels(ends, view, size)
-        whole = Canvas.of(scene, view, size, device)
+    for first in range(0, len(state.age), GROUP):
+        part = state.rows(slice(first, first + GROUP))
+        body = build_patient(part, site, size)
+        tree = _vessel_tree(part, body, size)
+        curves, ends = devices.place_devices(
+            part.held, part.who.exam_draws, body.scene, body.lm, part.found, body.geometry, size,
+            site.device_contrast,
+        )  # fmt: skip
+        tips = to_pixels(ends, body.geometry, size)
+        whole = Projector.of(body.scene, body.geometry, size, device)
         for low in range(0, len(part.age), chunk):
             few = slice(low, low + chunk)
-            here, canvas, ill = who.rows(few), whole.rows(few), found.rows(few)
-            marks = {k: v[few] for k, v in lm.items()}
-            depth, air, texture, vessel = anatomy.healthy(
-                canvas,
-                here.patient_draws,
-                here.image_draws,
-                marks,
-                tuple(t[few] for t in tree),
-                broken[few],
-            )
-            findings.paint(depth, canvas, air, marks, ill, here.ap, texture, vessel)
-            depth.clamp_(min=0.0)
-            masks = devices.render(depth, canvas, held.rows(few), wires.between(low, low + chunk))
-            image = expose(depth, canvas, here, site, marks)
-            yield (
-                slice(first + low, first + low + len(depth)),
-                image,
-                masks,
-                tips[few],
-                view.spacing[few],
-            )
+            here, projector = part.rows(few), whole.rows(few)
+            lm = {k: v[few] for k, v in body.lm.items()}
+            vessels = tuple(t[few] for t in tree)
+            painter = _healthy(here, lm, projector, vessels, body.fractures[few])
+            painter.paint()
+            depth = painter.depth.clamp_(min=0.0)
+            shown = curves.between(low, low + chunk)
+            masks = devices.render_devices(depth, projector, here.held, shown)
+            image = expose(depth, projector, here.who, site, lm)
+            rows = slice(first + low, first + low + len(depth))
+            yield rows, image, masks, tips[few], body.geometry.spacing[few]
 
 
-def _render(
-    case: Case, site: Institution, size: int, device: str = "cpu"
+def render(
+    state: ExamState, site: Institution, size: int, device: str = "cpu"
 ) -> tuple[Tensor, Array, Array, Array]:
-    """All that `_pieces` gives, joined: images stay on the device."""
-    n = len(case.age)
+    """Return all chunks joined: images (on the device), masks, tips and pixel spacing."""
+    n = len(state.age)
     image = torch.empty((n, 1, size, size), device=device)
-    masks, tips, spacing = (
-        np.empty((n, len(DEVICES), size, size), dtype=bool),
-        np.empty((n, len(DEVICES), 2)),
-        np.empty(n),
-    )
-    for put, planes, shown, ends, mm in _pieces(case, site, size, device):
-        image[put, 0], masks[put], tips[put], spacing[put] = planes, shown.cpu().numpy(), ends, mm
+    masks = np.empty((n, len(DEVICES), size, size), dtype=bool)
+    tips, spacing = np.empty((n, len(DEVICES), 2)), np.empty(n)
+    for rows, planes, shown, ends, mm in render_chunks(state, site, size, device):
+        image[rows, 0], masks[rows], tips[rows] = planes, shown.cpu().numpy(), ends
+        spacing[rows] = mm
     return image, masks, tips, spacing
 
 
-def _record(who: Roster, site: Institution, labels: Array) -> Array:
-    """Structured labels: the truth with the institution's errors, NaN where not recorded."""
-    out, d = labels.copy(), who.exam_draws
-    lost = d.chance("blank", site.exam_blank)
-    for k, name in enumerate(LABELS):
-        error = d.uniform(f"record.{name}") < np.where(
-            labels[:, k] > 0, site.label_miss, site.label_false
-        )
-        out[:, k] = np.where(error, 1.0 - labels[:, k], labels[:, k])
-        out[lost | d.chance(f"blank.{name}", site.label_blank), k] = np.nan
-    return out
+def findings_optical_depth(state: ExamState, site: Institution, size: int) -> Tensor:
+    """Return the optical depth that findings add where they are, float32 (N, size, size).
+
+    Changes of the body's shape (a larger heart, a shifted mediastinum) are not part of it.
+    """
+    body = build_patient(state, site, size)
+    projector = Projector.of(body.scene, body.geometry, size)
+    tree = _vessel_tree(state, body, size)
+    painter = _healthy(state, body.lm, projector, tree, body.fractures)
+    painter = replace(painter, depth=torch.zeros_like(painter.depth))
+    painter.paint()
+    return painter.depth
