@@ -43,7 +43,7 @@ def report(data_root: str = "") -> int:
     try:
         import torch
 
-        from cxrstudy.pretrain.loop import precision
+        from cxrstudy.pretrain.build import precision
 
         has_gpu = torch.cuda.is_available()
         gpu = torch.cuda.get_device_name() if has_gpu else "none; runs use the CPU"

@@ -11,8 +11,7 @@ from cxrstudy import encoders, study
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.encoders import Encoder, build_encoder, load_encoder
 from cxrstudy.encoders.patches import grid_side
-from cxrstudy.pretrain.dinov2 import DinoConfig
-from cxrstudy.pretrain.distil import Dino
+from cxrstudy.pretrain.dinov2 import DinoConfig, DINOv2
 from cxrstudy.pretrain.loop import pretrain
 
 torch.set_num_threads(1)
@@ -118,7 +117,7 @@ def test_a_run_with_a_patch_that_does_not_divide_its_data_is_refused(tmp_path):
 
 def test_crops_that_the_patch_does_not_divide_are_refused_by_their_name():
     dynamic = vit(64, 16, dynamic_img_size=True)
-    assert Dino(dynamic, DinoConfig(local_crops=2)).local_size == 32
+    assert DINOv2(dynamic, DinoConfig(local_crops=2)).local_size == 32
     for changes, said in [
         ({"global_size": 56}, "global_size=56: .*use global_size=48 or global_size=64"),
         (
@@ -127,10 +126,10 @@ def test_crops_that_the_patch_does_not_divide_are_refused_by_their_name():
         ),
     ]:
         with pytest.raises(ValueError, match=said):
-            Dino(dynamic, DinoConfig(**changes))
-    assert Dino(dynamic, DinoConfig(local_size=40)).local_size == 40  # no local crops: never used
+            DINOv2(dynamic, DinoConfig(**changes))
+    assert DINOv2(dynamic, DinoConfig(local_size=40)).local_size == 40  # no local crops: never used
     with pytest.raises(ValueError, match=r"local_size=32: .*own size only"):
-        Dino(vit(64, 16), DinoConfig(local_crops=2))
+        DINOv2(vit(64, 16), DinoConfig(local_crops=2))
 
 
 def test_looking_leaves_the_encoder_and_the_random_state_as_they_were():

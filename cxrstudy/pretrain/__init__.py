@@ -1,1 +1,1 @@
-"""Continual pretraining: objectives, augmentation and the one compute-matched loop."""
+"""Continued pretraining: the loop, its objectives, and augmentation."""

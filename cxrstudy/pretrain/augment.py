@@ -1,7 +1,11 @@
-"""Augmentation of a batch of x-rays at once, on the device they are on.
+"""Augmentation of a batch of x-rays, on its device.
 
-Small shifts, scale, rotation, brightness and contrast. No flips (they break laterality) and no solarisation or blur
-(they hide thin tubes): MedImageInsight's recipe has no flips, RAD-DINO's drops blur.
+Images are not mirrored, because that breaks laterality: MedImageInsight's recipe does not either.
+There is no solarisation and, unless asked for, no blur, because they hide thin tubes. RAD-DINO's
+recipe is said to leave out blur too.
+
+If ``x`` is a rank's part of a batch of ``total`` images, starting at ``low``, the random numbers
+are those of the whole batch.
 """
 
 import math
@@ -23,29 +27,38 @@ def augment(
     low: int = 0,
     total: int = 0,
 ) -> Tensor:
-    """(N,1,H,W) normalised images -> the same shape, each moved and regraded by its own draw.
+    """Shift, scale, rotate, and change brightness and contrast of each image independently.
 
-    Where ``x`` is a rank's part of a batch of ``total`` images, ``low`` is where it begins: the draws are the batch's.
+    Args:
+        x: (N, 1, H, W) normalised images.
+        generator: source of the random numbers.
+        shift: in image widths.
+        scale: relative change.
+        degrees: of rotation.
+        brightness: in standard deviations.
+        contrast: relative change.
+        low: position of ``x`` in the batch.
+        total: size of the batch; 0 = that of ``x``.
 
-    ``shift`` in image widths, ``scale`` and ``contrast`` as relative changes, ``brightness`` in standard deviations;
-    each draw is uniform within plus or minus its value.
+    Returns:
+        (N, 1, H, W); each change is uniform within plus or minus its value.
     """
-    draws = _uniform((6,), x, generator, low, total) * 2 - 1
+    draws = _uniform((6,), x, generator, low, total) * 2 - 1  # (6, N)
     angle = draws[0] * math.radians(degrees)
     zoom = 1 + draws[1] * scale
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom  # (N,)
     across, down = draws[2] * 2 * shift, draws[3] * 2 * shift
-    theta = torch.stack([torch.stack([cos, -sin, across], 1), torch.stack([sin, cos, down], 1)], 1)
-    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
-    moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    rows = [torch.stack([cos, -sin, across], 1), torch.stack([sin, cos, down], 1)]
+    grid = functional.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    y = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)  # (N, 1, H, W)
     gain = (1 + draws[4] * contrast).view(-1, 1, 1, 1)
-    return moved * gain + (draws[5] * brightness).view(-1, 1, 1, 1)
+    return y * gain + (draws[5] * brightness).view(-1, 1, 1, 1)
 
 
 def _uniform(
     lead: tuple[int, ...], x: Tensor, generator: torch.Generator, low: int, total: int
 ) -> Tensor:
-    """Numbers in [0,1), (*lead, len(x)): those of ``x``'s part of the batch, on its device."""
+    """Return uniform numbers in [0, 1), (*lead, N), for ``x`` as a part of its batch."""
     draws = torch.rand(*lead, total or len(x), generator=generator, device=generator.device)
     return draws[..., low : low + len(x)].to(x.device, non_blocking=True)
 
@@ -65,55 +78,59 @@ def crops(
     low: int = 0,
     total: int = 0,
 ) -> Tensor:
-    """n random crops of each x-ray, resized and regraded, in one go on the images' device.
+    """Return random crops of each image, resized, with changed grey values.
 
-    Area within ``scale`` and aspect within ``ratio`` are DINOv2's random resized crops (a side beyond the image is cut
-    to it). No flips, as in MedImageInsight's recipe: they swap left and right. Our own choices: no solarisation
-    (it inverts tissue), no rotation, ``gamma``, and blur (it hides thin tubes) only as asked; RAD-DINO, too, is said to
-    have larger crops and no blur, which nobody checked here. Where crops shrink by 1.5 or more on average, the images
-    are averaged down first, against aliasing.
+    Area within ``scale`` and aspect within ``ratio`` are DINOv2's random resized crops; a side
+    beyond the image is cut to it. Our own choices are no solarisation, no rotation, ``gamma``, and
+    blur only if asked for. RAD-DINO is said to use larger crops; we could not check it. If crops
+    shrink by 1.5 or more on average, the images are averaged down first, against aliasing.
 
-    Args: ``x`` (N,1,H,W) grey in [0,1]; ``brightness`` added, ``contrast`` and ``gamma`` relative, each drawn
-    uniformly within plus or minus its value; ``blur`` the probability of a Gaussian of 0.1 to 2 pixels. Where ``x`` is
-    a rank's part of a batch of ``total`` images, ``low`` is where it begins: the draws are the batch's. Returns
-    (n*N,1,out_size,out_size) in [0,1]: every image's first crop, then every image's second, and so on.
+    Args:
+        x: (N, 1, H, W) grey values in [0, 1].
+        n: crops of each image.
+        scale: smallest and largest share of the area.
+        out_size: pixels of a crop's side.
+        generator: source of the random numbers.
+        ratio: smallest and largest aspect ratio.
+        brightness: added, uniform within plus or minus this value.
+        contrast: relative change, uniform within plus or minus this value.
+        gamma: relative change of the exponent, likewise.
+        blur: probability of a Gaussian blur of 0.1 to 2 pixels.
+        low: position of ``x`` in the batch.
+        total: size of the batch; 0 = that of ``x``.
+
+    Returns:
+        (n N, 1, out_size, out_size) in [0, 1]: the first crop of every image, then the second.
     """
     shrink = round(x.shape[-1] * math.sqrt(sum(scale) / 2) / out_size)
     if shrink > 1:
         x = functional.interpolate(x, [side // shrink for side in x.shape[-2:]], mode="area")
-    draws = _uniform((9, n), x, generator, low, total)
+    draws = _uniform((9, n), x, generator, low, total)  # (9, n, N)
     signed = draws * 2 - 1
     area = scale[0] + draws[0] * (scale[1] - scale[0])
     aspect = (math.log(ratio[0]) + draws[1] * math.log(ratio[1] / ratio[0])).exp()
-    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    line = (
-        torch.arange(out_size, device=x.device) * 2 + 1
-    ) / out_size - 1  # pixel centres, as align_corners=False
-    across = wide[..., None] * line + (signed[2] * (1 - wide))[..., None]
+    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)  # (n, N)
+    # pixel centres in [-1, 1], as align_corners=False has them: (out,)
+    line = (torch.arange(out_size, device=x.device) * 2 + 1) / out_size - 1
+    across = wide[..., None] * line + (signed[2] * (1 - wide))[..., None]  # (n, N, out)
     down = high[..., None] * line + (signed[3] * (1 - high))[..., None]
-    grid = torch.stack(
-        torch.broadcast_tensors(across[..., None, :], down[..., None]), -1
-    )  # (n,N,out,out,2)
-    tall = grid.transpose(0, 1).flatten(
-        1, 2
-    )  # an image's crops below each other: the image is read in place
+    grid = torch.stack(torch.broadcast_tensors(across[..., None, :], down[..., None]), -1)
+    # the crops of an image below each other, so that the image is not copied: (N, n out, out, 2)
+    tall = grid.transpose(0, 1).flatten(1, 2)
     y = functional.grid_sample(x, tall, padding_mode="border", align_corners=False)
-    y = y.view(len(x), n, out_size, out_size).transpose(0, 1)
+    y = y.view(len(x), n, out_size, out_size).transpose(0, 1)  # (n, N, out, out)
     y = y.clamp(0, 1) ** (1 + signed[4] * gamma)[..., None, None] if gamma else y
     mean = y.mean((2, 3), keepdim=True)
-    y = (
-        (y - mean) * (1 + signed[5] * contrast)[..., None, None]
-        + mean
-        + (signed[6] * brightness)[..., None, None]
-    )
-    y = y.flatten(0, 1).unsqueeze(1).clamp(0, 1)
+    stretched = (y - mean) * (1 + signed[5] * contrast)[..., None, None]
+    y = stretched + mean + (signed[6] * brightness)[..., None, None]
+    y = y.flatten(0, 1).unsqueeze(1).clamp(0, 1)  # (n N, 1, out, out)
     return _blurred(y, draws[7].flatten() < blur, 0.1 + 1.9 * draws[8].flatten()) if blur else y
 
 
 def _blurred(y: Tensor, chosen: Tensor, sigma: Tensor, reach: int = 4) -> Tensor:
-    """(N,1,H,W) with the ``chosen`` images smoothed by a Gaussian of ``sigma`` pixels each, sides in turn."""
+    """Return (N, 1, H, W) with a Gaussian blur of ``sigma`` (N,) pixels on some images."""
     offsets = torch.arange(-reach, reach + 1, device=y.device)
-    kernel = torch.softmax(-(offsets**2) / (2 * sigma[:, None] ** 2), 1)
+    kernel = torch.softmax(-(offsets**2) / (2 * sigma[:, None] ** 2), 1)  # (N, 2 reach + 1)
     kernel = torch.where(chosen[:, None], kernel, (offsets == 0).float())[:, None]
     y = functional.pad(y.transpose(0, 1), [reach] * 4, mode="reflect")
     y = functional.conv2d(y, kernel[:, :, None], groups=len(sigma))

@@ -1,8 +1,9 @@
-"""The state of a run on disk: tensors as safetensors, the little else in a file that is read with weights_only.
+"""State of a run on disk: tensors as safetensors, and a small file read with ``weights_only``.
 
-The tensors' file bears the step in its name and is written first; the small file, replaced in one act, names it. A run
-that is killed at any moment finds either the old pair or the new one. A pair that does not read back (a full disk, a
-machine that lost power) is no reason to fail for ever: the run starts from its beginning, and says so.
+The file of tensors has the step in its name and is written first. The small file names it and is
+replaced in one operation. A run that is killed at any moment finds either the old pair or the new
+one. If a pair cannot be read (a full disk, a power failure), the run starts from its beginning with
+a warning.
 """
 
 import hashlib
@@ -24,21 +25,22 @@ STATE = "checkpoint.pt"
 def save(
     out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> None:
-    """Keep model, optimiser and ``facts`` (plain values; ``step`` among them) in ``out``, in place of what was kept."""
+    """Save model, optimiser and ``facts`` in ``out``, in place of an earlier checkpoint.
+
+    ``facts`` are plain values; ``step`` and ``key`` are among them.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     packed = optimiser.state_dict()
     for index, moments in packed["state"].items():
         tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in moments.items()}
     file = f"checkpoint-{facts['step']}.safetensors"
     with replacing(out / file) as scratch:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch
-        )
-        kept = facts | {"file": file, "sum": digest_of(scratch), "groups": packed["param_groups"]}
-        _to_disk(scratch)
+        save_file({name: w.detach().cpu().contiguous() for name, w in tensors.items()}, scratch)
+        facts |= {"file": file, "sum": digest_of(scratch), "groups": packed["param_groups"]}
+        _sync(scratch)
     with replacing(out / STATE) as scratch:
-        torch.save(kept, scratch)
-        _to_disk(scratch)
+        torch.save(facts, scratch)
+        _sync(scratch)
     for old in [*out.glob("checkpoint-*.safetensors"), *out.glob(".checkpoint-*")]:
         if old.name != file:
             old.unlink()
@@ -47,10 +49,12 @@ def save(
 def load(
     out: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
-    """Put back what ``save`` kept, if it is of the run that ``key`` names; the facts, or None where nothing was.
+    """Load a checkpoint into model and optimiser, if it is of the run with this ``key``.
 
-    Of a pair that does not read back, or does not fit, nothing is put back: a warning says so, and the facts are
-    ``torn`` alone, the reason.
+    Returns:
+        The facts that were saved, or None without a checkpoint of this run. If the checkpoint
+        cannot be read or does not fit, nothing is loaded: a warning is given, and ``torn`` is the
+        only fact, the reason.
     """
     if not (out / STATE).is_file():
         return None
@@ -60,7 +64,7 @@ def load(
             return None
         tensors = _read_tensors(out, facts, model, optimiser)
     except (TornFile, FileNotFoundError) as error:
-        torn = f"the checkpoint in {out} does not read back, so the run starts from its beginning: {error}"
+        torn = f"cannot read the checkpoint in {out}; the run starts from its beginning: {error}"
         warnings.warn(torn, stacklevel=2)
         return {"torn": torn}
     model.load_state_dict(
@@ -72,26 +76,22 @@ def load(
             _, index, moment = name.split(".", 2)
             state.setdefault(int(index), {})[moment] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": facts.pop("groups")})
-    for (
-        parameter,
-        moments,
-    ) in optimiser.state.items():  # fused kernels read memory as it lies: alike in both
+    for parameter, moments in optimiser.state.items():
         for name, tensor in moments.items():
-            if (
-                name != "step" and tensor.shape == parameter.shape
-            ):  # the count of a 0-d parameter is no moment of it
+            # fused kernels need the memory layout of the parameter; "step" is no moment
+            if name != "step" and tensor.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(tensor)
     return {name: value for name, value in facts.items() if name not in ("file", "sum")}
 
 
 def remove(out: Path) -> None:
-    """Drop what was kept: the run is done."""
+    """Delete the checkpoint of a finished run."""
     for file in [out / STATE, *out.glob("checkpoint-*.safetensors"), *out.glob(".checkpoint*")]:
         file.unlink(missing_ok=True)
 
 
 def digest_of(path: Path) -> str:
-    """A digest of a file's bytes."""
+    """Return a digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
@@ -99,31 +99,31 @@ def digest_of(path: Path) -> str:
 def _read_facts(path: Path) -> dict[str, Any]:
     facts = read_torch(path)
     if not isinstance(facts, dict) or not {"key", "step", "file", "groups"} <= facts.keys():
-        raise TornFile(f"{path} holds no state of a run")
+        raise TornFile(f"{path} is not the state of a run")
     return facts
 
 
 def _read_tensors(
     out: Path, facts: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """The tensors that go with ``facts``; TornFile unless they are those that were kept, and fit."""
+    """Return the tensors that ``facts`` name; TornFile if they were changed or do not fit."""
     path = out / facts["file"]
     if path.is_file() and "sum" in facts and facts["sum"] != digest_of(path):
-        raise TornFile(f"{path} is not the file that was kept at step {facts['step']}")
+        raise TornFile(f"{path} is not the file that was saved at step {facts['step']}")
     tensors = read_tensors(path)
     own = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     if own != {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}:
-        raise TornFile(f"{path} holds other tensors than the model")
+        raise TornFile(f"{path} has other tensors than the model")
     sizes = [
         [len(group["params"]) for group in groups]
         for groups in (facts["groups"], optimiser.param_groups)
     ]
     if sizes[0] != sizes[1]:
-        raise TornFile(f"{out / STATE} holds other groups of parameters than the optimiser")
+        raise TornFile(f"{out / STATE} has other parameter groups than the optimiser")
     return tensors
 
 
-def _to_disk(path: Path) -> None:
-    """Have a file's bytes on the disk before another is replaced by it."""
+def _sync(path: Path) -> None:
+    """Write a file's bytes to the disk, before it replaces another file."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from cxrstudy.data.manifest import has_prompt, label_array, label_names
 from cxrstudy.data.reports import sections
 from cxrstudy.data.vocabulary import LABELS, phrase
 from cxrstudy.pretrain.augment import augment
-from cxrstudy.pretrain.ranks import gathered
+from cxrstudy.pretrain.distributed import gather_rows
 
 Positives = Literal["equal", "overlap"]
 NORMAL = "no finding, no device"
@@ -204,6 +204,7 @@ class ImageText(nn.Module):
             ]
             text = encoders.build_text(corpus, base.encoder.channels, seed=p.seed)
         self.text = text
+        self.lr_schedule: dict[str, Any] = {}  # the loop's own
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(p.seed)
             size = texts.labels.shape[1] if p.paradigm == "clip+labels" else 0
@@ -217,11 +218,11 @@ class ImageText(nn.Module):
             "reports_cut": round(text.cut([r for variant in texts.reports for r in variant]), 4)
         }
 
-    def kept(self) -> nn.ModuleDict:
+    def modules_to_save(self) -> nn.ModuleDict:
         """What is judged and saved."""
         return nn.ModuleDict({"encoder": self.encoder, "text": self.text})
 
-    def groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """AdamW's groups: no decay on what is one-dimensional (biases, norms, the logit scale)."""
         decayed = [w for w in self.parameters() if w.ndim >= 2]
         others = [w for w in self.parameters() if w.ndim < 2]
@@ -230,7 +231,7 @@ class ImageText(nn.Module):
             {"params": others, "weight_decay": 0.0},
         ]
 
-    def set_rates(
+    def set_learning_rates(
         self, optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int
     ) -> float:
         """Give every group the rate of a step, and say it."""
@@ -277,7 +278,7 @@ class ImageText(nn.Module):
         ):  # where its attention's backward is slow in half precision
             text = self.text.embed_text(tokens).float()
         with torch.autocast(x.device.type, enabled=False):
-            image, text, scale = gathered(image), gathered(text), self.text.scale()
+            image, text, scale = gather_rows(image), gather_rows(text), self.text.scale()
             if p.paradigm == "unicl" and p.positives == "overlap":
                 rows = overlap_rows(self.says[prompts], as_prompt).to(x.device, non_blocking=True)
                 loss = unicl_loss(image, text, rows, scale, "overlap")
@@ -289,12 +290,12 @@ class ImageText(nn.Module):
             parts = {"contrastive": loss.detach(), "logit_scale": scale.detach()}
             if self.label_head is not None:
                 labels = torch.from_numpy(self.texts.labels[take]).to(x.device, non_blocking=True)
-                extra = label_loss(gathered(self.label_head(pooled.float())), labels)
+                extra = label_loss(gather_rows(self.label_head(pooled.float())), labels)
                 parts["labels"] = extra.detach()
                 loss = loss + p.label_weight * extra
         return loss, parts
 
-    def after(self, step: int, steps: int) -> None:
+    def on_step_end(self, step: int, steps: int) -> None:
         """Keep the logit scale where its gradient can bring it down again."""
         self.text.log_scale.data.clamp_(max=math.log(100))
 

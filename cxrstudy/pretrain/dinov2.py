@@ -1,27 +1,48 @@
-"""DINOv2 (Oquab et al. 2023) for x-rays: the recipe's constants, heads, teacher assignments, losses and masks.
+"""DINOv2 (Oquab et al. 2023) for x-rays: the recipe, its schedules, and the student and teacher.
 
-A student sees masked and cropped views and predicts what its own moving average, the teacher, assigns to the whole:
-for the image by the class token (DINO), for each masked patch (iBOT), with a spread of the class tokens (KoLeo).
+A student sees masked and cropped views. It predicts the prototype probabilities that its moving
+average, the teacher, gives to the unmasked global views: by the class token for an image (DINO),
+by each masked patch (iBOT). KoLeo spreads the class tokens. The losses are in ``dinov2_losses``.
 """
 
+import copy
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional
 
-from cxrstudy.pretrain.ranks import over_ranks
+from cxrstudy import encoders, study
+from cxrstudy.encoders import Encoder
+from cxrstudy.encoders.patches import refuse_cut
+from cxrstudy.pretrain.augment import crops
+from cxrstudy.pretrain.dinov2_losses import (
+    Centring,
+    Head,
+    block_masks,
+    dino_loss,
+    ibot_loss,
+    koleo,
+    sinkhorn,
+)
+from cxrstudy.pretrain.distributed import gather_rows
+from cxrstudy.pretrain.schedules import cosine_schedule, layer_decay_groups, linear_warmup
+
+HEAD_WARMUP = 0.1  # share of the steps that train new heads alone, with the base's trunk frozen
 
 
 @dataclass(frozen=True)
 class DinoConfig:
-    """Every constant of the recipe; the defaults are a start for small encoders at 64 px, not yet a tuned recipe.
+    """Constants of the recipe; the defaults are a start for small encoders at 64 px, not tuned.
 
-    Pairs are (first, last) of a schedule or (least, most) of a range; shares are of the run's steps.
+    Pairs are (first, last) of a schedule or (smallest, largest) of a range. Shares are of the run's
+    steps. The learning rate and its warm-up are parameters of the run.
     """
 
     dino_weight: float = 1.0
@@ -30,25 +51,21 @@ class DinoConfig:
     prototypes: int = 512
     hidden: int = 256
     bottleneck: int = 64
-    head_std: float = 0.0  # of the head's first weights; 0 = one by the root of a layer's inputs
-    patch_head: bool = False  # a head of its own for the patches; else they share the class token's
-    learn_gain: bool = False  # the reference starts the last layer's gains at 1 and lets them learn
+    head_std: float = 0.0  # of the head's initial weights; 0 = 1/sqrt(inputs of the layer)
+    patch_head: bool = False  # a separate head for patches; otherwise they share the image head
+    learn_gain: bool = False  # the reference starts the last layer's gains at 1 and trains them
     centring: Literal["sinkhorn", "softmax"] = "sinkhorn"
     centre_momentum: float = 0.9
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.03, 0.03)
     temperature_warmup: float = 0.3
     momentum: tuple[float, float] = (0.95, 1.0)
-    lr: float = 1e-3
-    least_lr: float = 1e-6
-    warmup: float = 0.1
+    min_lr: float = 1e-6  # at the end of the schedule
     weight_decay: tuple[float, float] = (0.05, 0.05)
     layer_decay: float = 1.0
     patch_embed_scale: float = 1.0
     freeze_prototypes: float = 0.01
-    freeze_trunk: float = (
-        0.0  # continuing an encoder whose heads were not published: let the heads settle first
-    )
+    freeze_trunk: float = 0.0  # trains new heads alone first, beside a trained encoder
     global_scale: tuple[float, float] = (0.8, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
     local_crops: int = 0
@@ -61,188 +78,297 @@ class DinoConfig:
     mask_share: tuple[float, float] = (0.1, 0.5)
     mask_probability: float = 0.5
 
-    @classmethod
-    def reference(cls, batch_size: int = 1024, **changes: Any) -> "DinoConfig":
-        """The reference's default configuration, by which a ViT-B trains; its flips and solarisation are left out.
 
-        It asks for ``drop_path_rate=0.3, init_values=1e-5`` of the encoder. Its jitter and blur are met in size only.
+# ---- student and teacher -------------------------------------------------------------------------
+class DINOv2(nn.Module):
+    """Student and teacher: encoders with heads. The teacher's is the one to evaluate and save.
+
+    For a timm VisionTransformer, the image feature is the class token, and a learned token replaces
+    masked patches. For other encoders, it is the mean patch feature, and masked pixels are set to a
+    learned grey value. Local views need an encoder that takes other image sizes (timm's ViTs:
+    ``dynamic_img_size=True``).
+
+    Args:
+        encoder: the encoder to train; it becomes the student's, a copy the teacher's.
+        config: constants of the recipe.
+        seed: seed of the new heads.
+    """
+
+    facts: ClassVar[dict[str, float]] = {}  # the loop's own facts are all there is to record
+
+    def __init__(self, encoder: Encoder, config: DinoConfig, *, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.lr_schedule = {"final": config.min_lr, "from_zero": True}
+        self.student: Any = nn.ModuleDict({"trunk": encoder})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sizes = encoder.channels, config.prototypes, config.hidden, config.bottleneck
+            for name in ("head", "patch_head") if config.patch_head else ("head",):
+                self.student[name] = Head(*sizes, learn_gain=config.learn_gain, std=config.head_std)
+        self.teacher: Any = copy.deepcopy(self.student).requires_grad_(False)
+        self.patch_head = "patch_head" if config.patch_head else "head"
+        self.centres: Any = nn.ModuleList(
+            [Centring(config.prototypes, config.centre_momentum) for _ in range(2)]
+        )
+        width = encoder.channels if isinstance(encoder.trunk, VisionTransformer) else 1
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self._set_sizes(encoder)
+        self.train()
+
+    def _set_sizes(self, encoder: Encoder) -> None:
+        """Set the pixels of global and local views and the patches on a global view's side."""
+        c = self.config
+        facts: dict[str, Any] = {"in_chans": encoder.in_chans, "name": encoder.architecture}
+        self.size = c.global_size or encoder.input_size
+        refuse_cut(encoder.trunk, self.size, "global_size", **facts, tried=True)
+        with torch.no_grad():
+            blank = next(encoder.parameters()).new_zeros(1, 1, self.size, self.size)
+            self.side = math.isqrt(self.eval().encoder.forward_features(blank).shape[1])
+        patch = self.size // self.side
+        self.local_size = c.local_size or max(1, round(self.size * 3 / 7 / patch)) * patch
+        if c.local_crops:
+            refuse_cut(encoder.trunk, self.local_size, "local_size", **facts, tried=True)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The teacher's encoder."""
+        return self.teacher["trunk"]
+
+    def train(self, mode: bool = True) -> "DINOv2":
+        """Set the mode of the student; the teacher stays in evaluation mode (no drop path).
+
+        The teacher's batch norms follow ``mode``: they use their own, unmasked batches.
         """
-        values: dict[str, Any] = {
-            "ibot_weight": 1.0,
-            "koleo_weight": 0.1,
-            "prototypes": 65536,
-            "hidden": 2048,
-            "bottleneck": 256,
-            "head_std": 0.02,
-            "learn_gain": True,
-            "centring": "softmax",
-            "teacher_temperature": (0.04, 0.07),
-            "momentum": (0.992, 1.0),
-            "lr": 4e-3 * math.sqrt(batch_size / 1024),
-            "weight_decay": (0.04, 0.4),
-            "layer_decay": 0.9,
-            "patch_embed_scale": 0.2,
-            "global_scale": (0.32, 1.0),
-            "local_crops": 8,
-            "brightness": 0.4,
-            "contrast": 0.4,
-            "gamma": 0.0,
-            "blur": 0.5,
+        super().train(mode)
+        self.teacher.eval()
+        for module in self.teacher.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(mode)
+        return self
+
+    # ---- what the loop calls
+    def modules_to_save(self) -> nn.ModuleDict:
+        """Return what is averaged and evaluated; heads are saved without averaging."""
+        return nn.ModuleDict({"encoder": self.encoder})
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups: see ``layer_decay_groups``."""
+        return layer_decay_groups(self, self.config.layer_decay, self.config.patch_embed_scale)
+
+    def set_learning_rates(
+        self, optimiser: torch.optim.Optimizer, lr: float, step: int, steps: int
+    ) -> float:
+        """Set rate and weight decay of every group from the loop's ``lr``; return the trunk's."""
+        c = self.config
+        rates = {
+            "head": lr,
+            "prototypes": lr * (step >= round(c.freeze_prototypes * steps)),
+            "trunk": lr * (step >= round(c.freeze_trunk * steps)),
         }
-        return cls(**values | changes)
+        weight_decay = cosine_schedule(step, steps, *c.weight_decay)
+        for group in optimiser.param_groups:
+            group["lr"] = rates[group["part"]] * group["lr_scale"]
+            group["weight_decay"] = weight_decay * group["wd_scale"]
+        return rates["trunk"]
 
-
-# ---- head, teacher assignments, losses -----------------------------------------------------------------------------
-class Head(nn.Module):
-    """Scores (N, prototypes) of features (N, channels): cosines of a three-layer MLP's output and the prototypes.
-
-    The cosines are times a gain a prototype, which is 1 and, but for ``learn_gain``, stays so. ``std`` is of the first
-    weights: the reference's 0.02 suits its 2,048 wide layers; in narrow ones what tells images apart would be lost
-    beside the first steps of the biases, and 0 asks for one by the root of a layer's inputs instead.
-    """
-
-    def __init__(
+    def step_loss(
         self,
-        channels: int,
-        prototypes: int,
-        hidden: int,
-        bottleneck: int,
-        *,
-        learn_gain: bool = False,
-        std: float = 0.02,
-    ):
-        super().__init__()
-        first, second, third = (
-            nn.Linear(channels, hidden),
-            nn.Linear(hidden, hidden),
-            nn.Linear(hidden, bottleneck),
+        x: Tensor,
+        batch: np.ndarray,
+        low: int,
+        rng: np.random.Generator | None,
+        generator: torch.Generator,
+        step: int,
+        steps: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a step and its parts.
+
+        Args:
+            x: (B, 1, H, W) normalised images: this rank's part of the batch.
+            batch: the images of the whole batch; only their number is used.
+            low: position of ``x`` in the batch.
+            rng: not used.
+            generator: on the CPU; the only source of randomness.
+            step: number of this step, for the schedules.
+            steps: number of steps of the run.
+
+        Returns:
+            The loss, and detached scalars on the device (nothing here waits for it): the unweighted
+            dino, ibot and koleo, and two signs of collapse as shares of their maximum.
+            ``teacher_entropy`` is the mean entropy of the teacher's probabilities; at 1 it no
+            longer separates images, and dino stays at log(K). ``teacher_spread`` is the entropy of
+            their mean before balancing; at 0 every image goes to one prototype.
+        """
+        c, n = self.config, len(x)
+        temperature = linear_warmup(
+            step, round(c.temperature_warmup * steps), *c.teacher_temperature
         )
-        for layer in (first, second, third):
-            nn.init.trunc_normal_(layer.weight, std=std or layer.in_features**-0.5)
-            nn.init.zeros_(layer.bias)
-        self.mlp = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
-        self.prototypes = nn.Parameter(
-            torch.empty(prototypes, bottleneck).uniform_(-1, 1) / math.sqrt(bottleneck)
-        )
-        self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=learn_gain)
+        student, teacher = self.student, self.teacher
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels) -> (N, prototypes); both sides are normalised in float32, or in float64 if they come in it."""
-        wide = torch.promote_types(self.prototypes.dtype, torch.float32)
-        unit = functional.normalize(self.mlp(x).to(wide), dim=-1)
-        return functional.linear(
-            unit, self.gain * functional.normalize(self.prototypes.to(wide), dim=-1)
-        )
+        # 1. Patches to mask: (M,) positions among all patches, their weights, and (2B, T) bool
+        masked, weights, mask = self._masks(n, low, len(batch), generator, x.device)
 
+        # 2. Teacher: probabilities of unmasked global views
+        with torch.no_grad():
+            global_views = self._views(x, 2, c.global_scale, self.size, generator, low, len(batch))
+            cls_tokens, patch_tokens = _tokens(teacher["trunk"], global_views)  # (2B, C) (2B, T, C)
+            teacher_logits = teacher["head"](cls_tokens)  # (2B, K)
+            teacher_patch_logits = teacher[self.patch_head](
+                patch_tokens.flatten(0, 1).index_select(0, masked)
+            )  # (M, K)
+            assign = (sinkhorn, sinkhorn) if c.centring == "sinkhorn" else self.centres
+            teacher_probs = assign[0](teacher_logits, temperature)  # (2B, K)
+            teacher_patch_probs = assign[1](teacher_patch_logits, temperature)  # (M, K)
+            unbalanced = functional.softmax(teacher_logits.float() / temperature, -1)  # (2B, K)
 
-@torch.no_grad()
-def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Teacher assignment by Sinkhorn-Knopp: softmax-like rows, every prototype given the same weight over all ranks.
+        # 3. Student: masked global views, and local views
+        cls_tokens, patch_tokens = _tokens(
+            student["trunk"], global_views, (mask, self.mask_token)
+        )  # (2B, C) (2B, T, C)
+        all_cls_tokens = cls_tokens
+        if c.local_crops:
+            local_views = self._views(
+                x, c.local_crops, c.local_scale, self.local_size, generator, low, len(batch)
+            )
+            local_cls_tokens = _tokens(student["trunk"], local_views)[0]  # (LB, C)
+            all_cls_tokens = torch.cat([cls_tokens, local_cls_tokens])  # ((2 + L)B, C)
+        student_logits = student["head"](all_cls_tokens).unflatten(0, (-1, n))  # (2 + L, B, K)
+        student_patch_logits = student[self.patch_head](
+            patch_tokens.flatten(0, 1).index_select(0, masked)
+        )  # (M, K)
 
-    Args: ``scores`` (N,K) of class tokens or of masked patches; N may differ between ranks and be 0. Returns (N,K)
-    float32, rows sum to 1. How many rows there are on all ranks, which the reference carries along, cancels out.
-    """
-    scores = scores.float()
-    top = over_ranks(
-        torch.cat([scores.flatten(), scores.new_full((1,), -torch.inf)]).max(), dist.ReduceOp.MAX
-    )
-    q = torch.exp((scores - top) / temperature)
-    for _ in range(iterations):
-        q = q / over_ranks(q.sum(0)).clamp_min(torch.finfo(q.dtype).tiny)
-        q = q / q.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-    return q
-
-
-class Centring(nn.Module):
-    """The older teacher assignment: a softmax of scores less their running mean, which is updated afterwards."""
-
-    def __init__(self, prototypes: int, momentum: float = 0.9):
-        super().__init__()
-        self.momentum, self.centre = momentum, nn.Buffer(torch.zeros(1, prototypes))
+        # 4. Losses
+        tau = c.student_temperature
+        dino = dino_loss(student_logits, teacher_probs.unflatten(0, (2, n)), tau)
+        ibot = ibot_loss(student_patch_logits, teacher_patch_probs, weights, 2 * n, tau)
+        spread = koleo(gather_rows(cls_tokens[:n])) + koleo(gather_rows(cls_tokens[n:]))
+        loss = c.dino_weight * dino + c.ibot_weight * ibot + c.koleo_weight * spread
+        parts = {"dino": dino, "ibot": ibot, "koleo": spread}
+        parts["teacher_entropy"] = _entropy(teacher_probs).mean()
+        parts["teacher_spread"] = _entropy(unbalanced.mean(0))
+        return loss, {name: part.detach() for name, part in parts.items()}
 
     @torch.no_grad()
-    def forward(self, scores: Tensor, temperature: float) -> Tensor:
-        """(N,K) scores -> (N,K) float32, rows sum to 1; the running mean is over all ranks' rows."""
-        scores = scores.float()
-        assigned = functional.softmax((scores - self.centre) / temperature, -1)
-        count = over_ranks(scores.new_full((1,), len(scores)))
-        mean = over_ranks(scores.sum(0, keepdim=True)) / count.clamp_min(1)
-        self.centre.lerp_(torch.where(count > 0, mean, self.centre), 1 - self.momentum)
-        return assigned
+    def on_step_end(self, step: int, steps: int) -> None:
+        """Move the teacher's parameters towards the student's by 1 - momentum."""
+        momentum = cosine_schedule(step, steps, *self.config.momentum)
+        torch._foreach_lerp_(
+            list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum
+        )
+
+    def heads(self) -> dict[str, Tensor]:
+        """Return the teacher's heads as a state dict."""
+        state = self.teacher.state_dict()
+        return {name: w for name, w in state.items() if not name.startswith("trunk.")}
+
+    def save(self, folder: Path) -> None:
+        """Write the teacher's encoder, and its heads, which a later run continues."""
+        heads = self.heads() | {"mask_token": self.mask_token.data}
+        save_file(
+            {name: w.cpu().contiguous() for name, w in heads.items()}, folder / encoders.HEADS
+        )
+        encoders.save_encoder(self.encoder.cpu(), folder)
+
+    # ---- parts of a step
+    def _masks(
+        self, n: int, low: int, total: int, generator: torch.Generator, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw the masks of a batch of ``total`` images; return those of n images from ``low`` on.
+
+        Returns:
+            (M,) positions of masked patches in (2n T), (M,) 1 / number of masked patches in the
+            same image, and the masks (2n, T) bool.
+        """
+        c, grid = self.config, (self.side, self.side)
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        blocks = np.zeros((2 * total, *grid), bool)
+        if c.ibot_weight:
+            blocks = block_masks(2 * total, grid, rng, c.mask_share, c.mask_probability)
+        masks = blocks.reshape(2, total, -1)[:, low : low + n].reshape(2 * n, -1)  # (2n, T)
+        masked = np.flatnonzero(masks)  # (M,)
+        share = (1 / masks.sum(1)[masked // masks.shape[1]]).astype(np.float32)  # (M,)
+        arrays = (torch.from_numpy(array) for array in (masked, share, masks))
+        index, weights, mask = (tensor.to(device, non_blocking=True) for tensor in arrays)
+        return index, weights, mask
+
+    def _views(
+        self,
+        x: Tensor,
+        n: int,
+        scale: tuple[float, float],
+        size: int,
+        generator: torch.Generator,
+        low: int,
+        total: int,
+    ) -> Tensor:
+        """Return n random crops of each image, (n B, 1, size, size), normalised as ``x``."""
+        c, mean, std = self.config, self.encoder.mean, self.encoder.std
+        grey = crops(
+            x * std + mean, n, scale, size, generator, brightness=c.brightness, contrast=c.contrast,
+            gamma=c.gamma, blur=c.blur, low=low, total=total,
+        )  # fmt: skip
+        return (grey - mean) / std
 
 
-def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy of class tokens: each global crop against the other one's assignment, local crops against both.
+def _tokens(
+    encoder: Encoder, x: Tensor, masked: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return image features (N, C) and patch tokens (N, T, C) of images (N, 1, H, W).
 
-    Args: ``student`` (2 + locals, B, K) scores, the two global crops first; ``teacher`` (2, B, K) assignments. Returns
-    the sum of the terms by their number, 2 + 2 x locals (18 with 8 local crops).
+    The image feature is the class token, or the mean patch token of an encoder without one.
+    ``masked`` is a mask (N, T) and the token, or grey value, that replaces masked patches.
     """
-    logs = functional.log_softmax(student.float() / temperature, -1)
-    terms = 2 + 2 * (len(student) - 2)
-    crossed = (teacher.flip(0) * logs[:2]).sum() + (teacher.sum(0) * logs[2:].sum(0)).sum()
-    return -crossed / (terms * student.shape[1])
+    patch_tokens, cls_token = encoder.intermediates(x, masked=masked)[-1]  # (N, T, C) (N, C or 0)
+    return (cls_token if cls_token.shape[1] else patch_tokens.mean(1)), patch_tokens
 
 
-def ibot_loss(
-    student: Tensor, teacher: Tensor, weights: Tensor, n_images: int, temperature: float = 0.1
-) -> Tensor:
-    """Cross-entropy of masked patches: the mean over each image's, then over all images, those without a mask too.
+def _entropy(p: Tensor) -> Tensor:
+    """Return the entropy over the last dimension as a share of its maximum."""
+    return torch.special.entr(p).sum(-1) / math.log(p.shape[-1])
 
-    Args: ``student`` scores and ``teacher`` assignments (M,K) of the M masked patches; ``weights`` (M,) 1 by the
-    number of masked patches in the patch's image; ``n_images`` global crops in the batch.
+
+# ---- set-up of a run -----------------------------------------------------------------------------
+def configure(p: study.Pretrain, new_heads: bool) -> DinoConfig:
+    """Return the recipe of a run: ``weight_decay`` of its parameters, changed by ``p.dino``.
+
+    With ``new_heads`` beside a trained encoder, ``freeze_trunk`` is ``HEAD_WARMUP`` unless given.
+
+    Raises:
+        ValueError: ``p.dino`` has an unknown key.
     """
-    logs = functional.log_softmax(student.float() / temperature, -1)
-    return -((teacher * logs).sum(-1) * weights).sum() / n_images
+    known = {field.name for field in fields(DinoConfig)}
+    unknown = sorted(set(p.dino) - known)
+    if unknown:
+        raise ValueError(
+            f"dino: no constant {unknown[0]!r}. There are {', '.join(sorted(known))}; lr and "
+            "warmup are parameters of the run"
+        )
+    values: dict[str, Any] = {"weight_decay": (p.weight_decay, p.weight_decay)}
+    values |= {"freeze_trunk": HEAD_WARMUP} if new_heads else {}
+    values |= {name: tuple(v) if isinstance(v, list) else v for name, v in p.dino.items()}
+    return DinoConfig(**values)
 
 
-def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """Minus the mean log distance of each row to its nearest on the sphere (Sablayrolles et al. 2018), in float32.
+def build(p: study.Pretrain, base: encoders.LoadedCheckpoint) -> DINOv2:
+    """Return the objective of a run, with the heads and mask token of its base if it has them.
 
-    Args: ``x`` (N,C). Finite for duplicates, whose distance counts as about ``eps``.
+    Raises:
+        ValueError: ``p.dino`` has an unknown key, or asks for heads of other shapes.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        unit = functional.normalize(x.float(), dim=-1, eps=eps)
-        with torch.no_grad():
-            nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
-        return -torch.log(functional.pairwise_distance(unit, unit[nearest], eps=eps) + eps).mean()
-
-
-# ---- masks ---------------------------------------------------------------------------------------------------------
-def block_masks(
-    n: int,
-    grid: tuple[int, int],
-    rng: Any,
-    share: tuple[float, float] = (0.1, 0.5),
-    probability: float = 0.5,
-) -> np.ndarray:
-    """(n, *grid) bool: a ``probability`` of the n images with blocks masked, in a random order.
-
-    The share masked rises evenly over them within ``share``; blocks have at least 4 patches while so many are wanted,
-    and sides within 0.3 of each other. A mask falls short where ten tries place no further block (often on small
-    grids). ``rng``: a numpy Generator, which alone decides.
-    """
-    masks = np.zeros((n, *grid), bool)
-    edges = np.linspace(*share, int(n * probability) + 1)
-    for mask, low, high in zip(masks, edges[:-1], edges[1:], strict=False):
-        left = int(mask.size * (low + (high - low) * rng.random()))
-        while left > 0 and (new := _mask_block(mask, left, rng)):
-            left -= new
-    return masks[rng.permutation(n)]
-
-
-def _mask_block(mask: np.ndarray, most: int, rng: Any, least: int = 4, aspect: float = 0.3) -> int:
-    """Mask one block more, of at most ``most`` and half the patches; how many are newly masked, 0 for no success."""
-    height, width = mask.shape
-    most = min(most, height // 2 * width)
-    for _ in range(10):
-        area = least + (most - least) * rng.random()
-        ratio = math.exp(math.log(aspect) * (1 - 2 * rng.random()))
-        high, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if high < height and wide < width:
-            top, left = rng.integers(0, height - high + 1), rng.integers(0, width - wide + 1)
-            block = mask[top : top + high, left : left + wide]
-            new = int(block.size - block.sum())
-            if 0 < new <= most:
-                block[:] = True
-                return new
-    return 0
+    heads = dict(base.head or {})
+    mask_token = heads.pop("mask_token", base.mask_token)
+    objective = DINOv2(base.encoder, configure(p, bool(p.base) and not heads), seed=p.seed)
+    if mask_token is not None and mask_token.shape == objective.mask_token.shape:
+        objective.mask_token.data.copy_(mask_token)
+    if heads:
+        own = {name: w.shape for name, w in objective.heads().items()}
+        if own != {name: w.shape for name, w in heads.items()}:
+            raise ValueError(
+                f"{p.base}: its heads have other shapes than prototypes, hidden, bottleneck and "
+                "patch_head of `dino` ask for. Give the values that it was trained with, or remove "
+                f"{encoders.HEADS} to start with new heads"
+            )
+        for side in (objective.student, objective.teacher):
+            side.load_state_dict(side.state_dict() | heads)
+    return objective

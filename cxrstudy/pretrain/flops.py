@@ -1,7 +1,7 @@
-"""Floating-point operations of a step: torch's counter, mended where it errs.
+"""Floating-point operations of a step: torch's counter, with two of its errors corrected.
 
-It charges the backward pass of grouped convolutions as if they were dense (an EfficientNet's step 14 times over), and
-attention on CPUs not at all.
+It counts the backward pass of grouped convolutions as if they were dense (14 times too much for an
+EfficientNet's step), and leaves out attention on CPUs.
 """
 
 from typing import Any
@@ -18,11 +18,8 @@ _ATEN = torch.ops.aten
 
 
 def _conv_backward(grad: Any, x: Any, w: Any, *rest: Any, **_: Any) -> int:
-    """As much as forward, for each of the gradients of input and weight that is asked for."""
-    transposed, wanted = (
-        rest[4],
-        rest[7],
-    )  # after bias, stride, padding, dilation; after output padding and groups
+    """Return the forward count for each gradient that is asked for, of input and weight."""
+    transposed, wanted = rest[4], rest[7]
     return conv_flop_count(x, w, grad, transposed) * (bool(wanted[0]) + bool(wanted[1]))
 
 
@@ -35,7 +32,7 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -
 
 
 def counter() -> FlopCounterMode:
-    """A context that counts; ``get_total_flops()`` tells."""
+    """Return a context that counts; ``get_total_flops()`` is the result."""
     mapping: dict[Any, Any] = {
         _ATEN.convolution_backward: _conv_backward,
         _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,

@@ -1,23 +1,21 @@
-"""The one compute-matched pretraining loop: ``samples_seen`` images are shown whatever the subset's size.
+"""The pretraining loop: it shows ``samples_seen`` images, whatever the size of the subset.
 
-Which sample stands at position p of the order is a pure function of (seed, p), and so is every random draw of a step:
-a checkpoint is weights, optimiser and one integer, and a killed run resumes where it was. On several processes every
-rank draws the whole batch's numbers and keeps its part, so that they do what one process would.
+The image at each position of the order depends only on (seed, position), and every random draw of a
+step on (seed, step). A checkpoint is therefore weights, optimiser and one number, and a killed run
+resumes exactly. With several processes, every rank draws the numbers of the whole batch and uses
+its part, so that together they do what one process would do.
 
     torchrun --nproc-per-node 8 --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-        -m cxrstudy.pretrain.loop RUN/parameters.yml     # on each of two machines that share the run's folder
+        -m cxrstudy.pretrain.loop RUN/parameters.yml     # on each of two machines with one RUN
 """
 
+import argparse
 import contextlib
-import copy
 import functools
 import importlib
-import itertools
 import json
 import math
-import os
-import subprocess
-import sys
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -26,420 +24,299 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cxrstudy import encoders, study
+from cxrstudy import modelcard, study
 from cxrstudy.data import images as stores
 from cxrstudy.files import write_text
-from cxrstudy.pretrain import checkpoint, outcome, ranks
-from cxrstudy.pretrain import flops as flop
-from cxrstudy.pretrain.clip import ImageText
-from cxrstudy.pretrain.distil import SelfDistilled
-from cxrstudy.pretrain.monitor import CHECKS, Monitor, Score
-from cxrstudy.pretrain.subset import subset_rows, usable
+from cxrstudy.pretrain import checkpoint, distributed, flops
+from cxrstudy.pretrain.build import Run, build_run
+from cxrstudy.pretrain.monitor import (
+    CHECKS,
+    Monitor,
+    Score,
+    relative_weight_change,
+    training_progress,
+)
+from cxrstudy.pretrain.schedules import learning_rate
+from cxrstudy.pretrain.subset import batch_edges, usable
 from cxrstudy.progress import Progress
 from cxrstudy.results import window
 
-LOGGED = (
-    10  # steps between two points of the learning curve, at which alone the device is waited for
-)
-
-
-def precision(asked: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where asked for, or where ``auto`` finds hardware that gains by it; float32 elsewhere.
-
-    A CPU with neither AMX nor AVX-512's bfloat16 emulates it: measured 12x slower than float32 on AVX2, while AVX-512's
-    trained a ViT 1.9x and the small CNN 1.3x as fast.
-    """
-    if device.type == "cuda":
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if asked == "bf16" or (asked == "auto" and has) else torch.float32
-
-
-@functools.lru_cache(4)
-def _order(n_images: int, epoch: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n_images)
-
-
-def positions(n_images: int, start: int, stop: int, seed: int) -> np.ndarray:
-    """Which of ``n_images`` stand at positions start..stop of the endless order: a fresh permutation each epoch."""
-    place = np.arange(start, stop)
-    epochs = range(start // n_images, (stop - 1) // n_images + 1)
-    orders = np.concatenate([_order(n_images, epoch, seed) for epoch in epochs])
-    return orders[place - epochs.start * n_images]
-
-
-def batch_positions(n_images: int, start: int, stop: int, seed: int) -> np.ndarray:
-    """The images of one batch. Where it reaches into the next epoch, those of it that it holds already give way to
-    others: twice in a batch, an image would be its own negative, the more often the smaller the subset."""
-    take = positions(n_images, start, stop, seed)
-    again = np.ones(len(take), bool)
-    again[np.unique(take, return_index=True)[1]] = False
-    if again.any() and len(take) <= n_images:
-        rest = np.setdiff1d(np.arange(n_images), take)
-        take[again] = np.random.default_rng([seed, start, 2]).permutation(rest)[: again.sum()]
-    return take
-
-
-def batch_edges(samples_seen: int, batch_size: int) -> list[int]:
-    """Where batches begin and end: full ones, but a last one of a single sample, which has no negative, takes one more
-    from the batch before it (or joins it, where that would then be alone)."""
-    edges = [*range(0, samples_seen, batch_size), samples_seen]
-    if edges[-1] - edges[-2] == 1 and len(edges) > 2:
-        edges[-2] -= 1
-        if edges[-2] - edges[-3] < 2:
-            del edges[-2]
-    return edges
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then a cosine to zero."""
-    ramp = max(1, round(warmup * steps))
-    if step < ramp:
-        return peak * (step + 1) / ramp
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
-
-
-def hold_norms(objective: nn.Module) -> None:
-    """Batch norms keep the base's statistics, as He et al. (2016, appendix A) fine-tune: measured anew on a few hundred
-    x-rays they cost a real ImageNet encoder .03 of AUROC before any weight had moved."""
-    for module in objective.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+LOG_STEPS = 10  # steps between two points of the learning curve; only these wait for the device
 
 
 def pretrain(
     p: study.Pretrain, data: str | Path, *, progress: Progress = iter, score: Score | None = None
 ) -> dict[str, Any]:
-    """Run or resume one pretraining run; the encoder is saved in ``<out>/encoder``.
+    """Run or resume one pretraining run, and save the encoder in ``<out>/encoder``.
 
-    Args: ``data`` is a prepared folder; ``score`` judges the features of held-out images while the run goes on (see
-    ``monitor``). The last checkpoint stays, and the same call made again goes on from it, until who has recorded the
-    result calls ``checkpoint.remove``. ``base_share`` mixes the base's weights into the kept ones, which keeps what
-    narrow training would lose (WiSE-FT, Wortsman et al., CVPR 2022). Returns info (samples_seen, unique_images, epochs,
-    flops, images_per_second, seconds_training, loss, moved, resumed_from, of reports the share cut at the context,
-    images ``without_report`` and ``left_out``; ``heldout_score`` and ``torn_checkpoint`` where there is something to
-    say), ``subject``, ``curve`` and ``checks`` (DataFrames, also in ``<out>/curve.csv`` and ``checks.csv``).
-    FloatingPointError, naming step, images and the last good checkpoint, when the loss is no longer finite;
-    ``monitor.Collapsed`` when the encoder is being destroyed.
+    The last checkpoint stays until the caller has recorded the result and calls
+    ``checkpoint.remove``. Until then the same call resumes from it.
+
+    Args:
+        p: the parameters.
+        data: folder of the prepared data.
+        progress: wrapper of the iterator over the steps.
+        score: evaluates the features of held-out images during the run (see ``monitor``). With
+            several processes, it must be a function that a worker can import by name.
+
+    Returns:
+        The run's info: samples_seen, unique_images, epochs, flops, images_per_second,
+        seconds_training, loss, moved (``relative_weight_change``), resumed_from, the share of
+        reports that the context cuts, images ``without_report`` and ``left_out``; where they apply
+        ``heldout_score``, ``hardly_trained`` and ``torn_checkpoint``. Also ``subject``, and the
+        DataFrames ``curve`` and ``checks`` (in ``<out>/curve.csv`` and ``checks.csv`` too).
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names step, images and checkpoint.
+        monitor.Collapsed: the encoder is being destroyed.
     """
     out = study.resolve(p.out)
     out.mkdir(parents=True, exist_ok=True)
-    world = ranks.world()
-    if p.processes > 1 and world == 1:
+    if p.processes > 1 and distributed.world_size() == 1:
         return _launch(p, Path(data), out, progress, score)
-    torch.set_num_threads(p.threads)
-    encoders.keep_memory()
-    rank, device = (dist.get_rank() if world > 1 else 0), ranks.device()
-    dtype = precision(p.precision, device)
-    if device.type == "cpu":  # the backward of whose fused attention is slow in half precision
-        set_fused_attn(dtype == torch.float32)
-    prepared = stores.open_prepared(data)
-    rows = subset_rows(prepared, p)
-    subset = prepared.manifest.iloc[rows]
-    patients = set(subset["patient_id"]) | set(seen_patients(p.base))
-    base = _base(p, prepared)
-    encoder = base.encoder
-    began_as = [w.detach().clone() for w in encoder.parameters()]
-    if p.drop_path:
-        encoders.drop_paths(encoder.trunk, p.drop_path)
-    objective: Any = (SelfDistilled if p.paradigm == "dinov2" else ImageText)(p, base, subset)
-    began_with = copy.deepcopy(objective.kept().state_dict()) if p.base and p.base_share else {}
-    objective.train().to(device).to(memory_format=torch.channels_last)
-    if p.base:
-        hold_norms(objective)
-    if p.gradient_checkpointing:
-        encoder.trunk.set_grad_checkpointing(True)
-    if world > 1 and not p.base:
-        objective = ranks.shared_statistics(objective, device)
-    if p.compile:
-        _compile(objective)
-    live = objective.kept()
-    average = copy.deepcopy(live).requires_grad_(False) if p.ema else None
-    whole = nn.ModuleDict(
-        {"objective": objective} | ({"average": average} if average is not None else {})
-    )
-    optimiser = torch.optim.AdamW(objective.groups(), lr=p.lr, fused=True)
-    edges = batch_edges(p.samples_seen, p.batch_size)
-    steps = len(edges) - 1
-    _divisible(edges, p.accumulate * world)
-    key = _key(p, prepared)
-    fresh: dict[str, Any] = {"step": 0, "curve": [], "checks": [], "flops": 0.0, "seconds": 0.0}
-    state = fresh | (checkpoint.load(out, key, whole, optimiser) or {})
-    monitor = Monitor(p, prepared, rows, score, state["checks"])
-    curve, flops, began = state["curve"], state["flops"], time.monotonic()
-    saved, good = began, state["step"]
-    generator = torch.Generator()
-    pending: list[tuple[int, Tensor]] = []
 
-    def settle() -> None:
-        """Read the losses of the steps since this was last done; the first that is not finite ends the run."""
-        values = torch.stack([value for _, value in pending]).tolist()  # the device is asked once
-        for (at, _), value in zip(pending, values, strict=True):
-            if not math.isfinite(value):
-                shown = (
-                    subset["image_id"]
-                    .iloc[batch_positions(p.n_images, edges[at], edges[at + 1], p.seed)]
-                    .tolist()
-                )
-                kept = (
-                    f"the last good checkpoint is of step {good}"
-                    if good
-                    else "no checkpoint was kept yet"
-                )
-                raise FloatingPointError(
-                    f"loss is {value} at step {at} (images {shown[:5]} ...); {kept}; lower lr or look at them"
-                )
-        pending.clear()
+    # ---- set-up
+    run = build_run(p, stores.open_prepared(data), out)
+    resume(run)
+    monitor = Monitor(p, run.prepared, run.rows, score, run.checks)
+    saved = run.started = time.monotonic()
 
-    def keep(done: int) -> None:
-        if rank == 0:
-            spent = state["seconds"] + time.monotonic() - began
-            facts = {
-                "key": key,
-                "step": done,
-                "curve": curve,
-                "checks": monitor.checks,
-                "flops": flops,
-            }
-            checkpoint.save(out, whole, optimiser, facts | {"seconds": spent})
+    # ---- training
+    for step in progress(range(run.resumed_from, run.steps)):
+        if step % max(1, run.steps // CHECKS) == 0 and distributed.rank() == 0:
+            monitor.check(run.objective.encoder, run.edges[step], run.curve)
+        lr, loss, parts = train_step(run, step)
+        # reading a value waits for the device, so it is done at few steps
+        log = step % LOG_STEPS == 0 or step == run.steps - 1
+        save = time.monotonic() - saved > p.checkpoint_seconds
+        save = save or bool(p.checkpoint_steps and (step + 1) % p.checkpoint_steps == 0)
+        if log or save:
+            flush_losses(run)
+        if log:
+            point = {"step": step, "samples_seen": run.edges[step + 1], "loss": float(loss)}
+            run.curve.append(point | {"lr": lr} | {n: float(part) for n, part in parts.items()})
+        if save:
+            saved = time.monotonic()
+            save_checkpoint(run, step + 1)
+    seconds = run.seconds_training()
+    save_checkpoint(run, run.steps)
 
-    for step in progress(range(state["step"], steps)):
-        if step % max(1, steps // CHECKS) == 0 and rank == 0:
-            monitor.check(objective.encoder, edges[step], curve)
-        rate = objective.set_rates(
-            optimiser, learning_rate(step, steps, p.lr, p.warmup), step, steps
-        )
-        rng = np.random.default_rng([p.seed, step, 1])
-        generator.manual_seed(int(rng.integers(2**62)))
-        torch.manual_seed(int(rng.integers(2**62)))  # of layers that drop at random
-        total = torch.zeros((), device=device)
-        optimiser.zero_grad(set_to_none=True)
-        batch = batch_positions(p.n_images, edges[step], edges[step + 1], p.seed)
-        with flop.counter() if flops == 0 else contextlib.nullcontext() as counter:
-            for take in np.split(batch, p.accumulate):
-                low, high = rank * len(take) // world, (rank + 1) * len(take) // world
-                raw = torch.from_numpy(
-                    prepared.images[rows[take[low:high]]]
-                )  # a byte a pixel to the device
-                x = encoder.normalise(raw.to(device, non_blocking=True))
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss, parts = objective.step_loss(x, take, low, rng, generator, step, steps)
-                (loss / p.accumulate).backward()
-                total += loss.detach() / p.accumulate
-        if counter:
-            flops = (
-                counter.get_total_flops() * world / len(batch)
-            )  # a sample; alike at every step but for text length
-        if world > 1:
-            ranks.average_gradients(objective)
-        norm = nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
-        optimiser.step()
-        objective.after(step, steps)
-        if average is not None:
-            blend = min(
-                p.ema, (1 + step) / (10 + step)
-            )  # the first steps' weights are soon forgotten
-            torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - blend)
-            for mine, now in zip(average.buffers(), live.buffers(), strict=True):
-                mine.copy_(now)
-        pending.append(
-            (step, total + 0 * norm)
-        )  # a gradient that is not finite counts as such a loss
-        due = time.monotonic() - saved > p.checkpoint_seconds
-        due = due or bool(p.checkpoint_steps and (step + 1) % p.checkpoint_steps == 0)
-        logged = step % LOGGED == 0 or step == steps - 1
-        if logged or due:
-            settle()
-        if logged:
-            point = {
-                "step": step,
-                "samples_seen": edges[step + 1],
-                "loss": float(total),
-                "lr": rate,
-            }
-            curve.append(point | {name: float(part) for name, part in parts.items()})
-        if due:
-            saved, good = time.monotonic(), step + 1
-            keep(good)
-    seconds = state["seconds"] + time.monotonic() - began
-    keep(steps)
+    # ---- results
     result: dict[str, Any] = {}
-    if rank == 0:
-        if average is not None:
-            live.load_state_dict(average.state_dict())
-        if began_with:
-            for name, tensor in live.state_dict().items():
-                if tensor.is_floating_point():
-                    tensor.lerp_(began_with[name].to(tensor.device), p.base_share)
-        monitor.check(objective.encoder, p.samples_seen, curve)
-        loss = float(np.mean([point["loss"] for point in curve[-window(len(curve)) :]]))
-        far = outcome.moved(began_as, objective.encoder)
-        info = {
-            "samples_seen": p.samples_seen,
-            "unique_images": int(min(p.n_images, p.samples_seen)),
-            "epochs": p.samples_seen / p.n_images,
-            "flops": flops * p.samples_seen,
-            "seconds_training": seconds,
-            "images_per_second": p.samples_seen / seconds,
-            "precision": str(dtype).removeprefix("torch."),
-            "processes": world,
-            "loss": loss,
-            "moved": far,
-            **outcome.how_far(p, loss, far),
-            "resumed_from": state["step"],
-            **objective.facts,
-            **usable(prepared, p)[1],
-            **monitor.unmeasured,
-            **({"torn_checkpoint": state["torn"]} if "torn" in state else {}),
-        }
-        subject = outcome.subject_of(p, prepared, encoder.info["encoder"])
-        spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")
-        objective.encoder.info |= subject | {name: info[name] for name in spent}
-        outcome.finish(objective, out, patients)
-        tables = {"curve": pd.DataFrame(curve), "checks": pd.DataFrame(monitor.checks)}
-        for name, table in tables.items():
-            table.to_csv(out / f"{name}.csv", index=False)
-        result = info | {"subject": subject} | tables
-    if world > 1:
+    if distributed.rank() == 0:
+        choose_weights(run)
+        monitor.check(run.objective.encoder, p.samples_seen, run.curve)
+        result = save_results(run, seconds, monitor.unmeasured)
+    if distributed.world_size() > 1:
         dist.barrier()
     return result
 
 
-def seen_patients(encoder: str) -> list[str]:
-    """Patients whose images an encoder was pretrained on, its base's included; none are known of a mere name.
+# ---- one step ------------------------------------------------------------------------------------
+def train_step(run: Run, step: int) -> tuple[float, Tensor, dict[str, Tensor]]:
+    """Take one step of the optimiser.
 
-    ValueError where the folder of a pretrained encoder lists none: who continues it could not tell whom it has seen.
+    Returns:
+        Learning rate, loss, and parts of the loss, the last two as scalars on the device.
     """
-    folder = encoders.encoder_folder(study.resolve(encoder)) if encoder else None
-    listed = encoders.listed_patients(folder) if folder else None
-    if folder and listed is None and encoders.facts_of(folder)["info"].get("n_images"):
-        raise ValueError(
-            f"base {folder}: patients.txt is missing or empty, so nobody can tell whom it was trained on"
-        )
-    return sorted(listed or ())
+    p, objective, world = run.p, run.objective, distributed.world_size()
 
+    # 1. Learning rate, and the random state of this step
+    lr = learning_rate(step, run.steps, p.lr, p.warmup, **objective.lr_schedule)
+    lr = objective.set_learning_rates(run.optimiser, lr, step, run.steps)
+    rng = np.random.default_rng([p.seed, step, 1])
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    torch.manual_seed(int(rng.integers(2**62)))  # for drop path
 
-def _base(p: study.Pretrain, prepared: stores.Prepared) -> encoders.LoadedCheckpoint:
-    """What the run continues, or a new encoder with the grey statistics of the data."""
-    if p.base:
-        size = prepared.info["size"]
-        base = encoders.open_base(p.base, size=size)
-        if base.encoder.input_size != size:
-            raise ValueError(
-                f"base {p.base} sees images of {base.encoder.input_size} px, {p.data} holds {size} px: prepare the "
-                f"data at size={base.encoder.input_size}, or continue another base"
+    # 2. Gradients of the batch, part by part
+    run.optimiser.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=run.device)
+    batch = run.batch(step)  # (B,)
+    with contextlib.nullcontext() if run.flops else flops.counter() as counter:
+        for part in np.split(batch, p.accumulate):  # (B / accumulate,)
+            low, high = (
+                k * len(part) // world for k in (distributed.rank(), distributed.rank() + 1)
             )
-        base.encoder.requires_grad_(True)
-        return base
-    encoder = encoders.build_encoder(p.encoder, prepared.info["size"], seed=p.seed)
-    encoder.mean, encoder.std = prepared.info["mean"], prepared.info["std"]
-    return encoders.LoadedCheckpoint(encoder)
+            pixels = torch.from_numpy(run.prepared.images[run.rows[part[low:high]]])  # (N, H, W)
+            x = objective.encoder.normalise(pixels.to(run.device, non_blocking=True))  # (N,1,H,W)
+            with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+                part_loss, parts = objective.step_loss(
+                    x, part, low, rng, generator, step, run.steps
+                )
+            (part_loss / p.accumulate).backward()
+            loss += part_loss.detach() / p.accumulate
+    if counter:  # counted once: steps differ only in the length of texts
+        run.flops = counter.get_total_flops() * world / len(batch)
+
+    # 3. Update of the weights
+    if world > 1:
+        distributed.average_gradients(objective)
+    norm = nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
+    run.optimiser.step()
+    objective.on_step_end(step, run.steps)
+    if run.ema_model is not None:  # a smaller decay in the first steps forgets the initial weights
+        run.ema_model.decay = min(p.ema, (1 + step) / (10 + step))
+        run.ema_model.update(objective.modules_to_save())
+    run.losses.append((step, loss + 0 * norm))  # not finite if a gradient is not
+    return lr, loss, parts
 
 
-def _key(p: study.Pretrain, prepared: stores.Prepared) -> str:
-    """What a checkpoint must agree on to be resumed: parameters, data and the base's weights."""
-    where = {"out", "data", "threads", "checkpoint_seconds", "checkpoint_steps", "processes"}
-    folder = encoders.encoder_folder(study.resolve(p.base)) if p.base else None
-    base = ""
-    if folder:
-        base = checkpoint.digest_of(folder / "model.safetensors")
-    return study.digest([p.model_dump(exclude=where), prepared.info, base], 16)
+def flush_losses(run: Run) -> None:
+    """Read the losses since the last call from the device, in one transfer.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    values = torch.stack([value for _, value in run.losses]).tolist()
+    for (step, _), value in zip(run.losses, values, strict=True):
+        if not math.isfinite(value):
+            names = run.prepared.manifest["image_id"].iloc[run.rows[run.batch(step)]].tolist()
+            last = f"the last good checkpoint is of step {run.last_checkpoint}"
+            raise FloatingPointError(
+                f"loss is {value} at step {step} (images {names[:5]} ...); "
+                f"{last if run.last_checkpoint else 'there is no checkpoint yet'}; lower lr or "
+                "check these images"
+            )
+    run.losses.clear()
 
 
-# ---- several processes ---------------------------------------------------------------------------------------------
-def _divisible(edges: list[int], parts: int) -> None:
-    """ValueError unless every batch falls into equal parts."""
-    odd = next((b - a for a, b in itertools.pairwise(edges) if (b - a) % parts), 0)
-    if odd:
-        raise ValueError(
-            f"a batch of {odd} does not fall into {parts} equal parts (accumulate x processes): let batch_size be a "
-            "multiple of them, and samples_seen a multiple of batch_size"
-        )
+# ---- checkpoints ---------------------------------------------------------------------------------
+def resume(run: Run) -> None:
+    """Load the run's checkpoint, if there is one that fits."""
+    state = checkpoint.load(run.out, run.key, run.checkpointed, run.optimiser) or {}
+    run.resumed_from = run.last_checkpoint = state.get("step", 0)
+    run.torn = state.get("torn", "")
+    run.curve, run.checks = state.get("curve", []), state.get("checks", [])
+    run.flops, run.seconds = state.get("flops", 0.0), state.get("seconds", 0.0)
 
 
-def _compile(objective: nn.Module) -> None:
-    """Compile the encoders' blocks, which are alike, or a whole trunk that has none."""
-    for module in objective.modules():
-        if isinstance(module, encoders.Encoder):
-            blocks = getattr(module.trunk, "blocks", None)
-            if blocks is None:
-                module.trunk.forward_features = torch.compile(module.trunk.forward_features)
-            for block in blocks or ():
-                block.compile()
+def save_checkpoint(run: Run, step: int) -> None:
+    """Save the state after ``step`` steps; rank 0 writes."""
+    run.last_checkpoint = step
+    if distributed.rank() == 0:
+        facts = {
+            "key": run.key,
+            "step": step,
+            "curve": run.curve,
+            "checks": run.checks,
+            "flops": run.flops,
+            "seconds": run.seconds_training(),
+        }
+        checkpoint.save(run.out, run.checkpointed, run.optimiser, facts)
 
 
+# ---- results -------------------------------------------------------------------------------------
+def choose_weights(run: Run) -> None:
+    """Put the weights to save into the model: averaged if ``ema``, mixed with the base's if asked.
+
+    The mix is WiSE-FT (Wortsman et al., CVPR 2022), which keeps what narrow training would lose.
+    """
+    model = run.objective.modules_to_save()
+    if run.ema_model is not None:
+        model.load_state_dict(run.ema_model.module.state_dict())
+    if run.base_state:
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.lerp_(run.base_state[name].to(tensor.device), run.p.base_share)
+
+
+def save_results(run: Run, seconds: float, unmeasured: dict[str, str]) -> dict[str, Any]:
+    """Save the encoder, curve and checks; return what ``pretrain`` returns."""
+    p, objective = run.p, run.objective
+    loss = float(np.mean([point["loss"] for point in run.curve[-window(len(run.curve)) :]]))
+    change = relative_weight_change(run.initial_params, objective.encoder)
+    info = {
+        "samples_seen": p.samples_seen,
+        "unique_images": int(min(p.n_images, p.samples_seen)),
+        "epochs": p.samples_seen / p.n_images,
+        "flops": run.flops * p.samples_seen,
+        "seconds_training": seconds,
+        "images_per_second": p.samples_seen / seconds,
+        "precision": str(run.dtype).removeprefix("torch."),
+        "processes": distributed.world_size(),
+        "loss": loss,
+        "moved": change,
+        **training_progress(p, loss, change),
+        "resumed_from": run.resumed_from,
+        **objective.facts,
+        **usable(run.prepared, p)[1],
+        **unmeasured,
+        **({"torn_checkpoint": run.torn} if run.torn else {}),
+    }
+    subject = subject_of(p, run.prepared, objective.encoder.info["encoder"])
+    spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")
+    objective.encoder.info |= subject | {name: info[name] for name in spent}
+    save_encoder(objective, run.out / "encoder", run.patients)
+    tables = {"curve": pd.DataFrame(run.curve), "checks": pd.DataFrame(run.checks)}
+    for name, table in tables.items():
+        table.to_csv(run.out / f"{name}.csv", index=False)
+    return info | {"subject": subject} | tables
+
+
+def save_encoder(objective: Any, folder: Path, patients: set[str]) -> None:
+    """Save the encoder in an empty folder, its patients first.
+
+    An encoder without them would pass every check for leaks.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    write_text(folder / "patients.txt", "\n".join(sorted(patients)))
+    objective.save(folder)
+    modelcard.model_card(folder)
+
+
+def subject_of(p: study.Pretrain, prepared: stores.Prepared, encoder: str) -> dict[str, Any]:
+    """Return what the numbers of a record are about."""
+    return {
+        "paradigm": p.paradigm,
+        "n_images": p.n_images,
+        "samples_seen": p.samples_seen,
+        "seed": p.seed,
+        "institution": prepared.info["institution"],
+        "generator": prepared.info.get("generator"),
+        "kind": prepared.info["kind"],
+        "data": Path(p.data).name,
+        "encoder": encoder,
+        "base": Path(p.base).parent.name if Path(p.base).name == "encoder" else Path(p.base).name,
+    }
+
+
+# ---- several processes ---------------------------------------------------------------------------
 def _launch(
     p: study.Pretrain, data: Path, out: Path, progress: Progress, score: Score | None
 ) -> dict[str, Any]:
-    """``pretrain`` on ``p.processes`` processes of this machine through torch's elastic launcher."""
-    file, log, done = out / "launch.yml", out / "launch.log", out / "steps"
-    write_text(file, yaml.safe_dump(p.model_dump() | {"data": str(data.resolve())}))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={p.processes}",
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(p.threads),
-        "CXRSTUDY_STEPS": f"{os.getpid()}:{done}",
-    }
-    if score is not None:  # by name: the workers import it, this package knows no judge
-        environment["CXRSTUDY_SCORE"] = f"{score.__module__}:{score.__name__}"
-    write_text(done, "0")
-    with log.open("w") as stream:
-        run = subprocess.Popen(
-            [*command, "-m", "cxrstudy.pretrain.loop", str(file)],
-            stdout=stream,
-            stderr=stream,
-            env=environment,
-        )
-        try:
-            for step in progress(range(len(batch_edges(p.samples_seen, p.batch_size)) - 1)):
-                while run.poll() is None and int(done.read_text() or 0) <= step:
-                    time.sleep(0.1)
-            code = run.wait()
-        finally:
-            if run.poll() is None:
-                run.terminate()
-    if code:
-        raise RuntimeError(f"{p.processes} processes failed; {log} ends: {log.read_text()[-1500:]}")
-    result = json.loads((out / "result.json").read_text())
-    for left in (file, done, out / "result.json"):
-        left.unlink()
-    return result | {name: pd.read_csv(out / f"{name}.csv") for name in ("curve", "checks")}
+    steps = len(batch_edges(p.samples_seen, p.batch_size)) - 1
+    name = f"{score.__module__}:{score.__name__}" if score else ""
+    info = distributed.launch(p, data, out, steps, progress, name)
+    return info | {table: pd.read_csv(out / f"{table}.csv") for table in ("curve", "checks")}
 
 
-def _worker(file: str) -> None:
-    """One rank, started by torchrun."""
-    p = study.validated("pretrain", yaml.safe_load(Path(file).read_text(encoding="utf-8")), file)
-    ranks.device()
+def main() -> None:
+    """Run one rank, started by torchrun."""
+    parser = argparse.ArgumentParser(description="One process of a pretraining run.")
+    parser.add_argument("parameters", type=Path, help="YAML file with the run's parameters")
+    parser.add_argument("--score", default="", help="score of held-out images, as module:name")
+    parser.add_argument("--launcher", type=int, help="process that reads how many steps are done")
+    asked = parser.parse_args()
+    text = asked.parameters.read_text(encoding="utf-8")
+    p = study.validated("pretrain", yaml.safe_load(text), str(asked.parameters))
+    distributed.device()
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    launcher, _, note = os.environ.get("CXRSTUDY_STEPS", "").partition(":")
-
-    def progress(steps: Any) -> Any:
-        for step in steps:
-            yield step
-            if launcher and dist.get_rank() == 0:
-                os.kill(
-                    int(launcher), 0
-                )  # raises where a killed notebook would have left its workers running
-                Path(note).write_text(str(step + 1))
-
-    module, _, name = os.environ.get("CXRSTUDY_SCORE", "").partition(":")
+    out = study.resolve(p.out)
+    progress: Progress = iter
+    if asked.launcher:
+        progress = functools.partial(distributed.report_steps, out=out, launcher=asked.launcher)
+    module, _, name = asked.score.partition(":")
     score = getattr(importlib.import_module(module), name) if module else None
     result = pretrain(p, study.resolve(p.data), progress=progress, score=score)
-    if dist.get_rank() == 0:
+    if distributed.rank() == 0:
         plain = {name: value for name, value in result.items() if name not in ("curve", "checks")}
-        write_text(study.resolve(p.out) / "result.json", json.dumps(plain))
+        write_text(out / "result.json", json.dumps(plain))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1])
+    main()

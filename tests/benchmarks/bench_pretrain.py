@@ -34,14 +34,35 @@ from cxrstudy.data.sets import prepare_data
 from cxrstudy.encoders import Encoder, TextShape, TextTower, build_encoder, train_tokenizer
 from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.augment import augment
+from cxrstudy.pretrain.build import compile_encoders, precision
 from cxrstudy.pretrain.clip import ImageText
-from cxrstudy.pretrain.dinov2 import DinoConfig
-from cxrstudy.pretrain.distil import Dino, parameter_groups, rates, set_rates
-from cxrstudy.pretrain.loop import _compile as compile_towers
-from cxrstudy.pretrain.loop import precision
+from cxrstudy.pretrain.dinov2 import DinoConfig, DINOv2
+from cxrstudy.pretrain.schedules import learning_rate
 from cxrstudy.results import environment
 
 ROWS: list[dict[str, Any]] = []
+# the reference's default configuration; jitter and blur match it in size only
+REFERENCE: dict[str, Any] = {
+    "ibot_weight": 1.0,
+    "koleo_weight": 0.1,
+    "prototypes": 65536,
+    "hidden": 2048,
+    "bottleneck": 256,
+    "head_std": 0.02,
+    "learn_gain": True,
+    "centring": "softmax",
+    "teacher_temperature": (0.04, 0.07),
+    "momentum": (0.992, 1.0),
+    "weight_decay": (0.04, 0.4),
+    "layer_decay": 0.9,
+    "patch_embed_scale": 0.2,
+    "global_scale": (0.32, 1.0),
+    "local_crops": 8,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "gamma": 0.0,
+    "blur": 0.5,
+}
 VITS = {  # trunk, its arguments, px, local px, local crops, batch, prototypes and hidden width of the head
     "ViT p8 d192 L6, 64 px, 2 local crops of 32 px": (
         "vit_tiny_patch16_224", {"patch_size": 8, "depth": 6}, 64, 32, 2, 32, 2048, 512
@@ -204,19 +225,11 @@ def dinov2_case(
     timm.layers.set_fused_attn(dtype == torch.float32)
     encoder = Encoder(name, own, input_size=size)
     timm.layers.set_fused_attn(True)
-    config = DinoConfig.reference(
-        batch,
-        prototypes=prototypes,
-        hidden=hidden,
-        local_crops=crops,
-        local_size=local,
-        global_size=size,
-    )
-    objective = Dino(encoder, config)
-    groups = parameter_groups(
-        objective, config.lr, 0.04, config.layer_decay, config.patch_embed_scale
-    )
-    optimiser = torch.optim.AdamW(groups, fused=True)
+    heads = {"prototypes": prototypes, "hidden": hidden}
+    views = {"local_crops": crops, "local_size": local, "global_size": size}
+    objective = DINOv2(encoder, DinoConfig(**REFERENCE | heads | views))
+    optimiser = torch.optim.AdamW(objective.param_groups(), fused=True)
+    peak, rows = 4e-3 * (batch / 1024) ** 0.5, np.arange(batch)
     trunk = timm.create_model(name, num_classes=0, **own)
     peer = Lightly(trunk, encoder.channels, size, local, crops, prototypes, hidden)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size), dtype=np.uint8)
@@ -225,14 +238,15 @@ def dinov2_case(
 
     def ours() -> None:
         step = next(steps)
-        now = rates(config, step, 1000)
-        set_rates(optimiser, now)
+        lr = learning_rate(step, 1000, peak, 0.1, **objective.lr_schedule)
+        objective.set_learning_rates(optimiser, lr, step, 1000)
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss, _ = objective.step_loss(encoder.normalise(pixels), step, 1000, generator)
+            x = encoder.normalise(pixels)
+            loss, _ = objective.step_loss(x, rows, 0, None, generator, step, 1000)
         loss.backward()
         optimiser.step()
-        objective.update_teacher(now.momentum)
+        objective.on_step_end(step, 1000)
 
     standing = peer.views(pictures)
     seconds = alternate(ours, lambda: peer.step(peer.views(pictures)), rounds)
@@ -271,7 +285,7 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
     text = TextTower(train_tokenizer(prepared.manifest["report"].tolist()), encoder.channels, shape)
     objective = ImageText(p, encoders.LoadedCheckpoint(encoder, text=text), prepared.manifest)
     objective.train().to(memory_format=torch.channels_last)
-    mine = torch.optim.AdamW(objective.groups(), lr=1e-4, fused=True)
+    mine = torch.optim.AdamW(objective.param_groups(), lr=1e-4, fused=True)
     model = open_clip.CLIP(
         256,
         {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear",
@@ -292,7 +306,7 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         mine.step()
-        objective.after(0, 1)
+        objective.on_step_end(0, 1)
 
     def theirs() -> None:
         theirs_optimiser.zero_grad()
@@ -320,7 +334,7 @@ def bench_loader(rounds: int) -> None:
     encoder = build_encoder("cnn_mini", 64)
     objective = ImageText(p, encoders.LoadedCheckpoint(encoder), prepared.manifest).train()
     objective.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(objective.groups(), lr=1e-4, fused=True)
+    optimiser = torch.optim.AdamW(objective.param_groups(), lr=1e-4, fused=True)
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     held = encoder.normalise(prepared.images[:64])
 
@@ -416,20 +430,19 @@ def gpu_dinov2(size: int, batch: int) -> tuple[str, int, list[Encoder], Callable
     local = 98 if size == 224 else 196
     own = {"img_size": size, "dynamic_img_size": True, "init_values": 1e-5}
     encoder = Encoder("vit_base_patch14_dinov2", own, input_size=size)
-    objective = Dino(
-        encoder, DinoConfig.reference(batch, local_size=local, global_size=size)
-    ).cuda()
-    optimiser = torch.optim.AdamW(parameter_groups(objective, 1e-4, 0.04), fused=True)
+    config = DinoConfig(**REFERENCE | {"local_size": local, "global_size": size})
+    objective = DINOv2(encoder, config).cuda()
+    optimiser = torch.optim.AdamW(objective.param_groups(), lr=1e-4, fused=True)
     x = torch.randn(batch, 1, size, size, device="cuda")
     generator = torch.Generator().manual_seed(0)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
-            loss, _ = objective.step_loss(x, 500, 1000, generator)
+            loss, _ = objective.step_loss(x, np.arange(batch), 0, None, generator, 500, 1000)
         loss.backward()
         optimiser.step()
-        objective.update_teacher(0.99)
+        objective.on_step_end(500, 1000)
 
     name = f"dinov2, ViT-B/14, {size} px, 8 local crops of {local} px, batch {batch}"
     return name, batch, [m for m in objective.modules() if isinstance(m, Encoder)], step
@@ -466,7 +479,7 @@ def gpu_step(
     with flop.counter() as counter:
         step()
     if compiled:
-        compile_towers(nn.ModuleList(towers))
+        compile_encoders(nn.ModuleList(towers))
     step()
     torch.cuda.reset_peak_memory_stats()
     seconds, _ = alternate(step, lambda: None, max(rounds, 10))

@@ -1,59 +1,23 @@
-"""A checkpoint that does not read back is told and left behind; the run starts from its beginning and ends the same."""
+"""A checkpoint that cannot be read is reported and replaced; the run ends as if never killed."""
 
 import pytest
 import torch
+from made_runs import Killed, go, killed_after, weights
 from safetensors.torch import load_file, save_file
 
-from cxrstudy import study
-from cxrstudy.data.sets import prepare_data
 from cxrstudy.pretrain import checkpoint
-from cxrstudy.pretrain.loop import pretrain
 
 torch.set_num_threads(1)
 
 
-class Killed(Exception):
-    pass
-
-
-def killed_after(k):
-    def progress(steps):
-        for step in steps:
-            if step == k:
-                raise Killed
-            yield step
-
-    return progress
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "study"
-    prepare_data(study.Data(n_images=40, size=32, fractions={"pretrain": 1.0}, out=str(folder)))
-    return folder
-
-
-def go(data, out, progress=iter, **changes):
-    own = {
-        "n_images": 32,
-        "samples_seen": 64,
-        "batch_size": 16,
-        "precision": "fp32",
-        "checkpoint_seconds": 1e-9,
-    }
-    p = study.validated("pretrain", own | {"data": str(data), "out": str(out)} | changes)
-    return pretrain(p, data, progress=progress)
+SHORT = {"n_images": 32, "samples_seen": 64, "checkpoint_seconds": 1e-9}
 
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    go(data, out)
+    go(data, out, **SHORT)
     return weights(out)
-
-
-def weights(out):
-    return [(out / "encoder" / f"{name}.safetensors").read_bytes() for name in ("model", "text")]
 
 
 def cut(path):
@@ -92,29 +56,49 @@ DAMAGE = {
         *(("checkpoint.pt", how) for how in DAMAGE if how not in ("gone", "another's", "fewer")),
     ],
 )
-def test_a_torn_checkpoint_is_told_by_its_file_and_the_run_ends_as_one_that_was_never_killed(
+def test_a_torn_checkpoint_is_named_and_the_run_ends_as_one_that_was_never_killed(
     data, whole, tmp_path, file, how
 ):
     with pytest.raises(Killed):
-        go(data, tmp_path, killed_after(2))
+        go(data, tmp_path, killed_after(2), **SHORT)
     DAMAGE[how](tmp_path / file)
-    with pytest.warns(
-        UserWarning, match="does not read back, so the run starts from its beginning"
-    ) as caught:
-        result = go(data, tmp_path)
+    match = "cannot read the checkpoint in .*; the run starts from its beginning"
+    with pytest.warns(UserWarning, match=match) as caught:
+        result = go(data, tmp_path, **SHORT)
     assert any(str(tmp_path / file) in str(warning.message) for warning in caught)
     assert str(tmp_path / file) in result["torn_checkpoint"]
     assert result["resumed_from"] == 0
     assert weights(tmp_path) == whole
-    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == [
-        "checkpoint-4.safetensors",
-        "checkpoint.pt",
-    ]
-    again = go(data, tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("checkpoint*"))
+    assert files == ["checkpoint-4.safetensors", "checkpoint.pt"]
+    again = go(data, tmp_path, **SHORT)
     assert again["resumed_from"] == 4 and "torn_checkpoint" not in again
 
 
-def test_nothing_is_put_back_of_a_pair_that_does_not_fit(tmp_path):
+def test_an_optimiser_comes_back_from_a_checkpoint_in_the_types_it_had(tmp_path):
+    """Also of a 0-d parameter: a GPU's fused step reads its count of steps as float32."""
+    made = []
+    for _ in range(2):
+        model = torch.nn.ParameterDict(
+            {"scale": torch.tensor(2.0, dtype=torch.float64), "weight": torch.ones(4, 3, 2, 2)}
+        ).to(memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+        (model["scale"] * model["weight"].square().sum()).backward()
+        optimiser.step()
+        made.append((model, optimiser))
+    checkpoint.save(tmp_path, *made[0], {"key": "this", "step": 1})
+    assert checkpoint.load(tmp_path, "this", *made[1])
+    for before, after in zip(
+        *(list(optimiser.state.values()) for _, optimiser in made), strict=True
+    ):
+        for name, tensor in before.items():
+            assert (after[name].dtype, after[name].stride()) == (tensor.dtype, tensor.stride()), (
+                name
+            )
+            torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
+
+
+def test_nothing_is_loaded_of_a_pair_that_does_not_fit(tmp_path):
     def made(width):
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, width))
         return model, torch.optim.AdamW(model.parameters())
@@ -122,7 +106,7 @@ def test_nothing_is_put_back_of_a_pair_that_does_not_fit(tmp_path):
     checkpoint.save(tmp_path, *made(5), {"key": "this", "step": 1})
     model, optimiser = made(6)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.warns(UserWarning, match="holds other tensors than the model"):
+    with pytest.warns(UserWarning, match="has other tensors than the model"):
         assert set(checkpoint.load(tmp_path, "this", model, optimiser)) == {"torn"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert checkpoint.load(tmp_path, "that", model, optimiser) is None

@@ -1,4 +1,4 @@
-"""A step's operations are counted as they are: backward costs about twice forward, whatever the architecture."""
+"""A step's operations are counted: backward costs about twice forward in any architecture."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Runs that are killed, and runs on several processes: the weights are those of one run left in peace."""
+"""Runs that are killed, or have several processes, end with the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -12,46 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+from made_runs import parameters
 from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.distributed.run import get_args_parser
 
 from cxrstudy import study
-from cxrstudy.data.sets import prepare_data
 from cxrstudy.pretrain import loop
 from cxrstudy.pretrain.clip import clip_loss, unicl_loss
+from cxrstudy.pretrain.distributed import gather_rows
 from cxrstudy.pretrain.loop import pretrain
-from cxrstudy.pretrain.ranks import gathered
 
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "study-abc"
-    prepare_data(
-        study.Data(
-            n_images=120, size=32, fractions={"pretrain": 0.7, "other": 0.3}, out=str(folder)
-        )
-    )
-    return folder
-
-
-def parameters(data: Path, out: Path, **changes: object) -> study.Pretrain:
-    own = {
-        "n_images": 64,
-        "samples_seen": 320,
-        "batch_size": 16,
-        "precision": "fp32",
-        "data": str(data),
-        "out": str(out),
-    }
-    return study.validated("pretrain", own | changes)
-
-
-FORKS = multiprocessing.get_context(
-    "forkserver"
-)  # of a process that has imported torch and started no thread
+# children of a process that has imported torch and started no thread
+FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["cxrstudy.pretrain.loop"])
 
 
@@ -97,7 +73,7 @@ def loss_of(name: str, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
 def loss_rank(rank: int, folder: Path) -> None:
     for name in ("clip", "unicl"):
         image, text = (part[4 * rank : 4 * rank + 4].clone().requires_grad_() for part in ROWS)
-        value = loss_of(name, gathered(image), gathered(text))
+        value = loss_of(name, gather_rows(image), gather_rows(text))
         value.backward()
         torch.save((value.detach(), image.grad / 2, text.grad / 2), folder / f"{name}-{rank}")
 
@@ -116,11 +92,12 @@ def kept_steps(out: Path) -> list[int]:
 def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(
     data, tmp_path
 ) -> None:
-    """Each child dies once a random number of further steps is kept: how fast this machine is plays no part."""
-    whole = parameters(data, tmp_path / "whole", paradigm="unicl", ema=0.9)
+    """Each child is killed once a random number of further steps is saved, on any machine."""
+    own = {"paradigm": "unicl", "ema": 0.9, "samples_seen": 320}
+    whole = parameters(data, tmp_path / "whole", **own)
     pretrain(whole, data)
     rng, steps = random.Random(0), [0]
-    cut = parameters(data, tmp_path / "cut", paradigm="unicl", ema=0.9, checkpoint_steps=1)
+    cut = parameters(data, tmp_path / "cut", checkpoint_steps=1, **own)
     for _ in range(4):
         process = child(pretrain, cut, data)
         target, patience = steps[-1] + rng.randint(1, 4), time.monotonic() + 120
@@ -131,7 +108,7 @@ def test_a_run_killed_at_random_steps_resumes_to_the_same_weights_to_the_bit(
         assert process.exitcode == -signal.SIGKILL
         steps.append(max(kept_steps(tmp_path / "cut")))
         assert steps[-1] >= target
-    # the last file may have been written and not yet named by the state: then the step before it is gone on from
+    # the last file may be written but not yet named by the state: then the step before it counts
     assert pretrain(cut, data)["resumed_from"] in (steps[-1] - 1, steps[-1])
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert one.keys() == other.keys()
@@ -152,24 +129,17 @@ def test_gloo_losses_of_two_ranks_are_those_of_the_joined_batch(tmp_path) -> Non
 
 @pytest.mark.parametrize("paradigm", ["unicl", "clip+labels", "dinov2"])
 def test_gloo_runs_of_two_processes_have_the_weights_of_one(data, tmp_path, paradigm) -> None:
-    # no batch norm: no statistics to share; a rate of 1e-4, since Adam makes whole steps of what is rounding alone
-    own = {"paradigm": paradigm, "encoder": "davit_mini", "samples_seen": 96, "lr": 1e-4}
+    # no batch norm, whose statistics CPUs cannot share; a low rate: Adam scales rounding errors up
+    own = {"paradigm": paradigm, "encoder": "davit_mini", "lr": 1e-4}
     if paradigm == "dinov2":
-        own |= {
-            "encoder": "hybrid_mini",
-            "n_images": 32,
-            "samples_seen": 48,
-            "dino": {"local_crops": 1, "prototypes": 64},
-        }
+        own |= {"encoder": "hybrid_mini", "n_images": 32, "samples_seen": 48}
+        own |= {"dino": {"local_crops": 1, "prototypes": 64}}
     pretrain(parameters(data, tmp_path / "one", **own), data)
     two = parameters(data, tmp_path / "two", **own)
     ranks(2, tmp_path / "meet", run_rank, two, data)
     one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
     idle = [name for name in one if name.endswith(("in_proj_bias", "qkv.bias"))]
-    for part in (
-        one,
-        other,
-    ):  # attention feels no key's bias: its gradient is rounding alone, which Adam scales up
+    for part in (one, other):  # keys' biases have no effect: their gradients are rounding errors
         for name in idle:
             part[name].view(3, -1)[1] = 0
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
@@ -199,7 +169,7 @@ def test_one_parameter_launches_a_run_on_two_processes(data, tmp_path) -> None:
             yield step
             shown.append(step)
 
-    own = {"encoder": "davit_mini", "samples_seen": 96}
+    own = {"encoder": "davit_mini"}
     two = pretrain(parameters(data, tmp_path / "two", processes=2, **own), data, progress=progress)
     one = pretrain(parameters(data, tmp_path / "one", **own), data)
     assert shown == list(range(6))

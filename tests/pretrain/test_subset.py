@@ -1,4 +1,4 @@
-"""Who is shown: images that a paradigm cannot use are left out and counted, the same at every size of the subset."""
+"""Images that a paradigm cannot use are left out, the same at every size; the order of the rest."""
 
 import math
 import re
@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import parameters
 
 from cxrstudy import study
 from cxrstudy.data.images import Prepared, open_prepared, prepare
@@ -20,9 +21,10 @@ from cxrstudy.evaluate.metrics import knn_auroc
 from cxrstudy.pretrain.clip import captions
 from cxrstudy.pretrain.loop import pretrain
 from cxrstudy.pretrain.monitor import Monitor
-from cxrstudy.pretrain.subset import subset_rows, usable
+from cxrstudy.pretrain.subset import batch_positions, positions, subset_rows, usable
 
 torch.set_num_threads(1)
+quick = settings(deadline=None, max_examples=30)
 NONE = [None, float("nan"), "", "  ", "\n\t"]
 
 
@@ -53,7 +55,44 @@ def asked(paradigm, n_images=2, **changes):
     return study.validated("pretrain", own | {"data": "yours"} | changes)
 
 
-# ---- which images --------------------------------------------------------------------------------------------------
+# ---- the order -----------------------------------------------------------------------------------
+@quick
+@given(n=st.integers(1, 40), epochs=st.integers(1, 5), seed=st.integers(0, 2**32), data=st.data())
+def test_each_epoch_is_a_permutation_and_any_slice_is_that_of_the_whole(n, epochs, seed, data):
+    whole = positions(n, 0, n * epochs, seed)
+    for epoch in whole.reshape(epochs, n):
+        assert sorted(epoch) == list(range(n))
+    start = data.draw(st.integers(0, n * epochs - 1))
+    stop = data.draw(st.integers(start + 1, n * epochs))
+    np.testing.assert_array_equal(positions(n, start, stop, seed), whole[start:stop])
+
+
+@quick
+@given(
+    n=st.integers(4, 60),
+    share=st.floats(0.3, 1.0),
+    seed=st.integers(0, 99),
+    start=st.integers(0, 300),
+)
+def test_no_batch_holds_an_image_twice(n, share, seed, start):
+    size = max(2, int(share * n))
+    batch = batch_positions(n, start, start + size, seed)
+    assert len(set(batch)) == size
+    assert np.array_equal(batch, batch_positions(n, start, start + size, seed))
+    plain = positions(n, start, start + size, seed)
+    assert (batch != plain).sum() == size - len(set(plain))  # only duplicates are replaced
+
+
+def test_each_epoch_and_seed_has_its_own_order():
+    orders = {
+        tuple(positions(50, 50 * epoch, 50 * epoch + 50, seed))
+        for epoch in range(4)
+        for seed in range(4)
+    }
+    assert len(orders) == 16
+
+
+# ---- which images --------------------------------------------------------------------------------
 kinds = st.lists(
     st.tuples(st.sampled_from([*NONE, "a", "b"]), st.sampled_from([0.0, 1.0, math.nan])), min_size=9
 )
@@ -113,7 +152,17 @@ def test_where_every_image_has_a_report_the_subset_is_what_it_was(tmp_path):
         np.testing.assert_array_equal(subset_rows(prepared, asked(paradigm, 20, seed=3)), expected)
 
 
-def test_both_counts_are_told_and_the_warning_and_the_batch_are_plain():
+def test_subsets_are_nested_and_drawn_from_the_splits_asked_for(data):
+    prepared = open_prepared(data)
+    small, large = (subset_rows(prepared, parameters(data, "", n_images=n)) for n in (32, 64))
+    np.testing.assert_array_equal(large[:32], small)
+    assert set(prepared.manifest["split"].iloc[large]) == {"pretrain"}
+    both = parameters(data, "", n_images=120, samples_seen=120, splits=["pretrain", "other"])
+    assert sorted(subset_rows(prepared, both)) == list(range(120))
+    assert list(subset_rows(prepared, parameters(data, "", seed=1))) != list(large)
+
+
+def test_counts_warning_and_batch_size_are_stated():
     manifest = table(["a", None, " "] * 10)
     with pytest.raises(
         ValueError, match=r"'clip' needs reports; the card 'ward' .*report: COLUMN.*'dinov2'"
@@ -122,12 +171,12 @@ def test_both_counts_are_told_and_the_warning_and_the_batch_are_plain():
     manifest["split"] = "a"
     with pytest.raises(
         ValueError,
-        match=r"n_images is 15, but .* hold 10 images that clip can show \(20 of 30 lack a",
+        match=r"n_images is 15, but .* hold 10 images that clip can use \(20 of 30 lack a",
     ):
         subset_rows(held(manifest), asked("clip", 15))
     with pytest.warns(
         UserWarning,
-        match=r"hold 10 images that clip can show \(20 of 30 lack a report\); the others are",
+        match=r"hold 10 images that clip can use \(20 of 30 lack a report\); the others are",
     ):
         assert len(subset_rows(held(manifest), asked("clip", 10))) == 10
     with pytest.raises(
@@ -136,7 +185,7 @@ def test_both_counts_are_told_and_the_warning_and_the_batch_are_plain():
         subset_rows(held(manifest), asked("dinov2", 8, batch_size=9))
 
 
-# ---- labels --------------------------------------------------------------------------------------------------------
+# ---- labels --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "labels",
     [{}, {"covid": [math.nan] * 12}, {"covid": [0.0, math.nan] * 6, "tb": [math.nan] * 12}],
@@ -144,7 +193,7 @@ def test_both_counts_are_told_and_the_warning_and_the_batch_are_plain():
 def test_unicl_without_a_label_that_can_be_said_is_refused_with_card_and_remedy(labels):
     manifest = table(["a"] * 12, **labels)
     with pytest.raises(
-        ValueError, match=r"'unicl' needs structured labels; the card 'ward'.*say paradigm='clip'"
+        ValueError, match=r"'unicl' needs structured labels; the card 'ward'.*set paradigm='clip'"
     ):
         subset_rows(held(manifest, card="ward"), asked("unicl"))
     assert len(subset_rows(held(manifest, card="ward"), asked("clip"))) == 2
@@ -163,7 +212,7 @@ def test_labels_under_ones_own_name_are_said():
     np.testing.assert_array_equal(told.says, [[1, 1], [0, 0], [1, 0]])
 
 
-# ---- runs on data of other kinds -----------------------------------------------------------------------------------
+# ---- runs on data of other kinds -----------------------------------------------------------------
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -203,7 +252,7 @@ def bare(kept, _):
 def test_reports_without_labels_are_enough_and_the_monitor_says_what_it_cannot_measure(
     drawn, tmp_path, paradigm
 ):
-    with pytest.warns(UserWarning, match="not measured: no labels; their rank is"):
+    with pytest.warns(UserWarning, match="not measured: no labels; their effective rank is"):
         result = go(
             drawn,
             "bare",
@@ -249,7 +298,7 @@ def test_labels_of_one_kind_alone_give_no_score(drawn, tmp_path):
             **{f"label:{LABELS[0]}": 1.0, "label:covid": [1.0] + [math.nan] * (len(kept) - 1)}
         )
 
-    with pytest.warns(UserWarning, match="no label has two of either kind among"):
+    with pytest.warns(UserWarning, match="no label has two positives and two negatives among"):
         result = go(drawn, "one", one, tmp_path, paradigm="unicl")
     assert "score" not in result["checks"]
 
