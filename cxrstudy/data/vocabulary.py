@@ -1,4 +1,4 @@
-"""The names of findings and devices, in the order of every label array, and how they are said in words."""
+"""Names of findings and devices, in the order of every label array, and their phrases."""
 
 FINDINGS = (
     "cardiomegaly",
@@ -20,11 +20,8 @@ DEVICES = (
     "pacemaker",
 )
 LABELS = FINDINGS + DEVICES  # the order of every (N, L) array
-OTHER_DEVICES = (
-    "tracheostomy_tube",
-    "gastrostomy_tube",
-    "other_catheter",
-)  # read in reports, never in arrays
+# Read in reports, in no array
+OTHER_DEVICES = ("tracheostomy_tube", "gastrostomy_tube", "other_catheter")
 VIEWS = ("PA", "AP", "LATERAL")
 
 PHRASES = {
@@ -36,5 +33,5 @@ PHRASES = {
 
 
 def phrase(name: str) -> str:
-    """A label's name as a radiologist would write it: ``pleural_effusion`` -> ``pleural effusion``."""
+    """Return a label's name in words: ``pleural effusion`` for ``pleural_effusion``."""
     return PHRASES.get(name, name.replace("_", " "))

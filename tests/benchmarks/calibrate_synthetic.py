@@ -1,13 +1,18 @@
-"""How hard the synthetic institution is, and how fast it is drawn: the table of its data card.
+"""Measure how difficult the synthetic institution is, and how fast it is rendered.
 
-    python tests/benchmarks/calibrate_synthetic.py                      # some 40 minutes on one core
-    python tests/benchmarks/calibrate_synthetic.py --real FOLDER        # also: ChestX-ray14 against synthetic
-    python tests/benchmarks/calibrate_synthetic.py --only speed pixels  # parts of it; other rows stay
+    python tests/benchmarks/calibrate_synthetic.py  # about 40 minutes, one core
+    python tests/benchmarks/calibrate_synthetic.py --real FOLDER  # also: real against synthetic
+    python tests/benchmarks/calibrate_synthetic.py --only speed pixels  # parts; other rows stay
 
-Writes ``data_cards/synthetic_calibration.csv``: measure, label, value (AUROC, or images a second), 95% interval over
-test patients, the images trained and tested on, px, and the generator's version. `pixels` is logistic regression on
-32 x 32 pixels; `supervised` a small CNN trained on the truth; `supervised by size` the same on fewer images at several
-sizes; `turing` a small CNN that tells real x-rays from synthetic ones of the same size and grey levels, cross-fitted.
+Writes ``data_cards/synthetic_calibration.csv``, the table of the data card. Its columns are
+measure, label, value (AUROC, or images per second), 95% interval over test patients, numbers of
+images trained and tested on, px, and the generator's version. The measures:
+
+- `pixels`: logistic regression on 32 x 32 pixels;
+- `supervised`: a small CNN trained on the true labels;
+- `supervised by size`: the same on fewer images at several sizes;
+- `turing`: a small CNN that distinguishes real from synthetic x-rays of the same size and grey
+  levels, cross-fitted.
 """
 
 import argparse
@@ -25,90 +30,82 @@ from cxrstudy.data import synthetic
 from cxrstudy.data.cards import load_manifest
 from cxrstudy.data.images import read_image
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
+from cxrstudy.encoders import build_encoder
 from cxrstudy.evaluate.classification import fit_probe
 from cxrstudy.evaluate.metrics import auroc, bootstrap, interval
 from cxrstudy.pretrain.augment import augment
 
 OUT = Path(__file__).resolve().parents[2] / "data_cards" / "synthetic_calibration.csv"
-TEST, VALIDATION, TRAIN = (
-    100_000,
-    200_000,
-    300_000,
-)  # where each set's indices start: blocks of patients apart
+# First index of each set, far apart, so that no patient is in two sets
+TEST, VALIDATION, TRAIN = 100_000, 200_000, 300_000
 SIZES = (32, 64, 96, 128)
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+L2_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 Rows = list[dict[str, object]]
 
 
 def draw(
     start: int, count: int, size: int, institution: str = "study"
 ) -> tuple[torch.Tensor, np.ndarray, synthetic.Batch]:
-    """Images uint8 (N,H,W), labels (N,L), and what else is told of them."""
+    """Return images uint8 (N,H,W), labels (N,L), and a batch without images."""
     pixels = np.empty((count, size, size), np.uint8)
     for low in range(0, count, 512):
         index = range(start + low, start + min(low + 512, count))
         batch = synthetic.sample(index, institution=institution, size=size)
         pixels[low : low + len(index)] = np.rint(np.asarray(batch.image)[:, 0] * 255)
-    told = synthetic.describe(range(start, start + count), institution=institution)
-    return torch.from_numpy(pixels), told.labels, told
+    described = synthetic.describe(range(start, start + count), institution=institution)
+    return torch.from_numpy(pixels), described.labels, described
 
 
 def score(
-    measure: str,
-    y: np.ndarray,
-    s: np.ndarray,
-    patients: np.ndarray,
-    names: Sequence[str],
+    measure: str, y: np.ndarray, s: np.ndarray, patients: np.ndarray, names: Sequence[str],
     **facts: object,
-) -> Rows:
-    """Rows of AUROC with intervals, label by label and their means over findings and over devices."""
+) -> Rows:  # fmt: skip
+    """Return rows of AUROC with intervals: by label, and means over findings and over devices."""
     value, samples = auroc(y, s), bootstrap(auroc, y, s, groups=patients, resamples=1000)
+    facts |= {"tested": len(y)}
+    groups = [(name, (name,)) for name in names]
+    groups += [("findings", FINDINGS), ("devices", DEVICES)]
     rows = []
-    for name in (*names, "findings", "devices"):
-        group = {"findings": FINDINGS, "devices": DEVICES}.get(name, (name,))
-        which = [k for k, n in enumerate(names) if n in group]
-        if not which or (name in ("findings", "devices") and len(which) < len(group)):
-            continue
-        low, high = interval(np.nanmean(samples[:, which], axis=1)[:, None])
-        facts |= {"tested": len(y)}
-        rows.append(
-            {
-                "measure": measure,
-                "label": name,
-                "value": float(np.mean(value[which])),
-                "low": float(low[0]),
-                "high": float(high[0]),
-            }
-            | facts
-        )
+    for title, group in groups:
+        which = [k for k, name in enumerate(names) if name in group]
+        if len(which) == len(group):
+            low, high = interval(np.nanmean(samples[:, which], axis=1)[:, None])
+            mean = float(np.mean(value[which]))
+            row = {"measure": measure, "label": title, "value": mean}
+            rows.append(row | {"low": float(low[0]), "high": float(high[0])} | facts)
     return rows
 
 
+def score_devices_ap(
+    measure: str, y: np.ndarray, s: np.ndarray, described: synthetic.Batch, **facts: object
+) -> Rows:
+    """Return rows for devices in AP images only."""
+    ap, first = described.view == "AP", len(FINDINGS)
+    patients = described.patient_id[ap]
+    return score(
+        f"{measure}, AP only", y[ap][:, first:], s[ap][:, first:], patients, DEVICES, **facts
+    )
+
+
 def pixels() -> Rows:
-    """Logistic regression on 32 x 32 pixels, drawn at 64 px and averaged."""
-    small = lambda images: nn.functional.avg_pool2d(images[:, None].float(), 2).flatten(1)  # noqa: E731
+    """Fit logistic regression to 32 x 32 pixels, averaged from 64 px."""
+
+    def small(images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.avg_pool2d(images[:, None].float(), 2).flatten(1)
+
     x, y, _ = draw(TRAIN, 4000, 64)
     x_val, y_val, _ = draw(VALIDATION, 2000, 64)
-    x_test, y_test, told = draw(TEST, 4000, 64)
-    probe = fit_probe(small(x), y, strengths=STRENGTHS, x_val=small(x_val), y_val=y_val)
-    s, ill = probe.decision_function(small(x_test)), told.view == "AP"
-    rows = score("pixels", y_test, s, told.patient_id, LABELS, px=32, trained=4000)
-    d = len(FINDINGS)
-    return rows + score(
-        "pixels, AP only",
-        y_test[ill][:, d:],
-        s[ill][:, d:],
-        told.patient_id[ill],
-        DEVICES,
-        px=32,
-        trained=4000,
-    )
+    x_test, y_test, described = draw(TEST, 4000, 64)
+    probe = fit_probe(small(x), y, strengths=L2_PENALTIES, x_val=small(x_val), y_val=y_val)
+    s, facts = probe.decision_function(small(x_test)), {"px": 32, "trained": 4000}
+    rows = score("pixels", y_test, s, described.patient_id, LABELS, **facts)
+    return rows + score_devices_ap("pixels", y_test, s, described, **facts)
 
 
 def train(
     x: torch.Tensor, y: np.ndarray, epochs: int, width: int = 32, seed: int = 0
 ) -> Callable[[torch.Tensor], np.ndarray]:
-    """A small CNN fitted to labels (N,L); gives scores of images."""
+    """Fit a small CNN to labels (N,L); return a function from images to scores."""
     torch.manual_seed(seed)
     shape = {
         "channels": tuple(width * k for k in (1, 2, 4, 8)),
@@ -142,86 +139,69 @@ def train(
 
 
 def supervised() -> Rows:
-    """What a network learns from plenty of true labels."""
+    """Train a CNN on many true labels."""
     x, y, _ = draw(TRAIN, 20_000, 64)
-    x_test, y_test, told = draw(TEST, 4000, 64)
-    s, ill, d = train(x, y, 10)(x_test), told.view == "AP", len(FINDINGS)
-    rows = score("supervised", y_test, s, told.patient_id, LABELS, px=64, trained=20_000)
-    return rows + score(
-        "supervised, AP only",
-        y_test[ill][:, d:],
-        s[ill][:, d:],
-        told.patient_id[ill],
-        DEVICES,
-        px=64,
-        trained=20_000,
-    )
+    x_test, y_test, described = draw(TEST, 4000, 64)
+    s, facts = train(x, y, 10)(x_test), {"px": 64, "trained": 20_000}
+    rows = score("supervised", y_test, s, described.patient_id, LABELS, **facts)
+    return rows + score_devices_ap("supervised", y_test, s, described, **facts)
 
 
 def sizes() -> Rows:
-    """The same on half the images, at several sizes, and with faint devices."""
+    """Train the same CNN on fewer images, at several sizes, and with faint devices."""
     rows: Rows = []
     for site, px in (*(("study", px) for px in SIZES), ("study-faint", 64)):
         x, y, _ = draw(TRAIN, 6000, px, site)
-        x_test, y_test, told = draw(TEST, 3000, px, site)
+        x_test, y_test, described = draw(TEST, 3000, px, site)
         s = train(x, y, 8)(x_test)
         measure = "supervised, faint" if "faint" in site else "supervised by size"
-        rows += score(measure, y_test, s, told.patient_id, LABELS, px=px, trained=6000)
+        rows += score(measure, y_test, s, described.patient_id, LABELS, px=px, trained=6000)
         print(measure, px, round(float(np.mean([r["value"] for r in rows[-2:]])), 3), flush=True)  # type: ignore[call-overload]
     return rows
 
 
 def turing(real: str, px: int = 64) -> Rows:
-    """Can a small network tell real x-rays from synthetic ones, once size, views and histogram agree?"""
+    """Train a CNN to distinguish real from synthetic x-rays of equal size, views and histogram."""
     manifest = load_manifest("nih_chestxray14", root=real)
     pictures = np.stack([read_image(path, px) for path in manifest["path"]])
-    told = synthetic.describe(range(TEST, TEST + 20_000))
-    rows = [np.flatnonzero(told.view == view)[k] for k, view in enumerate(manifest["view"])]
+    described = synthetic.describe(range(TEST, TEST + 20_000))
+    rows = [np.flatnonzero(described.view == view)[k] for k, view in enumerate(manifest["view"])]
+    parts = [TEST + np.array(part) for part in np.array_split(rows, 8)]
     drawn = np.concatenate(
-        [
-            np.asarray(synthetic.sample(TEST + np.array(part), size=px).image)[:, 0]
-            for part in np.array_split(rows, 8)
-        ]
+        [np.asarray(synthetic.sample(part, size=px).image)[:, 0] for part in parts]
     )
-    for k, picture in enumerate(
-        pictures
-    ):  # the synthetic one takes the grey levels of its real partner, rank by rank
+    # Each synthetic image gets the histogram of its real partner
+    for k, picture in enumerate(pictures):
         order = np.argsort(drawn[k], axis=None, kind="stable")
         drawn[k].flat[order] = np.sort(picture, axis=None)
     x = torch.from_numpy(np.concatenate([pictures, drawn.astype(np.uint8)]))
     y = np.repeat([[1.0], [0.0]], len(pictures), axis=0)
-    patients = np.concatenate([manifest["patient_id"].to_numpy(str), told.patient_id[rows]])
+    patients = np.concatenate([manifest["patient_id"].to_numpy(str), described.patient_id[rows]])
     fold = pd.Series(pd.factorize(patients)[0]).to_numpy() % 4
     s = np.empty((len(x), 1))
     for k in range(4):
-        s[fold == k] = train(x[torch.from_numpy(fold != k)], y[fold != k], 8)(
-            x[torch.from_numpy(fold == k)]
-        )
+        test = torch.from_numpy(fold == k)
+        s[fold == k] = train(x[~test], y[fold != k], 8)(x[test])
     return score("turing", y, s, patients, ["real"], px=px, trained=int(0.75 * len(x)))
 
 
 def speed() -> Rows:
-    """Images a second of one thread: the generator's, and of a training step of `mini`'s network."""
+    """Measure images per second of one thread: rendering, and training the network of `mini`."""
+
+    def row(measure: str, label: str, rates: list[float], px: int, count: int) -> dict[str, object]:
+        row = {"measure": f"images a second {measure}", "label": label}
+        low, value, high = min(rates), float(np.median(rates)), max(rates)
+        return row | {"value": value, "low": low, "high": high, "px": px, "tested": count}
+
     rows: Rows = []
     for px, count in ((64, 1024), (128, 512), (512, 48)):
-        synthetic.sample(range(count // 4), size=px)
+        synthetic.sample(range(count // 4), size=px)  # warm up
         rates = []
         for k in range(3):
             start = time.process_time()
             synthetic.sample(range(k * count, (k + 1) * count), size=px)
             rates.append(count / (time.process_time() - start))
-        rows.append(
-            {
-                "measure": "images a second drawn",
-                "label": "",
-                "value": float(np.median(rates)),
-                "low": min(rates),
-                "high": max(rates),
-                "px": px,
-                "tested": count,
-            }
-        )
-    from cxrstudy.encoders import build_encoder
+        rows.append(row("drawn", "", rates, px, count))
 
     encoder, rates = build_encoder("cnn_mini", 64), []
     optimiser = torch.optim.AdamW(encoder.parameters(), fused=True)
@@ -232,31 +212,15 @@ def speed() -> Rows:
             encoder.pool(torch.randn(64, 1, 64, 64)).square().mean().backward()
             optimiser.step()
         rates.append(512 / (time.process_time() - start))
-    rates = rates[1:]
-    return [
-        *rows,
-        {
-            "measure": "images a second trained",
-            "label": "cnn_mini",
-            "value": float(np.median(rates)),
-            "low": min(rates),
-            "high": max(rates),
-            "px": 64,
-            "tested": 512,
-        },
-    ]
+    return [*rows, row("trained", "cnn_mini", rates[1:], 64, 512)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts: dict[str, Callable[[], Rows]] = {
-        "speed": speed,
-        "pixels": pixels,
-        "supervised": supervised,
-        "sizes": sizes,
-    }
+    parts: dict[str, Callable[[], Rows]] = {"speed": speed, "pixels": pixels}
+    parts |= {"supervised": supervised, "sizes": sizes}
     parser.add_argument("--only", nargs="+", choices=[*parts, "turing"], default=[])
     parser.add_argument("--real", default="", help="folder of ChestX-ray14 images and their table")
     asked = parser.parse_args()
@@ -269,17 +233,13 @@ def main() -> None:
             continue
         start = time.monotonic()
         rows = pd.DataFrame(part()).assign(part=name, generator=synthetic.VERSION)
-        kept = (
-            pd.read_csv(OUT, dtype={"generator": str})
-            if OUT.is_file()
-            else pd.DataFrame(columns=rows.columns)
-        )
-        kept = kept[(kept["part"] != name) & (kept["generator"] == synthetic.VERSION)]
-        pd.concat([kept, rows]).round(4).to_csv(OUT, index=False)
-        print(
-            f"{name}: {time.monotonic() - start:.0f} s\n{rows[shown].to_string(index=False)}",
-            flush=True,
-        )
+        if OUT.is_file():
+            old = pd.read_csv(OUT, dtype={"generator": str})
+            old = old[(old["part"] != name) & (old["generator"] == synthetic.VERSION)]
+        else:
+            old = rows.iloc[:0]
+        pd.concat([old, rows]).round(4).to_csv(OUT, index=False)
+        print(f"{name}: {time.monotonic() - start:.0f} s\n{rows[shown].to_string(index=False)}")
 
 
 if __name__ == "__main__":

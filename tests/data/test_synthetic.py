@@ -239,7 +239,7 @@ def shadow(case, name: str, side: int) -> tuple[torch.Tensor, Geometry]:
 
 
 @pytest.mark.parametrize(
-    ("name", "mm"),  # what is wide or crossed by other shadows has no one height
+    ("name", "mm"),  # what is wide or crossed by other shadows has no definite height
     [
         ("nodule_mass", 8),
         ("consolidation", 12),
@@ -291,7 +291,7 @@ def test_a_mirrored_patient_gives_a_mirrored_image() -> None:
 
 
 def test_every_plane_is_computed_on_the_device_asked_for() -> None:
-    """Fake tensors run the whole of it on a GPU that need not be there: an operand left behind raises."""
+    """Fake tensors need no GPU; an operand that is left on the CPU raises."""
     case, _ = render.exam_states(np.arange(64), STUDY, 0)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         ((rows, image, masks, _, _),) = render.render_chunks(case, STUDY, 64, "cuda")

@@ -1,4 +1,4 @@
-"""What the synthetic institution draws, pinned by hashes of its outputs: code may change, these may not in silence."""
+"""Pin what the synthetic institution renders, by hashes of its outputs."""
 
 import hashlib
 import json
@@ -31,5 +31,5 @@ def test_outputs_are_those_that_recorded_studies_used(drawn):
         "ids": short_hash("\n".join([*batch.patient_id, *batch.study_id, *batch.view])),
     }
     assert found == PINNED[drawn], (
-        "another world is drawn: recorded studies no longer show what this code draws"
+        "outputs changed: recorded studies no longer match this code; raise generator.VERSION"
     )
