@@ -1,4 +1,7 @@
-"""The book's tables: encoders in words, a column a task or a metric; from the tidy table of records."""
+"""The book's tables of results, from the tables of the analysis and the tidy table of records.
+
+One format for an interval, one word for a verdict.
+"""
 
 import re
 from collections.abc import Mapping
@@ -9,62 +12,275 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy import results, study
-from cxrstudy.data.images import open_prepared
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.evaluate.small_samples import LEAST, TOO_FEW
-from cxrstudy.plots import TASKS, human
-from cxrstudy.scaling import ladders
+from cxrstudy.figures import TASKS
+from cxrstudy.scaling.verdicts import GAIN, OVER_BASELINE, OVER_OTHERS, OVER_SEEN
+from cxrstudy.shown import human
+
+TITLES = TASKS | {
+    "segmentation": "Segmentation of lines and tubes",
+    "malposition": "Malposition of tips",
+    "laterality": "Left or right",
+    "zero_shot": "Zero-shot, by prompts",
+}
+BASELINES = {"pixels": "raw pixels", "covariates": "view, age and sex alone"}
 
 
-def number(value: float, low: float, high: float) -> str:
-    """A value with its 95% interval, where one could be given."""
-    if np.isnan(value):
+def interval(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    """Return a number with its 95% interval as text; the only format of the book."""
+    if not np.isfinite(value):
         return "not measured"
-    return (
-        f"{value:.3f} [{low:.3f}, {high:.3f}]"
-        if np.isfinite([low, high]).all()
-        else f"{value:.3f} (no interval)"
+    ends = (
+        ""
+        if not np.isfinite([low, high]).all()
+        else f"[{_digits(low, sign)},\u00a0{_digits(high, sign)}]"
+    )
+    return f"{_digits(value, sign)} {ends or '(no interval)'}"
+
+
+def _digits(value: float, sign: bool) -> str:
+    """Three decimals, or four where three would hide the sign; never minus nought."""
+    places = 4 if sign and 0.00005 <= abs(value) < 0.0005 else 3
+    rounded = round(float(value), places) + 0.0
+    return f"{rounded:+.{places}f}" if sign else f"{rounded:.{places}f}"
+
+
+def effect(row: Any) -> str:
+    """Return a contrast with its interval and its verdict."""
+    return f"{interval(row.effect, row.low, row.high, sign=True)}: {row.verdict}"
+
+
+def encoder_name(row: Any) -> str:
+    """Return what an evaluated encoder of the table ``values`` is called."""
+    if row.arm == "base model":
+        return f"base model {row.start}"
+    if row.arm == "baseline":
+        kind, _, of = str(row.start).partition(":")
+        named = {
+            "random": f"random weights of {of}",
+            "supervised": f"supervised from scratch, {of}",
+        }
+        text = BASELINES.get(row.start, named.get(kind, str(row.start)))
+        return re.sub("^shuffled labels", "permuted labels (negative control)", text)
+    return f"{row.arm}, {human(row.n_images)} images"
+
+
+def main_table(values: pd.DataFrame, metrics: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    """Return every evaluated encoder, seeds together: a row each, a column each of ``metrics``.
+
+    ``metrics``: (task, metric) to the column's heading.
+    """
+    rows = values.assign(
+        encoder=[encoder_name(row) for row in values.itertuples()],
+        order=values["arm"].map({"baseline": 0, "base model": 1}).fillna(2),
+        text=[interval(r.value, r.low, r.high) for r in values.itertuples()],
+        column=[metrics.get(key) for key in zip(values["task"], values["metric"], strict=True)],
+    )
+    rows = rows[rows["column"].notna()].drop_duplicates(["encoder", "start", "column"])
+    wide = rows.pivot_table(
+        index=["order", "arm", "n_images", "encoder"],
+        columns="column",
+        values="text",
+        aggfunc="first",
+    )
+    shown = [name for name in metrics.values() if name in wide]
+    return _headed(wide.droplevel([0, 1, 2])[shown].fillna(""))
+
+
+def ends(values: pd.DataFrame) -> pd.DataFrame:
+    """Return base models, baselines, and each arm's smallest and largest subset."""
+    sizes = values.groupby(["task", "metric", "data", "arm", "start"])["n_images"]
+    return values[values["n_images"].isin([0]) | (values["n_images"] == sizes.transform("min"))
+                  | (values["n_images"] == sizes.transform("max"))]  # fmt: skip
+
+
+def answers(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
+    """Return what each curve's largest subset brought: a row a (task, paradigm), verdicts as text."""
+    rows, crossed = tables["contrasts"], tables["crossovers"]
+    rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    found = []
+    gained = rows[rows["kind"] == GAIN]
+    for (task, one, start), own in gained.groupby(["task", "one", "start"], sort=False):
+        own = own.sort_values("n_images")
+        few, many = own.iloc[0], own.iloc[-1]
+        here = rows[(rows["task"] == task) & (rows["one"] == one) & (rows["start"] == start)]
+        cells = {"task": TASKS[task], "paradigm": names.get(one, one)}
+        cells |= {"images": human(many["n_images"]), "gain over base model": effect(many)}
+        for kind in (OVER_SEEN, OVER_OTHERS):
+            there = here[(here["kind"] == kind) & (here["n_images"] == many["n_images"])]
+            if (rows["kind"] == kind).any():
+                cells[kind] = effect(there.iloc[0]) if len(there) else "not run"
+        best = here[here["kind"] == OVER_BASELINE]
+        if len(best):
+            name = BASELINES.get(best["other"].iloc[0], best["other"].iloc[0].replace(":", " "))
+            cells["gain over best baseline"] = f"{effect(best.iloc[0])} (over {name})"
+        if len(own) > 1:
+            cells[f"with {human(few['n_images'])} images"] = effect(few)
+            held = crossed[(crossed["task"] == task) & (crossed["one"] == one)]
+            held = held[(held["start"] == start) & (held["metric"] == "auroc")]["holds"]
+            passed = held.iloc[0] if len(held) else np.nan
+            cells["better than base model from"] = human(passed) if passed == passed else "no size"
+        found.append(cells)
+    return pd.DataFrame(found).fillna("").set_index("task") if found else pd.DataFrame()
+
+
+def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.DataFrame:
+    """Return a task's labels to draw: each base model and each paradigm's largest subset, first seed.
+
+    Columns label (with its positives), series, value, low, high; labels by their best value.
+    """
+    rows = table[(table["stage"] == "classify") & (table["task"] == task)]
+    rows = rows[(rows["metric"] == metric) & (rows["label"] != "macro") & rows["value"].notna()]
+    based = rows["base"].fillna("") != ""
+    others = rows["trained_on"].notna() & (rows["trained_on"] != rows["institution"])
+    tops = rows[based & ~others & (rows["paradigm"] != "control")].sort_values("seed")
+    tops = tops[tops["n_images"] == tops.groupby("paradigm")["n_images"].transform("max")]
+    bases = rows[rows["run"].str.startswith("base-") & (rows["paradigm"] != "control")]
+    sizes = tops["n_images"].map(human).astype(str)
+    named = [
+        bases.assign(series="base model, " + bases["paradigm"]),
+        tops.assign(series=tops["paradigm"] + ", " + sizes + " images"),
+    ]
+    rows = pd.concat(named).drop_duplicates(["series", "label"])
+    rows = rows.sort_values("value", ascending=False, kind="stable")
+    counted = [f"{phrase(r.label)} ({r.positives:,.0f} of {r.n:,.0f})" for r in rows.itertuples()]
+    return rows.assign(label=counted)[["label", "series", "value", "low", "high"]].reset_index(
+        drop=True
     )
 
 
+def ends_of_records(table: pd.DataFrame) -> pd.DataFrame:
+    """Return records of base models, baselines, and each paradigm's smallest and largest subset."""
+    trained = (table["base"].fillna("") != "") & (table["paradigm"] != "control")
+    own = table[trained]
+    sizes = own.groupby(["task", "paradigm", "base", "data"])["n_images"]
+    ends = (own["n_images"] == sizes.transform("min")) | (own["n_images"] == sizes.transform("max"))
+    return table[~trained | ends.reindex(table.index, fill_value=False)]
+
+
+FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {
+    "segmentation": (
+        "Lines and tubes, segmented",
+        {
+            ("macro", "dice"): "Dice",
+            ("macro", "cl_dice"): "clDice",
+            ("macro", "missed"): "share missed",
+            ("macro", "tip_error_mm"): "tip error, mm (median)",
+            ("macro", "tip_floor_mm"): "tip error of the true mask, mm",
+        },
+    ),
+    "continuity": (
+        "Continuity: does a patch at a tube's tip resemble the rest of the tube? (AUROC)",
+        {(f"layer-{k}", "auroc"): f"layer {-k}" for k in range(3, 0, -1)}
+        | {
+            (f"nearness-{k}", "auroc"): f"distance alone, {k} x {k} patches"
+            for k in (2, 4, 8, 16, 32, 37, 64)
+        },
+    ),
+    "reports": (
+        "Reports, generated",
+        {
+            ("findings", "f1_micro"): "findings, micro F1",
+            ("lines_tubes", "f1_micro"): "lines and tubes, micro F1",
+            ("all", "rouge_l"): "ROUGE-L",
+            ("all", "bleu_4"): "BLEU-4",
+            ("other patient: findings", "f1_micro"): "another patient's image: findings, micro F1",
+            ("random report: findings", "f1_micro"): "a random report: findings, micro F1",
+        },
+    ),
+    "retrieval": (
+        "Retrieval",
+        {
+            (way, "recall@5"): f"{way.replace('_', ' ')}, R@5"
+            for way in ("image_to_text", "text_to_image")
+        },
+    ),
+    "zero_shot": ("Zero-shot, by prompts", {("macro", "auroc"): "macro AUROC"}),
+}
+
+
+def family_table(table: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Return a task of ``FAMILIES``: a row an encoder, the mean over seeds; empty where not run.
+
+    An interval stands where there is one seed; several seeds show their range.
+    """
+    columns = FAMILIES[task][1]
+    rows = table[(table["task"] == task) & table["value"].notna()]
+    rows = rows[~rows["run"].str.startswith("shuffled-")]
+    rows = rows.assign(
+        column=[columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)],
+        encoder=[_named(row) for row in rows.itertuples()],
+        n_images=rows["n_images"].where(rows["base"].fillna("") != "", 0),
+    )
+    rows = rows[rows["column"].notna()]
+    if rows.empty:
+        return pd.DataFrame()
+    found = []
+    for (n, encoder, column), own in rows.groupby(["n_images", "encoder", "column"], dropna=False):
+        first, mean = own.iloc[0], own["value"].mean()
+        text = (
+            f"{mean:.3f} ({own['value'].min():.3f} to {own['value'].max():.3f}, {len(own)} seeds)"
+        )
+        text = interval(first["value"], first["low"], first["high"]) if len(own) == 1 else text
+        found.append({"n": n, "encoder": encoder, "column": column, "text": text})
+    wide = pd.DataFrame(found).pivot_table(
+        index=["n", "encoder"], columns="column", values="text", aggfunc="first"
+    )
+    shown = [name for name in columns.values() if name in wide]
+    return _headed(wide.droplevel(0)[shown].fillna(""))
+
+
+def _named(row: Any) -> str:
+    """What the encoder of a row of records is called."""
+    if row.paradigm == "control":
+        kind, _, of = str(row.encoder).partition(":")
+        return f"random weights of {of}" if kind == "random" else BASELINES.get(kind, row.encoder)
+    if not row.base or row.base != row.base:
+        name = re.sub("-[0-9a-f]{6}$", "", row.run).removeprefix("base-")
+        return f"base model {name}"
+    others = row.trained_on == row.trained_on and row.trained_on not in (None, row.institution)
+    where = " on images of others" if others else ""
+    return f"{row.paradigm}{where}, {human(row.n_images)} images"
+
+
+def _headed(wide: pd.DataFrame) -> pd.DataFrame:
+    """``wide`` with the name of its index in the corner: one row of heads, not two."""
+    return wide.rename_axis(index=None, columns=wide.index.name)
+
+
+# ---- on what numbers rest ------------------------------------------------------------------------
 def tested(table: pd.DataFrame, *tasks: str) -> str:
-    """On what the numbers of some tasks rest, in a sentence each: test images, their patients, the positives of each
-    label; and the labels that are too few to evaluate. Without ``tasks``: of all that there are."""
-    return " ".join(
-        filter(None, (_tested(table, task) for task in tasks or table["task"].dropna().unique()))
-    )
+    """Return on what the numbers of some tasks rest: test images, patients, positives by label.
+
+    Labels too few to evaluate are named. Without ``tasks``: of all that there are.
+    """
+    names = tasks or table["task"].dropna().unique()
+    return " ".join(filter(None, (_tested(table, task) for task in names)))
 
 
 def _tested(table: pd.DataFrame, task: str) -> str:
-    own, place = task.partition("@")[::2]
+    own, _, where = task.partition("@")
     rows = table[(table["task"] == task) & table["n"].notna()]
-    rows = rows[
-        ~rows["label"].astype(str).str.contains(": ")
-    ]  # baselines of reports: the same test cases
-    rows = (
-        rows[~rows["label"].isin(["findings", "lines_tubes", "all"])] if own == "reports" else rows
-    )
+    rows = rows[~rows["label"].astype(str).str.contains(": ")]  # baselines of reports
+    if own == "reports":
+        rows = rows[~rows["label"].isin(["findings", "lines_tubes", "all"])]
     if rows.empty:
         return ""
-    name = TASKS.get(own, phrase(own).capitalize()) + (f" ({place})" if place else "")
-    rare = (
-        rows["label"].ne("macro")
-        & (rows["positives"] < LEAST)
-        & (own in ("segmentation", "reports"))
-    )
-    rare |= rows["note"].astype(str).str.startswith(TOO_FEW) if "note" in rows else False
-    kept, said = rows[~rare & rows["value"].notna()], []
+    name = TITLES.get(own, phrase(own).capitalize()) + (f" ({where})" if where else "")
+    few = rows["label"].ne("macro") & (rows["positives"] < LEAST)
+    few &= own in ("segmentation", "reports")
+    if "note" in rows:
+        few |= rows["note"].astype(str).str.startswith(TOO_FEW)
+    kept, said = rows[~few & rows["value"].notna()], []
     if len(kept):
         what = {"reports": "reports", "continuity": "tubes"}.get(own, "images")
         n = _range(kept["n"] if own != "segmentation" else kept.groupby("run")["n"].max())
-        said.append(
-            f"{name}: {n} test {what}{_patients(kept)}{'' if own == 'continuity' else _positives(kept)}."
-        )
-    few = rows[rare & (rows["label"] != "macro")].drop_duplicates("label")
-    if len(few):
-        each = (
-            f"{_label(row.label)} ({row.positives:.0f} of {row.n:.0f})" for row in few.itertuples()
-        )
+        positives = "" if own == "continuity" else _positives(kept)
+        said.append(f"{name}: {n} test {what}{_patients(kept)}{positives}.")
+    lost = rows[few & (rows["label"] != "macro")].drop_duplicates("label")
+    if len(lost):
+        each = (f"{_label(r.label)} ({r.positives:.0f} of {r.n:.0f})" for r in lost.itertuples())
         said.append(f"{name}, {TOO_FEW}: {', '.join(each)}.")
     return " ".join(said)
 
@@ -74,357 +290,47 @@ def _label(name: str) -> str:
 
 
 def _range(values: Any) -> str:
-    """Numbers in words: the one that there is, or from the least to the largest."""
+    """The one number that there is, or the least to the largest."""
     known = sorted({int(value) for value in values.dropna()})
-    return (
-        ""
-        if not known
-        else f"{known[0]:,}"
-        if known[0] == known[-1]
-        else f"{known[0]:,} to {known[-1]:,}"
-    )
+    if not known:
+        return ""
+    return f"{known[0]:,}" if known[0] == known[-1] else f"{known[0]:,} to {known[-1]:,}"
 
 
 def _patients(rows: pd.DataFrame) -> str:
-    """Of how many patients the test images are: from the records, or from the kept scores of older ones."""
-    told = _range(rows["n_patients"]) if "n_patients" in rows else ""
+    """Of how many patients the test images are, from the records or from the stored scores."""
+    count = _range(rows["n_patients"]) if "n_patients" in rows else ""
     folder = Path(str(rows["folder"].iloc[0]))
-    if not told and rows["task"].iloc[0] != "continuity" and (folder / "scores.parquet").is_file():
-        told = f"{results.kept_scores(folder)['patient_id'].nunique():,}"
-    return f" of {told} patients" if told else ""
+    if not count and rows["task"].iloc[0] != "continuity" and (folder / "scores.parquet").is_file():
+        count = f"{results.kept_scores(folder)['patient_id'].nunique():,}"
+    return f" of {count} patients" if count else ""
 
 
 def _positives(rows: pd.DataFrame) -> str:
     """The positives of each label."""
-    each = (
-        rows[(rows["label"] != "macro") & rows["positives"].notna()]
-        .groupby("label", sort=False)["positives"]
-        .max()
-    )
-    return (
-        f"; positives: {', '.join(f'{_label(n)} {count:,.0f}' for n, count in each.items())}"
-        if len(each)
-        else ""
-    )
+    known = rows[(rows["label"] != "macro") & rows["positives"].notna()]
+    each = known.groupby("label", sort=False)["positives"].max()
+    listed = ", ".join(f"{_label(name)} {count:,.0f}" for name, count in each.items())
+    return f"; positives: {listed}" if listed else ""
 
 
-def main_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """Macro metric with interval: a row an encoder (controls, base, then the ladders), a column a task."""
-    rows = _told(
-        table[
-            (table["stage"] == "classify")
-            & (table["label"] == "macro")
-            & (table["metric"] == metric)
-        ]
-    )
-    wide = rows.pivot_table(
-        index=["order", "encoder"], columns="task", values="text", aggfunc="first"
-    ).droplevel(0)
-    heads = {}
-    for task, name in TASKS.items():
-        one = ladders.judged_labels(table, task)
-        what = (
-            f"{metric.upper()} of {phrase(one[0])}" if len(one) == 1 else f"macro {metric.upper()}"
-        )
-        heads[task] = f"{name}, {what}"
-    return _headed(wide[[task for task in TASKS if task in wide]].rename(columns=heads))
+# ---- reports -------------------------------------------------------------------------------------
+def generated_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Return (encoder, its reports.parquet) of base models and each paradigm's largest subset.
 
-
-def several_labels(table: pd.DataFrame) -> bool:
-    """Whether any task was judged by more than one label: else `label_table` would repeat `main_table`."""
-    return any(len(ladders.judged_labels(table, task)) > 1 for task in TASKS)
-
-
-def label_table(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """Every label's metric with interval: a row a label, a column an encoder."""
-    rows = table[
-        (table["stage"] == "classify") & (table["metric"] == metric) & table["value"].notna()
-    ]
-    rows = _told(rows[(rows["label"] != "macro") & rows["task"].isin(TASKS)])
-    columns = rows.drop_duplicates("encoder").sort_values("order")["encoder"]
-    labels = rows.drop_duplicates("label")["label"]
-    wide = rows.pivot_table(index="label", columns="encoder", values="text", aggfunc="first")
-    return _headed(wide.loc[labels, list(columns)].rename(index=phrase))
-
-
-def _headed(wide: pd.DataFrame) -> pd.DataFrame:
-    """``wide`` with the name of its index in the corner: one row of heads, not two."""
-    return wide.rename_axis(index=None, columns=wide.index.name)
-
-
-def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.DataFrame:
-    """A task's labels to draw (`plots.beside`): each base as it came and each ladder's largest size, by its first seed.
-
-    Columns: label (with its positives among the test images), series, value, low, high; labels in the order of their
-    best value.
+    Of runs on this machine alone, because recorded ones keep no words; and only where the data
+    set's terms let its images be shown.
     """
-    each = table[
-        (table["stage"] == "classify") & (table["task"] == task) & (table["metric"] == metric)
-    ]
-    each = each[(each["label"] != "macro") & each["value"].notna()]
-    ladder = each[ladders.continued(each)].sort_values(["n_images", "seed"])
-    tops = ladder[ladder["n_images"] == ladder.groupby("paradigm")["n_images"].transform("max")]
-    tops = tops[tops["seed"] == tops.groupby("paradigm")["seed"].transform("min")]
-    bases = each[each["run"].str.startswith("base-") & (each["paradigm"] != "control")]
-    named = [
-        bases.assign(series="base, " + bases["paradigm"]),
-        tops.assign(
-            series=tops["paradigm"] + ", " + tops["n_images"].map(human).astype(str) + " images"
-        ),
-    ]
-    rows = (
-        pd.concat(named)
-        .drop_duplicates(["series", "label"])
-        .sort_values("value", ascending=False, kind="stable")
-    )
-    counted = [
-        f"{phrase(row.label)} ({row.positives:,.0f} of {row.n:,.0f})"
-        if row.positives == row.positives
-        else phrase(row.label)
-        for row in rows.itertuples()
-    ]
-    rows = rows.assign(label=counted)
-    return rows[["label", "series", "value", "low", "high"]].reset_index(drop=True)
+    from cxrstudy.data.images import open_prepared
 
-
-FAMILIES: dict[
-    str, tuple[str, dict[tuple[str, str], str]]
-] = {  # task: title, columns by (label, metric)
-    "segmentation": (
-        "Lines and tubes, drawn",
-        {
-            ("macro", "dice"): "Dice",
-            ("macro", "cl_dice"): "clDice",
-            ("macro", "missed"): "share missed",
-            ("macro", "false_alarm"): "share drawn where there is none",
-            ("macro", "tip_error_mm"): "tip error, mm (median)",
-            ("macro", "tip_floor_mm"): "the same of the true mask, by the same rule",
-        },
-    ),
-    "continuity": (
-        "Continuity: does a patch at a tube's tip resemble the rest of the tube? (AUROC)",
-        {(f"layer-{k}", "auroc"): f"layer {-k}" for k in range(5, 0, -1)}
-        | {
-            (f"nearness-{k}", "auroc"): f"distance alone, {k} x {k} patches"
-            for k in (2, 4, 8, 16, 32, 37, 64)
-        },
-    ),
-    "reports": (
-        "Reports, written",
-        {
-            ("findings", "f1_micro"): "findings, micro F1",
-            ("findings", "f1_macro"): "findings, macro F1",
-            ("lines_tubes", "f1_micro"): "lines and tubes, micro F1",
-            ("all", "f1_side"): "with side, F1",
-            ("all", "rouge_l"): "ROUGE-L",
-            ("all", "bleu_4"): "BLEU-4",
-            ("other patient: findings", "f1_micro"): "another patient's image: findings, micro F1",
-            ("random report: findings", "f1_micro"): "a report drawn at random: findings, micro F1",
-        },
-    ),
-    "malposition": (
-        "Malposition of tips",
-        {("macro", "auroc"): "macro AUROC", ("macro", "auprc"): "macro AUPRC"},
-    ),
-    "laterality": ("Left or right", {("macro", "auroc"): "macro AUROC"}),
-    "zero_shot": ("Zero-shot, by prompts", {("macro", "auroc"): "macro AUROC"}),
-    "retrieval": (
-        "Retrieval",
-        {
-            (way, f"recall@{k}"): f"{way.replace('_', ' ')}, R@{k}"
-            for way in ("image_to_text", "text_to_image")
-            for k in (1, 5, 10)
-        },
-    ),
-}
-
-
-def family_tables(
-    table: pd.DataFrame, tasks: tuple[str, ...] = ()
-) -> list[tuple[str, pd.DataFrame]]:
-    """(title, table) of every task family beside classification that has been judged, or of ``tasks`` alone: a row an
-    encoder."""
-    found = []
-    for task, (title, columns) in _families(table).items():
-        if tasks and task not in tasks:
-            continue
-        rows = table[(table["task"] == task) & table["value"].notna()].copy()
-        if task in ("zero_shot", "retrieval"):  # nothing is fitted to labels there
-            rows = rows[~rows["run"].str.startswith("shuffled-")]
-        rows["column"] = [
-            columns.get(key) for key in zip(rows["label"], rows["metric"], strict=True)
-        ]
-        rows = rows[rows["column"].notna()]
-        if rows.empty:
-            continue
-        rows = _told(rows)
-        wide = rows.pivot_table(
-            index=["order", "encoder"], columns="column", values="text", aggfunc="first"
-        )
-        shown = [name for name in columns.values() if name in wide]
-        found.append((title, _headed(wide.droplevel(0)[shown].fillna(""))))
-    return found
-
-
-def tasks_of(title: str, table: pd.DataFrame) -> list[str]:
-    """The tasks whose numbers stand in the table of that ``title`` of `family_tables`."""
-    return [
-        task
-        for task in table["task"].dropna().unique()
-        if title in _families(table).get(task, ("",))[:1]
-    ]
-
-
-def _families(table: pd.DataFrame) -> dict[str, tuple[str, dict[tuple[str, str], str]]]:
-    """``FAMILIES``, after the classification tasks at other institutions that ``table`` holds."""
-    found = {}
-    for task in sorted(table["task"].dropna().unique()):
-        own, _, place = task.partition("@")
-        if place and own in TASKS:
-            found[task] = (
-                f"{TASKS[own]} at another institution ({place})",
-                {("macro", "auroc"): "macro AUROC"},
-            )
-    return found | FAMILIES
-
-
-def seeing(table: pd.DataFrame) -> str:
-    """Whose reports tell findings better than habit: the interval of micro F1 lies above those of another patient's
-    image, fed to the same decoder, and of a report drawn at random. Empty where none were written."""
-    rows = table[(table["task"] == "reports") & (table["metric"] == "f1_micro")]
-    own = rows[rows["label"] == "findings"]
-    if own.empty:
-        return ""
-    controls = rows[rows["label"].isin(["other patient: findings", "random report: findings"])]
-    habit = own["run"].map(controls.groupby("run")["high"].max())
-    told = _told(own.assign(sees=own["low"] > habit)).sort_values("order")
-    apart, rest = (
-        "; ".join(f"{row.encoder} {row.text}" for row in told[told["sees"] == sees].itertuples())
-        for sees in (True, False)
-    )
-    return (
-        "Findings are told better than by habit (micro F1 above that of another patient's image and of a report drawn "
-        f"at random, intervals apart) by: **{apart or 'none'}**. Not by: {rest or 'none'}."
-    )
-
-
-def written_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(encoder in words, its reports.parquet) of bases and of each paradigm's largest n_images, first seed; of runs on
-    this machine alone, since recorded ones keep no words, and where the data's terms let its images be shown."""
-    rows = table[(table["stage"] == "report") & (table["paradigm"] != "control")].drop_duplicates(
-        "run"
-    )
+    rows = table[(table["stage"] == "report") & (table["paradigm"] != "control")]
+    rows = rows.drop_duplicates("run").sort_values(["n_images", "seed"])
     rows = rows[[(Path(folder) / "reports.parquet").is_file() for folder in rows["folder"]]]
-    if rows.empty:
-        return []
-    rows = _told(rows).sort_values("order")
     last = rows.groupby(["paradigm", "base"], dropna=False)["n_images"].transform("max")
+    rows = rows[rows["n_images"].fillna(0) == last.fillna(0)]
     found = []
-    for row in (
-        rows[rows["n_images"].fillna(0) == last.fillna(0)]
-        .drop_duplicates(["paradigm", "base"])
-        .itertuples()
-    ):
+    for row in rows.drop_duplicates(["paradigm", "base"]).itertuples():
         data = results.read_record(row.folder)["parameters"]["data"]
         if data and open_prepared(study.resolve(data)).info["show_images"]:
-            found.append((row.encoder, pd.read_parquet(Path(row.folder) / "reports.parquet")))
+            found.append((_named(row), pd.read_parquet(Path(row.folder) / "reports.parquet")))
     return found
-
-
-def _told(rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` with the columns order, encoder (in words that tell any two encoders apart) and text."""
-    rows = rows.assign(abroad=ladders.abroad(rows))
-    told = rows.assign(
-        order=[_order(row) for row in rows.itertuples()],
-        encoder=[_who(row) for row in rows.itertuples()],
-        text=[_text(row) for row in rows.itertuples()],
-    ).astype({"encoder": object})
-    for name, word in (("base", "from"), ("samples_seen", "seen:"), ("data", "on")):
-        several = (
-            told.groupby("encoder")[name].transform(lambda values: values.nunique(dropna=False)) > 1
-        )
-        more = [
-            f", {word} {(human(value) if name == 'samples_seen' else re.sub(r'-[0-9a-f]{6}$', '', str(value)))}"
-            if value == value and value else ""
-            for value in told[name]
-        ]  # fmt: skip
-        told["encoder"] = told["encoder"] + np.where(several, more, "")
-    return told
-
-
-def _text(row: Any) -> str:
-    """A row's number with its interval, or why there is none."""
-    if np.isnan(row.value) and isinstance(getattr(row, "note", None), str):
-        return TOO_FEW
-    return number(row.value, row.low, row.high)
-
-
-def _who(row: Any) -> str:
-    if row.paradigm == "control":
-        return {"covariates": "view, age and sex alone", "pixels": "raw pixels"}.get(
-            row.encoder,
-            str(row.encoder)
-            .replace("random:", "random weights: ")
-            .replace("supervised:", "supervised: "),
-        )
-    if not row.base or row.n_images == 0:  # those of others: it is not known what they have seen
-        seen = f", {human(row.samples_seen)} seen" if row.samples_seen else ""
-        return f"base ({row.paradigm}{seen}), not continued"
-    if row.abroad:
-        where = str(row.trained_on).removeprefix("synthetic:")
-        return f"{row.paradigm} base continued on {human(row.n_images)} images of {where}, not in-house"
-    return f"{row.paradigm}, {human(row.n_images)} images, seed {row.seed:g}"
-
-
-def _order(row: Any) -> tuple[Any, ...]:
-    kind = 0 if row.paradigm == "control" else 1 if not row.base or row.abroad else 2
-    return (
-        kind,
-        str(row.paradigm),
-        float(row.n_images or 0),
-        float(row.seed if row.seed == row.seed else 0),
-        str(row.encoder),
-    )
-
-
-def _gain(row: Any) -> str:
-    return f"{row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-
-
-def growth_table(tables: Mapping[str, pd.DataFrame], task: str) -> pd.DataFrame:
-    """What more in-house images bring to a task (`ladders.growth`): a row a setting of ``tables``, a column a
-    paradigm."""
-    rows = []
-    for setting, table in tables.items():
-        found = ladders.growth(table)
-        for row in found[found["task"] == task].itertuples():
-            rows.append((setting, row.paradigm, _gain(row)))
-    told = pd.DataFrame(rows, columns=["setting", "paradigm", "text"])
-    wide = told.pivot_table(
-        index="setting", columns="paradigm", values="text", aggfunc="first", sort=False
-    )
-    return wide.fillna("").rename_axis(columns=None)
-
-
-def gain_table(gained: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Continued minus base with its interval, and how far the weights went: a row a ladder point, a column a task.
-
-    ``table`` is the tidy table of the same runs. With several seeds: their mean, and the range over them.
-    """
-    rows = gained.assign(
-        encoder=[f"{r.paradigm}, {human(r.n_images)} images" for r in gained.itertuples()],
-        text=[
-            _gain(r) + (f"; {r.seeds} seeds {r.least:+.3f} to {r.most:+.3f}" if r.seeds > 1 else "")
-            for r in gained.itertuples()
-        ],
-        task=gained["task"].map(TASKS),
-    )
-    wide = rows.pivot_table(
-        index=["paradigm", "n_images", "encoder"], columns="task", values="text", aggfunc="first"
-    )
-    moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
-    far = moved.groupby(["paradigm", "n_images"])["value"].mean()
-    wide["weights moved"] = [
-        f"{far[key[:2]]:.1%}" if key[:2] in far.index else "not recorded" for key in wide.index
-    ]
-    return _headed(wide.droplevel([0, 1]))

@@ -1,0 +1,379 @@
+"""The sentences of the book's pages, from the tables of the analysis, records and presets."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from cxrstudy import grid, recorded, results
+from cxrstudy.figures import TASKS
+from cxrstudy.recorded import RECORDED
+from cxrstudy.scaling.verdicts import (
+    BETTER,
+    EQUIVALENT,
+    GAIN,
+    MARGIN,
+    OVER_BASELINE,
+    OVER_OTHERS,
+    OVER_SEEN,
+    WORSE,
+)
+from cxrstudy.shown import human
+from cxrstudy.tables import effect, interval
+
+Tables = Mapping[str, pd.DataFrame]
+NOT_RUN = "*The analysis of these runs has no result yet.*"
+
+
+# ---- what was run --------------------------------------------------------------------------------
+def names(source: str) -> dict[str, str]:
+    """Return what each paradigm of a source is called; of DINOv2 whether it is the DINO term alone."""
+    ladders = grid.load_preset(source.removeprefix(RECORDED)).ladders
+    settings = [dict(getattr(ladder, "dino", None) or {}) for ladder in ladders]
+    whole = any(float(own.get("ibot_weight", 0)) > 0 for own in settings)
+    return {} if whole else {"dinov2": "dinov2 (DINO term alone)"}
+
+
+def title_of(source: str, table: pd.DataFrame) -> str:
+    """Return the title of a figure: the study and the kind of its x-rays."""
+    kinds = " and ".join(sorted(table["kind"].dropna().unique()))
+    return f"{recorded.name_of(source)} ({kinds} x-rays)"
+
+
+def provenance(table: pd.DataFrame, missing: list[str], source: str) -> str:
+    """Return what was run, on what, from which code, and what is missing."""
+    preset = grid.load_preset(source.removeprefix(RECORDED))
+    if table.empty:
+        wait = f"about {preset.minutes:g} minutes on {preset.hardware}"
+        run = f"`{command(source)}` runs it ({wait})."
+        return f"**Nothing of preset `{source}` has been run on this machine yet.** {run}"
+    once = table.drop_duplicates("run")
+    seeds = table.loc[table["stage"] == "pretrain", "seed"].dropna().unique()
+    kinds = sorted(table["kind"].dropna().unique())
+    kept = "Recorded with this book, not run on your machine. " * source.startswith(RECORDED)
+    text = (
+        f"{kept}Preset `{source.removeprefix(RECORDED)}`: {len(once)} runs, "
+        f"{once['seconds'].sum() / 60:.1f} minutes of computing on {_list(once['hardware'].unique())}. "
+        f"Code at {_list(once['commit'].unique())}. Seeds: {_list(sorted(int(s) for s in seeds))}. "
+        f"Data: {_list(kinds)}."
+    )
+    if missing:
+        some = _list(missing[:3]) + ", ..." * (len(missing) > 3)
+        text += f" **{len(missing)} evaluations have no result yet** ({some}); `{command(source)}` runs them."
+    if kinds == ["synthetic"]:
+        text += " These are **synthetic x-rays**: the numbers say nothing about patients."
+    if "real" in kinds:
+        text += f" The test images are **real x-rays**. Research only, not for clinical use.\n\n{caution(source)}"
+    return text
+
+
+def command(source: str) -> str:
+    """Return what a reader types to run a source's preset."""
+    name = source.removeprefix(RECORDED)
+    needs = grid.load_preset(name).needs_root
+    if name != source:
+        root = " --data-root /path/to/images" if needs else ""
+        return f"cxrstudy run --preset {name} --unrecorded{root}"
+    return f"make study PRESET={name}" + (" DATA_ROOT=/path/to/images" if needs else "")
+
+
+def described(source: str) -> str:
+    """Return a preset's title and description."""
+    preset = grid.load_preset(source.removeprefix(RECORDED))
+    title = preset.title if preset.title.endswith((".", "?", "!")) else f"{preset.title}."
+    return f"*{title}* {preset.description}"
+
+
+def caution(source: str) -> str:
+    """Return what a data card demands to be read before the numbers of real images."""
+    from cxrstudy.data.cards import read_card
+
+    preset = grid.load_preset(source.removeprefix(RECORDED))
+    cards = [read_card(values["card"]) for values in preset.data.values()]
+    said = [
+        f"> **Read this first: {card.title}.** {card.caution}" for card in cards if card.caution
+    ]
+    return "\n\n".join(said)
+
+
+def _list(items: Any) -> str:
+    return ", ".join(str(item) for item in items)
+
+
+# ---- what came of it -----------------------------------------------------------------------------
+def in_short(source: str, tables: Tables, table: pd.DataFrame) -> str:
+    """Return the answer of a source: gains over the base model, the control and baselines."""
+    if not tables or not (tables["contrasts"]["kind"] == GAIN).any():
+        return (
+            "**In short:** no encoder trained on in-house images was evaluated here by labels. "
+            "These runs do not say what such images bring."
+        )
+    lines = [f"- {text}" for text in _per_curve(source, tables)]
+    rest = [*pixels(tables), harm(tables), hardly_trained(table)]
+    return "\n\n".join(filter(None, ["**In short.** " + count(tables), "\n".join(lines), *rest]))
+
+
+def largest(tables: Tables, kind: str) -> pd.DataFrame:
+    """Return the contrasts of a kind at each curve's largest subset, macro AUROC."""
+    rows = tables["contrasts"]
+    rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS) & (rows["kind"] == kind)]
+    most = rows.groupby(["task", "one", "start"])["n_images"].transform("max")
+    return rows[rows["n_images"] == most]
+
+
+def count(tables: Tables) -> str:
+    """Return in how many curves the largest subset is better than base model and control."""
+    own, said = largest(tables, GAIN), []
+    better = int((own["verdict"] == BETTER).sum())
+    said.append(
+        f"With the largest subset, {better} of {len(own)} encoders are better than their base model."
+    )
+    controls = [
+        (OVER_SEEN, "more steps on images already seen"),
+        (OVER_OTHERS, "out-of-domain images"),
+    ]
+    for kind, what in controls:
+        rows = largest(tables, kind)
+        if len(rows):
+            told = rows["verdict"].value_counts()
+            each = ", ".join(f"{n} {word}" for word, n in told.items())
+            said.append(f"Compared with as long a training on {what}: {each}.")
+    if len(said) == 1:
+        said.append(
+            "No control at equal compute was run: a gain may come from more training alone."
+        )
+    return " ".join(said)
+
+
+def _per_curve(source: str, tables: Tables) -> Iterator[str]:
+    known = names(source)
+    gained = largest(tables, GAIN)
+    plain = largest(tables, OVER_BASELINE).set_index(["task", "one", "start"])
+    for row in gained.itertuples():
+        text = (
+            f"{TASKS[row.task]}, {known.get(row.one, row.one)} with {human(row.n_images)} images: "
+            f"{effect(row)} than the base model"
+        )
+        if row.verdict not in (BETTER, WORSE):
+            text = text.removesuffix(" than the base model") + " (against the base model)"
+        if (row.task, row.one, row.start) in plain.index:
+            best = plain.loc[(row.task, row.one, row.start)]
+            name = {"pixels": "raw pixels"}.get(best["other"], str(best["other"]).replace(":", " "))
+            text += f"; {effect(best)} against {name}, the best baseline without labels"
+        yield text + "."
+
+
+def pixels(tables: Tables) -> Iterator[str]:
+    """Yield a warning for each task on which no encoder is better than raw pixels."""
+    rows = tables["values"]
+    rows = rows[rows["metric"] == "auroc"]
+    for task, title in TASKS.items():
+        own = rows[rows["task"] == task]
+        plain = own[own["start"] == "pixels"]["value"]
+        over = tables["contrasts"]
+        over = over[(over["kind"] == OVER_BASELINE) & (over["task"] == task)]
+        over = over[(over["metric"] == "auroc") & (over["other"] == "pixels")]
+        if len(plain) and len(over) and not (over["verdict"] == BETTER).any():
+            best = over.loc[over["effect"].idxmax()]
+            yield (
+                f"On {title.lower()}, **no encoder is better than raw pixels** (the best: "
+                f"{interval(best.effect, best.low, best.high, sign=True)})."
+            )
+
+
+def harm(tables: Tables, bound: float = MARGIN["auroc"]) -> str:
+    """Return at which subset sizes an encoder is worse than its base model, and where that is open.
+
+    That none was harmed is said only where every interval excludes a loss of ``bound``.
+    """
+    rows = tables["contrasts"]
+    rows = rows[(rows["kind"] == GAIN) & (rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    if rows.empty:
+        return ""
+    lost = rows[rows["verdict"] == WORSE]
+    open_ = rows[(rows["verdict"] != WORSE) & ~(rows["low"] > -bound)]
+
+    def named(row: Any) -> str:
+        return f"{row.one} with {human(row.n_images)} on {TASKS[row.task].lower()}"
+
+    said = []
+    if len(lost):
+        each = "; ".join(
+            f"{named(r)} {interval(r.effect, r.low, r.high, sign=True)}" for r in lost.itertuples()
+        )
+        said.append(f"**Harm.** Worse than the base model: {each}.")
+    if len(open_):
+        tests = f"{rows['n'].max():,} test images of {rows['n_patients'].max():,} patients"
+        said.append(
+            f"A loss of {bound:g} is not excluded for {len(open_)} of {len(rows)} points, on {tests}."
+        )
+    if not said:
+        said.append(f"No encoder lost {bound:g} or more: every interval excludes it.")
+    return " ".join(said)
+
+
+def hardly_trained(table: pd.DataFrame) -> str:
+    """Return how many continued encoders hardly trained; empty where none did.
+
+    CLIP and UniCL by their loss beside that of guessing, DINOv2 by how far its weights moved.
+    """
+    rows = table[(table["stage"] == "pretrain") & table["value"].notna()]
+    rows = rows[rows["base"].fillna("") != ""]
+    guessing = (rows["metric"] == "loss_over_chance") & (rows["value"] > results.CHANCE)
+    still = rows["metric"].isin(["moved", "relative_weight_change"]) & (rows["label"] == "dinov2")
+    still &= rows["value"] < results.LEAST_MOVED
+    few, of = (len(set(part["run"])) for part in (rows[guessing | still], rows))
+    if not few:
+        return ""
+    return (
+        f"**{few} of {of} continued encoders hardly trained**: their loss is that of guessing, or "
+        f"their weights moved by less than {results.LEAST_MOVED:.0%}. An interval around 0 may then "
+        "say only that."
+    )
+
+
+# ---- where a task is not solved ------------------------------------------------------------------
+def floors(table: pd.DataFrame) -> list[str]:
+    """Return what stands beside segmentation, continuity and malposition when they are read."""
+    return [*_tips(table), *_nearness(table), *_malposition(table)]
+
+
+def _macro(table: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    rows = table[(table["task"] == task) & (table["metric"] == metric) & table["value"].notna()]
+    return rows[rows["label"] == "macro"]
+
+
+def _random(rows: pd.DataFrame) -> pd.Series:
+    return rows["encoder"].astype(str).str.startswith("random:") & (rows["paradigm"] == "control")
+
+
+def _tips(table: pd.DataFrame) -> Iterator[str]:
+    error, floor = (_macro(table, "segmentation", m) for m in ("tip_error_mm", "tip_floor_mm"))
+    random, own = error[_random(error)]["value"], error[error["paradigm"] != "control"]["value"]
+    if len(own) and len(random) and len(floor):
+        near, far, by_chance = own.min(), own.max(), random.min()
+        said = "No encoder locates tips." if near > 0.8 * by_chance else ""
+        yield (
+            f"**Tips.** The median tip error is {near:.0f} to {far:.0f} mm. With random weights it is "
+            f"{by_chance:.0f} mm; the rule's own error on true masks is {floor['value'].median():.1f} mm. {said}"
+        )
+
+
+def _nearness(table: pd.DataFrame) -> Iterator[str]:
+    rows = table[(table["task"] == "continuity") & table["value"].notna()]
+    alone = rows[rows["label"].str.startswith("nearness-")]["value"]
+    last = rows[(rows["label"] == "layer-1") & (rows["paradigm"] != "control")]
+    bases = last[last["base"].fillna("") == ""]
+    if len(alone) and len(last):
+        best = last.loc[last["value"].idxmax()]
+        most = bases["value"].max() if len(bases) else float("nan")
+        said = "No base model reaches it. " if most < alone.max() else ""
+        yield (
+            f"**Continuity.** Distance to the tip alone gives {alone.max():.3f}. {said}"
+            f"The best base model has {most:.3f}, the best encoder {best['value']:.3f} "
+            f"[{best['low']:.3f}, {best['high']:.3f}]."
+        )
+
+
+def _malposition(table: pd.DataFrame) -> Iterator[str]:
+    rows = _macro(table, "malposition", "auroc")
+    random, own = rows[_random(rows)]["value"], rows[rows["paradigm"] != "control"]["value"]
+    if len(own) and len(random):
+        yield (
+            f"**Malposition.** Macro AUROC is {own.min():.2f} to {own.max():.2f}; random weights have "
+            f"{random.max():.2f} and guessing 0.50. {'No encoder solves this task.' if own.max() < 0.7 else ''}"
+        )
+
+
+def seeing(table: pd.DataFrame) -> str:
+    """Return which encoders' reports tell findings better than habit does; empty without reports.
+
+    Better: the interval of micro F1 lies above those of another patient's image, given to the same
+    decoder, and of a random report.
+    """
+    rows = table[(table["task"] == "reports") & (table["metric"] == "f1_micro")]
+    own = rows[rows["label"] == "findings"]
+    if own.empty:
+        return ""
+    controls = rows[rows["label"].isin(["other patient: findings", "random report: findings"])]
+    habit = own["run"].map(controls.groupby("run")["high"].max())
+    above = own["low"] > habit
+    return (
+        f"Findings are reported better than by habit by {above.sum()} of {len(own)} encoders: their "
+        "micro F1 is above that of another patient's image and of a random report, intervals apart."
+    )
+
+
+def control_sentence(tables: Tables, source: str) -> str:
+    """Return the gain beyond the control at the largest subset, over all curves, in a sentence."""
+    known = names(source)
+    rows = pd.concat([largest(tables, kind) for kind in (OVER_OTHERS, OVER_SEEN)])
+    each = [
+        f"{TASKS[row.task].lower()}, {known.get(row.one, row.one)} {effect(row)}"
+        for row in rows.itertuples()
+    ]
+    return "; ".join(each)
+
+
+# ---- the first page ------------------------------------------------------------------------------
+def short_answer(source: str, tables: Tables) -> str:
+    """Return a source's answer in one paragraph: gain, control, harm, and on what it rests."""
+    gained = largest(tables, GAIN) if tables else pd.DataFrame()
+    if gained.empty:
+        return f"**{recorded.name_of(source)}**: {NOT_RUN}"
+    kind = tables["values"]["kind"].iloc[0]
+    tests = f"{gained['n'].max():,} test images of {gained['n_patients'].max():,} patients"
+    said = [f"**On {kind} x-rays** ({recorded.name_of(source)}; {tests})."]
+    for task, own in gained.groupby("task", sort=False):
+        ends = sorted({f"{e:+.3f}" for e in own["effect"]}, key=float)
+        reach = " to ".join(dict.fromkeys((ends[0], ends[-1])))
+        better = int((own["verdict"] == BETTER).sum())
+        said.append(
+            f"{TASKS[task]}: {better} of {len(own)} encoders are better than their base model "
+            f"({reach} macro AUROC)."
+        )
+    return " ".join([*said, _control_answer(tables), *pixels(tables), _harm_answer(tables)]).strip()
+
+
+def _control_answer(tables: Tables) -> str:
+    for kind, what in (
+        (OVER_OTHERS, "on out-of-domain images"),
+        (OVER_SEEN, "on images that the base model had already seen"),
+    ):
+        rows = largest(tables, kind)
+        if len(rows):
+            better = int((rows["verdict"] == BETTER).sum())
+            alike = int((rows["verdict"] == EQUIVALENT).sum())
+            return (
+                f"Against as many steps {what}, in-house images are better in {better} of {len(rows)} "
+                f"comparisons and equivalent (within {MARGIN['auroc']:g}) in {alike}."
+            )
+    return "No control at equal compute was run, so a gain may come from more training alone."
+
+
+def _harm_answer(tables: Tables) -> str:
+    rows = tables["contrasts"]
+    rows = rows[(rows["kind"] == GAIN) & (rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    lost = rows[rows["verdict"] == WORSE]
+    if lost.empty:
+        return ""
+    return (
+        f"With few images encoders got worse: {len(lost)} of {len(rows)} points are below their base "
+        f"model, all with {human(lost['n_images'].max())} images or fewer."
+    )
+
+
+def change_answer(settings: Tables) -> str:
+    """Return what the sensitivity analysis changed in the gain over the control; empty without it."""
+    if "settings_contrasts" not in settings:
+        return ""
+    rows = settings["settings_contrasts"]
+    rows = rows[rows["kind"].isin([OVER_SEEN, OVER_OTHERS]) & (rows["metric"] == "auroc")]
+    rows = rows[rows["task"].isin(TASKS)].drop_duplicates(["task", "effect"])
+    if rows.empty:
+        return ""
+    told = rows["verdict"].value_counts()
+    return (
+        f"In {len(rows)} comparisons of a [sensitivity analysis](sensitivity), in-house images are "
+        f"better than the control in {told.get(BETTER, 0)} and worse in {told.get(WORSE, 0)}."
+    )
