@@ -50,7 +50,7 @@ def encoder(name="random:cnn_mini", seed=0):
     return encoders.load_encoder(name, size=32, seed=seed)
 
 
-# ---- one pass ------------------------------------------------------------------------------------------------------
+# ---- one pass ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["cnn_mini", "davit_mini", "hybrid_mini", "vit_tiny_patch16_224"])
 def test_the_last_layer_is_what_forward_features_gives_and_more_layers_stand_behind_it(name):
     one, x = encoder(f"random:{name}"), torch.randn(2, 1, 32, 32)
@@ -148,7 +148,7 @@ def test_maps_beyond_half_precision_are_clipped_and_those_that_are_no_numbers_re
         encode_maps(one, prepared, np.arange(4), 1, home=tmp_path)
 
 
-# ---- others' vectors -----------------------------------------------------------------------------------------------
+# ---- others' vectors -----------------------------------------------------------------------------
 def vectors(prepared, tmp_path, form, change=None):
     ids = prepared.manifest["image_id"].to_numpy(str)
     x = encode(encoder(), prepared, np.arange(len(ids)), pooling="mean")
@@ -190,10 +190,7 @@ def test_a_table_of_vectors_is_judged_as_the_encoder_that_made_it(
     assert not passes
     own = classify(prepared, folder, "random:cnn_mini")
     np.testing.assert_allclose(result.scores, own.scores, rtol=1e-3, atol=1e-3)
-    assert (result.subject["paradigm"], result.subject["encoder"]) == (
-        "embeddings",
-        path.name,
-    )
+    assert (result.subject["paradigm"], result.subject["encoder"]) == ("embeddings", path.name)
     assert result.subject["patients"] == own.subject["patients"]
 
 
