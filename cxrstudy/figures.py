@@ -89,7 +89,7 @@ def _legend(figure: Any, panels: Any, *, hollow: bool) -> None:
     for axes in panels:
         known |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if hollow:
-        mark = {"marker": "o", "ls": "", "color": "#555", "mfc": "white", "ms": 7}
+        mark: Any = {"marker": "o", "ls": "", "color": "#555", "mfc": "white", "ms": 7}
         known["control: as many steps on other images"] = plt.Line2D([], [], **mark)
         known["base model (0)"] = plt.Line2D([], [], color="#222", lw=1.4)
     figure.legend(

@@ -3,6 +3,7 @@
 The book's pages read through this module: the tidy table of records, and the tables of the analysis.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from cxrstudy import grid, recorded, results, study
+from cxrstudy.plans import plans_by_path
 from cxrstudy.recorded import RECORDED
+from cxrstudy.results import read_record
 from cxrstudy.run import read_plan, read_plans
 
 ANALYSIS = "analysis"  # the folder of a recorded study's analysis
@@ -93,3 +96,91 @@ def tables(records: list[str], runs: str) -> dict[str, pd.DataFrame]:
         found = {v: recorded.load(where.name, v) for v in ["", *variants(name)]}
         return {variant: table for variant, table in found.items() if len(table)}
     return {"": recorded.read(records, runs)}
+
+
+# ---- which sources there are ---------------------------------------------------------------------
+def presets_run() -> list[str]:
+    """Return the presets with a plan on this machine: mini first, then by name, smoke last."""
+    names = {path.parent.name for path in study.runs_root().glob("*/plan.json")} - left_out().keys()
+    known = (name for name in names if name in grid.preset_names())
+    return sorted(known, key=lambda name: (name != "mini", name == "smoke", name))
+
+
+def every() -> list[str]:
+    """Return every source: recorded studies, then presets that were run on this machine."""
+    kept = [f"{RECORDED}{name}" for name in recorded.presets()]
+    return [name for name in kept if name not in left_out()] + presets_run()
+
+
+def studies() -> list[str]:
+    """Return the sources that are no ablation; a preset without results where there is none."""
+    return [name for name in every() if not _preset_variants(name)] or [blank()]
+
+
+def _preset_variants(source: str) -> dict[str, dict[str, Any]]:
+    return grid.load_preset(source.removeprefix(RECORDED)).variants
+
+
+def blank() -> str:
+    """Return a preset to show where nothing has been run: mini, or any other that loads."""
+    for name in ("mini", *grid.preset_names()):
+        if not _preset_fault(name):
+            return name
+    raise study.StudyError(f"no preset can be read: {_preset_fault('mini')}")
+
+
+def files(source: str) -> list[Path]:
+    """Return the files that a source consists of."""
+    if source.startswith(RECORDED):
+        place = recorded.place(source.removeprefix(RECORDED))
+        return [path for path in place.rglob("*") if path.is_file() and "scores" not in path.parts]
+    place = study.runs_root() / source
+    found = (place.glob(f) for f in ("plan*.json", "*/*/record.json", "analyse/*/*.parquet"))
+    return [path for each in found for path in each]
+
+
+def left_out() -> dict[str, str]:
+    """Return the sources whose files cannot be read, each with the file and the remedy."""
+    names = recorded.presets()
+    found = {f"{RECORDED}{name}": _preset_fault(name, plans=True) for name in names}
+    for place in sorted({path.parent for path in study.runs_root().glob("*/plan*.json")}):
+        found[place.name] = _preset_fault(place.name) or _runs_fault(place)
+    return {name: fault for name, fault in found.items() if fault}
+
+
+def _preset_fault(name: str, plans: bool = False) -> str:
+    """Why a preset does not load or, with ``plans``, does not plan."""
+    if name not in grid.preset_names():
+        remedy = f"put it back, or delete {study.runs_root() / name}"
+        return f"its file notebooks/presets/{name}.yml is gone: {remedy}"
+    try:
+        if not grid.load_preset(name).needs_root and plans:
+            grid.plan(name)
+    except (study.StudyError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _runs_fault(place: Path) -> str:
+    """What cannot be read of a preset's runs."""
+    planned: set[str] = set()
+    for path, plan in plans_by_path(place.name).items():
+        if plan is None:
+            return f"{path} cannot be read: delete it; cxrstudy run --preset {place.name} writes it anew"
+        planned |= {run["name"] for run in plan["runs"]}
+    for path in sorted(place.glob("*/*/record.json")):
+        facts = path.stat()
+        wanted = path.parent.name in planned or path.with_name("notebook.ipynb").is_file()
+        if wanted and (fault := _record_fault(path, facts.st_mtime_ns, facts.st_size)):
+            return fault
+    return ""
+
+
+@functools.lru_cache(4096)
+def _record_fault(path: Path, *changed: int) -> str:
+    """Why a record, as it was ``changed`` last, cannot be read."""
+    try:
+        read_record(path)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""

@@ -5,7 +5,7 @@ table of records and from the per-image scores that are stored with each run.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,6 +244,6 @@ def _log_errors(cells: Cells) -> Iterator[tuple[Cell, Measured]]:
     for cell, own in cells.items():
         below = (own.values < 1).all() and (np.isnan(own.draws) | (own.draws < 1)).all()
         if cell.metric == "auroc" and below:
-            error = np.log(1 - own.values), np.log(1 - own.draws)
-            counted = (own.encoder, own.n, own.n_patients, own.positives, 0.0, own.kind)
-            yield cell._replace(metric=LOG_ERROR), Measured(*error, *counted)
+            values, draws = np.log(1 - own.values), np.log(1 - own.draws)
+            log = replace(own, values=values, draws=draws, hidden=0.0)
+            yield cell._replace(metric=LOG_ERROR), log

@@ -128,7 +128,7 @@ def _read(
     for n in n_images:
         here = _weights(n, sizes)
         added = _law_adds(law, n, sizes[-1].n_images)
-        numbers = _ends(here, cells, known, added)
+        numbers: list[float | None] = [*_ends(here, cells, known, added)]
         said = None
         if base in cells:
             gain = here | {base: -1.0}
@@ -255,6 +255,10 @@ def _sentence(grid: Mapping[str, Any], curve: Mapping[str, Any], row: Mapping[st
 
 
 def signed(value: float, sign: bool = True) -> str:
-    """Return a number with three decimals, and with its sign where asked; never -0.000."""
-    rounded = round(float(value), 3) + 0.0
-    return f"{rounded:+.3f}" if sign else f"{rounded:.3f}"
+    """Return a number with three decimals, and with its sign where asked; never -0.000.
+
+    Four decimals where three would hide the sign, as ``tables.interval`` and planner.js write it.
+    """
+    places = 4 if sign and 0.00005 <= abs(value) < 0.0005 else 3
+    rounded = round(float(value), places) + 0.0
+    return f"{rounded:+.{places}f}" if sign else f"{rounded:.{places}f}"

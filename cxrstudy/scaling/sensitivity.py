@@ -7,6 +7,7 @@ the larger studies, and say so.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -60,11 +61,12 @@ def by_setting(
     many = [read_cells(table, resamples=resamples, seed=seed) for table in repeats]
     pooled = family_variances([*read.values(), *many])
     found: dict[frozenset[str], tuple[pd.DataFrame, pd.DataFrame]] = {}
-    ledgers, differences = [], []
+    ledgers: list[pd.DataFrame] = []
+    differences: list[pd.DataFrame] = []
     for key, own in runs.items():
         if own not in found:
             known = pooled | contrasts.seed_variances(read[own])
-            given = {"cells": read[own], "seed_variance": known}
+            given: dict[str, Any] = {"cells": read[own], "seed_variance": known}
             table = tables[key]
             found[own] = claims.ledger(table, **given), contrasts.all_contrasts(table, **given)
         factor, value = key.split("=")

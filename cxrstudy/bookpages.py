@@ -1,0 +1,119 @@
+"""Pages of the book that are written, not run: every run of this machine, and recorded measurements."""
+
+import csv
+import re
+from pathlib import Path
+
+from cxrstudy import recorded, sources, study
+from cxrstudy.run import headline_of, notebook_error, run_page, run_table
+
+SPEED = (
+    "Each row is one of our training steps beside another tool's on the same model, batch, resolution "
+    "and one thread, alternating in one process. The ratio is the median over rounds; above 1, ours is "
+    "faster. Steps on a GPU have no peer: they show their share of the card's own measured matrix "
+    "rate, and the memory they took."
+)
+HARM = (
+    "Macro AUROC of continued encoders minus that of their base model: the mean over seeds, with the "
+    "interval over resampled test patients alone. In the rows of mini and of real x-rays, half of the "
+    "base model is mixed back in (`wise_ft_alpha`). The harm of the recorded studies, where the "
+    "continued encoder stands alone, is on [their pages](results-recorded-study-gpu) and on "
+    "[the claims](claims)."
+)
+RATES = ("images_per_second", "peer_images_per_second")
+
+
+def runs() -> tuple[list[tuple[str, Path, str]], str]:
+    """Return the page "Every run": (page, notebook, title) of each executed notebook, and its text."""
+    notebooks: list[tuple[str, Path, str]] = []
+    lines = [
+        "# Every run",
+        "",
+        "A run is one notebook, executed by Papermill. Its name opens it.",
+        "",
+    ]
+    presets, lost = sources.presets_run(), sources.left_out()
+    if not presets:
+        lines += ["Nothing has been run on this machine yet: `make study` starts.", ""]
+    if lost:
+        each = [f"- **{recorded.name_of(name)}**: {_plain(fault)}" for name, fault in lost.items()]
+        lines += ["## Left out of this book", "", *each, ""]
+    for preset in presets:
+        lines += [f"## {preset}", "", "| executed notebook | stage | result |", "|---|---|---|"]
+        for row in run_table(preset):
+            page = run_page(preset, row["stage"], row["name"])
+            whole = row["notebook"].read_bytes().rstrip().endswith(b"}")
+            if whole:
+                title = f"{preset}: {row['stage']} {row['name']}"
+                notebooks.append((page, row["notebook"], title))
+            why = notebook_error(row["notebook"]) or "stopped before its end"
+            failed = f"**failed**: {why}".replace("|", "\\|")
+            said = headline_of(row["record"]) if row["record"] else failed
+            link = f"[{row['name']}](<{page}.ipynb>)"
+            name = link if whole else f"{row['name']} (its notebook is cut short)"
+            lines.append(f"| {name} | {row['stage']} | {said} |")
+        lines.append("")
+    return notebooks, "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text of an error in one line, without markup."""
+    short = " ".join(text.replace(f"{study.root()}/", "").split())
+    return re.sub(r"([\\`*_{}\[\]<>|$#~@])", r"\\\1", short)
+
+
+def measurements(folder: Path) -> str:
+    """Return the page of what was measured once and is kept in ``folder``: speed, and harm."""
+    lines = ["# Recorded measurements", ""]
+    lines += ["Made once, on the machine named, and kept; not measured on yours."]
+    fast, harm = (_rows(folder / f"{name}.csv") for name in ("benchmarks", "no_harm"))
+    if fast:
+        head = "| what | images/s | beside | images/s | ratio [95%] | rounds |"
+        lines += ["", "## How fast is it?", "", SPEED, "", head, "|---|---|---|---|---|---|"]
+        lines += [_speed(row) for row in fast]
+    if harm:
+        names = ("x-rays", "task", "paradigm", "images", "gain over base model [95%]", "over seeds")
+        head = f"| {' | '.join(names)} | least relative weight change |"
+        lines += [
+            "",
+            "## Does continuing harm?",
+            "",
+            HARM,
+            "",
+            head,
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_harm(row) for row in harm]
+    where = "; ".join(sorted({row["hardware"] for row in [*fast, *harm]}))
+    commands = sorted({row["command"] for row in fast})
+    commands += ["python tests/benchmarks/no_harm.py --help"] * bool(harm)
+    again = ["", f"Measured on: {where}. Again with:", "", "```sh", *commands, "```", ""]
+    return "\n".join([*lines, *again])
+
+
+def _speed(row: dict[str, str]) -> str:
+    what = f"**{row['benchmark']}** {row['setting']}"
+    if row.get("mfu"):
+        share, memory = float(row["mfu"]), float(row["memory_gb"])
+        what += f" ({share:.0%} of the card's matrix rate, {memory:.0f} GB)"
+    own, theirs = (f"{float(row[n]):.1f}" if row[n] else "" for n in RATES)
+    ends = (float(row[name]) for name in ("ratio", "low", "high")) if theirs else ()
+    ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*ends) if theirs else ""
+    return f"| {what} | {own} | {row['peer']} | {theirs} | {ratio} | {row['rounds']} |"
+
+
+def _harm(row: dict[str, str]) -> str:
+    gain, low, high, least, most = (
+        f"{float(row[name]):+.3f}" for name in ("gain", "low", "high", "least", "most")
+    )
+    cells = [row["images"], row["task"], row["paradigm"], f"{float(row['n_images']):,.0f}"]
+    cells += [f"{gain} [{low}, {high}]", f"{row['seeds']}: {least} to {most}"]
+    moved = f"{float(row['moved']):.1%}"
+    return f"| {' | '.join([*cells, moved])} |"
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
