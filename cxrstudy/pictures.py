@@ -149,15 +149,15 @@ def isolated(labels: tuple[str, ...], *, exam: int = 0, title: str = "") -> Show
     return images(np.stack(pictures), captions, masks=drawn[0], extents=drawn[1], title=title)
 
 
-def over_time(patients: int = 2) -> Shown:
-    """Return patients with four exams, those whose labels change most."""
+def over_time() -> Shown:
+    """Return two patients with four exams, those whose labels change most."""
     described = synthetic.describe(range(2000))
     frontal = pd.Series(described.patient_id)[described.view != "LATERAL"]
     long = frontal.groupby(frontal).filter(lambda exams: len(exams) == 4)
     change = {
         p: np.ptp(described.labels[rows.index], axis=0).sum() for p, rows in long.groupby(long)
     }
-    chosen = sorted(change, key=lambda p: -change[p])[:patients]
+    chosen = sorted(change, key=lambda p: -change[p])[:2]
     index = np.concatenate([long[long == p].index.to_numpy() for p in chosen])
     batch = synthetic.sample(index, size=SIZE)
     captions = [f"exam {k % 4 + 1}: {present_labels(batch, k)}" for k in range(len(index))]

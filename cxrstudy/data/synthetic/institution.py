@@ -143,17 +143,12 @@ def _shifted_scanners(site: Institution, steps: int) -> dict[str, Any]:
     """Return scanners outside the pool's range: flatter display, more noise. Assumed."""
     return {
         kind: tuple(
-            replace(
-                m,
-                gain=m.gain * 0.8**steps,
-                noise=m.noise * 1.4**steps,
-                scatter=m.scatter * 1.4**steps,
-                dark=min(m.dark + 0.05 * steps, 0.3),
-            )
+            replace(m, gain=m.gain * 0.8**steps, noise=m.noise * 1.4**steps,
+                    scatter=m.scatter * 1.4**steps, dark=min(m.dark + 0.05 * steps, 0.3))
             for m in getattr(site, kind)
         )
         for kind in ("fixed", "mobile")
-    }
+    }  # fmt: skip
 
 
 # Suffixes of an institution's name, and the fields that each changes
@@ -218,32 +213,22 @@ def _base_institution(base: str, name: str) -> Institution:
 
     def scanners(kind: tuple[Scanner, ...]) -> tuple[Scanner, ...]:
         return tuple(
-            replace(
-                m,
-                name=f"{base}-{m.name}",
-                gain=m.gain * u(m.name + "g", 0.85, 1.15),
-                noise=m.noise * u(m.name + "n", 0.7, 1.5),
-                dark=m.dark * u(m.name + "d", 0.6, 1.5),
-            )
+            replace(m, name=f"{base}-{m.name}", gain=m.gain * u(m.name + "g", 0.85, 1.15),
+                    noise=m.noise * u(m.name + "n", 0.7, 1.5),
+                    dark=m.dark * u(m.name + "d", 0.6, 1.5))
             for m in kind
-        )
+        )  # fmt: skip
 
     ward, intensive = u("ward", 0.2, 0.4), u("intensive", 0.1, 0.35)
     return Institution(
-        base,
-        acuity=(1.0 - ward - intensive, ward, intensive),
+        base, acuity=(1.0 - ward - intensive, ward, intensive),
         age=(u("age", 48, 66), u("age.sd", 14, 19)),
-        finding_rates=vary(FINDING_RATES),
-        device_rates=vary(DEVICE_RATES),
-        device_mention=u("device", 0.2, 0.8),
-        mild_mention=u("mild", 0.4, 0.75),
-        negation=u("negation", 0.2, 0.8),
-        hedge=u("hedge", 0.15, 0.45),
-        compare=u("compare", 0.3, 0.8),
-        dialect=1 + int(number),
-        fixed=scanners(FIXED),
-        mobile=scanners(MOBILE),
-    )
+        finding_rates=vary(FINDING_RATES), device_rates=vary(DEVICE_RATES),
+        device_mention=u("device", 0.2, 0.8), mild_mention=u("mild", 0.4, 0.75),
+        negation=u("negation", 0.2, 0.8), hedge=u("hedge", 0.15, 0.45),
+        compare=u("compare", 0.3, 0.8), dialect=1 + int(number),
+        fixed=scanners(FIXED), mobile=scanners(MOBILE),
+    )  # fmt: skip
 
 
 @dataclass

@@ -162,24 +162,16 @@ def _sample_site(
     rendered = (None,) * 4 if size is None else render.render(now, site, size, device)
     image, masks, tips, spacing = rendered
     return Batch(
-        image=image,
-        labels=labels,
-        reported=_structured_labels(who, site, labels),
-        masks=masks,
-        report=report,
-        report_labels=report_labels,
-        patient_id=np.array(patients, dtype=str),
-        study_id=np.array(exams, dtype=str),
+        image=image, labels=labels, reported=_structured_labels(who, site, labels), masks=masks,
+        report=report, report_labels=report_labels,
+        patient_id=np.array(patients, dtype=str), study_id=np.array(exams, dtype=str),
         view=np.where(who.lateral, "LATERAL", np.where(who.ap, "AP", "PA")),
-        age=now.age,
-        sex=np.where(now.female, "F", "M"),
+        age=now.age, sex=np.where(now.female, "F", "M"),
         severity=np.where(found.present, found.severity, np.nan),
         side=np.where(found.present, np.array(report_text.SIDES)[found.side], ""),
-        malpositioned=held.malpositioned,
-        scanner=render.assign_scanners(who, site)[0],
-        tips=tips,
-        pixel_spacing=spacing,
-    )
+        malpositioned=held.malpositioned, scanner=render.assign_scanners(who, site)[0],
+        tips=tips, pixel_spacing=spacing,
+    )  # fmt: skip
 
 
 def _structured_labels(who: PatientExams, site: Institution, labels: Array) -> Array:
