@@ -27,21 +27,16 @@ def augment(
     low: int = 0,
     total: int = 0,
 ) -> Tensor:
-    """Shift, scale, rotate, and change brightness and contrast of each image independently.
+    """Shift, scale, rotate and change the grey values of each image by its own random numbers.
 
     Args:
         x: (N, 1, H, W) normalised images.
-        generator: source of the random numbers.
-        shift: in image widths.
-        scale: relative change.
-        degrees: of rotation.
+        shift: in image widths; like all changes, uniform within plus or minus its value.
+        scale, contrast: relative changes.
         brightness: in standard deviations.
-        contrast: relative change.
-        low: position of ``x`` in the batch.
-        total: size of the batch; 0 = that of ``x``.
 
     Returns:
-        (N, 1, H, W); each change is uniform within plus or minus its value.
+        (N, 1, H, W).
     """
     draws = _uniform((6,), x, generator, low, total) * 2 - 1  # (6, N)
     angle = draws[0] * math.radians(degrees)
@@ -88,16 +83,9 @@ def crops(
     Args:
         x: (N, 1, H, W) grey values in [0, 1].
         n: crops of each image.
-        scale: smallest and largest share of the area.
-        out_size: pixels of a crop's side.
-        generator: source of the random numbers.
-        ratio: smallest and largest aspect ratio.
-        brightness: added, uniform within plus or minus this value.
-        contrast: relative change, uniform within plus or minus this value.
-        gamma: relative change of the exponent, likewise.
+        scale, ratio: ranges of the share of the area, and of the aspect ratio.
+        brightness, contrast, gamma: added, relative and exponent; uniform within plus or minus.
         blur: probability of a Gaussian blur of 0.1 to 2 pixels.
-        low: position of ``x`` in the batch.
-        total: size of the batch; 0 = that of ``x``.
 
     Returns:
         (n N, 1, out_size, out_size) in [0, 1]: the first crop of every image, then the second.

@@ -185,13 +185,10 @@ class DINOv2(nn.Module):
         """Return the loss of a step and its parts.
 
         Args:
-            x: (B, 1, H, W) normalised images: this rank's part of the batch.
+            x: (B, 1, H, W) normalised images: this rank's part of the batch, from ``low`` on.
             batch: the images of the whole batch; only their number is used.
-            low: position of ``x`` in the batch.
             rng: not used.
             generator: on the CPU; the only source of randomness.
-            step: number of this step, for the schedules.
-            steps: number of steps of the run.
 
         Returns:
             The loss, and detached scalars on the device (nothing here waits for it): the unweighted

@@ -122,7 +122,8 @@ def train_step(run: Run, step: int) -> tuple[float, Tensor, dict[str, Tensor]]:
     Returns:
         Learning rate, loss, and parts of the loss, the last two as scalars on the device.
     """
-    p, objective, world = run.p, run.objective, distributed.world_size()
+    p, objective = run.p, run.objective
+    world, rank = distributed.world_size(), distributed.rank()
 
     # 1. Learning rate, and the random state of this step
     lr = learning_rate(step, run.steps, p.lr, p.warmup, **objective.lr_schedule)
@@ -137,9 +138,7 @@ def train_step(run: Run, step: int) -> tuple[float, Tensor, dict[str, Tensor]]:
     batch = run.batch(step)  # (B,)
     with contextlib.nullcontext() if run.flops else flops.counter() as counter:
         for part in np.split(batch, p.accumulate):  # (B / accumulate,)
-            low, high = (
-                k * len(part) // world for k in (distributed.rank(), distributed.rank() + 1)
-            )
+            low, high = (k * len(part) // world for k in (rank, rank + 1))
             pixels = torch.from_numpy(run.prepared.images[run.rows[part[low:high]]])  # (N, H, W)
             x = objective.encoder.normalise(pixels.to(run.device, non_blocking=True))  # (N,1,H,W)
             with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):

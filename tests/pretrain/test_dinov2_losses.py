@@ -238,8 +238,8 @@ def numbers(results):
 def agree(found, wanted):
     assert set(found) == set(wanted)
     for name, values in found.items():
-        told = torch.as_tensor(wanted[name]).to(values.dtype).view_as(values)
-        torch.testing.assert_close(values.detach(), told, rtol=1e-6, atol=1e-6)
+        expected = torch.as_tensor(wanted[name]).to(values.dtype).view_as(values)
+        torch.testing.assert_close(values.detach(), expected, rtol=1e-6, atol=1e-6)
 
 
 # ---- the reference -------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def patients(out):
     return (out / "encoder" / "patients.txt").read_text().split("\n")
 
 
-def test_a_run_gives_back_and_leaves_what_it_says(data, tmp_path):
+def test_what_a_run_returns_and_leaves(data, tmp_path):
     shown = []
 
     def progress(steps):
@@ -205,31 +205,31 @@ def test_a_share_of_the_base_is_mixed_into_what_is_kept(data, base, tmp_path):
     far = go(data, tmp_path / "far", **own)
     near = go(data, tmp_path / "near", **own, base_share=0.75)
     for file in ("model", "text"):
-        began, ended, mixed = (
+        started, ended, mixed = (
             load_file(out / "encoder" / f"{file}.safetensors")
             for out in (base, tmp_path / "far", tmp_path / "near")
         )
-        for name in (n for n in began if began[n].is_floating_point()):
+        for name in (n for n in started if started[n].is_floating_point()):
             torch.testing.assert_close(
-                mixed[name], began[name] + 0.25 * (ended[name] - began[name])
+                mixed[name], started[name] + 0.25 * (ended[name] - started[name])
             )
     assert near["moved"] == pytest.approx(far["moved"] / 4, rel=1e-3)
 
 
 @pytest.mark.parametrize("paradigm", ["clip", "dinov2"])
 def test_batch_norms_keep_the_bases_statistics_whatever_is_trained(data, base, tmp_path, paradigm):
-    whence, own = base, {}
+    source, own = base, {}
     if paradigm == "dinov2":
-        whence, own = tmp_path / "base", DINO | {"encoder": "cnn_mini"}
-        go(data, whence, **own)
-    go(data, tmp_path / "run", **own | {"base": str(whence / "encoder"), "lr": 1e-3})
-    began, ended = (
-        load_file(out / "encoder" / "model.safetensors") for out in (whence, tmp_path / "run")
+        source, own = tmp_path / "base", DINO | {"encoder": "cnn_mini"}
+        go(data, source, **own)
+    go(data, tmp_path / "run", **own | {"base": str(source / "encoder"), "lr": 1e-3})
+    started, ended = (
+        load_file(out / "encoder" / "model.safetensors") for out in (source, tmp_path / "run")
     )
-    statistics = [name for name in began if "running" in name or "num_batches" in name]
+    statistics = [name for name in started if "running" in name or "num_batches" in name]
     assert len(statistics) > 6
-    assert all(torch.equal(began[name], ended[name]) for name in statistics)
-    assert any(not torch.equal(began[name], ended[name]) for name in began)
+    assert all(torch.equal(started[name], ended[name]) for name in statistics)
+    assert any(not torch.equal(started[name], ended[name]) for name in started)
 
 
 def test_drop_path_takes_part_in_a_run_and_is_refused_where_there_is_none_to_drop(data, tmp_path):
@@ -282,7 +282,7 @@ def test_half_precision_runs_and_says_so(data, tmp_path):
 
 # ---- refused -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"n_images": 119, "samples_seen": 200}, ["n_images is 119", "['pretrain']", "hold "]),
         ({"splits": ["pretrian"]}, ["splits", "'pretrian'", "['other', 'pretrain']"]),
@@ -290,10 +290,10 @@ def test_half_precision_runs_and_says_so(data, tmp_path):
         ({"batch_size": 65}, ["batch_size 65", "n_images 64"]),
     ],
 )
-def test_a_subset_that_cannot_be_had_is_refused_by_name(data, tmp_path, changes, said):
+def test_a_subset_that_cannot_be_had_is_refused_by_name(data, tmp_path, changes, message):
     with pytest.raises(ValueError, match=r"images|split") as caught:
         go(data, tmp_path / "run", **changes)
-    assert all(part in str(caught.value) for part in said)
+    assert all(part in str(caught.value) for part in message)
     assert not (tmp_path / "run" / "encoder").exists()
 
 

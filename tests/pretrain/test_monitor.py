@@ -61,7 +61,7 @@ def test_the_effective_rank_is_at_most_the_rank_and_reached_where_directions_are
 
 
 @pytest.mark.parametrize(
-    ("paradigm", "loss", "far", "said"),
+    ("paradigm", "loss", "far", "message"),
     [
         ("unicl", 0.999 * math.log(32), 0.05, "that of guessing"),
         ("clip", 1.2 * math.log(32), 0.05, "that of guessing"),
@@ -71,14 +71,14 @@ def test_the_effective_rank_is_at_most_the_rank_and_reached_where_directions_are
         ("clip+labels", 9.0, 0.001, ""),  # its loss has two parts and no reference
     ],
 )
-def test_hardly_trained(paradigm, loss, far, said):
+def test_hardly_trained(paradigm, loss, far, message):
     p = study.Pretrain(paradigm=paradigm, batch_size=32, base="some/base", n_images=100)
-    if not said:
+    if not message:
         assert "hardly_trained" not in training_progress(p, loss, far)
         return
     with pytest.warns(UserWarning, match="hardly trained"):
         facts = training_progress(p, loss, far)
-    assert said in facts["hardly_trained"]
+    assert message in facts["hardly_trained"]
     record = {"stage": "pretrain", "metrics": [], "info": facts | {"seconds": 3.0}}
     assert "WARNING hardly trained" in run.headline_of(record)
 

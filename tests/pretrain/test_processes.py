@@ -18,6 +18,7 @@ from torch import distributed as dist
 from torch.distributed.run import get_args_parser
 
 from cxrstudy import study
+from cxrstudy.evaluate.metrics import knn_auroc
 from cxrstudy.pretrain import loop
 from cxrstudy.pretrain.clip import clip_loss, unicl_loss
 from cxrstudy.pretrain.distributed import gather_rows
@@ -170,11 +171,13 @@ def test_one_parameter_launches_a_run_on_two_processes(data, tmp_path) -> None:
             shown.append(step)
 
     own = {"encoder": "davit_mini"}
-    two = pretrain(parameters(data, tmp_path / "two", processes=2, **own), data, progress=progress)
-    one = pretrain(parameters(data, tmp_path / "one", **own), data)
+    two = parameters(data, tmp_path / "two", processes=2, **own)
+    two = pretrain(two, data, progress=progress, score=knn_auroc)
+    one = pretrain(parameters(data, tmp_path / "one", **own), data, score=knn_auroc)
     assert shown == list(range(6))
     assert (two["processes"], two["samples_seen"]) == (2, 96)
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
     assert list(two["curve"]["step"]) == list(one["curve"]["step"])
+    assert two["checks"]["score"][0] == one["checks"]["score"][0]  # of the same initial weights
     with pytest.raises(RuntimeError, match="2 processes failed"):
         pretrain(parameters(data, tmp_path / "bad", processes=2, splits=["no"], **own), data)

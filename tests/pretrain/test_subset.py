@@ -100,30 +100,31 @@ kinds = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(rows=kinds, seed=st.integers(0, 9))
-def test_each_paradigm_takes_what_it_can_show_and_every_subset_is_the_start_of_the_largest(
-    rows, seed
-):
+def test_each_paradigm_takes_what_it_can_use_and_subsets_are_nested(rows, seed):
     manifest = table([report for report, _ in rows], cardiomegaly=[label for _, label in rows])
-    told = np.array([isinstance(report, str) and report.strip() != "" for report, _ in rows])
-    known = np.array([label == label for _, label in rows])
+    has_report = np.array([isinstance(report, str) and report.strip() != "" for report, _ in rows])
+    has_label = np.array([label == label for _, label in rows])
     own = manifest["split"].to_numpy() == "a"
-    for paradigm, shown in (
-        ("clip", told),
-        ("clip+labels", told),
-        ("unicl", told | known),
-        ("dinov2", told | ~told),
+    for paradigm, can_use in (
+        ("clip", has_report),
+        ("clip+labels", has_report),
+        ("unicl", has_report | has_label),
+        ("dinov2", has_report | ~has_report),
     ):
-        if paradigm in ("unicl", "clip+labels") and not (known & own).any():
+        if paradigm in ("unicl", "clip+labels") and not (has_label & own).any():
             with pytest.raises(ValueError, match="needs structured labels"):
                 usable(held(manifest), asked(paradigm))
             continue
-        if not (shown & own).any():
+        if not (can_use & own).any():
             with pytest.raises(ValueError, match=f"'{re.escape(paradigm)}' needs reports"):
                 usable(held(manifest), asked(paradigm))
             continue
         pool, counts = usable(held(manifest), asked(paradigm))
-        assert sorted(pool["row"]) == list(np.flatnonzero(shown & own))
-        left = {"without_report": int((own & ~told).sum()), "left_out": int((own & ~shown).sum())}
+        assert sorted(pool["row"]) == list(np.flatnonzero(can_use & own))
+        left = {
+            "without_report": int((own & ~has_report).sum()),
+            "left_out": int((own & ~can_use).sum()),
+        }
         assert counts == ({} if paradigm == "dinov2" else left)
         if len(pool) < 2:
             continue
@@ -190,7 +191,7 @@ def test_counts_warning_and_batch_size_are_stated():
     "labels",
     [{}, {"covid": [math.nan] * 12}, {"covid": [0.0, math.nan] * 6, "tb": [math.nan] * 12}],
 )
-def test_unicl_without_a_label_that_can_be_said_is_refused_with_card_and_remedy(labels):
+def test_unicl_without_a_label_for_a_prompt_is_refused_with_card_and_remedy(labels):
     manifest = table(["a"] * 12, **labels)
     with pytest.raises(
         ValueError, match=r"'unicl' needs structured labels; the card 'ward'.*set paradigm='clip'"
@@ -199,17 +200,17 @@ def test_unicl_without_a_label_that_can_be_said_is_refused_with_card_and_remedy(
     assert len(subset_rows(held(manifest, card="ward"), asked("clip"))) == 2
 
 
-def test_labels_under_ones_own_name_are_said():
-    told = captions(
+def test_labels_under_ones_own_name_are_in_prompts():
+    texts = captions(
         table(["a", "b", None], covid=[1.0, 0.0, 1.0], lung_opacity=[1.0, 0.0, math.nan])
     )
-    assert told.prompts == [
+    assert texts.prompts == [
         "x-ray chest covid, lung opacity",
         "x-ray chest no covid, no lung opacity",
         "x-ray chest covid",
     ]
-    assert told.options == [[0], [1], [2]]
-    np.testing.assert_array_equal(told.says, [[1, 1], [0, 0], [1, 0]])
+    assert texts.options == [[0], [1], [2]]
+    np.testing.assert_array_equal(texts.says, [[1, 1], [0, 0], [1, 0]])
 
 
 # ---- runs on data of other kinds -----------------------------------------------------------------
@@ -279,7 +280,7 @@ def test_labels_under_ones_own_name_train_unicl_and_are_watched(drawn, tmp_path)
 
 
 @pytest.mark.parametrize("positives", ["equal", "overlap"])
-def test_unicl_runs_where_no_image_of_a_small_subset_has_a_label_that_can_be_said(
+def test_unicl_runs_where_no_image_of_a_small_subset_has_a_label_for_a_prompt(
     drawn, tmp_path, positives
 ):
     def few(kept, manifest):
