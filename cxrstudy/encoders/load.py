@@ -37,8 +37,8 @@ from cxrstudy.weights import (
 HEADS = "dino.safetensors"  # in an encoder folder: the heads that `dinov2` trains
 
 
-def load_encoder(name_or_path: str | Path, *, size: int = 64, seed: int = 0) -> Any:
-    """Return a frozen encoder (an `ImageEncoder`).
+def load_encoder(name_or_path: str | Path, *, size: int = 64, seed: int = 0) -> ImageEncoder:
+    """Return a frozen encoder.
 
     Args:
         name_or_path: An encoder folder; published weights by their name in ``weights.REGISTRY``;

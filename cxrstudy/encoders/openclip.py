@@ -1,7 +1,7 @@
 """Models of open_clip's: both towers, frozen, or what their folder lacks.
 
 BiomedCLIP's folder names its text tower by a repository of Hugging Face, and open_clip downloads
-that repository's configuration. Without a network the configuration must lie in the folder
+that repository's configuration. Without a network the configuration must be in the subfolder
 ``text_tower`` of the model's folder or in Hugging Face's cache.
 """
 
@@ -148,7 +148,7 @@ def _missing(name: str, folder: Path) -> list[str]:
 
 
 def _text_tower(name: str) -> dict[str, Any]:
-    """Return open_clip's arguments for a text tower that lies in the model's folder."""
+    """Return open_clip's arguments for a text tower in the model's folder."""
     kind, _, place = name.partition(":")
     tower, text = Path(place) / TOWER, _text_config(name)
     if kind == "local-dir" and "hf_model_name" in text and (tower / "config.json").is_file():

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cxrstudy.data.images import Prepared
+from cxrstudy.encoders import ImageEncoder, Pixels
 from cxrstudy.progress import Progress
 
 BATCH = 256  # images encoded at a time
@@ -21,20 +22,20 @@ def device() -> torch.device:
 
 
 # ---- one forward pass ----------------------------------------------------------------------------
-def inputs(encoder: Any, prepared: Prepared, rows: np.ndarray) -> Tensor:
+def inputs(encoder: ImageEncoder, prepared: Prepared, rows: np.ndarray) -> Tensor:
     """Return normalised images (n,1,H,W) of some rows, resized to the encoder's input size.
 
     The baseline ``pixels`` takes them at their own size.
     """
     images = torch.from_numpy(np.array(prepared.images[rows]))
     x = encoder.normalise(images.to(device(), non_blocking=True))
-    if x.shape[-1] != encoder.input_size and encoder.info.get("encoder") != "pixels":
+    if x.shape[-1] != encoder.input_size and not isinstance(encoder, Pixels):
         size = (encoder.input_size,) * 2
         x = functional.interpolate(x, size=size, mode="bilinear", antialias=True)
     return x
 
 
-def extract(encoder: Any, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
+def extract(encoder: ImageEncoder, x: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
     """Return patch tokens and class tokens of the last layers, joined, the last layer first.
 
     Several blocks of a ViT are joined as in DINOv2's linear evaluation. Several stages of another
@@ -68,7 +69,7 @@ def as_map(tokens: Tensor) -> Tensor:
 
 
 def _forward(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int = 1
+    encoder: ImageEncoder, prepared: Prepared, rows: np.ndarray, layers: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Return what `extract` gives for some rows of a data set, float32, on the encoder's device."""
     order = np.sort(rows)
@@ -81,7 +82,7 @@ def _forward(
 
 @torch.inference_mode()
 def encode_batches(
-    encoder: Any,
+    encoder: ImageEncoder,
     prepared: Prepared,
     rows: np.ndarray,
     *,
@@ -97,7 +98,7 @@ def encode_batches(
 
 # ---- pooling -------------------------------------------------------------------------------------
 def encode(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, *, pooling: str, **how: Any
+    encoder: ImageEncoder, prepared: Prepared, rows: np.ndarray, *, pooling: str, **how: Any
 ) -> np.ndarray:
     """Return pooled features (len(rows), F) float32; ``how`` as `encode_batches`."""
     return encode_each(encoder, prepared, rows, [pooling], **how)[0]
@@ -105,7 +106,7 @@ def encode(
 
 @torch.inference_mode()
 def encode_each(
-    encoder: Any, prepared: Prepared, rows: np.ndarray, poolings: Sequence[str], **how: Any
+    encoder: ImageEncoder, prepared: Prepared, rows: np.ndarray, poolings: Sequence[str], **how: Any
 ) -> list[np.ndarray]:
     """Return what `encode` gives for each pooling, from one forward pass."""
     pooled = [

@@ -16,6 +16,7 @@ from cxrstudy.data import synthetic
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, label_array
 from cxrstudy.data.vocabulary import DEVICES
+from cxrstudy.encoders import ImageEncoder, Pixels
 from cxrstudy.evaluate import masks as measures
 from cxrstudy.evaluate.features import as_map, device, inputs
 from cxrstudy.progress import Progress
@@ -118,7 +119,7 @@ def _read_mask(path: str, size: int, where: str) -> tuple[np.ndarray, float]:
 
 
 # ---- feature maps --------------------------------------------------------------------------------
-def feature_maps(encoder: Any, x: Tensor, layers: int) -> list[Tensor]:
+def feature_maps(encoder: ImageEncoder, x: Tensor, layers: int) -> list[Tensor]:
     """Return feature maps (N,C,h,w) of the last layers, in the order of the trunk.
 
     Args:
@@ -129,7 +130,7 @@ def feature_maps(encoder: Any, x: Tensor, layers: int) -> list[Tensor]:
     Raises:
         ValueError: More than one layer of an encoder that gives its last only.
     """
-    if encoder.info.get("encoder") == "pixels":
+    if isinstance(encoder, Pixels):
         return [x]
     return [as_map(patch_tokens) for patch_tokens, _ in encoder.intermediates(x, layers)]
 
@@ -159,7 +160,9 @@ class FeatureMaps:
 
 
 @torch.inference_mode()
-def maps_of(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> list[Tensor]:
+def maps_of(
+    encoder: ImageEncoder | FeatureMaps, prepared: Prepared, rows: np.ndarray, layers: int
+) -> list[Tensor]:
     """Return feature maps of some rows, float32, on the encoder's device."""
     if isinstance(encoder, FeatureMaps):
         return encoder.of(rows, layers)
@@ -168,7 +171,7 @@ def maps_of(encoder: Any, prepared: Prepared, rows: np.ndarray, layers: int) -> 
 
 
 def encode_maps(
-    encoder: Any,
+    encoder: ImageEncoder,
     prepared: Prepared,
     rows: np.ndarray,
     layers: int,
@@ -178,8 +181,8 @@ def encode_maps(
 ) -> FeatureMaps:
     """Return `feature_maps` of some rows, clipped to the range of half precision.
 
-    They lie in unnamed files of the folder ``home``: their space is free again when the result is
-    deleted. Memory holds one chunk of images.
+    They are stored in unnamed files of the folder ``home``. Their space is free again when the
+    result is deleted. Memory holds one chunk of images.
 
     Raises:
         ValueError: Feature maps of an image are not numbers; the message names the image.

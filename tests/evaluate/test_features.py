@@ -52,7 +52,7 @@ def encoder(name="random:cnn_mini", seed=0):
 
 # ---- one pass ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["cnn_mini", "davit_mini", "hybrid_mini", "vit_tiny_patch16_224"])
-def test_the_last_layer_is_what_forward_features_gives_and_more_layers_stand_behind_it(name):
+def test_the_last_layer_is_that_of_forward_features_and_others_follow_it(name):
     one, x = encoder(f"random:{name}"), torch.randn(2, 1, 32, 32)
     last, classes = extract(one, x)
     torch.testing.assert_close(last, one.forward_features(x))
@@ -181,7 +181,7 @@ def classify(prepared, folder, path, **changes):
 
 
 @pytest.mark.parametrize("form", ["npz", "vector", "columns"])
-def test_a_table_of_vectors_is_judged_as_the_encoder_that_made_it(
+def test_a_table_of_vectors_is_evaluated_like_the_encoder_that_made_it(
     prepared, folder, tmp_path, form, passes
 ):
     path = vectors(prepared, tmp_path, form)
@@ -194,7 +194,7 @@ def test_a_table_of_vectors_is_judged_as_the_encoder_that_made_it(
     assert result.subject["patients"] == own.subject["patients"]
 
 
-def test_only_the_images_that_are_judged_must_be_in_the_table(prepared, folder, tmp_path):
+def test_only_the_images_of_the_evaluation_must_be_in_the_table(prepared, folder, tmp_path):
     test = set(prepared.manifest.loc[prepared.manifest["split"] == "test", "image_id"])
     path = vectors(
         prepared,
@@ -209,14 +209,14 @@ def test_only_the_images_that_are_judged_must_be_in_the_table(prepared, folder, 
     assert read_embeddings(path).vectors.shape == (120 - len(test), 128)
 
 
-def test_a_list_of_patients_beside_a_table_is_minded(prepared, folder, tmp_path):
+def test_patients_listed_beside_a_table_are_refused_as_a_leak(prepared, folder, tmp_path):
     path = vectors(prepared, tmp_path, "npz")
     (tmp_path / "patients.txt").write_text(prepared.manifest["patient_id"].iloc[0])
     with pytest.raises(LeakError, match="1 patients who judge encoder"):
         classify(prepared, folder, path)
 
 
-def test_tables_that_do_not_hold_are_refused_with_row_and_count(prepared, tmp_path):
+def test_damaged_tables_are_refused_with_row_and_count(prepared, tmp_path):
     def twice(ids, x):
         return np.append(ids, ids[:3]), np.concatenate([x, x[:3]])
 
