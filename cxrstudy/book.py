@@ -22,6 +22,11 @@ from cxrstudy.files import write_changed, write_text
 
 OF_ALL = ("findings", "tubes", "segmentation", "reports", "laws", "claims", "discussion", "explore")
 
+BUNDLES = (  # package, file, name in assets
+    ("sphinx-mathjax-offline", "tex-svg.js", "mathjax/tex-svg.js"),
+    ("plotly", "plotly.min.js", "plotly.min.js"),
+)
+
 
 class PageError(RuntimeError):
     """A page could not be run; the message has the end of its log."""
@@ -179,13 +184,12 @@ def _static(book: Path) -> Iterable[Path]:
 
 def _bundles() -> Iterable[tuple[Path, str]]:
     """Third-party scripts, from the installed packages that carry them: (file, name in assets)."""
-    for file in importlib.metadata.files("sphinx-mathjax-offline") or []:
-        if file.name == "tex-svg.js":
-            yield Path(str(file.locate())), "mathjax/tex-svg.js"
-            return
-    raise FileNotFoundError(
-        "sphinx-mathjax-offline holds no tex-svg.js; install the locked version"
-    )
+    for package, name, target in BUNDLES:
+        files = importlib.metadata.files(package) or []
+        found = next((Path(str(f.locate())) for f in files if f.name == name), None)
+        if found is None:
+            raise FileNotFoundError(f"{package} has no file {name}: install the locked version")
+        yield found, target
 
 
 def _explored(assets: Path) -> list[Path]:

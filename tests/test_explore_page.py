@@ -1,5 +1,6 @@
-"""The page 'Explore the results': its files, its data, and its figure and table used in a real browser from disk."""
+"""The page Explore: its files, its data, its figure and table in a real browser from disk."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from pages import (
     visits,
 )
 
+from cxrstudy import book as builder
 from cxrstudy import explorer, recorded
 from cxrstudy.results import load_records
 
@@ -49,7 +51,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     return explorer.gather(["recorded:study-cpu", "mini"])
 
 
-# ---- the data ------------------------------------------------------------------------------------------------------
+# ---- the data -----------------------------------------------------------------------------------
 def test_the_table_is_every_row_of_both_sources(made: pd.DataFrame, tmp_path: Path) -> None:
     own = {
         "recorded:study-cpu": recorded.load("study-cpu"),
@@ -67,7 +69,8 @@ def test_the_table_is_every_row_of_both_sources(made: pd.DataFrame, tmp_path: Pa
 def test_the_files_hold_the_table_and_the_page_four_digits_of_it(
     made: pd.DataFrame, tmp_path: Path
 ) -> None:
-    script, csv, parquet = explorer.write(tmp_path / "a", ["recorded:study-cpu", "mini"])
+    files = explorer.write(tmp_path / "a", ["recorded:study-cpu", "mini"])
+    script, _, csv, parquet = files
     pd.testing.assert_frame_equal(
         pd.read_csv(csv, keep_default_na=False)[KEYS], made[KEYS], check_dtype=False
     )
@@ -77,51 +80,67 @@ def test_the_files_hold_the_table_and_the_page_four_digits_of_it(
     some = ["source", *KEYS, "value", "low", "high", "n_images", "hardware"]
     pd.testing.assert_frame_equal(told[some], made[some], check_dtype=False)
     assert script.stat().st_size < 1_500_000  # the page opens at once
-    data = json.loads(script.read_text().removeprefix("window.cxrstudyResults=").rstrip(";\n"))
-    runs, rows = data["runs"], data["rows"]
-    names = [
-        name for name, count in zip(runs["name"], runs["rows"], strict=True) for _ in range(count)
+    data = json.loads(script.read_text().removeprefix("window.exploreData=").rstrip(";\n"))
+    rows = [
+        {**data["runs"][run], **data["keys"][key], "value": value}
+        for run, key, value, *_ in data["rows"]
     ]
-    keys = pd.DataFrame([data["keys"][k] for k in rows["key"]], columns=KEYS[1:])
-    told = keys.assign(run=names, value=rows["value"]).set_index(KEYS)["value"].sort_index()
-    true = made.set_index(KEYS)["value"].sort_index()
+    said = made.assign(**{name: made[name].map(explorer._words) for name in KEYS[1:]})
+    told, true = (
+        table.set_index(KEYS)["value"].astype(float).sort_index()
+        for table in (pd.DataFrame(rows), said)
+    )
     assert told.index.equals(true.index)
-    assert ((told - true).abs() <= 6e-4 * true.abs()).all()
-    before = [path.stat().st_mtime_ns for path in (script, csv, parquet)]
+    assert ((told - true).abs() <= 6e-4 * true.abs())[true.notna()].all()
+    assert told.isna().equals(true.isna())
+    before = [path.stat().st_mtime_ns for path in files]
     explorer.write(tmp_path / "a", ["recorded:study-cpu", "mini"])
-    assert [path.stat().st_mtime_ns for path in (script, csv, parquet)] == before
+    assert [path.stat().st_mtime_ns for path in files] == before
 
 
 def test_a_curve_never_joins_sources_or_budgets_and_knows_its_notebooks(made: pd.DataFrame) -> None:
-    data = explorer.payload(made)
+    data = explorer.page_data(made)
     runs = pd.DataFrame(data["runs"])
-    own, kept = (runs[runs["source"] == k] for k in (1, 0))
-    assert [source["kept"] for source in data["sources"]] == [True, False]
-    assert set(own.loc[own["role"] == "rung", "ladder"]) == {
-        "clip",
-        "unicl, seen: 24k",
-        "unicl, seen: 48k",
-    }
-    assert own.loc[own["role"] == "base", "name"].tolist() == ["base-clip-cnn-aaaaaa"]
-    assert own.loc[own["paradigm"] == "control", "role"].tolist() == [""]
-    assert own.loc[own["page"] != "", "page"].tolist() == [
-        "runs/mini/classify-clip-n200-s0-bbbbbb.html"
+    here, kept = "mini, run on this machine", "study-cpu, recorded"
+    own, of_book = (runs[runs["source"] == source] for source in (here, kept))
+    continued = own[own["role"] == "continued"]
+    assert set(continued["curve"]) == {"clip", "unicl, seen: 24k", "unicl, seen: 48k"}
+    base = own[own["role"] == "base"]
+    assert base[["run", "curve"]].to_numpy().tolist() == [
+        ["base-clip-cnn-aaaaaa", "clip base model"]
     ]
-    assert (kept["page"] == "").all()
-    assert (kept["command"] == "cxrstudy run --preset study-cpu").all()
-    judged = kept[kept["role"] == "rung"]
-    assert judged.groupby(["stage", "ladder"])["samples_seen"].nunique().eq(1).all()
-    said = [source["caption"] for source in data["sources"]]
-    assert said[0].startswith("Recorded with this book, not on your machine: preset study-cpu, on ")
-    assert said[1].startswith("Run on this machine: preset mini, on ")
-    assert "seeds 0, 1" in said[1] and all("Synthetic x-rays" in words for words in said)
+    assert set(base["base"]) == set(continued["base"])
+    assert own.loc[own["paradigm"] == "control", ["role", "curve"]].to_numpy().tolist() == [
+        ["", ""]
+    ]
+    pages = own.loc[own["page"] != "", "page"].tolist()
+    assert pages == ["runs/mini/classify-clip-n200-s0-bbbbbb.html"]
+    assert (of_book["page"] == "").all()
+    assert (of_book["command"] == "cxrstudy run --preset study-cpu").all()
+    seen = of_book[of_book["role"] == "continued"].groupby("curve")["samples_seen"].nunique()
+    assert seen.eq(1).all()
+    said = data["captions"]
+    assert said[kept].startswith(
+        "Recorded with this book, not on your machine: preset study-cpu, on "
+    )
+    assert said[here].startswith("Run on this machine: preset mini, on ")
+    assert "seeds 0, 1" in said[here]
+    assert all("Synthetic x-rays" in words for words in said.values())
 
 
-def test_nothing_run_is_an_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_runs_make_an_empty_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path))
     files = explorer.write(tmp_path / "a", ["mini"])
     assert all(path.is_file() for path in files)
-    assert json.loads(files[0].read_text()[23:-2])["rows"]["value"] == []
+    assert json.loads(files[0].read_text()[19:-2])["rows"] == []
+
+
+def test_scripts_of_others_come_from_the_installed_packages(tmp_path: Path) -> None:
+    sizes = {name: path.stat().st_size for path, name in builder._bundles()}
+    assert sizes["plotly.min.js"] > 1_000_000
+    script = (explorer.write(tmp_path, [])[1]).read_text()
+    version = importlib.metadata.version("itables").replace(".", "_")
+    assert f"window._itables_{version} = injectModule(" in script
 
 
 def test_the_readme_shows_what_is_recorded() -> None:
@@ -154,32 +173,70 @@ def _beside(top: Path, place: Path) -> Path:
     )
 
 
-# ---- in a real browser, the book of the smoke study ----------------------------------------------------------------
+# ---- in a real browser, the book of the smoke study ---------------------------------------------
+def saved(page, selector: str) -> bytes:
+    with page.expect_download() as download:
+        page.locator(selector).first.click()
+    return Path(download.value.path()).read_bytes()
+
+
+def drawn(page) -> list[dict]:
+    """Return what the figure shows: a dict a trace, of its name, mode, values and texts."""
+    return page.evaluate("""() => document.getElementById("explore-plot").data.map(
+        ({ name, mode, x, y, text, customdata }) => ({ name, mode, x, y, text, customdata }))""")
+
+
+def marks(page) -> dict[str, str]:
+    """Return the text of every mark of the figure by its run."""
+    texts = [text for trace in drawn(page) if trace["mode"] == "markers" for text in trace["text"]]
+    return {text.split(":")[0]: text for text in texts}
+
+
+def place(page, run: str) -> tuple[float, float]:
+    """Return where the mark of a run is in the window, once it is scrolled into view."""
+    page.locator("#explore-plot").scroll_into_view_if_needed()
+    x, y = page.evaluate(
+        """run => {
+          const plot = document.getElementById("explore-plot"), box = plot.getBoundingClientRect();
+          const { xaxis, yaxis } = plot._fullLayout;
+          for (const { mode, text, x, y } of plot.data) {
+            const k = mode === "markers" ? text.findIndex((t) => t.startsWith(run)) : -1;
+            if (k < 0) continue;
+            const inside = [xaxis._offset + xaxis.d2p(x[k]), yaxis._offset + yaxis.d2p(y[k])];
+            return [box.x + inside[0], box.y + inside[1]];
+          }
+        }""",
+        run,
+    )
+    return x, y
+
+
+def filter_by(page, heading: str, *values: str) -> None:
+    """Choose values in the list of a column's filter."""
+    page.locator("th", has_text=re.compile(f"^{heading}")).locator(".dtcc-button").first.click()
+    for value in values:
+        page.locator(".dtcc-list-buttons").get_by_text(value, exact=True).click()
+    page.keyboard.press("Escape")
+
+
 @needs_browser
 def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path: Path) -> None:
     true = load_records(walked.runs / "smoke")
-    rungs = true[
+    rows = true[
         (true["task"] == "findings") & (true["label"] == "macro") & (true["metric"] == "auroc")
     ]
-    rungs = rungs[rungs["base"].fillna("") != ""]
-
-    def saved(page, selector) -> bytes:
-        with page.expect_download() as download:
-            page.locator(selector).first.click()
-        return Path(download.value.path()).read_bytes()
-
+    rows = rows[rows["base"].fillna("") != ""]
     with chromium() as browser, visits(browser) as opened:
         page = opened(book / "explore.html")
-        assert page.locator(".explore-point").count() == len(rungs)
-        page.focus(".explore-point[tabindex='0']")
-        page.keyboard.press("End")
-        name = page.locator(".explore-detail").text_content().split(":")[0]
-        value = rungs.set_index("run").loc[name, "value"]
-        assert f"AUROC {value:#.4g} [" in page.locator(".explore-detail").text_content()
-        assert "Synthetic x-rays" in page.locator("#explore-figure figcaption").text_content()
-        page.locator("#explore-paradigm-0").uncheck()
-        assert page.locator(".explore-point").count() == (rungs["paradigm"] != "clip").sum()
-        page.locator("#explore-paradigm-0").check()
+        page.wait_for_selector("#explore-rows_info")
+        assert set(marks(page)) == set(rows["run"])
+        name = rows["run"].iloc[-1]
+        row = rows.set_index("run").loc[name]
+        assert f"AUROC {row['value']:#.4g}, 95% interval {row['low']:#.4g}" in marks(page)[name]
+        assert "Synthetic x-rays" in page.locator("#explore-caption").text_content()
+        page.select_option("#explore-paradigm", "clip")
+        assert set(marks(page)) == set(rows.loc[rows["paradigm"] == "clip", "run"])
+        page.select_option("#explore-paradigm", "all")
 
         csv = saved(page, "a[href='_static/results.csv']")
         assert csv == (book / "_static" / "results.csv").read_bytes()
@@ -188,36 +245,41 @@ def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path
             saved(page, "a[href='_static/results.parquet']")
             == (book / "_static" / "results.parquet").read_bytes()
         )
-        page.fill("#explore-find", f"{name} findings")
-        page.select_option("#explore-only-metric", "auroc")
-        page.locator("th button", has_text="value").click()
-        page.locator("th button", has_text="value").click()
-        (tmp_path / "shown.csv").write_bytes(saved(page, "#explore-save"))
+        page.fill("#explore-table input[type='search']", f"{name} findings")
+        filter_by(page, "metric", "AUROC")
+        header = page.locator("th", has_text=re.compile("^value"))
+        header.locator(".dt-column-order").click()
+        header.locator(".dt-column-order").click()
+        assert header.get_attribute("aria-sort") == "descending"
+        (tmp_path / "shown.csv").write_bytes(saved(page, ".buttons-csv"))
         shown = pd.read_csv(tmp_path / "shown.csv")
         own = true[
             (true["run"] == name) & (true["metric"] == "auroc") & (true["task"] == "findings")
         ]
         assert len(shown) == len(own)  # labels too few to evaluate have no value, and come last
         known = sorted(own["value"].dropna(), reverse=True)
-        assert shown["value"].tolist()[: len(known)] == pytest.approx(known, abs=1e-4)
-        assert shown["value"].iloc[len(known) :].isna().all()
-        assert page.locator("th[aria-sort='descending']").text_content() == "value"
+        values = pd.to_numeric(shown["value"], errors="coerce")
+        assert values.tolist()[: len(known)] == pytest.approx(known, abs=1e-4)
+        assert values.iloc[len(known) :].isna().all()
 
-        page.locator(f".explore-point[aria-label^='{name}']").focus()
-        page.keyboard.press("Enter")
-        page.wait_for_url(f"**/runs/smoke/classify-{name}.html")
+        link = page.locator("#explore-rows tbody a").first.get_attribute("href")
+        assert link == f"runs/smoke/classify-{name}.html"
+        page.mouse.click(*place(page, name))
+        page.wait_for_url(f"**/{link}")
         page.locator(".dropdown-download-buttons > button").click()
         notebook = walked.runs / "smoke" / "classify" / name / "notebook.ipynb"
         assert saved(page, ".btn-download-source-button") == notebook.read_bytes()
 
 
-# ---- in a real browser, recorded results beside this machine's -----------------------------------------------------
+# ---- in a real browser, recorded results beside this machine's ----------------------------------
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page alone, of the recorded study and a made ladder."""
+    """The page alone, of the recorded study and made runs."""
     top = tmp_path_factory.mktemp("explore")
     source = scaffold(top, "root: explore\nchapters:\n  - file: method")
     (source / "method.md").write_text("# Method\n")
+    bundles = {name: path for path, name in builder._bundles()}
+    shutil.copy(bundles["plotly.min.js"], source / "assets")
     sources = ["recorded:study-cpu", "mini"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXRSTUDY_RUNS", str(top / "runs"))
@@ -242,12 +304,20 @@ def browser():
 
 @pytest.fixture
 def visit(site, browser):
+    def opened_page(*how, **more):
+        page = opened(site / "explore.html", *how, **more)
+        if more.get("script", True):
+            page.wait_for_selector("#explore-rows_info")
+        return page
+
     with visits(browser) as opened:
-        yield lambda *how, **more: opened(site / "explore.html", *how, **more)
+        yield opened_page
 
 
-def points(page):
-    return page.locator(".explore-point")
+def found(page) -> int:
+    """Return how many rows of the table match."""
+    info = page.locator("#explore-rows_info").text_content()
+    return int(re.search(r"of ([\d,]+) rows", info)[1].replace(",", ""))
 
 
 @slow
@@ -255,79 +325,91 @@ def points(page):
 def test_every_choice_draws_the_recorded_values(visit):
     page = visit()
     table = recorded.load("study-cpu")
-    drawn = 0
-    for task, label, metric in (
-        ("findings", "macro", "auroc"),
-        ("lines_tubes", "picc", "auprc"),
-        ("segmentation", "macro", "dice"),
-    ):
-        page.select_option("#explore-task", task)
-        page.select_option("#explore-label", label)
-        page.select_option("#explore-metric", metric)
-        rows = table[
-            (table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)
-        ]
-        rows = rows.set_index("run")
-        for point in points(page).all():
-            name, said = point.get_attribute("aria-label").split(": ", 1)
+    count = 0
+    for choice, names in {
+        ("findings", "macro", "AUROC"): ("findings", "macro", "auroc"),
+        ("lines and tubes", "PICC line", "AUPRC"): ("lines_tubes", "picc", "auprc"),
+        ("segmentation", "macro", "dice"): ("segmentation", "macro", "dice"),
+    }.items():
+        for name, value in zip(("task", "label", "metric"), choice, strict=True):
+            page.select_option(f"#explore-{name}", value)
+        wanted = (table[["task", "label", "metric"]] == list(names)).all(axis=1)
+        rows = table[wanted].set_index("run")
+        shown = marks(page)
+        for name, said in shown.items():
             row = rows.loc[name]
-            assert f"{row['value']:#.4g} [{row['low']:#.4g}, {row['high']:#.4g}]" in said
+            ends = f"95% interval {row['low']:#.4g} to {row['high']:#.4g}"
+            assert f"{choice[2]} {row['value']:#.4g}, {ends}" in said
             assert f"{row['n_images']:,.0f} images, {row['samples_seen']:,.0f} samples seen" in said
-            assert f"{row['paradigm']}, seed {row['seed']:.0f};" in said
-            drawn += 1
-        assert points(page).count() == rows.index.str.match(r"(clip|unicl|dinov2)-n\d+-s\d").sum()
-        assert page.locator(".explore-base").count() == 2
-    assert drawn > 60
+            assert f"{row['paradigm']}, seed {row['seed']:.0f}<br>" in said
+            assert f"{row['n']:,.0f} test images" in said
+            count += 1
+        assert len(shown) == rows.index.str.match(r"(clip|unicl|dinov2)-n\d+-s\d").sum()
+        bases = [t for t in drawn(page) if t["name"] and t["name"].endswith("base model")]
+        assert len(bases) == 2
+        page.select_option("#explore-paradigm", "dinov2")
+        assert {t["name"] for t in drawn(page) if t["name"]} == {"dinov2", "dinov2 base model"}
+        page.select_option("#explore-paradigm", "all")
+    assert count > 60
 
 
 @slow
 @needs_browser
-def test_means_and_sources_are_told_apart(visit):
+def test_hover_click_means_and_sources(visit):
     page = visit()
-    page.select_option("#explore-points", "mean")
     table = recorded.load("study-cpu")
     rows = table[
         (table["task"] == "findings") & (table["label"] == "macro") & (table["metric"] == "auroc")
     ]
     rows = rows[(rows["paradigm"] == "clip") & (rows["n_images"] == 200) & (rows["base"] != "")]
-    said = points(page).first.get_attribute("aria-label")
-    value, low, high = rows[["value", "low", "high"]].mean()
-    assert said.startswith("clip, mean of seeds 0, 1, 2; 200 images")
+    name = rows["run"].iloc[0]
+    page.mouse.move(*place(page, name))
+    page.wait_for_selector("#explore-plot .hoverlayer text")
+    label = page.locator("#explore-plot .hoverlayer").text_content()
+    assert name in label and "200 images" in label and "test images" in label
+    page.mouse.click(*place(page, name))
+    page.wait_for_url("**#explore-table")
+    assert found(page) == (table["run"] == name).sum()
+    cells = page.locator("#explore-rows tbody td:first-child").all_text_contents()
+    assert cells and set(cells) == {name}
+
+    page.select_option("#explore-points", "mean over seeds")
+    said = next(iter(marks(page).values()))
+    assert said.startswith("clip-n200-: clip, mean of seeds 0, 1, 2<br>200 images")
     numbers = [float(n) for n in re.findall(r"0\.\d+", said)][:3]
-    assert numbers == pytest.approx([value, low, high], abs=1e-4)
-    points(page).first.click()
-    assert page.locator("#explore-find").input_value() == "clip-n200-"
-    assert page.locator("#explore-table tbody tr").count() == len(rows)
-    caption = page.locator("#explore-figure figcaption")
-    assert (
-        "Recorded with this book, not on your machine: preset study-cpu" in caption.text_content()
-    )
+    value = rows["value"]
+    assert numbers == pytest.approx([value.mean(), value.min(), value.max()], abs=1e-4)
+    page.locator("#explore-open").click()
+    assert found(page) == len(rows)
+    page.get_by_text("Clear the filters").click()
+    assert found(page) > len(table)
+    caption = page.locator("#explore-caption")
+    recorded_words = "Recorded with this book, not on your machine: preset study-cpu"
+    assert recorded_words in caption.text_content()
     page.select_option("#explore-source", label="mini, run on this machine")
     assert "Run on this machine: preset mini" in caption.text_content()
     assert "seeds 0, 1." in caption.text_content()
-    assert points(page).count() == 2
+    assert len(marks(page)) == 2
 
 
 @slow
 @needs_browser
-def test_a_recorded_point_leads_to_its_rows_by_keyboard(visit):
+def test_every_point_can_be_read_and_followed_by_keyboard(visit):
     page = visit()
-    page.focus("#explore-paradigm-2")
-    page.keyboard.press("Tab")  # the figure is one stop
-    first = page.evaluate("document.activeElement.getAttribute('aria-label')")
-    page.keyboard.press("ArrowRight")
-    second = page.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert first != second == page.locator(".explore-detail").text_content()
-    assert "Made by: cxrstudy run --preset study-cpu" in second
-    page.keyboard.press("Enter")
+    page.focus("#explore-run")
+    first = page.locator("#explore-detail").text_content()
+    page.keyboard.press("ArrowDown")
+    second = page.locator("#explore-detail").text_content()
     name = second.split(":")[0]
-    cells = page.locator("#explore-table tbody tr td:first-child").all_text_contents()
-    assert cells and set(cells) == {name}
-    assert page.evaluate("document.activeElement.className") == "explore-scroll"
-    page.focus(".explore-point[tabindex='0']")
+    assert first != second and "Made by: cxrstudy run --preset study-cpu" in second
+    assert name in page.locator("#explore-plot .hoverlayer").text_content()
+    assert page.locator("#explore-run option").count() == len(marks(page)) + 2  # and the bases
     page.keyboard.press("Tab")
-    assert page.evaluate("!document.activeElement.closest('.explore-picture')")
-    for control in page.locator(".explore :is(select, input)").all():
+    assert page.evaluate("document.activeElement.id") == "explore-open"
+    page.keyboard.press("Enter")
+    cells = page.locator("#explore-rows tbody td:first-child").all_text_contents()
+    assert cells and set(cells) == {name}
+    for control in page.locator("#explore-figure :is(select, input)").all():
         assert page.locator(f"label[for={control.get_attribute('id')}]").count() == 1
 
 
@@ -335,34 +417,30 @@ def test_a_recorded_point_leads_to_its_rows_by_keyboard(visit):
 @needs_browser
 def test_the_table_turns_pages_sorts_and_filters(visit):
     page = visit()
-    table, rows = page.locator("#explore-table"), page.locator("#explore-table tbody tr")
-    status = page.locator(".explore-status")
-    total = int(re.match(r"([\d,]+) of", status.text_content())[1].replace(",", ""))
+    info, rows = page.locator("#explore-rows_info"), page.locator("#explore-rows tbody tr")
+    total = found(page)
     assert total == len(recorded.load("study-cpu")) + 5 * 12
     assert rows.count() == 25
-    page.click("#explore-next")
-    assert "shown: 26 to 50." in status.text_content()
-    page.select_option("#explore-only-source", label="mini, run on this machine")
-    assert page.locator("#explore-only-label option[value=pacemaker]").count() == 1
-    page.select_option("#explore-only-task", "findings")
-    assert (
-        page.locator("#explore-only-label option[value=pacemaker]").count() == 0
-    )  # no label of this task
-    page.select_option("#explore-only-label", "macro")
-    page.select_option("#explore-only-metric", "auroc")
-    assert status.text_content() == f"5 of {total:,} rows match; shown: 1 to 5."
-    header = page.locator("th button", has_text="images")
-    header.focus()
+    page.locator(".dt-paging-button.next").click()
+    assert info.text_content().startswith("26 to 50 of ")
+    filter_by(page, "source", "mini, run on this machine")
+    assert found(page) == 5 * 12
+    filter_by(page, "task", "findings")
+    filter_by(page, "label", "macro")
+    filter_by(page, "metric", "AUROC")
+    assert found(page) == 5
+    header = page.locator("th", has_text=re.compile("^subset size"))
+    header.locator(".dt-column-order").focus()
     page.keyboard.press("Enter")
-    sizes = [
-        int(cell.replace(",", ""))
-        for cell in table.locator("tbody tr td:nth-child(9)").all_text_contents()
-    ]
-    assert sizes == [200, 200, 1000, 1000, 20000]
-    assert page.locator("th[aria-sort]").count() == 1
-    page.fill("#explore-find", "no such run")
-    assert status.text_content() == f"0 of {total:,} rows match."
-    assert page.locator("#explore-save").is_disabled()
+    names = [cell.split("\n")[0] for cell in page.locator("thead th").all_text_contents()]
+    k = next(k for k, name in enumerate(names) if name.startswith("subset size")) + 1
+    sizes = page.locator(f"#explore-rows tbody td:nth-child({k})").all_text_contents()
+    assert [int(size.replace(",", "")) for size in sizes] == [200, 200, 1000, 1000, 20000]
+    assert page.locator("thead th[aria-sort]").count() == 1
+    page.fill("#explore-table input[type='search']", "no such run")
+    assert page.locator("#explore-rows tbody").text_content() == "No matching records found"
+    page.get_by_text("Clear the filters").click()
+    assert found(page) == total
 
 
 @slow
@@ -376,31 +454,34 @@ def test_the_page_fits_can_be_read_and_has_no_serious_fault(visit, size, scheme)
     page = visit(size, scheme)
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     assert beyond(page) <= 0
-    box = page.locator("#explore-figure .explore-picture svg").bounding_box()
+    box = page.locator("#explore-plot svg").first.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]
     for selector in (
-        ".explore-detail",
+        "#explore-detail",
         ".explore label",
-        "figcaption",
-        ".explore-picture text",
-        "th button",
-        "td",
+        "#explore-caption",
+        "#explore-plot .xtick text",
+        "#explore-plot .legendtext",
+        "#explore-table th",
+        "#explore-table td",
     ):
         node = page.locator(f"article {selector}").first
         assert node.evaluate(CONTRAST) >= 4.5, f"{selector} in {scheme}"
-    found = (
-        axe.Axe().run(page, context="article", options={"preload": False}).response["violations"]
-    )
-    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    for step in ("as opened", "with a filter open"):
+        ran = axe.Axe().run(page, context="article", options={"preload": False})
+        serious = [v for v in ran.response["violations"] if v["impact"] in ("serious", "critical")]
+        assert [v["id"] for v in serious] == [], step
+        page.locator("#explore-table .dtcc-button").nth(1).click()
 
 
 @slow
 @needs_browser
-def test_without_javascript_a_figure_and_the_files_stand(visit):
+def test_without_javascript_a_figure_and_the_files_are_there(visit):
     page = visit(script=False)
-    assert page.locator("#explore-figure img").is_visible()
-    assert "Macro AUROC against the number of in-house images" in page.locator(
-        "#explore-figure img"
-    ).get_attribute("alt")
+    figure = page.locator("noscript img, article img")
+    assert figure.first.is_visible()
+    alt = figure.first.get_attribute("alt")
+    assert "By number of in-house images: Findings, clip" in alt
+    assert not page.locator("#explore-figure").is_visible()
     for name in explorer.FILES.values():
         assert page.locator(f"a[href='_static/{name}']").is_visible()
