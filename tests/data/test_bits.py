@@ -1,4 +1,4 @@
-"""Which bits of a DICOM word are the image: every layout gives the image that was stored, or is set aside."""
+"""Which bits of a DICOM word are the image: every layout gives it back or is set aside."""
 
 import io
 
@@ -28,11 +28,8 @@ from cxrstudy.data.dicom import UnreadableImage, read_dicom, read_with_notes
 SMOOTH = np.add.outer(np.arange(40), np.arange(48)) / (39 + 47)  # [0, 1], without a jump
 NATIVE = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless]
 WHOLE = [
-    *NATIVE,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-    JPEGLosslessSV1,
-]  # the codecs here keep all 16 bits of a word
+    *NATIVE, JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1,
+]  # the codecs here keep all 16 bits of a word  # fmt: skip
 
 
 def ramp(bits, signed=False):
@@ -182,14 +179,10 @@ def test_an_absent_tag_has_the_value_that_readers_take(tmp_path, absent, syntax)
 @pytest.mark.parametrize(
     "tags",
     [
-        {"BitsStored": 0},
-        {"BitsStored": 17},
-        {"BitsStored": 12, "HighBit": 3},
-        {"BitsStored": 12, "HighBit": 20},
-        {"PixelRepresentation": 7},
-        {"PixelRepresentation": 1},
+        {"BitsStored": 0}, {"BitsStored": 17}, {"BitsStored": 12, "HighBit": 3},
+        {"BitsStored": 12, "HighBit": 20}, {"PixelRepresentation": 7}, {"PixelRepresentation": 1},
     ],
-)
+)  # fmt: skip
 def test_tags_that_cannot_be_are_set_aside_by_name(tmp_path, tags):
     with pytest.raises(UnreadableImage) as caught:
         read_dicom(write(tmp_path / "x.dcm", ramp(16), **tags))
@@ -205,7 +198,7 @@ def test_a_wrong_highbit_does_no_harm_to_words_that_fit(tmp_path, high):
 @settings(max_examples=60, deadline=None, database=None)
 @given(st.data())
 def test_any_layout_gives_the_image_that_was_stored(tmp_path_factory, data):
-    """Of any bits stored, at any HighBit, signed or not, the bits outside zero or the sign: the values come back."""
+    """Any BitsStored and HighBit, signed or not; the bits outside are zero or the sign."""
     stored = data.draw(st.integers(8, 16))
     high = data.draw(st.integers(stored - 1, 15))
     signed = data.draw(st.booleans())

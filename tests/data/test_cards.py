@@ -1,4 +1,4 @@
-"""Data cards: the map from a data set's own tables to a manifest, and errors that name what is not as the card says."""
+"""Data cards: the map from a data set's own tables to a manifest, and errors that name faults."""
 
 import csv
 import math
@@ -25,28 +25,19 @@ NIH = ROOT.parent / "shared" / "data" / "nih_subset"
 
 
 def write_card(folder, **changes):
-    """A card of a hospital whose labels have one column each; keys of ``table`` and ``labels`` are merged."""
+    """Write a hospital's card with a column a label; ``table`` and ``labels`` are merged."""
     facts = {
-        "name": "hospital",
-        "title": "A hospital",
-        "kind": "real",
-        "licence": "own",
+        "name": "hospital", "title": "A hospital", "kind": "real", "licence": "own",
         "access": "ask the archive",
-    }
+    }  # fmt: skip
     facts |= {"citation": "none", "images": ["images/*.png"]}
     table = {
-        "path": "rows*.csv",
-        "image_id": "file",
-        "patient_id": "pid",
-        "study_id": ["pid", "exam"],
-    }
+        "path": "rows*.csv", "image_id": "file", "patient_id": "pid", "study_id": ["pid", "exam"],
+    }  # fmt: skip
     values = {"1.0": 1, "0.0": 0, "-1.0": None}
     labels = {
-        "encoding": "columns",
-        "names": {"edema": "Edema"},
-        "values": values,
-        "missing": "absent",
-    }
+        "encoding": "columns", "names": {"edema": "Edema"}, "values": values, "missing": "absent",
+    }  # fmt: skip
     facts |= {
         "table": table | changes.pop("table", {}),
         "labels": labels | changes.pop("labels", {}),
@@ -85,7 +76,7 @@ def no_rows(n):
     )
 
 
-# ---- the repository's own ------------------------------------------------------------------------------------------
+# ---- the repository's own ------------------------------------------------------------------------
 @pytest.mark.parametrize("name", CARDS)
 def test_every_card_of_the_repository_parses_and_is_complete(name):
     card = read_card(name)
@@ -160,7 +151,7 @@ def test_the_synthetic_card_gives_the_rows_of_describe():
     assert len(load_manifest("synthetic")) == read_card("synthetic").counts["default_images"]
 
 
-# ---- the reader ----------------------------------------------------------------------------------------------------
+# ---- the reader ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(("missing", "blank"), [("absent", 0.0), ("unknown", math.nan)])
 def test_values_of_label_columns_become_ours(tmp_path, missing, blank):
     write_rows(tmp_path, rows(Edema=["1.0", "0.0", "-1.0", ""]))
@@ -173,12 +164,8 @@ def test_a_list_of_labels_becomes_ours_by_whole_names(tmp_path, missing, blank):
     given_ = ["Mass", "Edema; Nodule", "Massive", "", "edema"]
     write_rows(tmp_path, rows(found=given_))
     labels = {
-        "encoding": "list",
-        "column": "found",
-        "separator": "; ",
-        "values": {},
-        "missing": missing,
-    }
+        "encoding": "list", "column": "found", "separator": "; ", "values": {}, "missing": missing,
+    }  # fmt: skip
     labels["names"] = {"nodule_mass": ["Nodule", "Mass"], "edema": "Edema"}
     manifest = load_manifest(write_card(tmp_path, labels=labels), root=tmp_path)
     np.testing.assert_array_equal(manifest["label:nodule_mass"], [1, 1, blank, blank, blank])
@@ -204,12 +191,8 @@ def test_one_label_from_several_columns_is_present_where_any_is(tmp_path_factory
 
 def test_every_column_is_mapped(tmp_path):
     table = {
-        "view": "pos",
-        "age": "years",
-        "sex": "gender",
-        "report": "text",
-        "query": "keep == 'yes'",
-    }
+        "view": "pos", "age": "years", "sex": "gender", "report": "text", "query": "keep == 'yes'",
+    }  # fmt: skip
     table |= {"views": {"PostAnt": "PA", "side": "LATERAL"}, "sexes": {"w": "F", "m": "M"}}
     own = rows(
         pos=["PostAnt", "side", "oblique", "", "PostAnt"],
@@ -296,12 +279,9 @@ def test_tables_are_joined_and_images_found_by_name_or_stem_wherever_the_globs_s
 
 def test_a_parquet_table_gives_what_the_same_table_in_csv_gives(tmp_path):
     own = {
-        "file": ["a.png", "b.png"],
-        "pid": [7, 8],
-        "exam": [1, 2],
-        "Edema": [1.0, None],
+        "file": ["a.png", "b.png"], "pid": [7, 8], "exam": [1, 2], "Edema": [1.0, None],
         "years": [50, 60],
-    }
+    }  # fmt: skip
     table = {"age": "years"}
     from_csv = load_manifest(write_card(tmp_path, table=table), root=write_rows(tmp_path, own))
     pd.DataFrame(own).to_parquet(tmp_path / "rows.parquet")
@@ -309,7 +289,7 @@ def test_a_parquet_table_gives_what_the_same_table_in_csv_gives(tmp_path):
     pd.testing.assert_frame_equal(load_manifest(card, root=tmp_path), from_csv, check_dtype=False)
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 def refused(card, root, *said, error=CardError):
     with pytest.raises(error) as caught:
         load_manifest(card, root=root)
@@ -342,15 +322,14 @@ def test_a_file_that_is_no_card_is_refused_by_its_name(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"licens": "own"}, "licens"),
-        ({"kind": "imagined"}, "kind"),
+        ({"licens": "own"}, "licens"), ({"kind": "imagined"}, "kind"),
         ({"table": {"imageid": "file"}}, "table.imageid"),
         ({"table": {"study_id": "exam"}}, "table.study_id"),
         ({"labels": {"encoding": "wide"}}, "labels.encoding"),
         ({"labels": {"missing": "perhaps"}}, "labels.missing"),
         ({"labels": {"values": {"1.0": "yes"}}}, "labels.values"),
     ],
-)
+)  # fmt: skip
 def test_a_card_with_a_wrong_key_or_value_is_refused_by_its_name(tmp_path, changes, said):
     refused(write_card(tmp_path, **changes), tmp_path, "hospital.md", said)
 
@@ -358,59 +337,43 @@ def test_a_card_with_a_wrong_key_or_value_is_refused_by_its_name(tmp_path, chang
 SITE = (ROOT / "data_cards" / "site.md").read_text(encoding="utf-8")
 TYPOS = [  # what is written, what instead, the sign by which its line is found, what is said
     (
-        "  path: images.csv",
-        '  path: images.csv\n  seperator: ";"',
-        "seperator",
+        "  path: images.csv", '  path: images.csv\n  seperator: ";"', "seperator",
         "table.seperator: unknown name 'seperator'; near it: 'separator'",
     ),
     (
-        "show_images: false",
-        "show_images: ja",
-        "show_images",
+        "show_images: false", "show_images: ja", "show_images",
         "show_images: expected true or false (got 'ja')",
     ),
     (
-        "encoding: columns",
-        "encodin: columns",
-        "encodin:",
+        "encoding: columns", "encodin: columns", "encodin:",
         "labels.encodin: unknown name 'encodin'; near it: 'encoding'",
     ),
     (
-        "missing: unknown",
-        "missing: unkown",
-        "unkown",
+        "missing: unknown", "missing: unkown", "unkown",
         "labels.missing: expected 'absent' or 'unknown' (got 'unkown')",
     ),
     (
-        "chest_tube: chest_tube",
-        "chest_tube: 7",
-        "chest_tube: 7",
+        "chest_tube: chest_tube", "chest_tube: 7", "chest_tube: 7",
         "labels.names.chest_tube: expected text",
     ),
     ("    - study_id", "    study", "  study_id:", "table.study_id: expected a list"),
     ('"-1": null', '"-1": 7', "  values:", "labels.values: '-1' must become 1"),
     (
-        "title: Your",
-        "title: Children's hospital: Your",
-        "title:",
+        "title: Your", "title: Children's hospital: Your", "title:",
         "put the value in double quotes, `title: \"Children's",
     ),
     (
-        "title: Your own hospital (a template)",
-        "title: 'Children's'",
-        "title:",
+        "title: Your own hospital (a template)", "title: 'Children's'", "title:",
         'put the value in double quotes, `title: "C',
     ),
     (
-        "citation: none",
-        "citation: @none",
-        "citation:",
+        "citation: none", "citation: @none", "citation:",
         'put the value in double quotes, `citation: "@none"`',
     ),
     ("name: site", "name: site\nname: again", "name: again", "'name' is given twice"),
     ("  view: view", "\tview: view", "\tview", "by blanks, not by tabs"),
     ("  view: view", "   view: view", "   view", "indent it as its neighbours"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("head", ["", "\n\n"])
@@ -488,18 +451,13 @@ def test_a_table_that_is_not_there_is_refused_by_its_pattern(tmp_path):
 @pytest.mark.parametrize(
     ("place", "key", "value"),
     [
-        ("table", "image_id", "SOPInstanceUID"),
-        ("table", "patient_id", "mrn"),
-        ("table", "study_id", ["pid", "accession"]),
-        ("table", "view", "position"),
-        ("table", "age", "years"),
-        ("table", "sex", "gender"),
-        ("table", "report", "text"),
+        ("table", "image_id", "SOPInstanceUID"), ("table", "patient_id", "mrn"),
+        ("table", "study_id", ["pid", "accession"]), ("table", "view", "position"),
+        ("table", "age", "years"), ("table", "sex", "gender"), ("table", "report", "text"),
         ("labels", "names", {"edema": "Oedema"}),
-        ("labels", "names", {"edema": ["Edema", "Oedema"]}),
-        ("labels", "column", "found"),
+        ("labels", "names", {"edema": ["Edema", "Oedema"]}), ("labels", "column", "found"),
     ],
-)
+)  # fmt: skip
 def test_a_column_that_is_not_there_is_refused_by_its_name_and_file(tmp_path, place, key, value):
     write_rows(tmp_path, rows())
     column = value["edema"] if isinstance(value, dict) else value
@@ -536,11 +494,9 @@ def test_a_query_that_does_not_hold_is_refused_by_its_text(tmp_path, query):
 def test_an_image_id_that_appears_twice_is_refused_by_file_and_lines(tmp_path):
     write_rows(tmp_path, rows() | {"file": ["x0.png", "x0.png"]})
     said = (
-        "hospital",
-        "rows.csv, line 2",
-        "rows.csv, line 3",
+        "hospital", "rows.csv, line 2", "rows.csv, line 3",
         "'image_id': 'x0.png' appears a second time",
-    )
+    )  # fmt: skip
     refused(write_card(tmp_path), tmp_path, *said, error=ManifestError)
 
 
@@ -574,9 +530,8 @@ def test_an_image_id_that_fits_several_files_is_refused_and_a_path_below_root_te
     twin.parent.mkdir(exist_ok=True)
     twin.write_bytes(Path(first).read_bytes())
     facts = yaml.safe_load(path.read_text().split("---\n")[1])
-    path.write_text(
-        f"---\n{yaml.safe_dump(facts | {'images': ['**/*.png', *facts['images'], 'images_2/*']})}---\n"
-    )
+    facts["images"] = ["**/*.png", *facts["images"], "images_2/*"]
+    path.write_text(f"---\n{yaml.safe_dump(facts)}---\n")
     refused(path, tmp_path, "hospital", Path(first).name, "path below root")
 
 
@@ -586,12 +541,8 @@ def test_an_exact_file_name_comes_before_one_without_its_suffix(tmp_path):
         (tmp_path / name).touch()
     found = find_images(tmp_path, ["*"], pd.Series(names), no_rows(len(names)))
     assert [None if pd.isna(f) else Path(f).name for f in found] == [
-        "1.2.3",
-        "1.2.3.1",
-        "a",
-        "a.png",
-        None,
-    ]
+        "1.2.3", "1.2.3.1", "a", "a.png", None,
+    ]  # fmt: skip
 
 
 COVID = ROOT.parent / "shared" / "data" / "covid_notes"

@@ -1,4 +1,4 @@
-"""Ages, sexes, views and numbers mean the same however they are spelled; what is not understood is counted."""
+"""Ages, sexes, views and numbers in any spelling; cells that are not understood are counted."""
 
 import pandas as pd
 import pytest
@@ -20,64 +20,27 @@ from cxrstudy.data.columns import (
 )
 
 AGES = {
-    "58": 58,
-    "058": 58,
-    "58.0": 58,
-    "58.5": 58.5,
-    "58,5": 58.5,
-    " 58 ": 58,
-    "058Y": 58,
-    "58 y": 58,
+    "58": 58, "058": 58, "58.0": 58, "58.5": 58.5, "58,5": 58.5, " 58 ": 58, "058Y": 58, "58 y": 58,
     "58 yrs": 58,
-}
+}  # fmt: skip
 AGES |= {
-    "58 years": 58,
-    "58 years old": 58,
-    "58yo": 58,
-    "58 y/o": 58,
-    "58 Y.O.": 58,
-    "\uff18": 8,
-    "0": 0,
-    "000D": 0,
-}
+    "58 years": 58, "58 years old": 58, "58yo": 58, "58 y/o": 58, "58 Y.O.": 58, "\uff18": 8,
+    "0": 0, "000D": 0,
+}  # fmt: skip
 AGES |= {"013M": 13 / 12, "8 months": 8 / 12, "8 Mo.": 8 / 12, "8-month-old": 8 / 12, "12 mths": 1}
 AGES |= {"003W": 21 / 365.25, "6 wks": 42 / 365.25, "014D": 14 / 365.25, "1 day": 1 / 365.25}
 AGES |= {
-    "1 year 2 months": 14 / 12,
-    "1y6m": 1.5,
-    "5 years, 3 months": 5.25,
-    "1 yr and 6 mo": 1.5,
+    "1 year 2 months": 14 / 12, "1y6m": 1.5, "5 years, 3 months": 5.25, "1 yr and 6 mo": 1.5,
     "130": 130,
-}
+}  # fmt: skip
 NO_AGES = [
-    "-1",
-    "-1.0",
-    "40-49",
-    "40\u201349",
-    "40 to 49",
-    "[40, 50)",
-    ">89",
-    "> 89",
-    "≥90",
-    "90+",
-    "<1",
-    "~60",
-    "414",
-    "999Y",
-]
+    "-1", "-1.0", "40-49", "40\u201349", "40 to 49", "[40, 50)", ">89", "> 89", "≥90", "90+", "<1",
+    "~60", "414", "999Y",
+]  # fmt: skip
 NO_AGES += [
-    "1961-01-01",
-    "01/02/1961",
-    "old",
-    "58 Jahre",
-    "3 m 4 m",
-    "5 parsecs",
-    "",
-    "1/2",
-    "58 60",
-    "131",
-    "1560M+",
-]
+    "1961-01-01", "01/02/1961", "old", "58 Jahre", "3 m 4 m", "5 parsecs", "", "1/2", "58 60",
+    "131", "1560M+",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "years"), AGES.items())
@@ -110,50 +73,21 @@ def test_sexes_and_views_are_understood_in_their_common_spellings():
     assert {parse_sex(text) for text in ("M", "m", "male", " Male", "MAN")} == {"M"}
     assert {parse_sex(text) for text in ("O", "0", "1", "2", "Other", "x", "")} == {None}
     pa = (
-        "PA",
-        "pa",
-        "P.A.",
-        "Pa erect",
-        "Postero-Anterior",
-        "POSTEROANTERIOR",
-        "chest PA",
-        "PA_standing",
-        "P-A",
-    )
+        "PA", "pa", "P.A.", "Pa erect", "Postero-Anterior", "POSTEROANTERIOR", "chest PA",
+        "PA_standing", "P-A",
+    )  # fmt: skip
     ap = (
-        "AP",
-        "ap",
-        "AP Supine",
-        "AP semi erect",
-        "AP_horizontal",
-        "anteroposterior",
-        "A/P",
-        "portable AP",
-        "Frontal AP",
-    )
+        "AP", "ap", "AP Supine", "AP semi erect", "AP_horizontal", "anteroposterior", "A/P",
+        "portable AP", "Frontal AP",
+    )  # fmt: skip
     lateral = (
-        "LATERAL",
-        "lateral",
-        "Lat",
-        "LL",
-        "RL",
-        "Left Lateral",
-        "lateral left",
-        "L LAT",
+        "LATERAL", "lateral", "Lat", "LL", "RL", "Left Lateral", "lateral left", "L LAT",
         "Lateral view",
-    )
+    )  # fmt: skip
     other = (
-        "LLD",
-        "lateral decubitus",
-        "frontal",
-        "PA and lateral",
-        "PA/LAT",
-        "AP lordotic",
-        "LAO",
-        "L",
-        "",
-        "oblique",
-    )
+        "LLD", "lateral decubitus", "frontal", "PA and lateral", "PA/LAT", "AP lordotic", "LAO",
+        "L", "", "oblique",
+    )  # fmt: skip
     for texts, view in ((pa, "PA"), (ap, "AP"), (lateral, "LATERAL"), (other, None)):
         assert {text: parse_view(text) for text in texts} == dict.fromkeys(texts, view)
 
@@ -165,44 +99,18 @@ def test_an_m_beside_an_h_is_no_man():
 
 def test_flags_sides_spacings_and_numbers():
     assert [parse_flag(text) for text in ("1", "1.0", "True", "YES", "0", "0.0", "no", "?")] == [
-        1,
-        1,
-        1,
-        1,
-        0,
-        0,
-        0,
-        None,
-    ]
+        1, 1, 1, 1, 0, 0, 0, None,
+    ]  # fmt: skip
     assert [parse_side(text) for text in ("Right", "L", " both ", "links")] == [
-        "right",
-        "left",
-        "bilateral",
-        None,
-    ]
+        "right", "left", "bilateral", None,
+    ]  # fmt: skip
     spacings = (
-        "0.14",
-        "0,14",
-        "0.14 mm",
-        "0.14\\0.14",
-        "[0.14, 0.14]",
-        "0.1\\0.2",
-        "0",
-        "-1",
-        "?",
-        "nan",
-    )
+        "0.14", "0,14", "0.14 mm", "0.14\\0.14", "[0.14, 0.14]", "0.1\\0.2", "0", "-1", "?", "nan",
+    )  # fmt: skip
     assert [parse_spacing(text) for text in spacings] == [0.14] * 5 + [None] * 5
     assert [number(text) for text in ("1", "1.0", "-1,0", "True", "1e0", ".5", "1-2", "")] == [
-        1,
-        1,
-        -1,
-        1,
-        1,
-        0.5,
-        None,
-        None,
-    ]
+        1, 1, -1, 1, 1, 0.5, None, None,
+    ]  # fmt: skip
 
 
 @given(st.text())

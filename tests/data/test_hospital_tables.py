@@ -1,4 +1,4 @@
-"""A hospital's card and tables end to end: what people write is understood, refused with the remedy, or counted."""
+"""A hospital's card and tables end to end: cells are understood, refused or counted."""
 
 import numpy as np
 import pandas as pd
@@ -24,26 +24,20 @@ def edit(path, old, new, encoding="utf-8", ends="\n"):
     return path
 
 
-# ---- cards ---------------------------------------------------------------------------------------------------------
+# ---- cards ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("told", "cells"),
     [
-        ("{Yes: 1, No: 0}", ["Yes", "No"]),
-        ("{yes: 1, no: 0}", ["YES", "no"]),
-        ("{on: 1, off: 0}", ["on", "off"]),
-        ("{Y: 1, N: 0}", ["Y", "n"]),
-        ("{True: 1, False: 0}", ["True", "False"]),
-        ("{true: 1, false: 0}", ["TRUE", "0"]),
-        ("{1: 1, 0: 0}", ["1.0", "0.0"]),
-        ("{1.0: 1, -1.0: 0}", ["1", "-1"]),
-        ("{'1': 1, '-1': 0}", ["1.0", "-1.0"]),
-        ("{0x10: 1, 010: 0}", ["0x10", "010"]),
+        ("{Yes: 1, No: 0}", ["Yes", "No"]), ("{yes: 1, no: 0}", ["YES", "no"]),
+        ("{on: 1, off: 0}", ["on", "off"]), ("{Y: 1, N: 0}", ["Y", "n"]),
+        ("{True: 1, False: 0}", ["True", "False"]), ("{true: 1, false: 0}", ["TRUE", "0"]),
+        ("{1: 1, 0: 0}", ["1.0", "0.0"]), ("{1.0: 1, -1.0: 0}", ["1", "-1"]),
+        ("{'1': 1, '-1': 0}", ["1.0", "-1.0"]), ("{0x10: 1, 010: 0}", ["0x10", "010"]),
         ("{2020-01-01: 1, 1:30: 0}", ["2020-01-01", "1:30"]),
-        ("{1_000: 1, 1e3: 0}", ["1_000", "1000"]),
-        ("{null: 1, NA: 0}", ["null", "NA"]),
+        ("{1_000: 1, 1e3: 0}", ["1_000", "1000"]), ("{null: 1, NA: 0}", ["null", "NA"]),
         ("{~: 1, .nan: 0}", ["~", ".nan"]),
     ],
-)
+)  # fmt: skip
 def test_keys_of_a_card_stay_as_they_were_written(tmp_path, told, cells):
     path = write_card(tmp_path)
     old = yaml.safe_load(path.read_text().split("---\n")[1])["labels"]["values"]
@@ -121,7 +115,7 @@ def test_a_card_without_labels_or_reports_gives_its_images(tmp_path):
     )
 
 
-# ---- tables --------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 def test_ages_sexes_and_views_are_understood_or_counted_by_value(tmp_path):
     own = {
         "years": ["013M", "058Y", "8 months", ">89", "40-49", "-1", "40-49", ""],
@@ -134,15 +128,8 @@ def test_ages_sexes_and_views_are_understood_or_counted_by_value(tmp_path):
     np.testing.assert_allclose(manifest["age"], [13 / 12, 58, 8 / 12, *[np.nan] * 5])
     assert manifest["sex"].fillna("-").tolist() == ["F", "M", "M", "F", "-", "-", "F", "-"]
     assert manifest["view"].fillna("-").tolist() == [
-        "PA",
-        "AP",
-        "LATERAL",
-        "LATERAL",
-        "-",
-        "PA",
-        "-",
-        "-",
-    ]
+        "PA", "AP", "LATERAL", "LATERAL", "-", "PA", "-", "-",
+    ]  # fmt: skip
     assert manifest.attrs["not_understood"] == {
         "age": {"40-49": 2, ">89": 1, "-1": 1},
         "sex": {"?": 1, "O": 1},
@@ -201,11 +188,9 @@ def test_ids_of_a_row_that_the_query_leaves_out_play_no_part(tmp_path):
 
 def test_integers_with_a_gap_in_parquet_are_no_fractions_and_no_id_nan(tmp_path):
     own = {
-        "file": ["a.png", "b.png", "c.png"],
-        "pid": [5.0, np.nan, 7.0],
-        "exam": [1, 2, 3],
+        "file": ["a.png", "b.png", "c.png"], "pid": [5.0, np.nan, 7.0], "exam": [1, 2, 3],
         "Edema": [1.0, 0.0, np.nan],
-    }
+    }  # fmt: skip
     write_rows(tmp_path, own)
     pd.DataFrame(own).to_parquet(tmp_path / "rows.parquet")
     manifest = load_manifest(write_card(tmp_path, table={"path": "rows.parquet"}), root=tmp_path)

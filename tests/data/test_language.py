@@ -17,31 +17,43 @@ from cxrstudy.data.reports import extract_labels, extract_mentions
 SHARED = Path(__file__).parents[3] / "shared/data"
 FOREIGN = """
 Kein Pneumothorax | Kein Pneumothorax. | KEIN PNEUMOTHORAX | Keine Infiltrate. | Keine Stauung
-Pneumothorax rechts | Pleuraerguss rechts | Herz normal groß, kein Erguss. | Herzgröße normal | Lungenödem
+Pneumothorax rechts | Pleuraerguss rechts | Herz normal groß, kein Erguss. | Herzgröße normal
+Lungenödem
 ohne Pneumothorax | Ausschluss Pneumothorax | Normal. Kein Erguss. | BEFUND: Kein Pneumothorax
 Kein<br>Pneumothorax | Kein\\nPneumothorax | Pas de pneumothorax | Pas de pneumothorax.
 Pas d'épanchement pleural. | Aucun pneumothorax | Absence de pneumothorax | sans pneumothorax
 Épanchement pleural gauche | Pneumothorax droit | Oedème pulmonaire | Opacité basale | Cardiomégalie
 Sin derrame pleural | Sin neumotórax. | SIN DERRAME PLEURAL | No neumotorax | No hay derrame
 No se observa consolidacion | Cardiomegalia leve | Derrame pleural derecho | Atelectasias laminares
-Consolidación basal izquierda | Edema pulmonar | sin hallazgos | cardiomegali . derram pleural bilateral
+Consolidación basal izquierda | Edema pulmonar | sin hallazgos
+cardiomegali . derram pleural bilateral
 infiltr intersticial bilateral | Nessun pneumotorace | Non versamento pleurico | senza pneumotorace
 Edema polmonare | Consolidazione basale destra | Sem derrame pleural | Ausência de derrame pleural
-Consolidação no lobo inferior direito | Geen pneumothorax | Geen pleuravocht. | Consolidatie rechts onder
-zonder pneumothorax | Ingen pneumothorax | utan pneumothorax | Bez odmy opłucnowej | Bez pneumotoraxu
+Consolidação no lobo inferior direito | Geen pneumothorax | Geen pleuravocht.
+Consolidatie rechts onder
+zonder pneumothorax | Ingen pneumothorax | utan pneumothorax | Bez odmy opłucnowej
+Bez pneumotoraxu
 Pnömotoraks yok | Fără pneumotorace | Nincs pneumothorax | Ei pneumothoraxia | Nema pneumotoraksa
-Tidak ada pneumothorax | Không có tràn khí màng phổi | 未见气胸 | 気胸なし | 기흉 없음 | Нет пневмоторакса
+Tidak ada pneumothorax | Không có tràn khí màng phổi | 未见气胸 | 気胸なし | 기흉 없음
+Нет пневмоторакса
 Χωρίς πνευμοθώρακα | لا يوجد استرواح الصدر | אין חזה אוויר | न्यूमोथोरैक्स नहीं
-FINDINGS: Kein Pneumothorax. IMPRESSION: Kein Erguss. | INDICATION: toux. RESULTATS: pas de pneumothorax
+FINDINGS: Kein Pneumothorax. IMPRESSION: Kein Erguss.
+INDICATION: toux. RESULTATS: pas de pneumothorax
 """
 ENGLISH = """
-Clear lungs. NAD. | NAD | XXXX XXXX XXXX | Cardiomegaly. | Edema | PICC | No PTX. | ETT in situ | CXR: NAD
-Lungs clear | AP CXR. Nil acute. | Normal | Bibasilar atelectasis. Cardiomegaly. | Pneumothorax | Consolidation
-Port-a-cath | Enlarged PAs. | Sjögren syndrome | s/p CABG | COPD | 1.2 cm | Effusion | Infiltrates | ET tube
-AF | s/p AVR, LIJ CVL | ___ | NGT OK | Pulmonary edema | Interstitial edema | Lines and tubes: none | Stable.
+Clear lungs. NAD. | NAD | XXXX XXXX XXXX | Cardiomegaly. | Edema | PICC | No PTX. | ETT in situ
+CXR: NAD
+Lungs clear | AP CXR. Nil acute. | Normal | Bibasilar atelectasis. Cardiomegaly. | Pneumothorax
+Consolidation
+Port-a-cath | Enlarged PAs. | Sjögren syndrome | s/p CABG | COPD | 1.2 cm | Effusion | Infiltrates
+ET tube
+AF | s/p AVR, LIJ CVL | ___ | NGT OK | Pulmonary edema | Interstitial edema
+Lines and tubes: none | Stable.
 Unremarkable | Old TB | Small PTX L | Port à cath in place
-Trachea is midline. Normal cardiomediastinal silhouette. No pneumothorax, pleural fluid. | Nodule \u03b1
-PA and lateral | fracture | Cannot exclude pulmonary nodule | De novo effusion | Pneumothorax: none | Edema (-)
+Trachea is midline. Normal cardiomediastinal silhouette. No pneumothorax, pleural fluid.
+Nodule \u03b1
+PA and lateral | fracture | Cannot exclude pulmonary nodule | De novo effusion
+Pneumothorax: none | Edema (-)
 """
 
 
@@ -80,7 +92,8 @@ def test_of_a_mixed_report_the_english_is_read():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("Kein Erguss", "German"), ("Pas de foyer", "French"), ("Sin derrame", "Spanish"), ("Geen vocht", "Dutch"),
+    [("Kein Erguss", "German"), ("Pas de foyer", "French"), ("Sin derrame", "Spanish"),
+        ("Geen vocht", "Dutch"),
      ("未见气胸", "Chinese"), ("気胸なし", "Japanese"), ("Lungs clear", "English")],
 )  # fmt: skip
 def test_the_language_is_named(text, name):
@@ -107,9 +120,8 @@ def test_synthetic_reports_are_english(institution):
 
 
 def test_a_hundred_thousand_reports_take_seconds():
-    reports = [
-        "FINDINGS: The heart is normal in size. No effusion or pneumothorax. IMPRESSION: Small nodule."
-    ] * 5000
+    findings = "FINDINGS: The heart is normal in size. No effusion or pneumothorax. "
+    reports = [f"{findings}IMPRESSION: Small nodule."] * 5000
     start = time.process_time()
     assert set(map(language, reports)) == {"English"}
     assert time.process_time() - start < 1.5

@@ -1,4 +1,4 @@
-"""Manifests: nested subsets and splits keep their laws, and a broken table is refused where it is broken."""
+"""Manifests: laws of nested subsets and splits; a broken table is refused by row and column."""
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ manifests = st.lists(ids, min_size=1, max_size=12, unique=True).flatmap(
 )
 
 
-# ---- nested subsets ------------------------------------------------------------------------------------------------
+# ---- nested subsets ------------------------------------------------------------------------------
 @quick
 @given(manifest=manifests, seed=seeds, data=st.data())
 def test_subsets_are_exact_nested_and_hold_whole_patients_but_for_the_last(manifest, seed, data):
@@ -97,7 +97,7 @@ def test_the_error_of_a_subset_says_what_can_be_had():
         nested_subset(table([f"p{k}" for k in range(54)]), 3000)
 
 
-# ---- splits --------------------------------------------------------------------------------------------------------
+# ---- splits --------------------------------------------------------------------------------------
 weights = st.lists(st.integers(0, 10), min_size=1, max_size=5).filter(sum)
 
 
@@ -152,14 +152,10 @@ def test_another_seed_gives_other_splits_and_splits_tell_nothing_of_subsets():
 @pytest.mark.parametrize(
     "fractions",
     [
-        {},
-        {"a": 0.5},
-        {"a": 0.7, "b": 0.4},
-        {"a": 1.5, "b": -0.5},
-        {"a": float("nan"), "b": 1.0},
+        {}, {"a": 0.5}, {"a": 0.7, "b": 0.4}, {"a": 1.5, "b": -0.5}, {"a": float("nan"), "b": 1.0},
         {"a": 0.0},
     ],
-)
+)  # fmt: skip
 def test_fractions_that_do_not_sum_to_one_are_refused(fractions):
     with pytest.raises(ValueError, match="fractions must be at least 0 and sum to 1") as caught:
         assign_splits(table("ab"), fractions=fractions)
@@ -167,7 +163,7 @@ def test_fractions_that_do_not_sum_to_one_are_refused(fractions):
     assert f"which sum to {sum(fractions.values()):g}" in str(caught.value)
 
 
-# ---- validation ----------------------------------------------------------------------------------------------------
+# ---- validation ----------------------------------------------------------------------------------
 def sound():
     extra = {
         "view": ["PA", None, "LATERAL", "AP"],
@@ -184,22 +180,11 @@ def test_a_sound_manifest_is_given_back_as_it_is():
 
 
 VIOLATIONS = [
-    ("image_id", 2, ""),
-    ("image_id", 2, None),
-    ("image_id", 3, "i1"),
-    ("patient_id", 1, 7),
-    ("study_id", 3, float("nan")),
-    ("path", 2, ""),
-    ("view", 2, "OBLIQUE"),
-    ("sex", 1, "female"),
-    ("age", 3, 131),
-    ("age", 1, -1),
-    ("age", 2, "old"),
-    ("label:edema", 3, 0.5),
-    ("label:edema", 3, -1.0),
-    ("label:edema", 1, "1"),
-    ("truth:edema", 2, 2),
-]
+    ("image_id", 2, ""), ("image_id", 2, None), ("image_id", 3, "i1"), ("patient_id", 1, 7),
+    ("study_id", 3, float("nan")), ("path", 2, ""), ("view", 2, "OBLIQUE"), ("sex", 1, "female"),
+    ("age", 3, 131), ("age", 1, -1), ("age", 2, "old"), ("label:edema", 3, 0.5),
+    ("label:edema", 3, -1.0), ("label:edema", 1, "1"), ("truth:edema", 2, 2),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("column", "row", "value"), VIOLATIONS)
@@ -250,7 +235,7 @@ def test_the_first_bad_row_is_named_with_how_many_there_are():
         validate(manifest)
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 texts = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=20))
 
 
@@ -261,12 +246,11 @@ def test_a_manifest_survives_its_file(tmp_path_factory, data):
     drawn = {
         name: data.draw(st.lists(values, min_size=n, max_size=n))
         for name, values in {
-            "report": texts,
-            "view": st.sampled_from(["PA", "AP", None]),
+            "report": texts, "view": st.sampled_from(["PA", "AP", None]),
             "age": st.one_of(st.none(), st.floats(0, 130)),
             "label:edema": st.sampled_from([0.0, 1.0, None]),
         }.items()
-    }
+    }  # fmt: skip
     manifest = assign_splits(table([f"p{k}" for k in range(n)], **drawn), fractions={"a": 1.0})
     path = tmp_path_factory.mktemp("m") / "deep" / "manifest.parquet"
     write_manifest(manifest, path)
@@ -292,7 +276,7 @@ def test_a_file_that_is_no_manifest_is_refused_by_its_name(tmp_path):
         assert str(path) in str(caught.value)
 
 
-# ---- labels --------------------------------------------------------------------------------------------------------
+# ---- labels --------------------------------------------------------------------------------------
 @quick
 @given(names=st.permutations([*LABELS[:4], "hernia", "emphysema"]), data=st.data())
 def test_label_arrays_have_the_columns_asked_for_in_their_order_and_nan_for_unknown(names, data):

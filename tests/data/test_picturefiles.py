@@ -1,4 +1,4 @@
-"""Picture files come out grey, upright and in their own range, or are set aside as what they are."""
+"""Picture files become grey and upright, in their own range, or are set aside by kind."""
 
 import contextlib
 import gzip
@@ -20,16 +20,10 @@ from cxrstudy.data.picturefiles import CLEAR, COLOUR, FEWER, OWN, TORN
 RNG = np.random.default_rng(3)
 NOISE = RNG.integers(0, 256, (48, 48), dtype=np.uint8)
 SMOOTH = (np.add.outer(np.arange(48) * 3, np.arange(48)) / (47 * 4) * 255).round().astype(np.uint8)
-ORIENTED = {  # how a file of each EXIF orientation is stored, so that turning it gives the upright image
-    1: lambda up: up,
-    2: np.fliplr,
-    3: lambda up: np.rot90(up, 2),
-    4: np.flipud,
-    5: np.transpose,
-    6: lambda up: np.rot90(up, 1),
-    7: lambda up: np.rot90(up, 2).T,
-    8: lambda up: np.rot90(up, -1),
-}
+ORIENTED = {  # how a file of each EXIF orientation stores an upright image
+    1: lambda up: up, 2: np.fliplr, 3: lambda up: np.rot90(up, 2), 4: np.flipud, 5: np.transpose,
+    6: lambda up: np.rot90(up, 1), 7: lambda up: np.rot90(up, 2).T, 8: lambda up: np.rot90(up, -1),
+}  # fmt: skip
 
 
 def save(pixels, path, **how):
@@ -65,11 +59,9 @@ def png(path, pixels, depth=16, colour=0, chunks=()):
         0,
     )
     parts = [
-        chunk(b"IHDR", head),
-        *(chunk(*c) for c in chunks),
-        chunk(b"IDAT", zlib.compress(raw)),
+        chunk(b"IHDR", head), *(chunk(*c) for c in chunks), chunk(b"IDAT", zlib.compress(raw)),
         chunk(b"IEND", b""),
-    ]
+    ]  # fmt: skip
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
 
@@ -107,7 +99,7 @@ def test_a_16_bit_picture_is_white_where_the_bits_it_uses_end(tmp_path, suffix, 
 @settings(max_examples=40, deadline=None, database=None)
 @given(bits=st.integers(8, 16), scaled=st.booleans())
 def test_sbit_tells_the_bits_and_a_picture_scaled_to_16_stays(tmp_path_factory, bits, scaled):
-    """As the PNG standard has it, samples are scaled to all 16 bits; as some write it, they are not."""
+    """The PNG standard scales samples to all 16 bits; some programs do not."""
     values = np.rint(SMOOTH / 255 * (2**bits - 1)).astype(int)
     stored = np.rint(values / (2**bits - 1) * 65535).astype(int) if scaled else values
     path = png(tmp_path_factory.mktemp("sbit") / "x.png", stored, chunks=[(b"sBIT", bytes([bits]))])
@@ -195,21 +187,13 @@ def others(folder):
     (folder / "odd.png").write_bytes(bytes(range(100, 256)))
     (folder / "film.png").write_bytes(bytes([0, 0, 0, 24]) + b"ftypmp42" + bytes(100))
     words = {
-        "zip": "zip archive",
-        "nii": "NIfTI",
-        "niigz": "gzip",
-        "pdf": "PDF",
-        "html": "HTML",
+        "zip": "zip archive", "nii": "NIfTI", "niigz": "gzip", "pdf": "PDF", "html": "HTML",
         "text": "text",
-    }
+    }  # fmt: skip
     words |= {
-        "xml": "XML",
-        "npy": "NumPy",
-        "lfs": "Git LFS",
-        "mac": "macOS",
-        "zeros": "zeros",
+        "xml": "XML", "npy": "NumPy", "lfs": "Git LFS", "mac": "macOS", "zeros": "zeros",
         "empty": "empty",
-    }
+    }  # fmt: skip
     return words | {"odd": "64 65 66", "film": "film"}
 
 

@@ -1,4 +1,4 @@
-"""Reports: what single sentences say, laws of any text, and agreement with the synthetic and the real curators."""
+"""Reports: single sentences, laws of any text, agreement with synthetic and real curators."""
 
 import hashlib
 import io
@@ -18,10 +18,14 @@ from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS, OTHER_DEVICES, p
 
 OPENI = Path(__file__).parents[3] / "shared/data/openi_reports/reports.tar.gz"
 SHORT = {
-    "heart": "cardiomegaly", "fluid": "pleural_effusion", "ptx": "pneumothorax", "air": "consolidation",
-    "atel": "atelectasis", "edema": "edema", "nodule": "nodule_mass", "fx": "fracture", "ett": "endotracheal_tube",
-    "cvc": "central_venous_catheter", "picc": "picc", "swan": "swan_ganz_catheter", "ng": "nasogastric_tube",
-    "drain": "chest_tube", "pacer": "pacemaker", "trach": "tracheostomy_tube", "peg": "gastrostomy_tube",
+    "heart": "cardiomegaly", "fluid": "pleural_effusion", "ptx": "pneumothorax",
+    "air": "consolidation",
+    "atel": "atelectasis", "edema": "edema", "nodule": "nodule_mass", "fx": "fracture",
+    "ett": "endotracheal_tube",
+    "cvc": "central_venous_catheter", "picc": "picc", "swan": "swan_ganz_catheter",
+    "ng": "nasogastric_tube",
+    "drain": "chest_tube", "pacer": "pacemaker", "trach": "tracheostomy_tube",
+    "peg": "gastrostomy_tube",
     "other": "other_catheter",
 }  # fmt: skip
 STATUS = {"+": "present", "-": "absent", "?": "uncertain"}
@@ -30,53 +34,83 @@ SAID = r"""
 No pneumothorax, pleural effusion, or consolidation. | ptx- fluid- air-
 The lungs are clear of focal consolidation, effusion or pneumothorax. | air- fluid- ptx-
 Lungs are free of infiltrate and there is a small effusion. | air- fluid+
-Negative for pneumothorax/pleural effusion. | ptx- fluid- || Neither effusion nor pneumothorax is seen. | fluid- ptx-
-There is no focal airspace opacity to suggest pneumonia. | air- || No cardiomegaly with effusions. | heart- fluid+
-No pneumothorax but a small effusion. | ptx- fluid+ || No pneumothorax, small right pleural effusion. | ptx- fluid+
+Negative for pneumothorax/pleural effusion. | ptx- fluid-
+Neither effusion nor pneumothorax is seen. | fluid- ptx-
+There is no focal airspace opacity to suggest pneumonia. | air-
+No cardiomegaly with effusions. | heart- fluid+
+No pneumothorax but a small effusion. | ptx- fluid+
+No pneumothorax, small right pleural effusion. | ptx- fluid+
 No focal consolidation, large effusion, or pneumothorax. | air- fluid- ptx-
-No pneumothorax. Persistent atelectasis. | ptx- atel+ || No pneumothorax\nMild cardiomegaly | ptx- heart+
+No pneumothorax. Persistent atelectasis. | ptx- atel+
+No pneumothorax\nMild cardiomegaly | ptx- heart+
 Cardiomegaly without pulmonary edema or effusion. | heart+ edema- fluid-
-No acute abnormality other than mild cardiomegaly. | heart+ || No change in the left effusion. | fluid+
+No acute abnormality other than mild cardiomegaly. | heart+
+No change in the left effusion. | fluid+
 Effusion is not significantly changed. | fluid+ || The right effusion has resolved. | fluid-
-The effusion has almost completely resolved. | fluid+ || Interval resolution of the right pneumothorax. | ptx-
-Previously seen pneumothorax is no longer present. | ptx- || Effusions and edema have cleared. | fluid- edema-
-Left basilar atelectasis is not seen. | atel- || Nodule in the left lung, not seen on the lateral view. | nodule+
-Pleural effusion: none. Pneumothorax: No. Edema: mild. | fluid- ptx- edema+ || Heart size is normal. | heart-
+The effusion has almost completely resolved. | fluid+
+Interval resolution of the right pneumothorax. | ptx-
+Previously seen pneumothorax is no longer present. | ptx-
+Effusions and edema have cleared. | fluid- edema-
+Left basilar atelectasis is not seen. | atel-
+Nodule in the left lung, not seen on the lateral view. | nodule+
+Pleural effusion: none. Pneumothorax: No. Edema: mild. | fluid- ptx- edema+
+Heart size is normal. | heart-
 Heart size and mediastinal contours are within normal limits, aorta is enlarged. | heart-
-Normal cardiomediastinal silhouette. | heart- || The cardiac silhouette is at the upper limits of normal. | heart-
-Borderline heart size. | heart+ || The heart is again mildly enlarged. | heart+ || The heart is not enlarged. | heart-
-Heart size is stable, with a large right effusion. | fluid+ || Enlargement of the cardiac silhouette. | heart+
-Pericardial effusion. | || There may be a small effusion. | fluid? || A small effusion may be present. | fluid?
-Possible mild edema. | edema? || Cannot exclude small effusion. | fluid? || Pneumonia cannot be excluded. | air?
+Normal cardiomediastinal silhouette. | heart-
+The cardiac silhouette is at the upper limits of normal. | heart-
+Borderline heart size. | heart+ || The heart is again mildly enlarged. | heart+
+The heart is not enlarged. | heart-
+Heart size is stable, with a large right effusion. | fluid+
+Enlargement of the cardiac silhouette. | heart+
+Pericardial effusion. | || There may be a small effusion. | fluid?
+A small effusion may be present. | fluid?
+Possible mild edema. | edema? || Cannot exclude small effusion. | fluid?
+Pneumonia cannot be excluded. | air?
 CT is advised to exclude mass. | || Exclude mass. | nodule?
 Opacity suspicious for a mass, concerning for pneumonia. | nodule? air?
 Opacity may represent atelectasis, pneumonia, or mass. | atel? air? nodule?
 Differential considerations include infiltrate and mild edema. | air? edema?
 Likely atelectasis, less likely pneumonia. | atel+ air?
-Probable small effusion. Findings compatible with edema. | fluid+ edema+ || Opacity representing consolidation. | air+
+Probable small effusion. Findings compatible with edema. | fluid+ edema+
+Opacity representing consolidation. | air+
 Atelectasis or infiltrate. | atel+ air+ || Atelectasis versus consolidation. | atel+ air+
-Opacities representing edema. | edema+ || Effusion is unlikely. | fluid- || Bibasilar airspace disease. | air+
-Patchy airspace opacities. | air? || Left basal pneumonia. | air? || Pneumonia with consolidation. | air+
-No acute process, mild cardiomegaly. | heart+ || No acute abnormality with minimal atelectasis. | atel+
-No findings to suggest edema or effusion. | edema- fluid- || No finding that could represent an infiltrate. | air-
-No focal infiltrate, only minimal atelectasis. | air- atel+ || No effusion, scattered nodules. | fluid- nodule+
+Opacities representing edema. | edema+ || Effusion is unlikely. | fluid-
+Bibasilar airspace disease. | air+
+Patchy airspace opacities. | air? || Left basal pneumonia. | air?
+Pneumonia with consolidation. | air+
+No acute process, mild cardiomegaly. | heart+
+No acute abnormality with minimal atelectasis. | atel+
+No findings to suggest edema or effusion. | edema- fluid-
+No finding that could represent an infiltrate. | air-
+No focal infiltrate, only minimal atelectasis. | air- atel+
+No effusion, scattered nodules. | fluid- nodule+
 The heart is enlarged and effusion cannot be excluded. | heart+ fluid?
-Atelectasis has decreased, and effusions have resolved. | atel+ fluid- || Consider early infiltrate. | air?
-Small effusion on the right, none on the left. | fluid+ || The infiltrate is not entirely excluded. | air?
+Atelectasis has decreased, and effusions have resolved. | atel+ fluid-
+Consider early infiltrate. | air?
+Small effusion on the right, none on the left. | fluid+
+The infiltrate is not entirely excluded. | air?
 Effusion difficult to exclude. | fluid? || Difficult to exclude a small effusion. | fluid?
 Opacity may be atelectasis with superimposed infiltrate. | atel? air?
-The known nodule is not well seen today. | nodule+ || Nodule not well seen on the lateral view. | nodule+
+The known nodule is not well seen today. | nodule+
+Nodule not well seen on the lateral view. | nodule+
 The tip of the PICC is not well seen. | picc+ || Collapse of the left upper and lower lobes. | atel+
-The right lung has collapsed. | atel+ || No collapse or consolidation. | atel- air- || Vertebral body collapse. |
+The right lung has collapsed. | atel+ || No collapse or consolidation. | atel- air-
+Vertebral body collapse. |
 A small pleural air collection. | ptx+ || Lung metastases. | nodule+
-Findings of metastatic disease. | nodule? || Osseous metastases. | || Thyroid nodule. | || Renal mass. |
-Central venous congestion. | || Central venous XXXX in the SVC. | cvc+ || A right XXXX terminates in the SVC. | other+
-Fracture of the most superior sternotomy wire. | || Sternal wire fracture. | || Nipple simulating a nodule. | nodule?
+Findings of metastatic disease. | nodule? || Osseous metastases. | || Thyroid nodule. |
+Renal mass. |
+Central venous congestion. | || Central venous XXXX in the SVC. | cvc+
+A right XXXX terminates in the SVC. | other+
+Fracture of the most superior sternotomy wire. | || Sternal wire fracture. |
+Nipple simulating a nodule. | nodule?
 Heart size is normal to mildly enlarged. | heart+ || Vague nodular opacity. | nodule?
-A rounded nodular opacity projects over the left lung. | nodule+ || Multiple masses and calcified nodules. | nodule+
-Left atelectesis, plueral effusion and penumothorax. | atel+ fluid+ ptx+ || Right hydropneumothorax. | fluid+ ptx+
+A rounded nodular opacity projects over the left lung. | nodule+
+Multiple masses and calcified nodules. | nodule+
+Left atelectesis, plueral effusion and penumothorax. | atel+ fluid+ ptx+
+Right hydropneumothorax. | fluid+ ptx+
 Old healed rib fractures, no acute fracture. | fx+
-Fractured sternal wires, surgical clips. ECG leads overlie the chest. | || Scarring from prior pneumonia. |
+Fractured sternal wires, surgical clips. ECG leads overlie the chest. |
+Scarring from prior pneumonia. |
 ET tube tip 5.2 cm above the carina. | ett+ || Patient is intubated, NGT in the stomach. | ett+ ng+
 The patient has been extubated. | ett- || The tip of the NG tube is not seen. | ng+
 Dobbhoff tube with side port below the diaphragm. | ng+
@@ -86,28 +120,44 @@ No PICC is seen. | picc- || Left upper extremity PICC tip in the mid SVC. | picc
 Swan-Ganz catheter has been replaced by a right IJ sheath. | swan- cvc+
 Pulmonary artery catheter tip projects over the hilum. | swan+
 Left subclavian central venous catheter; the catheter tip is in the SVC. | cvc+
-Hemodialysis catheter ends in the right atrium. | other+ || Right chest XXXX tip in the low SVC. | other+
-Right chest wall port. VP shunt tubing. | other+ || Left pigtail catheter with no residual effusion. | drain+ fluid-
-Lungs are clear airspace disease. | air- || Lungs well expanded and clear focal infiltrate or effusion. | air- fluid-
-The right lung is clear, consolidation at the left base. | air+ || Lungs are not clear, basilar infiltrate. | air+
-Possible slight increase in the left effusion. | fluid+ || Questionable worsening bibasilar atelectasis. | atel+
-No pneumothorax, possibly increased edema. | ptx- edema+ || Possible effusion with worsening edema. | fluid? edema+
+Hemodialysis catheter ends in the right atrium. | other+
+Right chest XXXX tip in the low SVC. | other+
+Right chest wall port. VP shunt tubing. | other+
+Left pigtail catheter with no residual effusion. | drain+ fluid-
+Lungs are clear airspace disease. | air-
+Lungs well expanded and clear focal infiltrate or effusion. | air- fluid-
+The right lung is clear, consolidation at the left base. | air+
+Lungs are not clear, basilar infiltrate. | air+
+Possible slight increase in the left effusion. | fluid+
+Questionable worsening bibasilar atelectasis. | atel+
+No pneumothorax, possibly increased edema. | ptx- edema+
+Possible effusion with worsening edema. | fluid? edema+
 Possible interval increase in heart size. | heart? || Possible infiltrate, improving. | air?
-On the prior study there was a small pneumothorax. | || On the prior study the effusion was larger. | fluid+
+On the prior study there was a small pneumothorax. |
+On the prior study the effusion was larger. | fluid+
 On an outside film (May), the left lung was consolidated. Small effusion. | fluid+
 On an earlier study there was edema, but a stable effusion remains. | fluid+
 Left base scarring and a nodule seen on prior CT. | nodule? || Nodule better seen on CT. | nodule+
-The nodule seen on CT from last May has grown. | nodule+ || Effusion is unchanged from that seen on CT. | fluid+
-Atelectasis described on outside CT, but lungs are clear. | atel? || A mass is seen on the CT. | nodule+
-Essentially resolved effusion, no edema. | fluid- edema- || The effusion has virtually resolved. | fluid+
-Edema difficult to exclude, but no effusion. | edema? fluid- || No effusion, lung mass or edema. | fluid- nodule- edema-
-No effusion, lung nodules are stable. | fluid- nodule+ || No edema, heart failure or effusion. | edema- fluid-
-Apical fibronodular scarring. | nodule+ || No fibronodular change. | nodule- || Coin lesion. | nodule+
+The nodule seen on CT from last May has grown. | nodule+
+Effusion is unchanged from that seen on CT. | fluid+
+Atelectasis described on outside CT, but lungs are clear. | atel?
+A mass is seen on the CT. | nodule+
+Essentially resolved effusion, no edema. | fluid- edema-
+The effusion has virtually resolved. | fluid+
+Edema difficult to exclude, but no effusion. | edema? fluid-
+No effusion, lung mass or edema. | fluid- nodule- edema-
+No effusion, lung nodules are stable. | fluid- nodule+
+No edema, heart failure or effusion. | edema- fluid-
+Apical fibronodular scarring. | nodule+ || No fibronodular change. | nodule-
+Coin lesion. | nodule+
 Masslike consolidation. | air+ nodule? || Infiltrate with a mass-like appearance. | air+ nodule?
 A catheter may be outside the patient. | other? || The NG tube is outside the patient. | ng-
-EKG leads are external to the patient and a PICC is in place. | picc+ || Left-to-right shunt vascularity. |
-Left chest XXXX in the mid SVC. | other+ || Hickman catheter. Cordis. | cvc+ || Cardiac leads are intact. | pacer+
-Dual lead pacemaker, leads in the right atrium and ventricle. | pacer+ || Defibrillator and PEG. | pacer+ peg+
+EKG leads are external to the patient and a PICC is in place. | picc+
+Left-to-right shunt vascularity. |
+Left chest XXXX in the mid SVC. | other+ || Hickman catheter. Cordis. | cvc+
+Cardiac leads are intact. | pacer+
+Dual lead pacemaker, leads in the right atrium and ventricle. | pacer+
+Defibrillator and PEG. | pacer+ peg+
 """
 ROWS = [
     row.replace("\\n", "\n").split(" |")
@@ -188,9 +238,11 @@ def test_sections_of_a_ward_report():
         ("", {}),
         ("Small effusion.", {"findings": "Small effusion."}),
         ("findings: A. impression: B.", {"findings": "A.", "impression": "B."}),
-        ("HISTORY: edema COMPARISON: A IMPRESSION: B", {"indication": "edema", "comparison": "A", "impression": "B"}),
+        ("HISTORY: edema COMPARISON: A IMPRESSION: B", {"indication": "edema", "comparison": "A",
+            "impression": "B"}),
         ("Findings\nA\nImpression\nB", {"findings": "A", "impression": "B"}),
-        ("INDICATION: Edema.\n\nPA view shows B.", {"indication": "Edema.", "findings": "PA view shows B."}),
+        ("INDICATION: Edema.\n\nPA view shows B.", {"indication": "Edema.",
+            "findings": "PA view shows B."}),
     ],
 )  # fmt: skip
 def test_sections(text, parts):
@@ -265,17 +317,21 @@ def test_it_reads_what_synthetic_reports_were_told(institution):
         ), name
 
 
-# F1 over all reports and over each half of them, by a hash of their number: rules were written reading the first alone,
-# and later reading what was misread of atelectasis, consolidation, nodules and lines in the second as well
+# F1 over all reports and over each half, by a hash of their number. Rules were written reading the
+# first half alone; later also errors of atelectasis, consolidation, nodules, lines in the second.
 FLOORS = {
     "cardiomegaly": (0.99, 0.98), "pleural_effusion": (0.98, 0.97), "pneumothorax": (0.95, 0.9),
-    "consolidation": (0.97, 0.96), "atelectasis": (0.97, 0.96), "edema": (0.94, 0.92), "nodule_mass": (0.91, 0.91),
+    "consolidation": (0.97, 0.96), "atelectasis": (0.97, 0.96), "edema": (0.94, 0.92),
+    "nodule_mass": (0.91, 0.91),
     "fracture": (0.95, 0.94), "lines": (0.95, 0.94),
 }  # fmt: skip
 CODES = {  # pneumonia is a code of its own
-    "cardiomegaly": ("Cardiomegaly", "Cardiac Shadow/enlarged"), "pleural_effusion": ("Pleural Effusion",),
-    "pneumothorax": ("Pneumothorax",), "atelectasis": ("Pulmonary Atelectasis",), "edema": ("Pulmonary Edema",),
-    "consolidation": ("Consolidation", "Infiltrate", "Airspace Disease"), "nodule_mass": ("Nodule", "Mass"),
+    "cardiomegaly": ("Cardiomegaly", "Cardiac Shadow/enlarged"),
+    "pleural_effusion": ("Pleural Effusion",),
+    "pneumothorax": ("Pneumothorax",), "atelectasis": ("Pulmonary Atelectasis",),
+    "edema": ("Pulmonary Edema",),
+    "consolidation": ("Consolidation", "Infiltrate", "Airspace Disease"), "nodule_mass": ("Nodule",
+        "Mass"),
     "fracture": ("Fractures, Bone",), "lines": ("Catheters, Indwelling", "Tube, Inserted"),
 }  # fmt: skip
 

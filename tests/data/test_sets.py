@@ -23,7 +23,8 @@ kind: real
 licence: none
 access: none
 citation: none
-table: {path: table.csv, image_id: image, patient_id: patient, study_id: [image], age: age, masks: {picc: mask}}
+table: {path: table.csv, image_id: image, patient_id: patient, study_id: [image], age: age,
+  masks: {picc: mask}}
 images: ["images/*"]
 ---
 """

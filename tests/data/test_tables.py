@@ -1,4 +1,4 @@
-"""Tables of every kind give the text that was written, with the file and line of each row, or are refused by both."""
+"""Tables of every kind give the text that was written, with file and line, or are refused."""
 
 import bz2
 import codecs
@@ -37,7 +37,7 @@ def refused(*said, **call):
         assert part in str(caught.value)
 
 
-# ---- encodings and kinds of file -----------------------------------------------------------------------------------
+# ---- encodings and kinds of file -----------------------------------------------------------------
 PACKERS = {"csv": bytes, "csv.gz": gzip.compress, "csv.bz2": bz2.compress, "csv.xz": lzma.compress}
 
 
@@ -56,7 +56,7 @@ def test_a_table_is_read_whatever_its_unicode_packing_and_line_ends(
     assert rows.place(1) == f"{path}, line 3"
 
 
-def test_another_encoding_is_read_where_the_card_names_it_and_refused_by_file_line_and_remedy_where_not(
+def test_another_encoding_is_read_if_the_card_names_it_and_else_refused_by_line_and_remedy(
     tmp_path,
 ):
     path = tmp_path / "t.csv"
@@ -94,26 +94,21 @@ def test_a_zip_of_one_table_is_read_and_of_more_refused(tmp_path):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"\xd0\xcf\x11\xe0\xa1\xb1", "save it as CSV"),
-        (b"<html><table>", "save it as CSV"),
-        (b'{"id": 1}', "JSON"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "save it as CSV"), (b"<html><table>", "save it as CSV"),
+        (b'{"id": 1}', "JSON"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\x89PNG\r\n\x1a\n\0\0\0", "save it as CSV"),
         (gzip.compress(TEXT.encode(), mtime=0)[:-9], "cannot be unpacked"),
-        (codecs.BOM_UTF16_LE + b"a", "damaged"),
-        (b"", "is empty"),
-        (b"\n\n", "is empty"),
-        (b"id,name\n", "no rows"),
-        (b"PAR1 and then nothing", "Parquet"),
+        (codecs.BOM_UTF16_LE + b"a", "damaged"), (b"", "is empty"), (b"\n\n", "is empty"),
+        (b"id,name\n", "no rows"), (b"PAR1 and then nothing", "Parquet"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_table_is_refused_by_its_kind(tmp_path, data, said):
     path = tmp_path / "t.csv"
     path.write_bytes(data)
     refused(said, path=path)
 
 
-# ---- rows and lines ------------------------------------------------------------------------------------------------
+# ---- rows and lines ------------------------------------------------------------------------------
 cell = st.text(st.sampled_from('ab ,;"\n\té'), max_size=5)
 
 
@@ -169,7 +164,7 @@ def test_separators_at_line_ends_do_not_count(tmp_path):
     assert read(tmp_path / "t.csv")[1] == [["1", "a"], ["2", "b"]]
 
 
-# ---- columns -------------------------------------------------------------------------------------------------------
+# ---- columns -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sign", [";", "\t", "|"])
 def test_another_separator_is_named_with_the_remedy(tmp_path, sign):
     (tmp_path / "t.csv").write_text(f"id{sign}name\n1{sign}a, b\n")
@@ -208,33 +203,25 @@ def test_cells_that_look_missing_are_kept_where_the_card_gives_them_a_meaning(tm
     (tmp_path / "t.csv").write_text("id,name\n1,NA\n2,null\n3, nan \n4,\n")
     assert [name for _, name in read(tmp_path / "t.csv")[1]] == [None] * 4
     assert [name for _, name in read(tmp_path / "t.csv", keep=["NA"])[1]] == [
-        "NA",
-        None,
-        None,
-        None,
-    ]
+        "NA", None, None, None,
+    ]  # fmt: skip
 
 
-# ---- Parquet -------------------------------------------------------------------------------------------------------
+# ---- Parquet -------------------------------------------------------------------------------------
 day = datetime.datetime(2020, 1, 2)
 COLUMNS = [
-    (pa.array([5, None]), ["5", None]),
-    (pa.array([5.0, None]), ["5", None]),
-    (pa.array([0.1, np.nan]), ["0.1", None]),
-    (pa.array([0.1, 7], pa.float32()), ["0.1", "7"]),
-    (pa.array([2**53 + 1, None]), [str(2**53 + 1), None]),
-    (pa.array([True, None]), ["True", None]),
+    (pa.array([5, None]), ["5", None]), (pa.array([5.0, None]), ["5", None]),
+    (pa.array([0.1, np.nan]), ["0.1", None]), (pa.array([0.1, 7], pa.float32()), ["0.1", "7"]),
+    (pa.array([2**53 + 1, None]), [str(2**53 + 1), None]), (pa.array([True, None]), ["True", None]),
     (pa.array([day, None]), ["2020-01-02", None]),
     (pa.array([day.replace(hour=3), None]), ["2020-01-02 03:00:00", None]),
     (pa.array([day.date(), None]), ["2020-01-02", None]),
     (pa.array(["007", None]).dictionary_encode(), ["007", None]),
-    (pa.array([7, None]).dictionary_encode(), ["7", None]),
-    (pa.array([b"P1", None]), ["P1", None]),
+    (pa.array([7, None]).dictionary_encode(), ["7", None]), (pa.array([b"P1", None]), ["P1", None]),
     (pa.array([["a", "b c"], None]), ['["a", "b c"]', None]),
     (pa.array([decimal.Decimal("5.00"), decimal.Decimal("0.50")]), ["5", "0.5"]),
-    (pa.array(["nan", ""]), [None, None]),
-    (pa.nulls(2), [None, None]),
-]
+    (pa.array(["nan", ""]), [None, None]), (pa.nulls(2), [None, None]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
