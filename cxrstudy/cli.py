@@ -230,7 +230,7 @@ def record(preset: str, figure: bool) -> None:
 
         click.echo(explorer.draw(preset))
         return
-    from cxrstudy import recorded
+    from cxrstudy import recorded, sources
     from cxrstudy import run as runner
 
     plans = [plan for plan in runner.read_plans() if plan["preset"] == preset]
@@ -241,6 +241,8 @@ def record(preset: str, figure: bool) -> None:
     for plan in plans:
         new, kept = recorded.keep(preset, plan["variant"])
         click.echo(f"{preset} {plan['variant']}: {new} runs recorded, {kept} kept in all")
+    for folder in sources.analyse(preset):
+        click.echo(f"analysis: {folder}")
     taken = recorded.size(preset)
     click.echo(
         f"book/recorded/{preset}: {taken / 1e6:.1f} MB, of all recorded presets' "

@@ -9,10 +9,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from cxrstudy.scaling.verdicts import GAIN
-from cxrstudy.shown import COLOURS, STYLE, Shown, human, show
+from cxrstudy.shown import COLOURS, STYLE, Shown, log_sizes, show
 
 TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
 MEASURES = {"auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice", "f1_micro": "micro F1"}
@@ -44,7 +43,7 @@ def gains(tables: Mapping[str, pd.DataFrame], names: Names, *, title: str = "") 
             _hollow(axes, control)
             said.append(f"{TASKS[task]}, {control['arm']}: {control['gain']:+.3f}")
         axes.axhline(0, color="#222", lw=1.4)
-        _sizes(axes, own["n_images"].to_numpy(float))
+        log_sizes(axes, own["n_images"].to_numpy(float))
         axes.set_title(TASKS[task], fontsize=10)
         axes.set_xlabel("in-house images (log scale)")
         axes.grid(alpha=0.25)
@@ -140,7 +139,7 @@ def curves(
             ends = f"{curve['value'].iloc[0]:.3f} to {curve['value'].iloc[-1]:.3f}"
             said.append(f"{name}, {names.get(str(paradigm), paradigm)}: {ends}")
         said += _levels(axes, own, name)
-        _sizes(axes, own.loc[own["arm"].isin(STYLE), "n_images"].to_numpy(float))
+        log_sizes(axes, own.loc[own["arm"].isin(STYLE), "n_images"].to_numpy(float))
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("in-house images (log scale)")
         axes.set_ylabel(f"macro {MEASURES.get(metric, metric)}")
@@ -174,21 +173,6 @@ def _levels(axes: Any, own: pd.DataFrame, name: str) -> list[str]:
                 annotation_clip=False,
             )
     return said
-
-
-def _sizes(axes: Any, sizes: np.ndarray) -> None:
-    """A log axis with a number at the measured sizes that have room for one."""
-    axes.set_xscale("log")
-    known = np.unique(sizes)
-    low, high = np.log(known[0]), np.log(known[-1])
-    kept = [known[-1]]
-    for size in known[:-1]:
-        if all(abs(np.log(size / other)) > 0.13 * max(high - low, 1e-9) for other in kept):
-            kept.append(size)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(kept)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.xaxis.set_minor_locator(FixedLocator([n for n in known if n not in kept]))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def labels(rows: pd.DataFrame, *, xlabel: str, title: str = "") -> Shown:

@@ -1,4 +1,4 @@
-"""Every figure, as a function of tidy tables or arrays; shown as inline SVG with alternative text.
+"""Figures of single runs, for the executed notebooks; inline SVG with alternative text.
 
 Colours are colour-blind safe and never alone: each paradigm has its marker and line style too.
 """
@@ -9,184 +9,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.vocabulary import phrase
-from cxrstudy.memo import remembered
 from cxrstudy.results import window
-from cxrstudy.scaling.ladders import abroad, continued, points, reference
-from cxrstudy.shown import COLOURS, STYLE, Shown, human, nothing, show
+from cxrstudy.shown import COLOURS, STYLE, Shown, log_sizes, nothing, show
 from cxrstudy.shown import words as words
 
 MEASURES = {"auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice", "f1_micro": "micro F1"}
 TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
-
-
-def _log_ticks(axes: Any, values: np.ndarray, apart: float = 0.09) -> None:
-    """Label the ``values`` on a log axis: both ends, and between them those ``apart`` (a share of its length); a small
-    tick without a number marks the rest."""
-    axes.set_xscale("log")
-    low, high = np.log(axes.get_xlim())
-    labelled = spaced(np.log(np.unique(values)), apart * (high - low))
-    axes.xaxis.set_major_locator(FixedLocator(np.unique(values)[labelled]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.xaxis.set_minor_locator(FixedLocator(np.unique(values)[~labelled]))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def spaced(places: np.ndarray, apart: float) -> np.ndarray:
-    """Which of ascending ``places`` to keep so that any two are ``apart`` at least: the last, then from the first."""
-    kept = np.zeros(len(places), dtype=bool)
-    kept[-1:] = True
-    for k in range(len(places) - 1):
-        kept[k] = np.abs(places[kept] - places[k]).min() >= apart
-    return kept
-
-
-@remembered
-def scaling(
-    table: pd.DataFrame, curves: pd.DataFrame, *, metric: str = "auroc", title: str = ""
-) -> Shown:
-    """Metric against n_images by paradigm, a panel a task: the mean over seeds with its interval over patients, each
-    seed beside it, the fitted law with its band, the base as a solid horizontal line, controls as dashed ones."""
-    ladder = points(table, metric)
-    tasks = [task for task in TASKS if (ladder["task"] == task).any()]
-    figure, panels = plt.subplots(len(tasks), 1, figsize=(7.2, 3.7 * len(tasks)), squeeze=False)
-    said = []
-    for axes, task in zip(panels[:, 0], tasks, strict=True):
-        lines = reference(table, task, metric)
-        law = curves[curves["task"] == task]
-        said += _ladder(
-            axes, ladder[ladder["task"] == task], lines, law, TASKS[task], f"macro {metric.upper()}"
-        )
-    if title:
-        figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    return show(
-        figure,
-        f"{title} Macro {metric.upper()} against the number of in-house images: {'; '.join(said)}.",
-    )
-
-
-@remembered
-def families(
-    table: pd.DataFrame, wanted: dict[str, tuple[str, str, str]], *, title: str = ""
-) -> Shown | None:
-    """As ``scaling``, for other task families: a panel each of ``wanted`` (its title: task, label, metric).
-
-    None where no encoder continued on several sizes was judged by any of them.
-    """
-    panels = []
-    for name, (task, label, metric) in wanted.items():
-        rows = table[
-            (table["task"] == task) & (table["label"] == label) & (table["metric"] == metric)
-        ]
-        rows = rows[rows["value"].notna()]
-        own = continued(rows)
-        if rows.loc[own, "n_images"].nunique() > 1:
-            panels.append((name, metric, rows[own].assign(task=name), rows[~own]))
-    if not panels:
-        return None
-    none = pd.DataFrame(columns=["paradigm", "n_images", "value", "low", "high"])
-    figure, grid = plt.subplots(len(panels), 1, figsize=(7.2, 3.4 * len(panels)), squeeze=False)
-    said = []
-    for axes, (name, metric, rows, lines) in zip(grid[:, 0], panels, strict=True):
-        said += _ladder(axes, rows, lines, none, name, MEASURES.get(metric, metric))
-    if title:
-        figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    return show(figure, f"{title} Against the number of in-house images: {'; '.join(said)}.")
-
-
-def _ladder(
-    axes: Any, rows: pd.DataFrame, lines: pd.DataFrame, law: pd.DataFrame, name: str, measure: str
-) -> list[str]:
-    """One panel; what it shows, in words."""
-    said = []
-    for paradigm, group in rows.groupby("paradigm"):
-        colour, marker, line = STYLE[str(paradigm)]
-        aside = 1 + 0.04 * (list(STYLE).index(str(paradigm)) - 0.5)  # so that bars do not hide
-        mean = group.groupby("n_images")[["value", "low", "high"]].mean()
-        errors = np.abs(mean[["low", "high"]].to_numpy().T - mean["value"].to_numpy())
-        style = {"color": colour, "capsize": 2, "label": paradigm, "lw": 1, "ms": 6}
-        axes.errorbar(mean.index * aside, mean["value"], yerr=errors, fmt=marker, **style)
-        if len(group) > len(mean):
-            axes.plot(
-                group["n_images"] * aside * 1.03,
-                group["value"],
-                marker,
-                color=colour,
-                ms=3,
-                mfc="none",
-                mew=0.7,
-            )
-        fitted = law[law["paradigm"] == paradigm]
-        if len(fitted):
-            axes.plot(fitted["n_images"], fitted["value"], line, color=colour, lw=1.4)
-            axes.fill_between(
-                fitted["n_images"], fitted["low"], fitted["high"], color=colour, alpha=0.13, lw=0
-            )
-        elif len(mean) > 1:
-            axes.plot(mean.index * aside, mean["value"], line, color=colour, lw=0.8, alpha=0.6)
-        said.append(
-            f"{name} {paradigm} from {mean['value'].iloc[0]:.3f} to {mean['value'].iloc[-1]:.3f}"
-        )
-    shown = lines[
-        ~lines["encoder"].astype(str).str.startswith("shuffled")
-    ]  # 0.5, and no line to compare with
-    several = (shown["paradigm"] != "control").sum() > 1
-    near = np.concatenate(
-        [rows["low"], rows["high"], shown.loc[shown["paradigm"] != "control", "value"]]
-    )
-    span = max(0.03, np.ptp(near[~np.isnan(near)]))
-    away = shown["value"] < np.nanmin(near) - span  # it would squash all others
-    seen = np.concatenate([near, shown.loc[~away, "value"]])
-    room = max(0.01, 0.08 * np.ptp(seen[~np.isnan(seen)]))
-    bottom, top = np.nanmin(seen) - room, min(1.0, np.nanmax(seen) + room)
-    axes.set_ylim(bottom, top)
-    height = bottom - 1.0
-    for row in shown.assign(abroad=abroad(shown)).sort_values("value").itertuples():
-        is_base = row.paradigm != "control" and not row.abroad
-        style = (
-            {"color": "#222", "lw": 1.6}
-            if is_base
-            else {"color": "#666", "lw": 0.9, "ls": (0, (2, 2))}
-        )
-        if row.value >= bottom:
-            axes.axhline(row.value, **style)
-        of = f"{row.paradigm} " if several else ""
-        word = f"{of}base, not continued" if is_base else str(row.encoder).replace(":", " ")
-        if row.abroad:  # went on elsewhere: what more of the same costs and brings
-            word = f"{row.paradigm} on {str(row.trained_on).removeprefix('synthetic:')}"
-        said.append(f"{name} {word} {row.value:.3f}")
-        if row.value < bottom:
-            word = f"below: {word} {row.value:.3f}"
-        height = max(
-            row.value, bottom, height + 0.05 * (top - bottom)
-        )  # labels of near lines are set apart
-        where: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "textcoords": ("axes fraction", "data"),
-        }
-        thin = {
-            "arrowstyle": "-",
-            "lw": 0.6,
-            "color": "#777",
-            "relpos": (0, 0.5),
-            "shrinkA": 0,
-            "shrinkB": 0,
-        }
-        where |= {"ha": "left", "va": "center", "annotation_clip": False}
-        where |= {"arrowprops": thin} if row.value >= bottom else {}
-        axes.annotate(
-            word, (1.0, max(row.value, bottom)), (1.035, height), fontsize=8, color="#222", **where
-        )
-    _log_ticks(axes, rows["n_images"].to_numpy())
-    axes.set(title=name, xlabel="in-house images (log scale)", ylabel=measure)
-    axes.legend(loc="best", fontsize=8, frameon=True)
-    axes.grid(alpha=0.25)
-    return said
 
 
 def forest(metrics: pd.DataFrame, *, metric: str = "auroc", title: str = "") -> Shown:
@@ -472,71 +303,8 @@ def efficiency(table: pd.DataFrame, *, title: str = "") -> Shown:
         said.append(
             f"{task} from {mean.iloc[0]:.3f} with {mean.index[0]} to {mean.iloc[-1]:.3f} with {mean.index[-1]}"
         )
-    _log_ticks(axes, table["patients"].to_numpy())
+    log_sizes(axes, table["patients"].to_numpy())
     axes.set(xlabel="labelled patients (log scale)", ylabel="macro AUROC", title=title)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     return show(figure, f"{title} Macro AUROC by labelled patients: {'; '.join(said)}.")
-
-
-def attention(
-    images: np.ndarray, shares: np.ndarray, labels: list[str], *, title: str = ""
-) -> Shown:
-    """Where a probe looks: images (N,H,W), each under a label's share of attention on its T patches, shares (N,T)."""
-    side = int(shares.shape[1] ** 0.5)
-    figure, panels = plt.subplots(1, len(images), figsize=(2.5 * len(images), 2.8), squeeze=False)
-    for axes, image, share, label in zip(panels[0], images, shares, labels, strict=True):
-        box = (0, image.shape[1], image.shape[0], 0)
-        axes.imshow(image, cmap="gray", extent=box)
-        heat = share.reshape(side, side) / share.max()
-        axes.imshow(heat, cmap="magma", alpha=0.45, extent=box, interpolation="nearest")
-        axes.set_title(phrase(label), fontsize=9)
-        axes.axis("off")
-    figure.tight_layout()
-    most = ", ".join(
-        f"{phrase(n)} {share.max():.0%} on one patch"
-        for n, share in zip(labels, shares, strict=True)
-    )
-    return show(
-        figure, f"{title} Attention of the probe over {side} x {side} patches: {most}.", raster=True
-    )
-
-
-@remembered
-def beside(rows: pd.DataFrame, *, xlabel: str, title: str = "", line: float | None = None) -> Shown:
-    """Several series of one quantity, a row a ``label``: ``value`` with the interval ``low`` to ``high`` where there is
-    one, a colour and marker a ``series``; ``line`` is a value to compare with."""
-    labels, series = list(dict.fromkeys(rows["label"])), list(dict.fromkeys(rows["series"]))
-    figure, axes = plt.subplots(figsize=(7.2, 0.9 + (0.12 + 0.16 * len(series)) * len(labels)))
-    for k, name in enumerate(series):
-        own = rows[rows["series"] == name]
-        place = np.array([labels.index(label) for label in own["label"]]) + 0.7 * (
-            (k + 0.5) / len(series) - 0.5
-        )
-        colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
-        words = str(name).split(", ")
-        for paradigm in STYLE.keys() & words:  # as in every other figure; hollow: its base
-            colour, marker, _ = STYLE[paradigm]
-        axes.hlines(place, own["low"], own["high"], color=colour, lw=1.6)
-        axes.plot(
-            own["value"],
-            place,
-            marker,
-            color=colour,
-            ms=5,
-            label=name,
-            mfc="#fff" if "base" in words else colour,
-        )
-    if line is not None:
-        axes.axvline(line, color="#666", lw=0.9, ls=(0, (2, 2)))
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set(xlabel=xlabel, title=title)
-    axes.grid(axis="x", alpha=0.25)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    said = [
-        f"{row.label}, {row.series} {row.value:.3f}"
-        for row in rows.itertuples()
-        if pd.notna(row.value)
-    ]
-    return show(figure, f"{title} {xlabel}: {'; '.join(said) or 'nothing to show'}.")

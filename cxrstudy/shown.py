@@ -4,12 +4,15 @@ import base64
 import html
 import io
 import re
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 LEGIBLE = 430  # pt: a wider drawing, as narrow as a phone, has letters that are too small; there it scrolls instead
@@ -104,3 +107,18 @@ def human(value: float) -> str:
 def nothing(title: str, why: str) -> Shown:
     """What stands in a figure's place where there is nothing to draw, and why."""
     return Shown(f"<p>{html.escape(f'{title} {why}'.strip())}</p>", f"{title} {why}".strip())
+
+
+def log_sizes(axes: Any, sizes: np.ndarray) -> None:
+    """Give an axis a log scale, with a number at the ``sizes`` that have room for one."""
+    axes.set_xscale("log")
+    known = np.unique(sizes)
+    low, high = np.log(known[0]), np.log(known[-1])
+    kept = [known[-1]]
+    for size in known[:-1]:
+        if all(abs(np.log(size / other)) > 0.13 * max(high - low, 1e-9) for other in kept):
+            kept.append(size)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(kept)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    axes.xaxis.set_minor_locator(FixedLocator([n for n in known if n not in kept]))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -14,7 +14,7 @@ from cxrstudy import grid, recorded, results, study
 from cxrstudy.plans import plans_by_path
 from cxrstudy.recorded import RECORDED
 from cxrstudy.results import read_record
-from cxrstudy.run import read_plan, read_plans
+from cxrstudy.run import read_plan, read_plans, variant_name
 
 ANALYSIS = "analysis"  # the folder of a recorded study's analysis
 SENSITIVITY = "sensitivity"  # the folder below book/recorded with the sensitivity analysis
@@ -115,6 +115,36 @@ def every() -> list[str]:
 def studies() -> list[str]:
     """Return the sources that are no ablation; a preset without results where there is none."""
     return [name for name in every() if not _preset_variants(name)] or [blank()]
+
+
+def settings() -> dict[str, str]:
+    """Return every setting of recorded ablations: "factor=value" to "SOURCE" or "SOURCE VARIANT"."""
+    found: dict[str, str] = {}
+    for source in (name for name in every() if name.startswith(RECORDED)):
+        for key, values in _preset_variants(source).items():
+            found.setdefault(key, f"{source} {variant_name(values)}".strip())
+    return found
+
+
+def analyse(preset: str) -> list[str]:
+    """Run the analysis of a recorded preset; of an ablation also the sensitivity analysis.
+
+    Returns the folders written.
+    """
+    from papermill import execute_notebook  # takes a second to import
+
+    runs = f"book/recorded/{preset}"
+    asked = [{"runs": runs, "out": f"{runs}/{ANALYSIS}"}]
+    if _preset_variants(preset):
+        repeats = [name for name in studies() if name.startswith(RECORDED)]
+        out = f"book/recorded/{SENSITIVITY}"
+        asked.append({"settings": settings(), "repeats": repeats, "out": out})
+    template = study.root() / "notebooks" / "analyse.ipynb"
+    for k, parameters in enumerate(asked):
+        executed = study.runs_root() / "scratch" / "analyse" / f"{preset}-{k}.ipynb"
+        executed.parent.mkdir(parents=True, exist_ok=True)
+        execute_notebook(template, executed, parameters, kernel_name="python3", progress_bar=False)
+    return [str(parameters["out"]) for parameters in asked]
 
 
 def _preset_variants(source: str) -> dict[str, dict[str, Any]]:

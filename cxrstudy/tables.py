@@ -77,7 +77,7 @@ def main_table(values: pd.DataFrame, metrics: Mapping[tuple[str, str], str]) -> 
         text=[interval(r.value, r.low, r.high) for r in values.itertuples()],
         column=[metrics.get(key) for key in zip(values["task"], values["metric"], strict=True)],
     )
-    rows = rows[rows["column"].notna()].drop_duplicates(["encoder", "start", "column"])
+    rows = _told_apart(rows[rows["column"].notna()])
     wide = rows.pivot_table(
         index=["order", "arm", "n_images", "encoder"],
         columns="column",
@@ -86,6 +86,22 @@ def main_table(values: pd.DataFrame, metrics: Mapping[tuple[str, str], str]) -> 
     )
     shown = [name for name in metrics.values() if name in wide]
     return _headed(wide.droplevel([0, 1, 2])[shown].fillna(""))
+
+
+def _told_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with encoders of one name told apart by what differs: base model, budget, data."""
+    for name, words in (("start", "from {}"), ("samples_seen", "{} seen"), ("data", "on {}")):
+        several = rows.groupby("encoder")[name].transform("nunique") > 1
+        shown = [
+            words.format(
+                human(v) if name == "samples_seen" else re.sub("-[0-9a-f]{6}$", "", str(v))
+            )
+            for v in rows[name]
+        ]
+        rows = rows.assign(
+            encoder=rows["encoder"].astype(str) + np.where(several, [f", {s}" for s in shown], "")
+        )
+    return rows
 
 
 def ends(values: pd.DataFrame) -> pd.DataFrame:
@@ -200,12 +216,14 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {
 }
 
 
-def family_table(table: pd.DataFrame, task: str) -> pd.DataFrame:
+def family_table(
+    table: pd.DataFrame, task: str, columns: Mapping[tuple[str, str], str] | None = None
+) -> pd.DataFrame:
     """Return a task of ``FAMILIES``: a row an encoder, the mean over seeds; empty where not run.
 
     An interval stands where there is one seed; several seeds show their range.
     """
-    columns = FAMILIES[task][1]
+    columns = FAMILIES[task][1] if columns is None else columns
     rows = table[(table["task"] == task) & table["value"].notna()]
     rows = rows[~rows["run"].str.startswith("shuffled-")]
     rows = rows.assign(
@@ -229,6 +247,18 @@ def family_table(table: pd.DataFrame, task: str) -> pd.DataFrame:
     )
     shown = [name for name in columns.values() if name in wide]
     return _headed(wide.droplevel(0)[shown].fillna(""))
+
+
+def other_institutions(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Return (title, table) of each classification task at another institution, "TASK@DATA"."""
+    found = []
+    for task in sorted(table["task"].dropna().unique()):
+        own, _, where = task.partition("@")
+        if where and own in TASKS:
+            columns = {("macro", "auroc"): "macro AUROC"}
+            title = f"{TASKS[own]} at another institution ({where})"
+            found.append((title, family_table(table, task, columns)))
+    return [(title, rows) for title, rows in found if len(rows)]
 
 
 def _named(row: Any) -> str:

@@ -128,16 +128,16 @@ def count(tables: Tables) -> str:
     said.append(
         f"With the largest subset, {better} of {len(own)} encoders are better than their base model."
     )
-    controls = [
-        (OVER_SEEN, "more steps on images already seen"),
-        (OVER_OTHERS, "out-of-domain images"),
-    ]
-    for kind, what in controls:
+    controls = {
+        OVER_SEEN: "as many more steps on images already seen",
+        OVER_OTHERS: "as many steps on out-of-domain images",
+    }
+    for kind, what in controls.items():
         rows = largest(tables, kind)
         if len(rows):
             told = rows["verdict"].value_counts()
             each = ", ".join(f"{n} {word}" for word, n in told.items())
-            said.append(f"Compared with as long a training on {what}: {each}.")
+            said.append(f"Compared with {what}: {each}.")
     if len(said) == 1:
         said.append(
             "No control at equal compute was run: a gain may come from more training alone."
