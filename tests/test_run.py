@@ -10,8 +10,8 @@ from conftest import Walk, clone
 
 from cxrstudy import run as runner
 from cxrstudy import study
+from cxrstudy.figures import TASKS
 from cxrstudy.results import load_records
-from cxrstudy.scaling import ladders
 
 
 def stamps(walk: Walk) -> dict[str, int]:
@@ -61,7 +61,7 @@ def test_the_ladder_is_at_constant_compute_and_judged_on_the_same_patients(walke
     judged = table[table["stage"] == "classify"]
     assert judged["patients"].nunique() == 1
     macro = judged[(judged["label"] == "macro") & (judged["metric"] == "auroc")]
-    macro = macro[macro["task"].isin(ladders.TASKS)]
+    macro = macro[macro["task"].isin(TASKS)]
     assert set(macro["task"]) == {"findings", "lines_tubes"}
     assert (macro["low"] <= macro["value"]).all()
     assert (macro["value"] <= macro["high"]).all()

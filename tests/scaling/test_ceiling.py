@@ -1,13 +1,14 @@
-"""Where every encoder tells every test image, nothing is told of the encoders: no gain, harm or claim is decided."""
+"""Where every encoder separates every test image, no gain, harm or claim is decided."""
 
 import numpy as np
 import pytest
 from made_ladders import PATIENTS, TRUTH, base, ladder
 
-from cxrstudy import narrative, plots_claims
+from cxrstudy import text
 from cxrstudy.evaluate.small_samples import exact_width
 from cxrstudy.results import load_records
-from cxrstudy.scaling import claims, decide, ladders, planner
+from cxrstudy.scaling import claims, contrasts, planner, verdicts
+from cxrstudy.scaling.cells import read_cells
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +29,27 @@ def hidden(task):
     return np.mean([exact_width(min(n, len(set(PATIENTS)) // 2)) for n in either])
 
 
-@pytest.mark.parametrize("compare", [ladders.gains, ladders.growth])
-def test_differences_of_encoders_that_tell_all_reach_as_far_as_their_test_patients_hide(
-    table, compare
-):
-    found = compare(table, resamples=50)
-    assert (found["gain"] == 0).all() and len(found)
+def test_differences_of_encoders_that_separate_all_reach_as_far_as_their_test_patients_hide(table):
+    found = contrasts.all_contrasts(table, resamples=50)
+    found = found[found["kind"].isin([verdicts.GAIN, verdicts.GROWTH])]
+    found = found[found["metric"] == "auroc"]
+    assert len(found) and (found["effect"] == 0).all()
     for row in found.itertuples():
         assert (row.low, row.high) == pytest.approx((-hidden(row.task), hidden(row.task)))
+    assert set(found["verdict"]) == {verdicts.UNTOLD}
 
 
-def test_no_claim_is_decided_and_no_gain_or_harm_is_said(table):
-    ledger = claims.ledger(table, 50)
-    assert set(ledger["verdict"]) == {"inconclusive", "not testable"}
-    assert claims.readable(ledger)["effect [95%]"].isin(["+0.0000", ""]).all()
-    assert "could be tried" not in plots_claims.forest(ledger).alt
-    gained = ladders.gains(table, resamples=50)
-    assert "harmed none" not in narrative.harm(
-        gained
-    ) and "cannot be told from 600 test images" in narrative.harm(gained)
+def test_no_claim_is_decided_and_no_harm_is_excluded(table):
+    ledger = claims.ledger(table, resamples=50)
+    assert set(ledger["verdict"]) == {verdicts.INCONCLUSIVE, verdicts.UNTESTABLE}
+    found = {"contrasts": contrasts.all_contrasts(table, resamples=50)}
+    said = text.harm(found)
+    assert "is not excluded for" in said and "600 test images" in said
 
 
 def test_a_value_at_the_ceiling_has_an_interval_below_it(table):
-    found = decide.rungs(table, resamples=50)
-    assert (found["value_high"] == 1).all() and (found["value_low"] < 1).all()
-    assert (decide.crossovers(table, resamples=50)["first_said"] == decide.NEVER).all()
-    assert planner.planner_grid(table, resamples=50)
+    cells = read_cells(table, resamples=50)
+    for entry in planner.planner_grid(cells)["curves"]:
+        assert max(entry["measured"]["low"]) < 1
+    rows = contrasts.all_contrasts(table, cells=cells)
+    assert verdicts.crossovers(rows)["first"].isna().all()
