@@ -8,27 +8,27 @@ from typing import Any
 
 import pandas as pd
 
-from cxrstudy.data.lexicon import word_set
-
-
-def _by_word(**words: str) -> dict[str, str]:
-    """Return word -> meaning from lists of words joined by '|'."""
-    return {word: meaning for meaning, joined in words.items() for word in joined.split("|")}
-
+from cxrstudy.data.lexicon import by_word, word_set
 
 OLDEST = 130  # years; typing errors such as 414 occur
 YEARS = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
-UNITS = _by_word(
-    year="year|years|y|yr|yrs|yo",
-    month="month|months|m|mo|mos|mth|mths|mon",
-    week="week|weeks|w|wk|wks",
-    day="day|days|d|dy|dys",
+UNITS = by_word(
+    {
+        "year": "year|years|y|yr|yrs|yo",
+        "month": "month|months|m|mo|mos|mth|mths|mon",
+        "week": "week|weeks|w|wk|wks",
+        "day": "day|days|d|dy|dys",
+    },
+    "|",
 )
 NUMBER = r"\d+(?:[.,]\d+)?"
-VIEWS = _by_word(  # no oblique, no decubitus (LLD), no lordotic
-    PA="PA|P A|POSTEROANTERIOR|POSTERO ANTERIOR|POSTERIOR ANTERIOR|POSTERIOANTERIOR",
-    AP="AP|A P|ANTEROPOSTERIOR|ANTERO POSTERIOR|ANTERIOR POSTERIOR|ANTERIOPOSTERIOR",
-    LATERAL="LATERAL|LAT|LL|RL|LLAT|RLAT",
+VIEWS = by_word(
+    {  # no oblique, no decubitus (LLD), no lordotic
+        "PA": "PA|P A|POSTEROANTERIOR|POSTERO ANTERIOR|POSTERIOR ANTERIOR|POSTERIOANTERIOR",
+        "AP": "AP|A P|ANTEROPOSTERIOR|ANTERO POSTERIOR|ANTERIOR POSTERIOR|ANTERIOPOSTERIOR",
+        "LATERAL": "LATERAL|LAT|LL|RL|LLAT|RLAT",
+    },
+    "|",
 )
 for side in ("L", "R", "LEFT", "RIGHT"):
     for lateral in ("LATERAL", "LAT"):
@@ -37,11 +37,14 @@ POSITIONS = word_set(  # words that do not change a view; "frontal" alone may be
     "ERECT SEMI SEMIERECT UPRIGHT STANDING SITTING SEATED SUPINE HORIZONTAL BED PORTABLE MOBILE "
     "BEDSIDE CHEST THORAX CXR XRAY RADIOGRAPH VIEW PROJECTION FRONTAL"
 )
-SEXES = _by_word(
-    F="f|female|fem|woman|girl|w|weiblich|femenino|feminino|femme",
-    M="m|male|man|boy|männlich|masculino|masculin|homme|hombre",
+SEXES = by_word(
+    {
+        "F": "f|female|fem|woman|girl|w|weiblich|femenino|feminino|femme",
+        "M": "m|male|man|boy|männlich|masculino|masculin|homme|hombre",
+    },
+    "|",
 )
-SIDES = _by_word(right="right|r", left="left|l", bilateral="bilateral|both")
+SIDES = by_word({"right": "right|r", "left": "left|l", "bilateral": "bilateral|both"}, "|")
 FLAGS = {word: 1.0 for word in ("1", "true", "yes", "y")}
 FLAGS |= {word: 0.0 for word in ("0", "false", "no", "n")}
 BLANK = word_set("|na|n/a|nan|<na>|#na|#n/a|#n/a n/a|null|none|nat|-nan|unknown|not known", "|")

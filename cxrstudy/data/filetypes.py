@@ -49,7 +49,10 @@ STARTS: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind; the first
 
 
 def what_is(path: str | Path) -> str:
-    """Return in a few words what a file is, as "a PNG picture"; OSError if it cannot be read."""
+    """Return in a few words what a file is; OSError if it cannot be read.
+
+    What Pillow opens ends in "picture": "a PNG picture".
+    """
     with open(path, "rb") as file:
         start = file.read(1024)
     if not start:
@@ -70,8 +73,3 @@ def what_is(path: str | Path) -> str:
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or printable >= 0.7 * len(start):
         return "text"
     return f"of an unknown kind (its first bytes: {start[:8].hex(' ')})"
-
-
-def is_picture(what: str) -> bool:
-    """Return whether Pillow opens it."""
-    return what.endswith("picture")

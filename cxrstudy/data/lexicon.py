@@ -9,9 +9,9 @@ def word_set(text: str, separator: str | None = None) -> frozenset[str]:
     return frozenset(text.split(separator))
 
 
-def by_word(entries: dict[str, str]) -> dict[str, str]:
+def by_word(entries: dict[str, str], separator: str | None = None) -> dict[str, str]:
     """Return word -> name of the entry that lists it."""
-    return {word: name for name, words in entries.items() for word in words.split()}
+    return {word: name for name, words in entries.items() for word in words.split(separator)}
 
 
 def read_lexicon(name: str) -> dict[str, dict[str, str]]:

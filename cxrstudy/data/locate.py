@@ -15,6 +15,8 @@ from cxrstudy.data.tables import CardError, Rows
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 OTHER_SUFFIXES = (".tif", ".tiff", ".bmp", ".jp2", ".jpe", ".ima", ".webp", ".gif")
+# names of files to compare with: whole or without a suffix, with case or without
+ORDER = (((), False), (SUFFIXES, False), ((), True), (SUFFIXES, True), (OTHER_SUFFIXES, True))
 Listing = tuple[tuple[str, ...], tuple[str, ...]]  # folders, files
 Index = Callable[[str], list[str]]  # a name as a table writes it -> the files that it may mean
 
@@ -137,7 +139,7 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
         files |= dict.fromkeys(matching_files(base, pattern), fixed[0] if fixed else "")
     if not files:
         raise CardError(_no_files(base, patterns, len(ids)))
-    indexes = _indexes(files)
+    indexes = [_index(files, suffixes, fold) for suffixes, fold in ORDER]
     _roots.cache_clear()  # the folder that root leads to may have changed
     found: dict[str, str] = {}
     for name in ids.unique():
@@ -207,40 +209,26 @@ def find_listed(base: Path, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _indexes(files: dict[str, str]) -> list[Index]:
-    """Return indexes of the files, to be asked in turn: exact names before looser ones."""
+def _index(files: dict[str, str], suffixes: tuple[str, ...], fold: bool) -> Index:
+    """Return a look-up of files by path, path below the pattern's fixed part, and file name.
 
-    def without(suffixes: tuple[str, ...], path: str) -> str | None:
-        stem, suffix = posixpath.splitext(path)
-        return stem if suffix.lower() in suffixes else None
-
-    def whole(path: str) -> str | None:
-        return path
-
-    def stem(path: str) -> str | None:
-        return without(SUFFIXES, path)
-
-    def other_stem(path: str) -> str | None:
-        return without(OTHER_SUFFIXES, path)
-
-    order = ((whole, False), (stem, False), (whole, True), (stem, True), (other_stem, True))
-    return [_index(files, name, fold) for name, fold in order]
-
-
-def _index(files: dict[str, str], name: Callable[[str], str | None], fold: bool) -> Index:
-    """Return a look-up of files by path, path below the pattern's fixed part, and file name."""
+    With ``suffixes``, names have lost one of them; with ``fold``, case does not count.
+    """
 
     @cache
     def table() -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for file, fixed in files.items():
-            path = name(file if file.isascii() else unicodedata.normalize("NFC", file))
-            if path is not None:
-                path, fixed = (path.casefold(), fixed.casefold()) if fold else (path, fixed)
-                for each in (path, path.removeprefix(fixed), posixpath.basename(path)):
-                    hits = found.setdefault(each, [])
-                    if hits[-1:] != [file]:
-                        hits.append(file)
+            path = file if file.isascii() else unicodedata.normalize("NFC", file)
+            if suffixes:
+                path, suffix = posixpath.splitext(path)
+                if suffix.lower() not in suffixes:
+                    continue
+            path, fixed = (path.casefold(), fixed.casefold()) if fold else (path, fixed)
+            for each in (path, path.removeprefix(fixed), posixpath.basename(path)):
+                hits = found.setdefault(each, [])
+                if hits[-1:] != [file]:
+                    hits.append(file)
         return found
 
     return lambda path: table().get(path.casefold() if fold else path, [])
