@@ -134,7 +134,7 @@ def analyse(preset: str) -> list[str]:
     from papermill import execute_notebook  # takes a second to import
 
     runs = f"book/recorded/{preset}"
-    asked = [{"runs": runs, "out": f"{runs}/{ANALYSIS}"}]
+    asked: list[dict[str, Any]] = [{"runs": runs, "out": f"{runs}/{ANALYSIS}"}]
     if _preset_variants(preset):
         repeats = [name for name in studies() if name.startswith(RECORDED)]
         out = f"book/recorded/{SENSITIVITY}"
