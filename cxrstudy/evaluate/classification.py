@@ -3,9 +3,11 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -18,6 +20,7 @@ from cxrstudy.evaluate.small_samples import class_counts, too_few, with_width
 Floats = NDArray[np.float64]
 Input = ArrayLike | torch.Tensor
 _CELLS = 2 * 10**7  # images x columns solved together
+AGES = (0, 40, 60, 80, 131)  # limits of the age bands, in years
 # task of a label by its prefix
 PREFIXED = {"malposition": "malposition", "right": "laterality", "zero_shot": "zero_shot"}
 
@@ -288,3 +291,59 @@ def by_task(names: Sequence[str]) -> dict[str, list[int]]:
     tasks = ["findings", "lines_tubes", *PREFIXED.values()]
     found = {task: [k for k, name in enumerate(names) if task_of(name) == task] for task in tasks}
     return {task: indices for task, indices in found.items() if indices}
+
+
+# ---- subgroups -------------------------------------------------------------------------------------
+def subgroups(
+    test: pd.DataFrame,
+    metadata: pd.DataFrame,
+    names: list[str],
+    scores: np.ndarray,
+    truth: np.ndarray,
+    *,
+    notes: Mapping[str, str] | None = None,
+    resamples: int,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return metrics of the recorded labels by view, sex, age band, scanner and exam.
+
+    Args:
+        test: Manifest of the N test images, with their row numbers.
+        metadata: `cohort.row_metadata` of the data set.
+        names: The L labels of ``scores`` and ``truth`` (N,L).
+        notes: Reason by label why a label cannot have a value.
+
+    Returns:
+        Columns ``by`` and ``group``, and those of metric rows. ``exam`` is "first" or "later" in the
+        order of a patient's exams. A label that is too small in a group has a row without a value.
+    """
+    known = metadata.loc[test["row"]]
+    groups = {"view": test.get("view"), "sex": test.get("sex"), "scanner": known.get("scanner")}
+    if known["exam"].any():
+        groups["exam"] = known["exam"].gt(0).map({False: "first", True: "later"})
+    if "age" in test:
+        bands = [f"{low}-{high - 1}" for low, high in pairwise(AGES)]
+        groups["age"] = pd.cut(pd.to_numeric(test["age"]), AGES, right=False, labels=bands)
+    patients, rows = test["patient_id"].to_numpy(), []
+    tasks = by_task([name for name in names if is_recorded(name)])
+    for by, column in groups.items():
+        if column is None:
+            continue
+        values = np.array(column.astype(object).where(column.notna(), None))
+        for group in sorted({value for value in values if value is not None}):
+            here = values == group
+            for task, index in tasks.items():
+                found = evaluate(
+                    scores[here][:, index],
+                    truth[here][:, index],
+                    patients[here],
+                    [names[k] for k in index],
+                    notes=notes,
+                    resamples=resamples,
+                    seed=seed,
+                )
+                start = {"by": by, "group": group, "task": task}
+                rows += [start | row for row in found if row["n"]]
+    columns = ["by", "group", "task", "label", "metric", "value", "low", "high", "n", "positives"]
+    table = pd.DataFrame(rows, columns=[*columns, "n_patients", "note"])
+    return table.astype({"note": object})

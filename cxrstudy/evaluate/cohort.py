@@ -1,11 +1,10 @@
-"""Who is labelled, who is tested, and on what: rows and columns of an evaluation, before any encoder is looked at."""
+"""Select the rows and the labels of an evaluation, before any encoder runs."""
 
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,208 +12,331 @@ import pandas as pd
 from cxrstudy import study
 from cxrstudy.data import synthetic
 from cxrstudy.data.images import Prepared, open_prepared
-from cxrstudy.data.manifest import label_array, label_names
+from cxrstudy.data.manifest import label_array, label_names, nested_subset
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS
-from cxrstudy.evaluate.classification import by_task, evaluate, is_recorded, task_of
+from cxrstudy.evaluate.classification import is_recorded, task_of
 from cxrstudy.evaluate.small_samples import LEAST, LEAST_PATIENTS, TOO_FEW
 
-NO_LABELS = "the data set records no labels: no probe can be fitted (in a data card, `labels` says where they are)"
+NO_LABELS = (
+    "the data set records no labels: no probe can be fitted "
+    "(in a data card, `labels` says where they are)"
+)
 NO_TEXT, NO_REPORTS = "the encoder has no text tower", "no test image has a report"
-AGES = (0, 40, 60, 80, 131)  # bands, in years
-Part = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]  # training, validation, test rows
 
 
+# ---- rows ------------------------------------------------------------------------------------------
+class Split(NamedTuple):
+    """Rows of a manifest, with their row numbers in a column ``row``."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+
+
+def select_rows(
+    prepared: Prepared,
+    query: str = "",
+    *,
+    parameter: str = "within",
+    source: str = "",
+    metadata: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return the manifest with its row numbers (column ``row``), cut to the rows that meet a query.
+
+    Args:
+        query: Pandas query on the columns of the manifest and of `row_metadata`; empty = all rows.
+        parameter: Name of the parameter that holds the query, for messages.
+        source: Name of the data, for messages.
+        metadata: `row_metadata` of this data set.
+
+    Raises:
+        ValueError: The query is not valid, or no row meets it.
+    """
+    table = prepared.manifest.assign(row=np.arange(len(prepared.manifest)))
+    return _query(table, query, parameter, source, metadata)
+
+
+def _query(
+    table: pd.DataFrame, query: str, parameter: str, source: str, metadata: pd.DataFrame | None
+) -> pd.DataFrame:
+    if not query:
+        return table
+    columns = table.set_index("row")
+    if metadata is not None:
+        more = metadata.columns.difference(columns.columns)
+        columns = columns.join(metadata.loc[columns.index, more])
+    try:
+        rows = columns.query(query).index
+    except Exception as error:
+        message = f"{parameter}: {query!r} is not a valid query of this manifest: {error}"
+        raise ValueError(message) from error
+    if rows.empty:
+        raise ValueError(f"{parameter}: no row of {source} meets {query!r}")
+    return table[table["row"].isin(rows)]
+
+
+def split_rows(
+    table: pd.DataFrame, splits: Sequence[list[str]], what: str = "labelled image"
+) -> Split:
+    """Return the rows of the splits named for training, validation and test.
+
+    Raises:
+        ValueError: A part has no row. The message names its splits and those that the data has.
+    """
+    parts = [table[table["split"].isin(names)] for names in splits]
+    for names, part in zip(splits, parts, strict=True):
+        if part.empty:
+            present = sorted(set(table["split"]))
+            raise ValueError(f"no {what} in splits {names}; the data has {present}")
+    return Split(*parts)
+
+
+def cap_split(split: Split, limits: Sequence[int], seed: int) -> Split:
+    """Return nested subsets of whole patients, of at most so many images a part (0 = all)."""
+    return Split(
+        *(
+            nested_subset(part, min(limit or len(part), len(part)), seed=seed)
+            for part, limit in zip(split, limits, strict=True)
+        )
+    )
+
+
+def _fold_splits(p: study.Classify) -> list[tuple[list[str], list[str], list[str]]]:
+    """Return the splits for training, validation and test, once or once a fold.
+
+    In cross-fitting, the fold after the held-out one is used for validation.
+    """
+    if not p.folds:
+        return [(p.train, p.validation, p.test)]
+    if p.fold_encoders and len(p.fold_encoders) != len(p.folds):
+        raise ValueError(f"fold_encoders: {len(p.fold_encoders)} encoders for {len(p.folds)} folds")
+    following = p.folds[1:] + p.folds[:1]
+    return [
+        ([fold for fold in p.folds if fold not in (test, validation)], [validation], [test])
+        for test, validation in zip(p.folds, following, strict=True)
+    ]
+
+
+# ---- labels ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Cohort:
-    """``parts``: rows of the manifest, a triple, or one a fold; ``names``: the labels that are probed; ``told``:
-    ``facts``; ``left``: labels that the data set knows and that cannot be probed, with the reason."""
+    """The rows and labels of an evaluation.
+
+    Attributes:
+        prepared: The data set.
+        metadata: `row_metadata` of its rows.
+        parts: One split of the patients, or one a fold.
+        names: Labels that are probed; those that the data set records come first.
+        excluded: Reason by label why a label that the data set has cannot be probed.
+    """
 
     prepared: Prepared
-    told: pd.DataFrame
-    parts: list[Part]
+    metadata: pd.DataFrame
+    parts: list[Split]
     names: list[str]
-    left: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)
 
     @property
-    def base(self) -> list[str]:
-        """The recorded labels among ``names``; they come first."""
+    def recorded(self) -> list[str]:
+        """Return the labels among ``names`` that the data set records itself."""
         return [name for name in self.names if is_recorded(name)]
 
+    @property
+    def test(self) -> pd.DataFrame:
+        """Return the test rows of all folds."""
+        return pd.concat([part.test for part in self.parts])
+
     def targets(self, table: pd.DataFrame, names: list[str] | None = None) -> np.ndarray:
-        """(N,L) float32 in {0,1,NaN} of the rows of ``table``; NaN for what the data set does not tell."""
+        """Return labels (N,L) float32 in {0, 1, NaN} of the rows of ``table``; NaN = unknown."""
         columns = []
         for name in self.names if names is None else names:
-            if not is_recorded(name):
-                told = self.told[name] if name in self.told else pd.Series(np.nan, self.told.index)
-                columns.append(told.loc[table["row"]].to_numpy(np.float32))
-            elif name in label_names(table) or f"truth:{name}" in table:
+            if not is_recorded(name) and name in self.metadata:
+                columns.append(self.metadata[name].loc[table["row"]].to_numpy(np.float32))
+            elif is_recorded(name) and (name in label_names(table) or f"truth:{name}" in table):
                 columns.append(label_array(table, [name], truth=True)[:, 0])
             else:
                 columns.append(np.full(len(table), np.nan, np.float32))
         return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0), np.float32)
 
     def counts(self, name: str) -> list[tuple[int, int]]:
-        """(positives, negatives) of a label among training, validation and test images; in cross-fitting the fewest of
-        any fold, but for test, which is all folds together."""
+        """Return (positives, negatives) of a label among training, validation and test images.
+
+        In cross-fitting, training and validation counts are the smallest of any fold, and test counts
+        are those of all folds.
+        """
         found = np.array(
             [
-                [[(self.targets(t, [name]) == kind).sum() for kind in (1, 0)] for t in triple]
-                for triple in self.parts
+                [[(self.targets(t, [name]) == value).sum() for value in (1, 0)] for t in part]
+                for part in self.parts
             ]
-        )
-        fewest, every = found.min(axis=0), found.sum(axis=0)
-        return [(int(a), int(b)) for a, b in (*fewest[:2], every[2])]
+        )  # (folds, 3, 2)
+        smallest, total = found.min(axis=0), found.sum(axis=0)
+        return [(int(a), int(b)) for a, b in (*smallest[:2], total[2])]
 
-    def counted(self, name: str) -> str:
-        """``counts`` in words."""
+    def describe_counts(self, name: str) -> str:
+        """Return `counts` in words."""
         parts = zip(("training", "validation", "test"), self.counts(name), strict=True)
-        return f"{name} (images with it / without: {', '.join(f'{part} {a} / {b}' for part, (a, b) in parts)})"
+        counts = ", ".join(f"{part} {a} / {b}" for part, (a, b) in parts)
+        return f"{name} (images with it / without: {counts})"
 
-    def unfitted(self) -> dict[str, str]:
-        """The labels among ``names`` of which some training part is of one class, with the reason."""
+    def not_fitted(self) -> dict[str, str]:
+        """Return the labels of which some training part has one class only, with the reason."""
         return {
-            name: f"not fitted: {self.counted(name)}"
+            name: f"not fitted: {self.describe_counts(name)}"
             for name in self.names
             if 0 in self.counts(name)[0]
         }
 
 
 def needed() -> str:
-    """What a label needs to be evaluated, in words."""
-    return f"needed: {LEAST} test images of either class from {LEAST_PATIENTS} patients, and both classes in training"
+    """Return in words what a label needs to be evaluated."""
+    return (
+        f"needed: {LEAST} test images of either class from {LEAST_PATIENTS} patients, "
+        "and both classes in training"
+    )
 
 
-def gather(p: study.Classify, prepared: Prepared) -> Cohort:
-    """The cohort that ``p`` describes: without ``p.labels``, every label of the data set that has both classes.
+def build_cohort(p: study.Classify, prepared: Prepared) -> Cohort:
+    """Return the cohort that ``p`` describes.
 
-    Data without any label, or none of ``p.tasks``, give a cohort without names: reports can still be retrieved.
-    ValueError, which counts each label, where labels were expected and nothing at all is left to evaluate.
+    Without ``p.labels``, every label of the data set that has both classes is probed. Data without any
+    label, or with none of ``p.tasks``, give a cohort without names: reports can still be retrieved.
+
+    Raises:
+        ValueError: Labels were expected and nothing can be evaluated. The message counts each label.
     """
-    told = facts(prepared, p.folds or [*p.train, *p.validation, *p.test])
-    table = labelled_rows(prepared, p, told)
-    recorded = p.labels or label_names(table)
-    label_array(
-        table.iloc[:0], recorded, truth=True
-    )  # a label that is not there is refused by its name
-    if wrong := [name for name in recorded if not is_recorded(name) or name == "macro"]:
+    metadata = row_metadata(prepared, p.folds or [*p.train, *p.validation, *p.test])
+    table = select_rows(prepared, p.within, source=p.data, metadata=metadata)
+    names = p.labels or label_names(table)
+    label_array(table.iloc[:0], names, truth=True)  # refuses an unknown label by its name
+    if wrong := [name for name in names if not is_recorded(name) or name == "macro"]:
         raise ValueError(
-            f"label {wrong[0]!r} has a name that results use for something else: rename it in the card"
+            f"label {wrong[0]!r} has a name that results use for something else: "
+            "rename it in the card"
         )
-    base = [name for name in recorded if p.labels or _both(table, name)]
-    cohort = Cohort(prepared, told, _parts(table, p), [n for n in base if task_of(n) in p.tasks])
-    single = [name for name in recorded if name not in base and task_of(name) in p.tasks]
-    cohort.left.update({name: f"{TOO_FEW}: {cohort.counted(name)}; {needed()}" for name in single})
-    extra = [
-        f"{prefix}:{n}"
-        for prefix, of in (("malposition", DEVICES), ("right", FINDINGS))
-        for n in base
-        if n in of
-    ]
-
-    def enough(name: str) -> bool:
-        found = [
-            cohort.targets(part, [name])
-            for triple in cohort.parts
-            for part in (triple[0], triple[2])
-        ]
-        return all((values == kind).sum() >= LEAST for values in found for kind in (0, 1))
-
-    for name in [name for name in extra if task_of(name) in p.tasks]:
-        if enough(name):
-            cohort.names.append(name)
-        elif any(map(sum, cohort.counts(name))):
-            cohort.left[name] = (
-                f"{TOO_FEW}: {cohort.counted(name)}; needed: {LEAST} of either in training and in test"
-            )
-    retrieved = "retrieval" in p.tasks and any(_reports(part[2]).any() for part in cohort.parts)
-    if recorded and not cohort.names and not retrieved:
-        each = "; ".join(map(cohort.counted, recorded))
+    usable = [name for name in names if p.labels or _has_both_classes(table, name)]
+    parts = [split_rows(table, splits) for splits in _fold_splits(p)]
+    cohort = Cohort(prepared, metadata, parts, [n for n in usable if task_of(n) in p.tasks])
+    for name in names:
+        if name not in usable and task_of(name) in p.tasks:
+            cohort.excluded[name] = f"{TOO_FEW}: {cohort.describe_counts(name)}; {needed()}"
+    _add_derived_labels(p, cohort, usable)
+    retrieved = "retrieval" in p.tasks and any(_has_report(part.test).any() for part in parts)
+    if names and not cohort.names and not retrieved:
+        counts = "; ".join(map(cohort.describe_counts, names))
         raise ValueError(
-            f"tasks: nothing of {p.tasks} can be evaluated on {p.data}: {each}; {needed()}"
+            f"tasks: nothing of {p.tasks} can be evaluated on {p.data}: {counts}; {needed()}"
         )
     return cohort
 
 
-def _reports(table: pd.DataFrame) -> pd.Series:
-    """Whether each row has a report."""
+def _has_both_classes(table: pd.DataFrame, name: str) -> bool:
+    values = label_array(table, [name], truth=True)
+    return bool((values == 1).any() and (values == 0).any())
+
+
+def _add_derived_labels(p: study.Classify, cohort: Cohort, recorded: list[str]) -> None:
+    """Add malposition of devices and side of findings to a cohort, or exclude them with a reason."""
+    derived = [
+        *(f"malposition:{name}" for name in recorded if name in DEVICES),
+        *(f"right:{name}" for name in recorded if name in FINDINGS),
+    ]
+    for name in [name for name in derived if task_of(name) in p.tasks]:
+        tables = [table for part in cohort.parts for table in (part.train, part.test)]
+        values = [cohort.targets(table, [name]) for table in tables]
+        if all((v == value).sum() >= LEAST for v in values for value in (0, 1)):
+            cohort.names.append(name)
+        elif any(map(sum, cohort.counts(name))):
+            cohort.excluded[name] = (
+                f"{TOO_FEW}: {cohort.describe_counts(name)}; "
+                f"needed: {LEAST} of either in training and in test"
+            )
+
+
+def _has_report(table: pd.DataFrame) -> pd.Series:
     if "report" not in table:
         return pd.Series(False, table.index)
     return table["report"].fillna("").str.strip() != ""
 
 
-def elsewhere(p: study.Classify, folder: str, names: list[str]) -> Cohort:
-    """Test rows of another data set, judged on ``names``, NaN where it does not know one: of its splits ``p.test``, or
-    all of it where it has none of them. Without names where it knows none of them."""
+def external_cohort(p: study.Classify, folder: str, names: list[str]) -> Cohort:
+    """Return the test rows of another data set, to be evaluated on ``names``.
+
+    These are the rows of its splits ``p.test``, or all rows if it has none of them. The cohort has no
+    names if the data set records none of them.
+    """
     prepared = open_prepared(study.resolve(folder))
-    table = prepared.manifest.assign(row=np.arange(len(prepared.manifest)))
+    table = select_rows(prepared)
     test = table[table["split"].isin(p.test)] if "split" in table else table
     test = test if len(test) else table
-    none = test.iloc[:0]
+    metadata = row_metadata(prepared, sorted(set(test.get("split", []))))
+    source = str(p.also)
+    split = Split(
+        test.iloc[:0], test.iloc[:0], _query(test, p.also_within, "also_within", source, metadata)
+    )
     known = names if set(names) & set(label_names(table)) else []
-    told = facts(prepared, sorted(set(test.get("split", []))))
-    return Cohort(prepared, told, [(none, none, _cut(test, "also_within", p, told))], known)
+    return Cohort(prepared, metadata, [split], known)
 
 
+# ---- what was not evaluated ------------------------------------------------------------------------
 def not_evaluated(
     p: study.Classify, cohort: Cohort, metrics: Sequence[dict[str, Any]], *, has_text: bool
 ) -> dict[str, str]:
-    """Of each of ``p.tasks`` without a number among ``metrics``: why."""
+    """Return the reason for each of ``p.tasks`` that has no value among ``metrics``."""
     done = {row["task"] for row in metrics if row["value"] == row["value"]}
-    asked = [*cohort.names, *cohort.left]
-    every: dict[str, list[str]] = {
-        task: [name for name in asked if task_of(name) == task] for task in p.tasks
-    }
-    every["zero_shot"], reasons = cohort.base, dict[str, str]()
-    without = not cohort.names and (p.shuffle_labels or p.encoder.startswith("supervised:"))
+    labels = {
+        task: [name for name in [*cohort.names, *cohort.excluded] if task_of(name) == task]
+        for task in p.tasks
+    } | {"zero_shot": cohort.recorded}
+    recorded, reasons = label_names(cohort.prepared.manifest), dict[str, str]()
+    needs_labels = p.shuffle_labels or p.encoder.startswith("supervised:")
     for task in [task for task in p.tasks if task not in done]:
-        if without and not label_names(cohort.prepared.manifest):
+        if not recorded and not cohort.names and needs_labels:
             reasons[task] = NO_LABELS
-        elif task == "retrieval" and not any(_reports(part[2]).any() for part in cohort.parts):
+        elif task == "retrieval" and not any(_has_report(part.test).any() for part in cohort.parts):
             reasons[task] = NO_REPORTS
         elif task in ("zero_shot", "retrieval") and not has_text:
             reasons[task] = NO_TEXT
-        elif every[task]:
-            reasons[task] = f"{TOO_FEW}: {'; '.join(map(cohort.counted, every[task]))}; {needed()}"
-        elif not label_names(cohort.prepared.manifest):
+        elif labels[task]:
+            counts = "; ".join(map(cohort.describe_counts, labels[task]))
+            reasons[task] = f"{TOO_FEW}: {counts}; {needed()}"
+        elif not recorded:
             reasons[task] = NO_LABELS
         else:
-            known = ", ".join(p.labels or label_names(cohort.prepared.manifest))
-            reasons[task] = f"the data set tells nothing of it; its labels: {known}"
+            names = ", ".join(p.labels or recorded)
+            reasons[task] = f"the data set has no labels for it; its labels: {names}"
     return reasons
 
 
-def left_rows(cohort: Cohort) -> list[dict[str, Any]]:
-    """Metric rows without a value of the labels that are ``left``: how many test images there are, and why."""
-    rows, test = [], pd.concat([part[2] for part in cohort.parts])
-    for name, note in cohort.left.items():
-        known = cohort.targets(test, [name])[:, 0]
-        there = ~np.isnan(known)
-        row = {"task": task_of(name), "label": name, "metric": "auroc"} | dict.fromkeys(
-            ("value", "low", "high"), np.nan
-        )
-        row |= {"n": int(there.sum()), "positives": int(np.nansum(known))}
-        rows.append(row | {"n_patients": test["patient_id"][there].nunique(), "note": note})
+def excluded_rows(cohort: Cohort) -> list[dict[str, Any]]:
+    """Return metric rows without a value for the excluded labels: number of test images, and why."""
+    rows, test = [], cohort.test
+    for name, note in cohort.excluded.items():
+        label = cohort.targets(test, [name])[:, 0]
+        known = ~np.isnan(label)
+        row: dict[str, Any] = {"task": task_of(name), "label": name, "metric": "auroc"}
+        row |= dict.fromkeys(("value", "low", "high"), np.nan)
+        row |= {"n": int(known.sum()), "positives": int(np.nansum(label))}
+        rows.append(row | {"n_patients": test["patient_id"][known].nunique(), "note": note})
     return rows
 
 
-# ---- what is known of a row ----------------------------------------------------------------------------------------
-def facts(prepared: Prepared, splits: list[str]) -> pd.DataFrame:
-    """What is known of each row of the manifest beside its labels, a row a row; NaN outside ``splits``.
+# ---- metadata --------------------------------------------------------------------------------------
+def row_metadata(prepared: Prepared, splits: list[str]) -> pd.DataFrame:
+    """Return what is known of each image beside its labels, a row an image; NaN outside ``splits``.
 
-    ``malposition:DEVICE`` (1, 0; NaN without the device), ``right:FINDING`` (1 right, 0 left; NaN where neither alone),
-    ``scanner``, and ``exam``: the patient's exams in the order of their ids, from 0. The first three are the manifest's
-    own columns ``malposition:``, ``side:`` and ``scanner``; for drawn images they are the institution's truth.
+    Columns: ``malposition:DEVICE`` (1 or 0; NaN without the device), ``right:FINDING`` (1 right, 0
+    left; NaN where neither alone), ``scanner``, and ``exam``: the index of the patient's exam in the
+    order of exam ids, from 0. The first three come from the manifest's columns ``malposition:``,
+    ``side:`` and ``scanner``. For synthetic images they are the truth of the generator.
     """
     table = prepared.manifest
-    told = {"exam": _exams(table)}
-    told |= {
-        c: table[c].to_numpy()
-        for c in table.columns[table.columns.str.match("malposition:|scanner$")]
-    }
-    for name in [n for n in FINDINGS if f"side:{n}" in table]:
-        told[f"right:{name}"] = (
-            table[f"side:{name}"].map({"right": 1.0, "left": 0.0}).to_numpy(float)
-        )
+    columns = {"exam": _exam_index(table)}
+    own = table.columns[table.columns.str.match("malposition:|scanner$")]
+    columns |= {name: table[name].to_numpy() for name in own}
+    for name in [name for name in FINDINGS if f"side:{name}" in table]:
+        side = table[f"side:{name}"].map({"right": 1.0, "left": 0.0})
+        columns[f"right:{name}"] = side.to_numpy(float)
     drawn = table["path"].str.startswith("synthetic:").to_numpy()
     if drawn.any() and prepared.info.get("generator") != synthetic.VERSION:
         warnings.warn(
@@ -223,152 +345,34 @@ def facts(prepared: Prepared, splits: list[str]) -> pd.DataFrame:
         )
     elif drawn.any():
         drawn = drawn & (table["split"].isin(splits).to_numpy() if "split" in table else True)
-        told |= _drawn_facts(table[drawn], np.flatnonzero(drawn), len(table)) if drawn.any() else {}
-    return pd.DataFrame(told, index=np.arange(len(table)))
+        if drawn.any():
+            columns |= _synthetic_metadata(table[drawn], np.flatnonzero(drawn), len(table))
+    return pd.DataFrame(columns, index=np.arange(len(table)))
 
 
-def _drawn_facts(table: pd.DataFrame, rows: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    """``facts`` of drawn images, the ``rows`` of a manifest of n."""
+def _synthetic_metadata(table: pd.DataFrame, rows: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    """Return `row_metadata` of the synthetic images ``table``, the ``rows`` of a manifest of n."""
     names = [*(f"malposition:{name}" for name in DEVICES), *(f"right:{name}" for name in FINDINGS)]
-    told, scanner = np.full((n, len(names)), np.nan), np.full(n, None, dtype=object)
+    values, scanner = np.full((n, len(names)), np.nan), np.full(n, None, dtype=object)
     parts = table["path"].str.split(":", expand=True).assign(place=rows)
     for (institution, seed), part in parts.groupby([1, 2]):
-        batch = synthetic.describe(
-            part[3].astype(int).to_numpy(), institution=institution, seed=int(seed)
-        )
-        held = batch.labels[:, len(FINDINGS) :] == 1
+        index = part[3].astype(int).to_numpy()
+        batch = synthetic.describe(index, institution=institution, seed=int(seed))
+        has_device = batch.labels[:, len(FINDINGS) :] == 1
+        malposition = np.where(has_device, batch.malpositioned, np.nan)
         right = np.where(batch.side == "right", 1.0, np.where(batch.side == "left", 0.0, np.nan))
-        told[part["place"]] = np.concatenate(
-            [np.where(held, batch.malpositioned, np.nan), right], axis=1
-        )
+        values[part["place"]] = np.concatenate([malposition, right], axis=1)
         scanner[part["place"]] = batch.scanner
-    return {name: told[:, k] for k, name in enumerate(names)} | {"scanner": scanner}
+    return {name: values[:, k] for k, name in enumerate(names)} | {"scanner": scanner}
 
 
-def _exams(table: pd.DataFrame) -> np.ndarray:
-    """A patient's exams in the order of their ids, the numbers in them taken as numbers: 0, 1, ..."""
+def _exam_index(table: pd.DataFrame) -> np.ndarray:
+    """Return the index of each row's exam among its patient's, in the natural order of exam ids."""
     study_id = table["study_id"]
     key = {
         name: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", name)]
         for name in study_id.unique()
     }
-    place = study_id.map({name: k for k, name in enumerate(sorted(key, key=key.__getitem__))})
-    return (place.groupby(table["patient_id"]).rank("dense").to_numpy() - 1).astype(int)
-
-
-def labelled_rows(
-    prepared: Prepared, p: study.Classify, told: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """The manifest with its row numbers, cut to ``within``; ValueError naming the query that does not hold."""
-    return _cut(prepared.manifest.assign(row=np.arange(len(prepared.manifest))), "within", p, told)
-
-
-def _cut(
-    table: pd.DataFrame, which: str, p: study.Classify, told: pd.DataFrame | None
-) -> pd.DataFrame:
-    """The rows that meet a query on the manifest's columns and on ``facts``'."""
-    if not (query := getattr(p, which)):
-        return table
-    known = table.set_index("row")
-    if told is not None:
-        known = known.join(told.loc[known.index, told.columns.difference(known.columns)])
-    try:
-        kept = known.query(query).index
-    except Exception as error:
-        raise ValueError(f"{which}: {query!r} is no query of this manifest: {error}") from error
-    if kept.empty:
-        raise ValueError(
-            f"{which}: no row of {p.also if which == 'also_within' else p.data} meets {query!r}"
-        )
-    return table[table["row"].isin(kept)]
-
-
-def _both(table: pd.DataFrame, name: str) -> bool:
-    values = label_array(table, [name], truth=True)
-    return bool((values == 1).any() and (values == 0).any())
-
-
-def _parts(table: pd.DataFrame, p: study.Classify) -> list[Part]:
-    """(train, validation, test) rows: one triple, or one a fold (validation = the fold after the held one)."""
-    if not p.folds:
-        wanted = [(p.train, p.validation, p.test)]
-    else:
-        if p.fold_encoders and len(p.fold_encoders) != len(p.folds):
-            raise ValueError(
-                f"fold_encoders: {len(p.fold_encoders)} encoders for {len(p.folds)} folds"
-            )
-        after = p.folds[1:] + p.folds[:1]
-        wanted = [
-            ([f for f in p.folds if f not in (held, next_)], [next_], [held])
-            for held, next_ in zip(p.folds, after, strict=True)
-        ]
-    parts = []
-    for triple in wanted:
-        chosen = [table[table["split"].isin(splits)] for splits in triple]
-        for splits, part in zip(triple, chosen, strict=True):
-            if part.empty:
-                raise ValueError(
-                    f"no labelled image in splits {splits}; the data has {sorted(set(table['split']))}"
-                )
-        parts.append((chosen[0], chosen[1], chosen[2]))
-    return parts
-
-
-# ---- parts of the test patients ------------------------------------------------------------------------------------
-def subgroups(
-    test: pd.DataFrame,
-    told: pd.DataFrame,
-    names: list[str],
-    scores: np.ndarray,
-    truth: np.ndarray,
-    *,
-    notes: dict[str, str] | None = None,
-    resamples: int,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """AUROC and AUPRC of findings and devices by view, sex, age band, scanner and time (a patient's first exam or a
-    later one), where the data set tells them.
-
-    Columns: by, group, and those of a metric row; a label that is too few in a group has a row without a value there.
-    """
-    known = told.loc[test["row"]]
-    of = {"view": test.get("view"), "sex": test.get("sex"), "scanner": known.get("scanner")}
-    of["exam"] = (
-        known["exam"].gt(0).map({False: "first", True: "later"}) if known["exam"].any() else None
-    )
-    if "age" in test:
-        bands = [f"{low}-{high - 1}" for low, high in pairwise(AGES)]
-        of["age"] = pd.cut(pd.to_numeric(test["age"]), AGES, right=False, labels=bands)
-    patients, rows = test["patient_id"].to_numpy(), []
-    for by, column in of.items():
-        values = np.array(
-            [] if column is None else column.astype(object).where(column.notna(), None)
-        )
-        for group in sorted({v for v in values if v is not None}):
-            here = values == group
-            for task, which in by_task([name for name in names if is_recorded(name)]).items():
-                cells = (
-                    scores[here][:, which],
-                    truth[here][:, which],
-                    patients[here],
-                    [names[k] for k in which],
-                )
-                found = evaluate(*cells, notes=notes, resamples=resamples, seed=seed)
-                rows += [
-                    {"by": by, "group": group, "task": task, **row} for row in found if row["n"]
-                ]
-    columns = [
-        "by",
-        "group",
-        "task",
-        "label",
-        "metric",
-        "value",
-        "low",
-        "high",
-        "n",
-        "positives",
-        "n_patients",
-        "note",
-    ]
-    return pd.DataFrame(rows, columns=columns).astype({"note": object})
+    order = {name: k for k, name in enumerate(sorted(key, key=key.__getitem__))}
+    rank = study_id.map(order).groupby(table["patient_id"]).rank("dense")
+    return (rank.to_numpy() - 1).astype(int)

@@ -14,7 +14,7 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.evaluate.maps import CHUNK, load_masks, maps_of
 from cxrstudy.evaluate.metrics import auroc, bootstrap, interval
-from cxrstudy.evaluate.segmentation import middles
+from cxrstudy.evaluate.segmentation import macro_statistics
 from cxrstudy.evaluate.small_samples import set_aside, with_width
 from cxrstudy.progress import Progress
 
@@ -105,7 +105,7 @@ def continuity(
     table = pd.DataFrame(tubes)
     values, patients = table[list(grids)].to_numpy(np.float64), table["patient_id"].to_numpy()
     mean = partial(
-        middles, middle=np.nanmean, shape=(len(grids), 1)
+        macro_statistics, statistic=np.nanmean, shape=(len(grids), 1)
     )  # each twice: alone, and as a mean of one
     ends = interval(
         bootstrap(mean, values, values, groups=patients, resamples=resamples, seed=seed)

@@ -60,15 +60,15 @@ def cl_dice(
     return values[0] if single else values
 
 
-def pieces(pred: ArrayLike, truth: ArrayLike | None = None) -> Any:
+def num_components(pred: ArrayLike, truth: ArrayLike | None = None) -> Any:
     """The number of a mask's 8-connected pieces; with ``truth`` how many more than the truth has: 0 = as whole as the
     truth, 2 = broken twice (or with stray spots), below 0 = joined where the truth is not."""
     if truth is None:
         masks, single = _masks(pred, "pred")
-        counts = np.array([_pieces(mask) for mask in masks], dtype=np.float64)
+        counts = np.array([_num_components(mask) for mask in masks], dtype=np.float64)
         return counts[0] if single else counts
     return _each(
-        lambda p, t: np.nan if t.any() and not p.any() else _pieces(p) - _pieces(t), pred, truth
+        lambda p, t: np.nan if t.any() and not p.any() else _num_components(p) - _num_components(t), pred, truth
     )
 
 
@@ -156,7 +156,7 @@ def _overlap(p: Bools, t: Bools, both_weight: float, less: float) -> float:
     return both_weight * both / (all_ - less * both) if all_ else np.nan
 
 
-def _pieces(mask: Bools) -> int:
+def _num_components(mask: Bools) -> int:
     return ndimage.label(mask, np.ones((3, 3)))[1]
 
 

@@ -1,36 +1,42 @@
-"""The one protocol under which every encoder is judged, and that nobody leaks: fit on some, choose on others, test."""
+"""The evaluation protocol: fit on training patients, select on validation, report on test patients.
 
+It refuses encoders that were pretrained on patients of the evaluation, before anything is computed.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
+from cxrstudy.data.manifest import patients_hash
 from cxrstudy.evaluate import features, zeroshot
 from cxrstudy.evaluate.calibration import best_threshold, fit_platt
-from cxrstudy.evaluate.classification import by_task, evaluate, fit_probe
+from cxrstudy.evaluate.classification import fit_probe, subgroups
 from cxrstudy.evaluate.cohort import (
     Cohort,
-    Part,
-    _parts,
-    elsewhere,
-    gather,
-    labelled_rows,
-    left_rows,
+    Split,
+    build_cohort,
+    excluded_rows,
+    external_cohort,
     not_evaluated,
-    subgroups,
 )
 from cxrstudy.evaluate.embeddings import Embeddings
 from cxrstudy.evaluate.heads import train_supervised
-from cxrstudy.evaluate.metrics import auroc, known_mean
-from cxrstudy.evaluate.small_samples import set_aside, too_few
+from cxrstudy.evaluate.scores import (
+    Arrays,
+    Evaluation,
+    FittedProbe,
+    label_efficiency,
+    log_odds,
+    score_cohort,
+)
 from cxrstudy.evaluate.subjects import (
     SUPERVISED,
-    LeakError,
     Subject,
     described,
     open_subject,
@@ -39,62 +45,174 @@ from cxrstudy.evaluate.subjects import (
 )
 from cxrstudy.progress import Progress
 
-__all__ = [
-    "SUPERVISED",
-    "LeakError",
-    "_parts",
-    "labelled_rows",
-    "open_subject",
-    "refuse_leak",
-    "refuse_overlap",
-    "run",
-    "save",
-    "save_scores",
-    "score",
-]
 
-COLUMNS = [
-    "task",
-    "label",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "positives",
-    "n_patients",
-    "note",
-]  # of metrics
-
-
-# ---- one fold ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Judge:
-    """An encoder and what was fitted on it: probe (None without labels), thresholds (L,), Platt's slopes and intercepts
-    (L,2)."""
+class _Encoded:
+    """An encoder, its text tower if one is evaluated, and its features of a data set."""
 
     encoder: Any
     text: Any
-    probe: Any
-    threshold: np.ndarray
-    sigmoid: np.ndarray
+    x: np.ndarray  # (N,F)
+    mean: np.ndarray  # (N,C) mean of the last layer's patches, for the text tower
 
-    def judge(self, x: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Of ``rows`` of ``look``'s features: log odds, how far above the threshold, probability; (N,L) float32."""
-        s = (
-            _scores(self.probe, x, rows)
-            if self.probe is not None
-            else np.zeros((len(rows), 0), np.float32)
+
+@dataclass(frozen=True)
+class _Fold:
+    """What one split of the patients gave."""
+
+    fitted: FittedProbe
+    has_text: bool
+    test: Arrays  # of the test rows: `FittedProbe.predict` and `zeroshot.text_scores`
+    external: dict[str, Arrays]  # `FittedProbe.predict` by data set
+    few_labels: dict[tuple[int, int], np.ndarray]  # log odds by (labelled patients, seed)
+
+
+# ---- the evaluation --------------------------------------------------------------------------------
+def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> Evaluation:
+    """Fit a probe on one encoder (or one a fold) and score the test patients.
+
+    Without any label there is no probe, and only retrieval is left to evaluate.
+
+    Raises:
+        LeakError: A patient of the evaluation (in cross-fitting: of the test fold) was in the encoder's
+            pretraining, or a test patient is a training or validation patient too.
+        ValueError: A parameter does not fit the data, or nothing can be evaluated.
+    """
+    cohort = build_cohort(p, prepared)
+    external = _external_cohorts(p, cohort)
+    names = p.fold_encoders or [p.encoder] * len(cohort.parts)
+    subjects = _open_subjects(p, prepared, cohort, external, names)
+    folds = list(_evaluate_folds(p, cohort, external, subjects, names, progress))
+    arrays = {key: np.concatenate([fold.test[key] for fold in folds]) for key in folds[0].test}
+    own = score_cohort(p, cohort, arrays, cohort.not_fitted())
+    metrics = own.metrics + excluded_rows(cohort)
+    has_text = any(fold.has_text for fold in folds)
+    reasons = not_evaluated(p, cohort, metrics, has_text=has_text)
+    elsewhere = {}
+    for name, other in external.items():
+        if not (cohort.names and other.names):
+            reasons[f"@{name}"] = "no label that both data sets record"
+            continue
+        found = [fold.external[name] for fold in folds]
+        mean = {key: np.mean([arrays[key] for arrays in found], 0) for key in found[0]}
+        elsewhere[name] = score_cohort(p, other, mean, cohort.not_fitted())
+        rows = elsewhere[name].metrics
+        metrics += [row | {"task": f"{row['task']}@{name}"} for row in rows]
+    first = folds[0].fitted.probe
+    info = {
+        "test_images": len(own.test),
+        "test_patients": int(own.test["patient_id"].nunique()),
+        "train_images": len(cohort.parts[0].train),
+        "features": 0 if first is None else first.coef.shape[1],
+        "not_evaluated": reasons,
+    }
+    return Evaluation(
+        **vars(own) | {"metrics": metrics},
+        external=elsewhere,
+        fitted=[fold.fitted for fold in folds],
+        subgroups=subgroups(
+            own.test,
+            cohort.metadata,
+            own.names,
+            own.scores,
+            own.truth,
+            notes=cohort.not_fitted(),
+            resamples=p.resamples,
+            seed=p.seed,
+        ),
+        curve=label_efficiency(cohort, own, [fold.few_labels for fold in folds]),
+        not_evaluated=reasons,
+        subject=described(p, prepared, cohort, names[0], subjects[names[0]][1]),
+        info=info,
+    )
+
+
+def _external_cohorts(p: study.Classify, cohort: Cohort) -> dict[str, Cohort]:
+    """Return the data sets of ``p.also`` by the names of their folders."""
+    names = [study.resolve(folder).name for folder in p.also]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"also: two folders of one name among {', '.join(p.also)}; their results have this name: "
+            "rename one"
         )
-        chance = expit(self.sigmoid[:, 0] * s + self.sigmoid[:, 1])
-        return {
-            "scores": s,
-            "margin": s - self.threshold,
-            "probabilities": chance.astype(np.float32),
-        }
+    pairs = zip(names, p.also, strict=True)
+    return {name: external_cohort(p, folder, cohort.names) for name, folder in pairs}
 
 
-def look(
+def _open_subjects(
+    p: study.Classify,
+    prepared: Prepared,
+    cohort: Cohort,
+    external: dict[str, Cohort],
+    names: list[str],
+) -> dict[str, Subject]:
+    """Return the encoders by name; refuse leaks before anything is computed."""
+    tests = [other.test for other in external.values()]
+    for part in cohort.parts:
+        for test in (part.test, *tests):
+            refuse_overlap(part.train, part.validation, test)
+    subjects: dict[str, Subject] = {}
+    for name, part in zip(names, cohort.parts, strict=True):
+        if name not in subjects:
+            subjects[name] = open_subject(name, prepared.info["size"], p.seed)
+        for rows in (part.test if p.folds else pd.concat(part), *tests):
+            refuse_leak(subjects[name][2], rows, name)
+    return subjects
+
+
+def _evaluate_folds(
+    p: study.Classify,
+    cohort: Cohort,
+    external: dict[str, Cohort],
+    subjects: dict[str, Subject],
+    names: list[str],
+    progress: Progress,
+) -> Iterator[_Fold]:
+    """Fit and score each split of the patients; an encoder runs once, whatever the number of folds."""
+    encoded: dict[str, _Encoded] = {}
+    for name, part in zip(names, cohort.parts, strict=True):
+        if name not in encoded or name.startswith(SUPERVISED):
+            encoded[name] = _encode(p, cohort, part, name, subjects[name][0], progress)
+        one, test = encoded[name], part.test["row"].to_numpy()
+        fitted = _fit(p, cohort, part, one)
+        arrays = fitted.predict(one.x, test)
+        if one.text is not None:
+            arrays |= zeroshot.text_scores(
+                one.text, one.mean[test], cohort.prepared, part.test, cohort.recorded, p.tasks
+            )
+        elsewhere = {}
+        for key, other in external.items():
+            if cohort.names and other.names:
+                rows = other.test["row"].to_numpy()
+                x, _ = extract_features(p, one.encoder, None, other.prepared, rows, progress)
+                elsewhere[key] = fitted.predict(x, rows)
+        few_labels = _few_labels(p, cohort, part, one.x) if cohort.names else {}
+        yield _Fold(fitted, one.text is not None, arrays, elsewhere, few_labels)
+
+
+def _encode(
+    p: study.Classify, cohort: Cohort, part: Split, name: str, encoder: Any, progress: Progress
+) -> _Encoded:
+    """Train a supervised encoder on the labels of its fold, and return the features of all rows."""
+    prepared, text = cohort.prepared, None
+    baseline_without_labels = not cohort.names and (p.shuffle_labels or name.startswith(SUPERVISED))
+    if not baseline_without_labels:
+        if name.startswith(SUPERVISED):  # a fresh one for each fold
+            encoder = open_subject(name, prepared.info["size"], p.seed)[0]
+            rows, y = part.train["row"].to_numpy(), _training_labels(p, cohort, part)[0]
+            how = {"samples_seen": p.supervised_samples, "seed": p.seed}
+            train_supervised(encoder, prepared, rows, y, **how)
+        if encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks):
+            text = zeroshot.open_text_tower(name, encoder)
+    if not cohort.names and text is None:
+        none = np.zeros((len(prepared.manifest), 0), np.float32)
+        return _Encoded(encoder, text, none, none)
+    rows = pd.unique(np.concatenate([table["row"] for table in part]))  # in folds: all rows
+    x, mean = extract_features(p, encoder, text, prepared, rows, progress)
+    return _Encoded(encoder, text, x, mean)
+
+
+def extract_features(
     p: study.Classify,
     encoder: Any,
     text: Any,
@@ -102,343 +220,96 @@ def look(
     rows: np.ndarray,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return pooled features (N,F) of all N images and, with a text tower, the mean of the last layer's patches (N,C).
+    """Return pooled features (N,F) of all N images and the mean of the last layer's patches (N,C).
 
-    Only ``rows`` are computed. The others are NaN, which no probe accepts.
+    Only ``rows`` are computed. The others are NaN, which no probe accepts. C is 0 without a text tower
+    (``text`` None).
     """
     n, width = len(prepared.manifest), 0 if text is None else encoder.channels
     mean = np.full((n, width), np.nan, np.float32)
-    how: dict[str, Any] = {"layers": p.layers, "progress": progress}
     if encoder is None:
         return features.covariates(prepared.manifest), mean
     if isinstance(encoder, Embeddings):
         found = encoder.of(prepared.manifest["image_id"].iloc[rows])
     else:
-        found, *means = features.encode_each(
-            encoder, prepared, rows, [p.pooling, *["mean"] * (width > 0)], **how
-        )
-        for own in means:
-            mean[rows] = own[:, :width]  # the last layer comes first
+        poolings = [p.pooling, *["mean"] * (width > 0)]
+        how: dict[str, Any] = {"layers": p.layers, "progress": progress}
+        found, *means = features.encode_each(encoder, prepared, rows, poolings, **how)
+        for pooled in means:
+            mean[rows] = pooled[:, :width]  # the last layer comes first
     x = np.full((n, found.shape[1]), np.nan, np.float32)
     x[rows] = found
     return x, mean
 
 
-def _probe(
-    p: study.Classify,
-    x: np.ndarray,
-    rows: np.ndarray,
-    y: np.ndarray,
-    val: np.ndarray,
-    y_val: np.ndarray,
-) -> Any:
-    return fit_probe(x[rows], y, strengths=p.strengths, x_val=x[val], y_val=y_val)
+# ---- fitting ---------------------------------------------------------------------------------------
+def _training_labels(p: study.Classify, cohort: Cohort, part: Split) -> list[np.ndarray]:
+    """Return training and validation labels (n,L), permuted among the images if so asked."""
+    labels = [cohort.targets(table) for table in (part.train, part.validation)]
+    rng = np.random.default_rng(p.seed)
+    return [rng.permutation(y) for y in labels] if p.shuffle_labels else labels
 
 
-def _scores(probe: Any, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Log odds (N,L), float32: judged as they are kept."""
-    return probe.decision_function(x[rows]).astype(np.float32)
+def _fit(p: study.Classify, cohort: Cohort, part: Split, encoded: _Encoded) -> FittedProbe:
+    """Fit the probe on the training rows of a split, thresholds and sigmoids on the validation rows."""
+    if not cohort.names:
+        return FittedProbe(encoded.encoder, None, np.zeros(0), np.zeros((0, 2)))
+    x, val = encoded.x, part.validation["row"].to_numpy()
+    y, y_val = _training_labels(p, cohort, part)
+    x_train = x[part.train["row"].to_numpy()]
+    probe = fit_probe(x_train, y, strengths=p.strengths, x_val=x[val], y_val=y_val)
+    scores = log_odds(probe, x, val)
+    threshold, sigmoid = best_threshold(y_val, scores), fit_platt(y_val, scores)
+    return FittedProbe(encoded.encoder, probe, threshold, sigmoid)
 
 
-def _labels(p: study.Classify, cohort: Cohort, part: Part) -> list[np.ndarray]:
-    """Training and validation labels (n,L); dealt out anew among the images where that control is asked for."""
-    found = [cohort.targets(rows) for rows in part[:2]]
-    draws = np.random.default_rng(p.seed)
-    return [draws.permutation(y) for y in found] if p.shuffle_labels else found
-
-
-def _counts(p: study.Classify, cohort: Cohort) -> list[int]:
-    """``label_counts``, each once; 0, all, for those that some fold has no patients left to leave out for."""
-    fewest = min(part[0]["patient_id"].nunique() for part in cohort.parts)
-    return list(dict.fromkeys(count if 0 < count < fewest else 0 for count in p.label_counts))
-
-
-def _few(
-    p: study.Classify, cohort: Cohort, part: Part, x: np.ndarray
+def _few_labels(
+    p: study.Classify, cohort: Cohort, part: Split, x: np.ndarray
 ) -> dict[tuple[int, int], np.ndarray]:
-    """Scores (N,L) of a fold's test rows by probes of few labelled patients, by (their number or 0, seed); nested in a
-    seed.
+    """Return test log odds (n,L) of probes fitted on few patients, by (their number, 0 = all; seed).
 
-    Strengths are chosen on all validation patients: the curve counts what is fitted, not what is chosen on.
+    With one seed, the patients of a larger number contain those of a smaller one. L2 penalties are
+    chosen on all validation patients: the curve varies the patients that are fitted on.
     """
-    (train, val, held), (y, y_val), scores = part, _labels(p, cohort, part), {}
-    patients = np.unique(train["patient_id"])
+    smallest = min(part.train["patient_id"].nunique() for part in cohort.parts)
+    numbers = dict.fromkeys(n if 0 < n < smallest else 0 for n in p.label_counts)
+    y, y_val = _training_labels(p, cohort, part)
+    train, val, test = (table["row"].to_numpy() for table in part)
+    patients, scores = np.unique(part.train["patient_id"]), {}
     for seed in range(p.label_seeds):
         order = np.random.default_rng([p.seed, seed]).permutation(patients)
-        for count in _counts(p, cohort):
-            here = train["patient_id"].isin(order[: count or None]).to_numpy()
-            probe = _probe(
-                p, x, train["row"].to_numpy()[here], y[here], val["row"].to_numpy(), y_val
-            )
-            scores[count, seed] = _scores(probe, x, held["row"].to_numpy())
+        for number in numbers:
+            here = part.train["patient_id"].isin(order[: number or None]).to_numpy()
+            how: dict[str, Any] = {"strengths": p.strengths, "x_val": x[val], "y_val": y_val}
+            scores[number, seed] = log_odds(fit_probe(x[train[here]], y[here], **how), x, test)
     return scores
 
 
-# ---- the evaluation ------------------------------------------------------------------------------------------------
-def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> dict[str, Any]:
-    """Probe one encoder (or one a fold) and score the test patients.
+# ---- heads on frozen encoders ----------------------------------------------------------------------
+def open_frozen_encoder(
+    p: study.Segment | study.Report, prepared: Prepared, split: Split, what: str
+) -> tuple[Any, dict[str, Any]]:
+    """Return the encoder that a head is trained on, and its description for the record.
 
-    Returns ``names`` (L), ``scores`` (N,L) log odds, ``calls`` and ``probabilities`` (N,L; see ``thresholds``) and
-    ``truth`` (N,L) of the ``test`` rows (a manifest); ``ranks`` (N,2) of retrieval, or None; ``also``: the same on
-    other data sets, by the names of their folders; ``judges`` and their ``probes``, one a fold; ``metrics`` (a list:
-    task, label, metric, value, low, high, n, positives, n_patients, note); ``not_evaluated``: of each task without a
-    number, why; tables ``subgroups`` and ``curve`` (label efficiency); ``subject``. Without any label there is no
-    probe, and what is left is retrieval. Fixed splits: no labelled patient may be in the encoder's pretraining; folds:
-    no patient of the held fold. LeakError when one is, or when a test patient is one of training or validation.
+    The encoder is None for ``covariates``, which only report generation accepts.
+
+    Args:
+        what: What the head needs of the encoder, for messages.
+
+    Raises:
+        LeakError: A patient of the split was in the encoder's pretraining, or a test patient is in
+            another part too.
+        ValueError: It is not a frozen encoder of images.
     """
-    cohort = gather(p, prepared)
-    others = _others(p, cohort)
-    judged = p.fold_encoders or [p.encoder] * len(cohort.parts)
-    opened = _opened(p, prepared, cohort, others, judged)
-    notes, has_text = cohort.unfitted(), False
-    seen: dict[str, tuple[Any, ...]] = {}
-    judges, found, few = [], [], []
-    abroad: dict[str, list[dict[str, np.ndarray]]] = {place: [] for place in others}
-    for name, part in zip(judged, cohort.parts, strict=True):
-        if name not in seen or name.startswith(SUPERVISED):
-            encoder, text = _ready(p, prepared, cohort, part, name, opened[name][0])
-            wanted = np.concatenate([table["row"] for table in part])  # all rows of all folds
-            looked = (
-                look(p, encoder, text, prepared, wanted, progress)
-                if cohort.names or text
-                else (None, None)
-            )
-            seen[name] = (encoder, text, *looked)
-        encoder, text, x, mean = seen[name]
-        has_text = has_text or text is not None
-        judge, held = _judge(p, cohort, part, encoder, text, x), part[2]["row"].to_numpy()
-        shots = (
-            zeroshot.look(text, mean[held], prepared, part[2], cohort.base, p.tasks)
-            if text is not None
-            else {}
-        )
-        judges.append(judge)
-        found.append(judge.judge(x, held) | shots)
-        few.append(_few(p, cohort, part, x) if cohort.names else {})
-        for place, other in others.items():
-            there = other.parts[0][2]["row"].to_numpy()
-            if cohort.names and other.names:
-                abroad[place].append(
-                    judge.judge(look(p, encoder, None, other.prepared, there, progress)[0], there)
-                )
-    result = _gathered(
-        p, cohort, {k: np.concatenate([f[k] for f in found]) for k in found[0]}, notes
-    )
-    result["metrics"] += left_rows(cohort)
-    reasons = not_evaluated(p, cohort, result["metrics"], has_text=has_text)
-    result["also"] = {
-        place: _gathered(
-            p, others[place], {k: np.mean([f[k] for f in scores], 0) for k in scores[0]}, notes
-        )
-        for place, scores in abroad.items()
-        if scores
-    }
-    for where, there in result["also"].items():
-        result["metrics"] += [row | {"task": f"{row['task']}@{where}"} for row in there["metrics"]]
-    reasons |= {
-        f"@{place}": "no label that both data sets record"
-        for place, scores in abroad.items()
-        if not scores
-    }
-    probes = [judge.probe for judge in judges if judge.probe is not None]
-    cells = (result["test"], cohort.told, result["names"], result["scores"], result["truth"])
-    return result | {
-        "not_evaluated": reasons,
-        "subgroups": subgroups(*cells, notes=notes, resamples=p.resamples, seed=p.seed),
-        "curve": _curve(cohort, result["truth"], result["test"]["patient_id"].to_numpy(), few),
-        "judges": judges,
-        "probes": probes,
-        "subject": described(p, prepared, cohort, judged[0], opened[judged[0]][1]),
-        "info": {
-            "test_images": len(result["test"]),
-            "test_patients": int(result["test"]["patient_id"].nunique()),
-            "train_images": len(cohort.parts[0][0]),
-            "features": _width(probes[0]) if probes else 0,
-            "not_evaluated": reasons,
-        },
-    }
-
-
-def _others(p: study.Classify, cohort: Cohort) -> dict[str, Cohort]:
-    """The data sets of ``p.also`` by the names of their folders; ValueError where two have one name."""
-    places = [study.resolve(folder).name for folder in p.also]
-    if len(set(places)) < len(places):
+    refuse_overlap(*split)
+    encoder, subject, pretrained = open_subject(p.encoder, prepared.info["size"], p.seed)
+    accepted = encoder is None and isinstance(p, study.Report)
+    if p.encoder.startswith(SUPERVISED) or not (accepted or hasattr(encoder, "forward_features")):
         raise ValueError(
-            f"also: two folders of one name among {', '.join(p.also)}; their results bear it: rename one"
+            f"encoder: {p.encoder!r} is not a frozen encoder of images with {what}; name one"
         )
-    return {
-        place: elsewhere(p, folder, cohort.names)
-        for place, folder in zip(places, p.also, strict=True)
-    }
-
-
-def _opened(
-    p: study.Classify,
-    prepared: Prepared,
-    cohort: Cohort,
-    others: dict[str, Cohort],
-    judged: list[str],
-) -> dict[str, Subject]:
-    """The encoders by name, before anything is computed; LeakError as ``run`` says."""
-    tests = [other.parts[0][2] for other in others.values()]
-    for train, validation, test in cohort.parts:
-        for judges_on in (test, *tests):
-            refuse_overlap(train, validation, judges_on)
-    opened: dict[str, Subject] = {}
-    for name, part in zip(judged, cohort.parts, strict=True):
-        if name not in opened:
-            opened[name] = open_subject(name, prepared.info["size"], p.seed)
-        for rows in (part[2] if p.folds else pd.concat(part), *tests):
-            refuse_leak(opened[name][2], rows, name)
-    return opened
-
-
-def _ready(
-    p: study.Classify, prepared: Prepared, cohort: Cohort, part: Part, name: str, encoder: Any
-) -> tuple[Any, Any]:
-    """An encoder, trained on the labels where that is asked for, and its text side where it has one to evaluate."""
-    if not cohort.names and (p.shuffle_labels or name.startswith(SUPERVISED)):
-        return encoder, None  # a baseline of labels, without labels
-    if name.startswith(SUPERVISED):  # each fold's own, from its own training patients
-        encoder = open_subject(name, prepared.info["size"], p.seed)[0]
-        how = {"samples_seen": p.supervised_samples, "seed": p.seed}
-        train_supervised(
-            encoder, prepared, part[0]["row"].to_numpy(), _labels(p, cohort, part)[0], **how
-        )
-    asked = encoder is not None and not {"zero_shot", "retrieval"}.isdisjoint(p.tasks)
-    return encoder, zeroshot.text_side(name, encoder) if asked else None
-
-
-def _judge(
-    p: study.Classify, cohort: Cohort, part: Part, encoder: Any, text: Any, x: np.ndarray
-) -> Judge:
-    """What is fitted on a fold's training and validation rows."""
-    if not cohort.names:
-        return Judge(encoder, text, None, np.zeros(0), np.zeros((0, 2)))
-    rows, val, _ = (table["row"].to_numpy() for table in part)
-    y, y_val = _labels(p, cohort, part)
-    probe = _probe(p, x, rows, y, val, y_val)
-    on_val = _scores(probe, x, val)
-    return Judge(encoder, text, probe, best_threshold(y_val, on_val), fit_platt(y_val, on_val))
-
-
-def _width(probe: Any) -> int:
-    """How many features a probe was fitted on."""
-    return len(probe.coef[0])
-
-
-def _gathered(
-    p: study.Classify, cohort: Cohort, found: dict[str, np.ndarray], notes: dict[str, str]
-) -> dict[str, Any]:
-    """Names, scores, calls, probabilities, truth, test, ranks and metrics from the arrays of ``Judge.judge`` (labels of
-    the first cohort's order) and ``zeroshot.look``, whose labels nothing was fitted for: no call, no probability."""
-    test = pd.concat([part[2] for part in cohort.parts])
-    names = list(cohort.names)
-    calls = np.where(np.isnan(found["margin"]), np.nan, found["margin"] >= 0).astype(np.float32)
-    arrays = {"scores": found["scores"], "calls": calls, "probabilities": found["probabilities"]}
-    arrays["truth"] = cohort.targets(test)
-    if "shots" in found:
-        blank = np.full(found["shots"].shape, np.nan, np.float32)
-        more = {"scores": found["shots"], "calls": blank, "probabilities": blank}
-        more["truth"] = cohort.targets(test, cohort.base)
-        arrays = {k: np.concatenate([arrays[k], more[k]], axis=1) for k in arrays}
-        names += [f"zero_shot:{name}" for name in cohort.base]
-    patients = test["patient_id"].to_numpy()
-    decided = {k: arrays[k] for k in ("calls", "probabilities")}
-    metrics = score(p, names, arrays["scores"], arrays["truth"], patients, notes=notes, **decided)
-    ranks = found.get("ranks")
-    ranks = None if ranks is None or np.isnan(ranks).all() else ranks
-    if ranks is not None:
-        metrics += set_aside(zeroshot.recall(ranks, patients, resamples=p.resamples, seed=p.seed))
-    return arrays | {"names": names, "test": test, "ranks": ranks, "metrics": metrics}
-
-
-def score(
-    p: study.Classify,
-    names: list[str],
-    scores: np.ndarray,
-    truth: np.ndarray,
-    patients: np.ndarray,
-    *,
-    calls: np.ndarray | None = None,
-    probabilities: np.ndarray | None = None,
-    notes: dict[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """Metrics of every task, each with its macro average; F1 and its like where ``calls`` and ``probabilities`` (N,L)
-    are given, but for zero-shot labels, for which nothing was fitted. ``notes``: why a label has no value."""
-    out = []
-    for task, chosen in by_task(names).items():
-        how: dict[str, Any] = {}
-        if calls is not None and probabilities is not None and task != "zero_shot":
-            how = {"predictions": calls[:, chosen], "probabilities": probabilities[:, chosen]}
-        cells = (scores[:, chosen], truth[:, chosen], patients, [names[k] for k in chosen])
-        rows = evaluate(*cells, notes=notes, resamples=p.resamples, seed=p.seed, **how)
-        out += [{"task": task, **row} for row in rows]
-    return out
-
-
-def _curve(
-    cohort: Cohort,
-    truth: np.ndarray,
-    patients: np.ndarray,
-    few: list[dict[tuple[int, int], np.ndarray]],
-) -> pd.DataFrame:
-    """Label efficiency: macro AUROC by task, number of labelled patients (of a fold; all: the folds' mean) and seed,
-    over the labels that are not too few among the test ``patients``."""
-    rows, everyone = [], round(np.mean([part[0]["patient_id"].nunique() for part in cohort.parts]))
-    why, unfitted = too_few(truth[:, : len(cohort.names)], patients), cohort.unfitted()
-    left = [bool(note) or name in unfitted for name, note in zip(cohort.names, why, strict=True)]
-    for count, seed in sorted(few[0], key=lambda key: (key[0] or everyone, key[1])):
-        scores = np.concatenate([fold[count, seed] for fold in few])
-        for task, which in by_task(cohort.names).items():
-            kept = [k for k in which if not left[k]]
-            if kept:
-                value = float(known_mean(auroc(truth[:, kept], scores[:, kept])))
-                rows.append(
-                    {"task": task, "patients": count or everyone, "seed": seed, "auroc": value}
-                )
-    return pd.DataFrame(rows, columns=["task", "patients", "seed", "auroc"])
-
-
-def score_table(result: dict[str, Any]) -> pd.DataFrame:
-    """Per-image test scores, from which every metric can be recomputed: a row an image, float32.
-
-    Columns: image_id, patient_id; of each label ``score:``, ``truth:``, and, where they were fitted, ``call:`` and
-    ``probability:``; of retrieval ``rank:``.
-    """
-    columns = {
-        "image_id": result["test"]["image_id"].to_numpy(),
-        "patient_id": result["test"]["patient_id"].to_numpy(),
-    }
-    for k, name in enumerate(result["names"]):
-        columns[f"score:{name}"] = result["scores"][:, k]
-        columns[f"truth:{name}"] = result["truth"][:, k].astype(np.float32)
-        if not name.startswith("zero_shot:"):
-            columns[f"call:{name}"] = result["calls"][:, k]
-            columns[f"probability:{name}"] = result["probabilities"][:, k]
-    if result["ranks"] is not None:
-        columns |= {
-            f"rank:{name}": result["ranks"][:, j] for j, name in enumerate(zeroshot.DIRECTIONS)
-        }
-    return pd.DataFrame(columns)
-
-
-def save_scores(result: dict[str, Any], path: Path) -> None:
-    """Write ``score_table`` as Parquet."""
-    score_table(result).to_parquet(path, index=False, compression="zstd")
-
-
-def save(result: dict[str, Any], out: Path) -> list[str]:
-    """Write a result's scores and tables into the folder of its run; the names of the files."""
-    out.mkdir(parents=True, exist_ok=True)
-    save_scores(result, out / "scores.parquet")
-    for name, there in result["also"].items():
-        save_scores(there, out / f"scores@{name}.parquet")
-    tables = {name: result[name] for name in ("subgroups", "curve") if len(result[name])}
-    for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False)
-    return [
-        "scores.parquet",
-        *(f"scores@{name}.parquet" for name in result["also"]),
-        *(f"{n}.csv" for n in tables),
-    ]
+    tables = pd.concat(split)
+    refuse_leak(pretrained, tables, p.encoder)
+    subject = subject | {"trained_on": subject.get("institution")}
+    subject |= {key: prepared.info.get(key) for key in ("kind", "institution", "generator")}
+    return encoder, subject | {"data": Path(p.data).name, "patients": patients_hash(tables)}

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cxrstudy import narrative, study
+from cxrstudy import sources, study, text
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import protocol
 from cxrstudy.evaluate.metrics import auroc, bootstrap, interval, knn_auroc
@@ -61,11 +61,11 @@ def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
             data=out, folds=FOLDS, labels=labels, tasks=["findings"], resamples=20, **which
         )  # type: ignore[arg-type]
         found = protocol.run(p, prepared)
-        order = np.argsort(found["test"]["image_id"].to_numpy())
+        order = np.argsort(found.test["image_id"].to_numpy())
         return (
-            found["truth"][order],
-            found["scores"][order],
-            found["test"]["patient_id"].to_numpy()[order],
+            found.truth[order],
+            found.scores[order],
+            found.test["patient_id"].to_numpy()[order],
         )
 
     rows = []
@@ -106,10 +106,10 @@ def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
 
 def synthetic(source: str, variant: str, images: str) -> list[dict[str, Any]]:
     """Rows of a study on synthetic x-rays whose runs stand."""
-    table, _ = narrative.plan_table(source, variant)
+    table, _ = sources.plan_table(source, variant)
     if table.empty:
         raise SystemExit(
-            f"{source} {variant} has no results: {narrative.command(source)}, or see --help"
+            f"{source} {variant} has no results: {text.command(source)}, or see --help"
         )
     moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
     far = moved.groupby(["paradigm", "n_images"])["value"].min()

@@ -14,6 +14,7 @@ from cxrstudy.data.manifest import label_array
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import protocol
 from cxrstudy.evaluate.embeddings import read_embeddings
+from cxrstudy.evaluate.subjects import open_subject
 
 IDS = [f"im{k}" for k in range(6)]
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -182,10 +183,8 @@ def test_noise_beside_an_integer_label_does_not_tell_the_label(tmp_path):
         result = protocol.run(
             study.validated("classify", values | {"labels": ["cardiomegaly"]}), prepared
         )
-    assert result["info"]["features"] == 8
-    row = next(
-        m for m in result["metrics"] if (m["label"], m["metric"]) == ("cardiomegaly", "auroc")
-    )
+    assert result.info["features"] == 8
+    row = next(m for m in result.metrics if (m["label"], m["metric"]) == ("cardiomegaly", "auroc"))
     assert row["low"] < 0.6
 
 
@@ -253,7 +252,7 @@ def test_npz_of_other_arrays_and_files_of_another_kind_are_refused_with_the_way(
         with pytest.raises(ValueError, match=said):
             read_embeddings(tmp_path / "a.npz")
     pd.DataFrame({"image_id": IDS, **NUMBERED}).to_csv(tmp_path / "a.csv")
-    for call in (read_embeddings, lambda path: protocol.open_subject(str(path), 32, 0)):
+    for call in (read_embeddings, lambda path: open_subject(str(path), 32, 0)):
         with pytest.raises(
             ValueError, match=r"a\.csv.*only Parquet and npz.*to_parquet\('a\.parquet'\)"
         ):

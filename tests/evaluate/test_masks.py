@@ -13,7 +13,7 @@ from skimage.morphology import skeletonize
 from cxrstudy.data.images import Prepared
 from cxrstudy.evaluate import metrics
 from cxrstudy.evaluate.maps import load_masks
-from cxrstudy.evaluate.masks import cl_dice, dice, iou, pieces, skeletons, tip_error, tips
+from cxrstudy.evaluate.masks import cl_dice, dice, iou, num_components, skeletons, tip_error, tips
 
 many = settings(deadline=None, max_examples=60)
 METRICS = pytest.mark.parametrize("metric", [dice, iou, cl_dice])
@@ -56,7 +56,7 @@ def test_a_thin_line_of_a_large_file_stays_whole(tmp_path):
         mask[rows, columns + across] = True
     found = of_file(mask, tmp_path / "mask.png", 64)
     np.testing.assert_array_equal(found, mask.reshape(64, 32, 64, 32).any((1, 3)))
-    assert pieces(found) == 1
+    assert num_components(found) == 1
 
 
 @pytest.mark.parametrize("side", [40, 57, 95, 131])
@@ -137,9 +137,9 @@ def test_what_is_empty_is_said_and_not_averaged_in():
     for metric in (dice, iou, cl_dice):
         assert np.isnan(metric(empty, empty)).all()
         assert metric(empty, full).tolist() == metric(full, empty).tolist() == [0, 0]
-    assert np.isnan(pieces(empty, full)).all()
-    assert pieces(full, empty).tolist() == [1, 1]
-    assert pieces(empty, empty).tolist() == pieces(empty).tolist() == [0, 0]
+    assert np.isnan(num_components(empty, full)).all()
+    assert num_components(full, empty).tolist() == [1, 1]
+    assert num_components(empty, empty).tolist() == num_components(empty).tolist() == [0, 0]
     assert np.isnan(tip_error(empty, full)).all()
     assert np.isnan(tip_error(full, empty)).all()
     assert np.isnan(tip_error(full, np.full((2, 2), np.nan))).all()
@@ -201,14 +201,14 @@ def test_a_gap_costs_cl_dice_by_its_length_and_a_thicker_line_nothing():
     gap[20:30] = False
     assert cl_dice(thick, truth) > 0.93 > dice(thick, truth) + 0.3
     assert dice(gap, truth) == pytest.approx(cl_dice(gap, truth), abs=0.03)
-    assert pieces(gap, truth) == 1
-    assert pieces(truth, gap) == -1
+    assert num_components(gap, truth) == 1
+    assert num_components(truth, gap) == -1
 
 
 @many
 @given(p=blobs())
 def test_pieces_are_counted_across_corners(p):
-    for mask, found in zip(p, pieces(p), strict=True):
+    for mask, found in zip(p, num_components(p), strict=True):
         left, count = {tuple(px) for px in np.argwhere(mask)}, 0
         while left:
             count, edge = count + 1, [left.pop()]

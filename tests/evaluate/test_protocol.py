@@ -19,7 +19,8 @@ from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
 from cxrstudy.evaluate import cohort, protocol
 from cxrstudy.evaluate.calibration import reliability
 from cxrstudy.evaluate.features import covariates, encode, pool_tokens
-from cxrstudy.evaluate.protocol import LeakError
+from cxrstudy.evaluate.scores import save, save_scores, score_table, task_metrics
+from cxrstudy.evaluate.subjects import LeakError
 
 torch.set_num_threads(1)
 COMMON = ["cardiomegaly", "pleural_effusion", "picc", "chest_tube"]
@@ -106,8 +107,8 @@ def test_a_labelled_patient_who_was_pretrained_on_is_refused_with_encoder_and_pa
 def test_patients_who_are_not_judged_may_have_been_pretrained_on(prepared, tmp_path):
     folder = write_encoder(tmp_path / "run", [*of(prepared, "pretrain"), "a stranger"])
     result = run(prepared, encoder=str(folder))
-    assert result["subject"]["paradigm"] == "clip"
-    assert result["subject"]["n_images"] == 64
+    assert result.subject["paradigm"] == "clip"
+    assert result.subject["n_images"] == 64
     view = prepared.manifest.groupby("patient_id")["view"].agg(set)
     only_pa = [name for name in of(prepared, "train", "test") if view[name] == {"PA"}]
     folder = write_encoder(tmp_path / "other", only_pa)
@@ -132,7 +133,7 @@ def test_in_cross_fitting_only_patients_of_the_held_fold_matter(folded, tmp_path
         others = of(folded, *[fold for fold in FOLDS if fold != held])
         names.append(str(write_encoder(tmp_path / f"{held}", others, seed=k)))
     result = run(folded, encoder="", fold_encoders=names, folds=FOLDS, pooling="mean")
-    assert len(result["probes"]) == 4
+    assert len(result.fitted) == 4
     with pytest.raises(LeakError) as caught:
         run(folded, encoder="", fold_encoders=[names[1], *names[1:]], folds=FOLDS)
     assert names[1] in str(caught.value)
@@ -167,27 +168,27 @@ def test_a_patient_on_whom_the_probe_is_fitted_or_chosen_is_refused_as_a_test_pa
 def test_fixed_splits_score_the_test_rows_and_know_nothing_of_their_labels(prepared):
     result = run(prepared)
     test = prepared.manifest[prepared.manifest["split"] == "test"]
-    pd.testing.assert_frame_equal(result["test"].drop(columns="row"), test)
-    assert result["scores"].shape == result["truth"].shape == (len(test), 4)
-    np.testing.assert_array_equal(result["truth"], label_array(test, COMMON, truth=True))
+    pd.testing.assert_frame_equal(result.test.drop(columns="row"), test)
+    assert result.scores.shape == result.truth.shape == (len(test), 4)
+    np.testing.assert_array_equal(result.truth, label_array(test, COMMON, truth=True))
     other = run(flipped(prepared, "test", "pretrain"))
-    np.testing.assert_array_equal(other["scores"], result["scores"])
-    assert not np.array_equal(run(flipped(prepared, "train"))["scores"], result["scores"])
+    np.testing.assert_array_equal(other.scores, result.scores)
+    assert not np.array_equal(run(flipped(prepared, "train")).scores, result.scores)
 
 
 def test_cross_fitted_scores_cover_every_row_once_and_know_nothing_of_its_own_fold(folded):
     result = run(folded, folds=FOLDS)
-    assert sorted(result["test"]["row"]) == list(range(IMAGES))
-    assert list(result["test"]["image_id"]) == list(
-        folded.manifest["image_id"].iloc[result["test"]["row"]]
+    assert sorted(result.test["row"]) == list(range(IMAGES))
+    assert list(result.test["image_id"]) == list(
+        folded.manifest["image_id"].iloc[result.test["row"]]
     )
-    np.testing.assert_array_equal(result["truth"], label_array(result["test"], COMMON, truth=True))
+    np.testing.assert_array_equal(result.truth, label_array(result.test, COMMON, truth=True))
     for fold in ("fold0", "fold2"):
-        held = (result["test"]["split"] == fold).to_numpy()
+        held = (result.test["split"] == fold).to_numpy()
         other = run(flipped(folded, fold), folds=FOLDS)
-        np.testing.assert_array_equal(other["test"]["row"], result["test"]["row"])
-        np.testing.assert_array_equal(other["scores"][held], result["scores"][held])
-        assert not np.array_equal(other["scores"][~held], result["scores"][~held])
+        np.testing.assert_array_equal(other.test["row"], result.test["row"])
+        np.testing.assert_array_equal(other.scores[held], result.scores[held])
+        assert not np.array_equal(other.scores[~held], result.scores[~held])
 
 
 def test_each_fold_is_scored_by_its_own_encoder(folded, tmp_path):
@@ -197,11 +198,9 @@ def test_each_fold_is_scored_by_its_own_encoder(folded, tmp_path):
     whole = run(folded, encoder="", fold_encoders=names, folds=FOLDS, pooling="mean")
     for name, fold in zip(names[1:3], FOLDS[1:3], strict=True):
         alone = run(folded, encoder=name, folds=FOLDS, pooling="mean")
-        held = (whole["test"]["split"] == fold).to_numpy()
-        np.testing.assert_allclose(
-            whole["scores"][held], alone["scores"][held], rtol=1e-4, atol=1e-4
-        )
-        assert not np.allclose(whole["scores"][~held], alone["scores"][~held], rtol=1e-2)
+        held = (whole.test["split"] == fold).to_numpy()
+        np.testing.assert_allclose(whole.scores[held], alone.scores[held], rtol=1e-4, atol=1e-4)
+        assert not np.allclose(whole.scores[~held], alone.scores[~held], rtol=1e-2)
 
 
 def test_as_many_encoders_as_folds_are_asked_for(folded):
@@ -212,9 +211,9 @@ def test_as_many_encoders_as_folds_are_asked_for(folded):
 def test_within_judges_only_rows_that_meet_the_query(prepared):
     result = run(prepared, within="view == 'AP' and `truth:picc` == 0", labels=COMMON[:2])
     chosen = prepared.manifest.query("split == 'test' and view == 'AP' and `truth:picc` == 0")
-    assert list(result["test"]["image_id"]) == list(chosen["image_id"])
+    assert list(result.test["image_id"]) == list(chosen["image_id"])
     assert 0 < len(chosen) < (prepared.manifest["split"] == "test").sum()
-    assert result["subject"]["patients"] != run(prepared)["subject"]["patients"]
+    assert result.subject["patients"] != run(prepared).subject["patients"]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +252,8 @@ def test_without_labels_asked_for_all_of_the_vocabulary_that_have_both_classes_a
     result = run(Prepared(manifest, prepared.images, prepared.info), labels=[])
     array = label_array(manifest, LABELS, truth=True)
     both = (array == 1).any(0) & (array == 0).any(0)
-    assert result["names"] == [name for name, ok in zip(LABELS, both, strict=True) if ok]
-    assert "edema" not in result["names"]
+    assert result.names == [name for name, ok in zip(LABELS, both, strict=True) if ok]
+    assert "edema" not in result.names
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
@@ -269,9 +268,9 @@ subjects = pytest.mark.parametrize("name", ["pixels", "covariates", "random:cnn_
 
 
 def check_saved(result, path):
-    protocol.save_scores(result, path)
+    save_scores(result, path)
     kept = pd.read_parquet(path).sample(frac=1, random_state=0)
-    assert sorted(kept["image_id"]) == sorted(result["test"]["image_id"])
+    assert sorted(kept["image_id"]) == sorted(result.test["image_id"])
     scores, truth = (
         kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("score", "truth")
     )
@@ -279,11 +278,12 @@ def check_saved(result, path):
         kept[[f"{what}:{n}" for n in COMMON]].to_numpy(float) for what in ("call", "probability")
     )
     patients = kept["patient_id"].to_numpy()
-    again = protocol.score(
-        parameters(), COMMON, scores, truth, patients, calls=calls, probabilities=chances
+    how = {"resamples": parameters().resamples, "seed": parameters().seed}
+    again = task_metrics(
+        COMMON, scores, truth, patients, predictions=calls, probabilities=chances, **how
     )
     pd.testing.assert_frame_equal(
-        pd.DataFrame(again), pd.DataFrame(result["metrics"]), rtol=0, atol=1e-12
+        pd.DataFrame(again), pd.DataFrame(result.metrics), rtol=0, atol=1e-12
     )
 
 
@@ -299,17 +299,17 @@ def test_saved_scores_that_lie_close_give_the_metrics_back_exactly(prepared, tmp
 @subjects
 def test_metrics_are_scikit_learns_and_macro_is_their_mean(by_subject, name):
     result = by_subject[name]
-    table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])
+    table = pd.DataFrame(result.metrics).set_index(["task", "label", "metric"])
     for metric, reference in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
         for task, labels in (("findings", COMMON[:2]), ("lines_tubes", COMMON[2:])):
             values = []
             for label in labels:
                 k = COMMON.index(label)
-                values.append(reference(result["truth"][:, k], result["scores"][:, k]))
+                values.append(reference(result.truth[:, k], result.scores[:, k]))
                 row = table.loc[(task, label, metric)]
                 assert row["value"] == pytest.approx(values[-1])
                 assert row["low"] <= row["value"] <= row["high"]
-                assert row["positives"] == result["truth"][:, k].sum()
+                assert row["positives"] == result.truth[:, k].sum()
             assert table.loc[(task, "macro", metric), "value"] == pytest.approx(np.mean(values))
     tasks = table.reset_index().groupby("task")["label"].agg(set)
     assert tasks["findings"] - {"macro"} <= set(FINDINGS)
@@ -317,7 +317,7 @@ def test_metrics_are_scikit_learns_and_macro_is_their_mean(by_subject, name):
 
 
 def test_subjects_say_what_they_are_and_are_judged_on_the_same_patients(by_subject, prepared):
-    told = {name: result["subject"] for name, result in by_subject.items()}
+    told = {name: result.subject for name, result in by_subject.items()}
     judged = prepared.manifest[prepared.manifest["split"] != "pretrain"]
     for name, subject in told.items():
         assert subject["encoder"] == name
@@ -332,18 +332,18 @@ def test_subjects_say_what_they_are_and_are_judged_on_the_same_patients(by_subje
 
 
 def test_features_are_those_of_the_subject(by_subject, prepared):
-    features = {name: result["info"]["features"] for name, result in by_subject.items()}
+    features = {name: result.info["features"] for name, result in by_subject.items()}
     assert features == {"pixels": 32 * 32, "covariates": 5, "random:cnn_mini": 128 * (1 + 1 + 16)}
     result = by_subject["covariates"]
-    x = covariates(prepared.manifest)[result["test"]["row"]]
-    np.testing.assert_allclose(result["probes"][0].decision_function(x), result["scores"])
+    x = covariates(prepared.manifest)[result.test["row"]]
+    np.testing.assert_allclose(result.fitted[0].probe.decision_function(x), result.scores)
 
 
 def test_a_random_encoder_is_drawn_from_the_seed(prepared, by_subject):
     again, other = (run(prepared, encoder="random:cnn_mini", seed=seed) for seed in (0, 1))
-    np.testing.assert_array_equal(again["scores"], by_subject["random:cnn_mini"]["scores"])
-    assert not np.allclose(other["scores"], again["scores"])
-    assert other["subject"]["seed"] == 1
+    np.testing.assert_array_equal(again.scores, by_subject["random:cnn_mini"].scores)
+    assert not np.allclose(other.scores, again.scores)
+    assert other.subject["seed"] == 1
 
 
 def test_an_encoder_that_is_nowhere_is_refused_by_its_name(prepared):
@@ -358,7 +358,7 @@ def test_pixels_of_a_marked_label_are_found(prepared):
     images[mark == 1, :8, :8] = 255
     columns = {"truth:picc": mark, "truth:edema": rng.integers(0, 2, len(images)).astype(float)}
     marked = Prepared(prepared.manifest.assign(**columns), images, prepared.info)
-    table = pd.DataFrame(run(marked, labels=["edema", "picc"])["metrics"]).set_index(
+    table = pd.DataFrame(run(marked, labels=["edema", "picc"]).metrics).set_index(
         ["label", "metric"]
     )["value"]
     assert table["picc", "auroc"] > 0.99
@@ -445,8 +445,8 @@ def test_covariates_are_view_sex_and_age_and_need_none_of_them():
 
 
 # ---- malposition, laterality, subgroups ----------------------------------------------------------------------------
-def test_facts_of_drawn_images_are_the_institutions_truth(prepared):
-    told = cohort.facts(prepared, ["train", "test"])
+def test_metadata_of_drawn_images_are_the_institutions_truth(prepared):
+    told = cohort.row_metadata(prepared, ["train", "test"])
     truth = synthetic.describe(np.arange(IMAGES))
     inside = prepared.manifest["split"].isin(["train", "test"]).to_numpy()
     for k, name in enumerate(DEVICES):
@@ -468,7 +468,7 @@ def test_facts_of_drawn_images_are_the_institutions_truth(prepared):
         ), patient
 
 
-def test_facts_of_other_data_are_their_own_columns():
+def test_metadata_of_other_data_are_their_own_columns():
     table = pd.DataFrame(
         {
             "image_id": list("abcd"), "path": list("wxyz"), "patient_id": ["p", "p", "p", "q"],
@@ -476,7 +476,7 @@ def test_facts_of_other_data_are_their_own_columns():
             "side:edema": ["right", "left", "bilateral", None], "malposition:picc": [1, 0, None, 1],
         }
     )  # fmt: skip
-    told = cohort.facts(Prepared(table, np.zeros((4, 2, 2), np.uint8), {}), [])
+    told = cohort.row_metadata(Prepared(table, np.zeros((4, 2, 2), np.uint8), {}), [])
     assert told["exam"].tolist() == [1, 0, 1, 0]  # 9 comes before 10
     np.testing.assert_array_equal(told["right:edema"], [1, 0, np.nan, np.nan])
     np.testing.assert_array_equal(told["malposition:picc"], [1, 0, np.nan, 1])
@@ -486,7 +486,7 @@ def test_facts_of_other_data_are_their_own_columns():
 def test_another_generator_tells_no_malposition(prepared):
     other = Prepared(prepared.manifest, prepared.images, prepared.info | {"generator": "0"})
     with pytest.warns(UserWarning, match="another version of the generator"):
-        told = cohort.facts(other, ["test"])
+        told = cohort.row_metadata(other, ["test"])
     assert not any(column.startswith("malposition:") for column in told)
 
 
@@ -497,36 +497,36 @@ def test_malposition_and_laterality_are_judged_among_those_who_have_the_thing(
     result = run(
         prepared, labels=[], tasks=["findings", "lines_tubes", "malposition", "laterality"]
     )
-    extra = [name for name in result["names"] if ":" in name]
+    extra = [name for name in result.names if ":" in name]
     assert {name.split(":")[0] for name in extra} == {"malposition", "right"}
-    tasks = {row["label"]: row["task"] for row in result["metrics"]}
+    tasks = {row["label"]: row["task"] for row in result.metrics}
     for name in extra:
-        k, base = result["names"].index(name), result["names"].index(name.split(":")[1])
-        known = ~np.isnan(result["truth"][:, k])
-        assert (result["truth"][known, base] == 1).all() and known.any()
+        k, base = result.names.index(name), result.names.index(name.split(":")[1])
+        known = ~np.isnan(result.truth[:, k])
+        assert (result.truth[known, base] == 1).all() and known.any()
         assert (
             tasks[name] == {"malposition": "malposition", "right": "laterality"}[name.split(":")[0]]
         )
     plain = run(prepared, labels=[])
-    assert plain["names"] + extra == result["names"]
+    assert plain.names + extra == result.names
     np.testing.assert_allclose(
-        result["scores"][:, : len(plain["names"])], plain["scores"], rtol=1e-2, atol=1e-2
+        result.scores[:, : len(plain.names)], plain.scores, rtol=1e-2, atol=1e-2
     )
     monkeypatch.setattr(cohort, "LEAST", 1000)
-    assert run(prepared, tasks=["findings", "malposition"])["names"] == COMMON[:2]
+    assert run(prepared, tasks=["findings", "malposition"]).names == COMMON[:2]
     with pytest.raises(ValueError, match="tasks: nothing of"):
         run(prepared, tasks=["malposition"])
 
 
 def test_subgroups_are_the_rows_of_the_group_alone(prepared):
     result = run(prepared)
-    table = result["subgroups"].set_index(["by", "group", "label", "metric"])
-    assert set(result["subgroups"]["by"]) == {"view", "sex", "age", "scanner", "exam"}
-    here = (result["test"]["view"] == "AP").to_numpy()
+    table = result.subgroups.set_index(["by", "group", "label", "metric"])
+    assert set(result.subgroups["by"]) == {"view", "sex", "age", "scanner", "exam"}
+    here = (result.test["view"] == "AP").to_numpy()
     row = table.loc[("view", "AP", "picc", "auroc")]
     k = COMMON.index("picc")
     assert row["value"] == pytest.approx(
-        roc_auc_score(result["truth"][here, k], result["scores"][here, k])
+        roc_auc_score(result.truth[here, k], result.scores[here, k])
     )
     assert row["n"] == here.sum()
     ages = table.loc["age"].index.get_level_values("group")
@@ -537,36 +537,36 @@ def test_subgroups_are_the_rows_of_the_group_alone(prepared):
 def test_thresholds_and_probabilities_come_from_validation_alone(prepared):
     result = run(prepared)
     test_flipped = run(flipped(prepared, "test"))
-    for what in ("calls", "probabilities"):
-        np.testing.assert_array_equal(test_flipped[what], result[what])
+    np.testing.assert_array_equal(test_flipped.predictions, result.predictions)
+    np.testing.assert_array_equal(test_flipped.probabilities, result.probabilities)
     assert not np.array_equal(
-        run(flipped(prepared, "validation"))["probabilities"], result["probabilities"]
+        run(flipped(prepared, "validation")).probabilities, result.probabilities
     )
-    judge = result["judges"][0]
-    np.testing.assert_array_equal(result["calls"], result["scores"] >= judge.threshold)
+    judge = result.fitted[0]
+    np.testing.assert_array_equal(result.predictions, result.scores >= judge.threshold)
     for k in range(4):
-        order = np.argsort(result["scores"][:, k])
+        order = np.argsort(result.scores[:, k])
         slope = judge.sigmoid[k, 0]
-        assert (np.diff(result["probabilities"][order, k]) * np.sign(slope) >= 0).all()
+        assert (np.diff(result.probabilities[order, k]) * np.sign(slope) >= 0).all()
 
 
 def test_the_label_efficiency_curve_is_nested_and_ends_at_the_whole_probe(prepared):
     result = run(prepared, label_counts=[10, 0], label_seeds=2)
-    curve = result["curve"].set_index(["task", "patients", "seed"])["auroc"]
+    curve = result.curve.set_index(["task", "patients", "seed"])["auroc"]
     whole = len(of(prepared, "train"))
-    table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
+    table = pd.DataFrame(result.metrics).set_index(["task", "label", "metric"])["value"]
     for task in ("findings", "lines_tubes"):
         for seed in (0, 1):
             assert curve[task, whole, seed] == pytest.approx(
                 table[task, "macro", "auroc"], abs=1e-4
             )
     assert curve["findings", 10, 0] != curve["findings", 10, 1]
-    assert run(prepared)["curve"].empty
+    assert run(prepared).curve.empty
 
 
 def test_the_label_efficiency_curve_names_the_patients_that_it_used(prepared, folded):
     whole = len(of(prepared, "train"))
-    curve = run(prepared, label_counts=[5000, whole, 10, 0], label_seeds=1)["curve"]
+    curve = run(prepared, label_counts=[5000, whole, 10, 0], label_seeds=1).curve
     assert curve[curve["task"] == "findings"]["patients"].tolist() == [10, whole]  # each once
     sizes = [
         len(of(folded, *(f for f in FOLDS if f not in (held, after))))
@@ -574,8 +574,8 @@ def test_the_label_efficiency_curve_names_the_patients_that_it_used(prepared, fo
     ]
     assert len(set(sizes)) > 1
     result = run(folded, folds=FOLDS, label_counts=[20, 0], label_seeds=1)
-    curve = result["curve"].set_index(["task", "patients"])["auroc"]
-    table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
+    curve = result.curve.set_index(["task", "patients"])["auroc"]
+    table = pd.DataFrame(result.metrics).set_index(["task", "label", "metric"])["value"]
     assert set(curve["findings"].index) == {20, round(np.mean(sizes))}
     whole = curve["findings", round(np.mean(sizes))]
     assert whole == pytest.approx(table["findings", "macro", "auroc"], abs=1e-4)
@@ -590,10 +590,10 @@ def test_a_probe_of_shuffled_labels_sits_at_a_half_and_says_so(prepared):
     values, rows = [], []
     for seed in range(8):
         result = run(marked, labels=["picc"], shuffle_labels=True, seed=seed, strengths=[10.0])
-        values.append(result["metrics"][0]["value"])
-        rows.append(result["subject"])
+        values.append(result.metrics[0]["value"])
+        rows.append(result.subject)
     assert 0.35 < np.mean(values) < 0.65
-    assert run(marked, labels=["picc"], strengths=[10.0])["metrics"][0]["value"] > 0.99
+    assert run(marked, labels=["picc"], strengths=[10.0]).metrics[0]["value"] > 0.99
     assert rows[0]["paradigm"] == "control" and rows[0]["encoder"] == "shuffled labels, pixels"
 
 
@@ -602,14 +602,14 @@ def test_a_supervised_encoder_is_each_folds_own_and_never_meets_its_test_patient
     result = run(prepared, **settings_)
     other = run(flipped(prepared, "test", "validation"), **settings_)
     again = run(prepared, **settings_)
-    np.testing.assert_array_equal(again["scores"], result["scores"])
-    judges = [r["judges"][0].encoder.state_dict() for r in (result, other)]
+    np.testing.assert_array_equal(again.scores, result.scores)
+    judges = [r.fitted[0].encoder.state_dict() for r in (result, other)]
     assert all(torch.equal(judges[0][name], judges[1][name]) for name in judges[0])
     assert not np.allclose(
-        result["scores"], run(prepared, encoder="random:cnn_mini", pooling="mean")["scores"]
+        result.scores, run(prepared, encoder="random:cnn_mini", pooling="mean").scores
     )
-    assert (result["subject"]["paradigm"], result["subject"]["samples_seen"]) == ("control", 256)
-    folds = run(folded, folds=FOLDS, **settings_)["judges"]
+    assert (result.subject["paradigm"], result.subject["samples_seen"]) == ("control", 256)
+    folds = run(folded, folds=FOLDS, **settings_).fitted
     first, second = (judge.encoder.state_dict() for judge in folds[:2])
     assert not all(torch.equal(first[name], second[name]) for name in first)
 
@@ -622,7 +622,7 @@ def test_a_supervised_encoder_that_goes_on_from_another_minds_whom_that_one_knew
         run(prepared, encoder=f"supervised:{folder}", supervised_samples=64)
     folder = write_encoder(tmp_path / "other", of(prepared, "pretrain"))
     assert (
-        run(prepared, encoder=f"supervised:{folder}", supervised_samples=64)["subject"]["paradigm"]
+        run(prepared, encoder=f"supervised:{folder}", supervised_samples=64).subject["paradigm"]
         == "control"
     )
 
@@ -635,17 +635,17 @@ def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
         )
     )
     result = run(prepared, also=[str(out)], also_within="row >= 16")
-    there = result["also"]["public"]
-    assert list(there["test"]["row"]) == list(range(16, 80))
-    tasks = [row["task"] for row in result["metrics"]]
+    there = result.external["public"]
+    assert list(there.test["row"]) == list(range(16, 80))
+    tasks = [row["task"] for row in result.metrics]
     assert {"findings@public", "lines_tubes@public"} <= set(tasks)
-    np.testing.assert_array_equal(result["scores"], run(prepared)["scores"])
-    rows = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
+    np.testing.assert_array_equal(result.scores, run(prepared).scores)
+    rows = pd.DataFrame(result.metrics).set_index(["task", "label", "metric"])["value"]
     k = COMMON.index("cardiomegaly")
     assert rows["findings@public", "cardiomegaly", "auroc"] == pytest.approx(
-        roc_auc_score(there["truth"][:, k], there["scores"][:, k])
+        roc_auc_score(there.truth[:, k], there.scores[:, k])
     )
-    assert protocol.save(result, tmp_path / "run")[:2] == [
+    assert save(result, tmp_path / "run")[:2] == [
         "scores.parquet",
         "scores@public.parquet",
     ]
@@ -656,17 +656,15 @@ def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
         study.Data(n_images=80, size=32, institution="public-0", fractions=shares, out=str(late))
     )
     both = run(prepared, also=[str(out), str(late)])
-    assert [len(both["also"][name]["test"]) for name in ("public", "late")] == [
+    assert [len(both.external[name].test) for name in ("public", "late")] == [
         80,
         (halved.manifest["split"] == "test").sum(),
     ]
-    assert {"scores@public.parquet", "scores@late.parquet"} <= set(
-        protocol.save(both, tmp_path / "both")
-    )
+    assert {"scores@public.parquet", "scores@late.parquet"} <= set(save(both, tmp_path / "both"))
     with pytest.raises(ValueError, match="also: two folders of one name"):
         run(prepared, also=[str(out), str(out)])
     folder = write_encoder(
-        tmp_path / "leaky", [*of(prepared, "pretrain"), there["test"]["patient_id"].iloc[-1]]
+        tmp_path / "leaky", [*of(prepared, "pretrain"), there.test["patient_id"].iloc[-1]]
     )
     run(prepared, encoder=str(folder), pooling="mean")
     with pytest.raises(LeakError):
@@ -676,11 +674,11 @@ def test_the_same_probe_is_judged_on_another_data_set(prepared, tmp_path):
 
 
 def test_an_image_that_was_not_looked_at_cannot_be_scored(prepared):
-    x, _ = protocol.look(
+    x, _ = protocol.extract_features(
         parameters(), encoders.load_encoder("pixels"), None, prepared, np.arange(9), iter
     )
     with pytest.raises(ValueError, match="not finite in row 1"):
-        protocol._scores(run(prepared)["probes"][0], x, np.array([8, 9]))
+        run(prepared).fitted[0].predict(x, np.array([8, 9]))
 
 
 @pytest.mark.parametrize("name", ["cnn_mini", "davit_mini", "hybrid_mini"])
@@ -690,8 +688,8 @@ def test_a_text_side_changes_nothing_of_what_a_probe_sees(prepared, name, layers
     encoder, rows = encoders.load_encoder(f"random:{name}", size=32), np.arange(5)
     text = encoders.build_text(["a report"], encoder.channels)
     p = parameters(layers=layers, pooling="mean+grid2")
-    plain, none = protocol.look(p, encoder, None, prepared, rows, iter)
-    told, mean = protocol.look(p, encoder, text, prepared, rows, iter)
+    plain, none = protocol.extract_features(p, encoder, None, prepared, rows, iter)
+    told, mean = protocol.extract_features(p, encoder, text, prepared, rows, iter)
     np.testing.assert_array_equal(told, plain)
     assert none.shape == (IMAGES, 0)
     x = encoder.normalise(np.array(prepared.images[rows]))
@@ -701,14 +699,16 @@ def test_a_text_side_changes_nothing_of_what_a_probe_sees(prepared, name, layers
 def test_a_feature_of_one_patch_is_probed_beside_a_text_side(prepared):
     encoder = encoders.load_encoder("pixels")
     text = encoders.build_text(["a report"], encoder.channels)
-    found, mean = protocol.look(parameters(), encoder, text, prepared, np.arange(5), iter)
+    found, mean = protocol.extract_features(
+        parameters(), encoder, text, prepared, np.arange(5), iter
+    )
     np.testing.assert_array_equal(found[:5], mean[:5])
     assert found.shape == (IMAGES, 1024)
 
 
 def test_figures_of_a_result_say_what_they_show(by_subject):
     result = by_subject["pixels"]
-    scores = protocol.score_table(result)
+    scores = score_table(result)
     shown = plots.roc_and_pr(scores, COMMON)
     assert "pleural effusion, PICC line" in shown.alt and shown.markup.count("<img") == 1
     empty = scores.assign(**{"truth:picc": 0.0})
@@ -717,7 +717,7 @@ def test_figures_of_a_result_say_what_they_show(by_subject):
         name: reliability(scores[f"truth:{name}"], scores[f"probability:{name}"])
         for name in COMMON[:2]
     }
-    metrics = pd.DataFrame(result["metrics"]).set_index(["label", "metric"])["value"]
+    metrics = pd.DataFrame(result.metrics).set_index(["label", "metric"])["value"]
     assert f"cardiomegaly {metrics['cardiomegaly', 'ece']:.3f}" in plots.reliability(tables).alt
     curve = pd.DataFrame(
         {"task": "findings", "patients": [10, 10, 90], "seed": [0, 1, 0], "auroc": [0.5, 0.7, 0.8]}

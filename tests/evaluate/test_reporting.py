@@ -12,10 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cxrstudy import encoders, plots, study
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.sets import prepare_data
-from cxrstudy.evaluate import reporting, textscores
+from cxrstudy.evaluate import protocol, reporting, textscores
 from cxrstudy.evaluate.features import covariates
-from cxrstudy.evaluate.protocol import LeakError
-from cxrstudy.evaluate.reporting import Writer, encode_tokens, fit, train_tokenizer, validation_loss
+from cxrstudy.evaluate.language_model import open_model, train_tokenizer
+from cxrstudy.evaluate.report_generator import ReportGenerator, fit_generator, validation_loss
+from cxrstudy.evaluate.reporting import encode_tokens
+from cxrstudy.evaluate.subjects import LeakError
 from cxrstudy.weights import UnmatchedTensors
 
 torch.set_num_threads(1)
@@ -76,28 +78,30 @@ def features(clear):
         clear.manifest["report"].tolist()[:24],
     )
     torch.manual_seed(0)
-    return tokens, reports, Writer(parameters(), tokens, reports)
+    return tokens, reports, ReportGenerator(parameters(), tokens, reports)
 
 
 def scores(result):
     return pd.DataFrame(result["metrics"]).set_index(["label", "metric"])["value"]
 
 
-def by_hand(writer, one, p):
+def by_hand(generator, one, p):
     """Greedy decoding without `generate`."""
     said = []
     with torch.no_grad():
-        before = writer.prefix(torch.from_numpy(one[None]))
-        while len(said) < p.max_tokens and (not said or said[-1] != writer.end):
-            words = writer.language.get_input_embeddings()(torch.tensor([said], dtype=torch.long))
+        before = generator.prefix(torch.from_numpy(one[None]))
+        while len(said) < p.max_tokens and (not said or said[-1] != generator.end):
+            words = generator.language.get_input_embeddings()(
+                torch.tensor([said], dtype=torch.long)
+            )
             said.append(
                 int(
-                    writer.language(inputs_embeds=torch.cat([before, words], 1))
+                    generator.language(inputs_embeds=torch.cat([before, words], 1))
                     .logits[0, -1]
                     .argmax()
                 )
             )
-    return writer.tokenizer.decode(
+    return generator.tokenizer.decode(
         said, skip_special_tokens=True, clean_up_tokenization_spaces=False
     ).strip()
 
@@ -121,7 +125,7 @@ def test_what_an_image_shows_is_written_and_another_image_is_not_its_report(lear
 def test_the_control_is_what_the_decoder_writes_for_another_patients_image(learned, clear):
     reports, p = learned["reports"], parameters()
     other = textscores.other_patients(reports["patient_id"].to_numpy(), p.seed)
-    again = learned["writer"].write(
+    again = learned["generator"].generate(
         learned["tokens"][other], p
     )  # fed these images, it writes these very reports
     assert list(reports["other_patient"]) == again
@@ -156,7 +160,7 @@ def test_the_state_of_least_validation_loss_is_kept(prepared):
     assert result["info"]["best_step"] == checked.idxmin() + 1
     held = prepared.manifest[prepared.manifest["split"] == "validation"]
     tokens = encode_tokens(encoders.load_encoder("pixels"), prepared, held.index.to_numpy(), grid=8)
-    kept = validation_loss(result["writer"], (tokens, textscores.texts(held)))
+    kept = validation_loss(result["generator"], (tokens, textscores.texts(held)))
     assert kept == pytest.approx(checked.min(), rel=1e-5)
 
 
@@ -176,14 +180,16 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_do(features):
     tokens, reports, _ = features
     p = parameters(lr=1e20, clip=1e20, steps=20)
     with pytest.raises(FloatingPointError, match="lower lr"):
-        fit(Writer(p, tokens, reports), p, (tokens, reports), (tokens, reports))
+        fit_generator(ReportGenerator(p, tokens, reports), p, (tokens, reports), (tokens, reports))
 
 
 @pytest.mark.parametrize("changes", [{"steps": 1}, {"steps": 5, "warmup": 0.99}])
 def test_a_training_may_be_all_warm_up(features, changes):
     tokens, reports, _ = features
     p = parameters(**changes)
-    history = fit(Writer(p, tokens, reports), p, (tokens, reports), (tokens, reports))
+    history = fit_generator(
+        ReportGenerator(p, tokens, reports), p, (tokens, reports), (tokens, reports)
+    )
     np.testing.assert_allclose(history["lr"], p.lr * np.arange(1, p.steps + 1) / p.steps)
 
 
@@ -191,17 +197,17 @@ def test_a_training_may_be_all_warm_up(features, changes):
 @pytest.mark.parametrize("prompt", ["", "Describe the x-ray."])
 def test_reports_of_other_lengths_beside_it_change_no_reports_loss(features, prompt):
     tokens, reports, _ = features
-    writer = Writer(parameters(prompt=prompt), tokens, reports)
-    ids, x = writer.ids(reports), torch.from_numpy(tokens)
+    generator = ReportGenerator(parameters(prompt=prompt), tokens, reports)
+    ids, x = generator.ids(reports), torch.from_numpy(tokens)
     assert len({len(one) for one in ids}) > 1
     with torch.no_grad():
-        total, count = writer.loss(x, ids)
-        alone = [writer.loss(x[k : k + 1], [one])[0].item() for k, one in enumerate(ids)]
+        total, count = generator.loss(x, ids)
+        alone = [generator.loss(x[k : k + 1], [one])[0].item() for k, one in enumerate(ids)]
         one, said = x[:1], torch.tensor([ids[0]])
-        words = writer.language.get_input_embeddings()(said)
-        before = torch.cat([writer.prefix(one), words], 1)  # the chain rule, token by token
+        words = generator.language.get_input_embeddings()(said)
+        before = torch.cat([generator.prefix(one), words], 1)  # the chain rule, token by token
         steps = [
-            writer.language(inputs_embeds=before[:, : before.shape[1] - k]).logits[0, -1]
+            generator.language(inputs_embeds=before[:, : before.shape[1] - k]).logits[0, -1]
             for k in range(len(ids[0]), 0, -1)
         ]
         spelled = -sum(step.log_softmax(0)[i] for step, i in zip(steps, ids[0], strict=True))
@@ -212,18 +218,22 @@ def test_reports_of_other_lengths_beside_it_change_no_reports_loss(features, pro
 
 def test_the_prompt_stands_between_image_and_report(features):
     tokens, reports, _ = features
-    writer = Writer(parameters(prompt="Describe."), tokens, reports)
+    generator = ReportGenerator(parameters(prompt="Describe."), tokens, reports)
     prefix, words = (
-        writer.prefix(torch.from_numpy(tokens[:2])),
-        writer.language.get_input_embeddings(),
+        generator.prefix(torch.from_numpy(tokens[:2])),
+        generator.language.get_input_embeddings(),
     )
     said = torch.tensor(
-        [writer.tokenizer.bos_token_id, *writer.tokenizer("Describe.")["input_ids"]]
+        [generator.tokenizer.bos_token_id, *generator.tokenizer("Describe.")["input_ids"]]
     )
     assert prefix.shape == (2, tokens.shape[1] + len(said), 32)
     torch.testing.assert_close(prefix[1, tokens.shape[1] :], words(said))
-    seen = writer.projector((torch.from_numpy(tokens[:2]).float() - writer.mean) @ writer.axes)
-    torch.testing.assert_close(prefix[:, : tokens.shape[1]] - seen, writer.place.expand(2, -1, -1))
+    seen = generator.projector(
+        (torch.from_numpy(tokens[:2]).float() - generator.mean) @ generator.axes
+    )
+    torch.testing.assert_close(
+        prefix[:, : tokens.shape[1]] - seen, generator.position.expand(2, -1, -1)
+    )
 
 
 def test_features_are_turned_so_that_directions_differ_by_the_root_of_their_deviation():
@@ -231,8 +241,13 @@ def test_features_are_turned_so_that_directions_differ_by_the_root_of_their_devi
     deviation = 4.0 ** np.arange(2, -2, -1)
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     tokens = (rng.normal(size=(900, 6, 4)) * deviation @ turn + 7).astype(np.float32)
-    writer = Writer(parameters(), tokens, ["no finding"] * len(tokens))
-    seen = ((torch.from_numpy(tokens) - writer.mean) @ writer.axes).reshape(-1, 4).double().numpy()
+    generator = ReportGenerator(parameters(), tokens, ["no finding"] * len(tokens))
+    seen = (
+        ((torch.from_numpy(tokens) - generator.mean) @ generator.axes)
+        .reshape(-1, 4)
+        .double()
+        .numpy()
+    )
     spread = np.cov(seen.T)
     np.testing.assert_allclose(np.sqrt(np.diag(spread))[::-1][:2], deviation[:2] ** 0.5, rtol=0.05)
     np.testing.assert_allclose(spread - np.diag(np.diag(spread)), 0, atol=0.02 * spread.max())
@@ -242,34 +257,36 @@ def test_beams_find_likelier_reports_than_greed(features, clear):
     tokens, reports, _ = features
     p = parameters(steps=25, lr=0.02)
     torch.manual_seed(0)
-    writer = Writer(p, tokens, reports)
-    fit(writer, p, (tokens, reports), (tokens, reports))
-    greedy, beams = (writer.write(tokens, parameters(num_beams=count)) for count in (1, 4))
+    generator = ReportGenerator(p, tokens, reports)
+    fit_generator(generator, p, (tokens, reports), (tokens, reports))
+    greedy, beams = (generator.generate(tokens, parameters(num_beams=count)) for count in (1, 4))
     assert greedy != beams
-    assert validation_loss(writer, (tokens, beams)) < validation_loss(writer, (tokens, greedy))
+    assert validation_loss(generator, (tokens, beams)) < validation_loss(
+        generator, (tokens, greedy)
+    )
 
 
 def test_greedy_writes_the_likeliest_token_each_time_and_stops(learned):
-    writer, tokens, p = learned["writer"], learned["tokens"][:3], parameters()
-    assert writer.write(tokens, p) == [by_hand(writer, one, p) for one in tokens]
+    generator, tokens, p = learned["generator"], learned["tokens"][:3], parameters()
+    assert generator.generate(tokens, p) == [by_hand(generator, one, p) for one in tokens]
 
 
 @pytest.mark.filterwarnings(
     "ignore:Passing `"
 )  # that a guard looks at what is written alone: it is meant to
 def test_guards_against_repetition_and_length_hold(features, monkeypatch):
-    tokens, _, writer = features
-    decode, written = writer.tokenizer.batch_decode, []
+    tokens, _, generator = features
+    decode, written = generator.tokenizer.batch_decode, []
     monkeypatch.setattr(
-        writer.tokenizer,
+        generator.tokenizer,
         "batch_decode",
         lambda ids, **how: written.append(ids) or decode(ids, **how),
     )
     for guard in ({}, {"no_repeat": 2}, {"repetition_penalty": 5.0}):
-        assert len(writer.write(tokens, parameters(max_tokens=40, **guard))) == len(tokens)
-    plain, guarded, penal = ([[*ids, writer.end] for ids in some.tolist()] for some in written)
+        assert len(generator.generate(tokens, parameters(max_tokens=40, **guard))) == len(tokens)
+    plain, guarded, penal = ([[*ids, generator.end] for ids in some.tolist()] for some in written)
     plain, guarded, penal = (
-        [ids[: ids.index(writer.end)] for ids in some] for some in (plain, guarded, penal)
+        [ids[: ids.index(generator.end)] for ids in some] for some in (plain, guarded, penal)
     )
     pairs = [
         [list(zip(ids[:-1], ids[1:], strict=True)) for ids in some] for some in (plain, guarded)
@@ -284,12 +301,12 @@ def test_guards_against_repetition_and_length_hold(features, monkeypatch):
 
 
 def test_a_long_report_is_cut_and_has_no_end(features):
-    _, reports, writer = features
-    short = Writer(parameters(max_tokens=5), features[0], reports)
-    for cut, whole in zip(short.ids(reports), writer.ids(reports), strict=True):
+    _, reports, generator = features
+    short = ReportGenerator(parameters(max_tokens=5), features[0], reports)
+    for cut, whole in zip(short.ids(reports), generator.ids(reports), strict=True):
         assert cut == whole[:5]
-        assert whole[-1] == writer.end
-        assert writer.end not in whole[:-1]
+        assert whole[-1] == generator.end
+        assert generator.end not in whole[:-1]
 
 
 def test_a_report_that_just_fits_is_not_counted_as_cut(clear):
@@ -442,8 +459,8 @@ def test_parts_that_hold_nothing_are_refused(clear):
 def test_what_gives_no_patch_features_is_refused_by_its_name(clear, monkeypatch, kind):
     name = {"table": "vectors.parquet", "supervised": "supervised:cnn_mini"}[kind]
     encoder = object() if kind == "table" else encoders.load_encoder("random:cnn_mini", size=32)
-    monkeypatch.setattr(reporting.protocol, "open_subject", lambda *_: (encoder, {}, set()))
-    with pytest.raises(ValueError, match=f"'{name}' is no frozen encoder"):
+    monkeypatch.setattr(protocol, "open_subject", lambda *_: (encoder, {}, set()))
+    with pytest.raises(ValueError, match=f"'{name}' is not a frozen encoder"):
         reporting.run(parameters(encoder=name), clear)
 
 
@@ -488,10 +505,10 @@ def folder(tmp_path_factory):
 def test_only_adapters_and_projector_learn(clear, folder, rank):
     p = parameters(language_model=str(folder), lora_rank=rank, prompt="Report:", steps=20)
     result = reporting.run(p, clear)
-    writer, stored = result["writer"], load_file(folder / "model.safetensors")
+    generator, stored = result["generator"], load_file(folder / "model.safetensors")
     state = {
         name.replace("base_model.model.", "").replace("base_layer.", ""): v
-        for name, v in writer.language.state_dict().items()
+        for name, v in generator.language.state_dict().items()
     }
     for name, tensor in stored.items():
         assert torch.equal(state[name], tensor), name
@@ -501,17 +518,17 @@ def test_only_adapters_and_projector_learn(clear, folder, rank):
     )  # two matrices each for seven linear layers in two blocks
     assert all(min(v.shape) == rank for v in adapters.values())
     assert all(v.any() for name, v in adapters.items() if "lora_B" in name)  # these start at zero
-    learning = {name for name, v in writer.named_parameters() if v.requires_grad}
-    assert all(name.startswith(("projector.", "place")) or "lora_" in name for name in learning)
+    learning = {name for name, v in generator.named_parameters() if v.requires_grad}
+    assert all(name.startswith(("projector.", "position")) or "lora_" in name for name in learning)
     assert result["history"]["loss"].iloc[-1] < result["history"]["loss"].iloc[0]
     assert result["info"]["trained_parameters"] < result["info"]["parameters"]
     generated = result["reports"]["generated"]  # the folder's own settings have no say in it
-    assert list(generated[:3]) == [by_hand(writer, one, p) for one in result["tokens"][:3]]
+    assert list(generated[:3]) == [by_hand(generator, one, p) for one in result["tokens"][:3]]
 
 
 def test_a_model_is_found_by_its_name_below_weights(folder, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(folder.parent))
-    model, tokenizer = reporting.open_model("tiny-llm", 0)
+    model, tokenizer = open_model("tiny-llm", 0)
     assert len(tokenizer) == model.config.vocab_size
     assert not any(v.requires_grad for v in model.parameters())
 
@@ -539,7 +556,7 @@ def test_a_model_that_is_not_whole_says_what_to_fetch(folder, tmp_path, lost):
     with pytest.raises(
         encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"
     ):
-        reporting.open_model(str(tmp_path), 4)
+        open_model(str(tmp_path), 4)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 5000])
@@ -550,7 +567,7 @@ def test_a_model_file_that_was_cut_says_what_to_fetch(folder, tmp_path, kept):
     with pytest.raises(
         encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"
     ):
-        reporting.open_model(str(tmp_path), 4)
+        open_model(str(tmp_path), 4)
 
 
 @pytest.mark.parametrize("damage", ["lost", "misshapen"])
@@ -563,7 +580,7 @@ def test_a_tensor_that_is_not_there_is_never_drawn_at_random(folder, tmp_path, d
     )
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises((UnmatchedTensors, encoders.MissingWeights)) as caught:
-        reporting.open_model(str(tmp_path), 4)
+        open_model(str(tmp_path), 4)
     assert str(tmp_path) in str(caught.value)
     if damage == "lost":
         assert name in str(caught.value)
@@ -574,7 +591,7 @@ def test_a_tokenizer_that_knows_more_than_its_model_is_refused(folder, tmp_path)
         (tmp_path / file.name).write_bytes(file.read_bytes())
     train_tokenizer(CORPUS, 330).save_pretrained(tmp_path)
     with pytest.raises(UnmatchedTensors, match="320 words"):
-        reporting.open_model(str(tmp_path), 0)
+        open_model(str(tmp_path), 0)
 
 
 # ---- shown ---------------------------------------------------------------------------------------------------------

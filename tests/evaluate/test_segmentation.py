@@ -18,12 +18,12 @@ from cxrstudy.data.images import Prepared, read_image
 from cxrstudy.data.manifest import ManifestError
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.data.vocabulary import DEVICES
-from cxrstudy.evaluate import continuity, segmentation
+from cxrstudy.evaluate import continuity, decoder, segmentation
 from cxrstudy.evaluate import maps as stored
 from cxrstudy.evaluate import masks as measures
+from cxrstudy.evaluate.decoder import mask_loss
 from cxrstudy.evaluate.maps import feature_maps, load_masks
-from cxrstudy.evaluate.protocol import LeakError
-from cxrstudy.evaluate.segmentation import mask_loss
+from cxrstudy.evaluate.subjects import LeakError
 
 torch.set_num_threads(1)
 ETT, NGT = DEVICES.index("endotracheal_tube"), DEVICES.index("nasogastric_tube")
@@ -184,7 +184,7 @@ def test_no_more_than_a_chunk_is_held_in_memory(prepared, tmp_path, monkeypatch)
     np.testing.assert_array_equal(store.truth.masks, own(prepared, np.arange(18)).masks)
     maps = some_maps((16, 16, 16), n=512)
     tracemalloc.start()
-    segmentation.Decoder(maps, 1, 16)
+    decoder.Decoder(maps, 1, 16)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * maps[0].size / 2  # float64: of some chunks of 64, not of all 512
@@ -215,7 +215,9 @@ def test_mapped_maps_are_those_of_the_encoder_to_half_precision(prepared, tmp_pa
             of_seen, of_encoder, strict=True
         ):  # 11 bits: at most 2**-11 of a value is lost
             torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-5)
-    with pytest.raises(ValueError, match=r"layers=2, rows .* only 4 images are encoded, with layers=3"):
+    with pytest.raises(
+        ValueError, match=r"layers=2, rows .* only 4 images are encoded, with layers=3"
+    ):
         stored.maps_of(seen, prepared, rows, 2)
     with pytest.raises(ValueError, match="rows"):
         stored.maps_of(seen, prepared, np.array([9, 3]), 3)
@@ -248,7 +250,7 @@ def some_maps(*shapes, n=3):
 )
 def test_the_decoder_draws_at_the_masks_size_whatever_the_grids(shapes, size, doublings):
     maps = some_maps(*shapes)
-    head = segmentation.Decoder(maps, 5, size)
+    head = decoder.Decoder(maps, 5, size)
     assert head([torch.from_numpy(m).float() for m in maps]).shape == (3, 5, size, size)
     assert head.doublings == doublings
     assert sum(w.numel() for w in head.parameters()) < 300_000
@@ -257,7 +259,7 @@ def test_the_decoder_draws_at_the_masks_size_whatever_the_grids(shapes, size, do
 def test_a_constant_channel_does_no_harm():
     maps = some_maps((4, 8, 8))
     maps[0][:, 1] = 2.0
-    head = segmentation.Decoder(maps, 1, 8)
+    head = decoder.Decoder(maps, 1, 8)
     out = head([torch.from_numpy(maps[0]).float()])
     assert torch.isfinite(out).all()
 
@@ -285,13 +287,13 @@ def test_thresholds_are_judged_by_the_dice_of_all_pixels(prepared, tmp_path):
     encoder = encoders.load_encoder("random:cnn_mini", size=64)
     store = store_of(encoder, prepared, np.arange(70), 3, tmp_path)
     store.truth.known[5, ETT] = False
-    head = segmentation.Decoder(store.maps, 2, 64)
+    head = decoder.Decoder(store.maps, 2, 64)
     nn.init.normal_(head.out.weight)
-    found = segmentation.pooled_dice(head, store, [ETT, NGT])
+    found = decoder.pooled_dice(head, store, [ETT, NGT])
     known, truth = store.truth.known[:, [ETT, NGT]], store.truth.masks[:, [ETT, NGT]]
     for k in (0, 3, 20):
-        level = np.full(2, (k + 1) / segmentation.BINS)
-        drawn = segmentation.predict(head, level, store, np.arange(70))
+        level = np.full(2, (k + 1) / decoder.BINS)
+        drawn = decoder.predict(head, level, store, np.arange(70))
         for d in (0, 1):
             p, t = drawn[known[:, d], d], truth[known[:, d], d]
             assert found[k, d] == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()))
@@ -361,8 +363,8 @@ def test_controls_run(prepared, encoder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"encoder": "covariates"}, "'covariates' is no frozen encoder"),
-        ({"encoder": "supervised:cnn_mini"}, "'supervised:cnn_mini' is no frozen encoder"),
+        ({"encoder": "covariates"}, "'covariates' is not a frozen encoder"),
+        ({"encoder": "supervised:cnn_mini"}, "'supervised:cnn_mini' is not a frozen encoder"),
         ({"devices": ["stent"]}, "devices: no training image shows 'stent'"),
         ({"test": ["tset"]}, r"no image with masks in splits \['tset'\]"),
         ({"within": "age > 200"}, "no row"),
@@ -376,7 +378,7 @@ def test_what_cannot_be_run_is_refused_by_name(prepared, changes, said):
 def test_a_table_of_embeddings_is_refused_by_its_name(prepared, tmp_path):
     table = pd.DataFrame({"image_id": prepared.manifest["image_id"], "e0": 0.5, "e1": 0.25})
     table.to_parquet(tmp_path / "mine.parquet")
-    with pytest.raises(ValueError, match=r"mine.parquet' is no frozen encoder"):
+    with pytest.raises(ValueError, match=r"mine.parquet' is not a frozen encoder"):
         run(prepared, encoder=str(tmp_path / "mine.parquet"))
 
 
@@ -399,8 +401,9 @@ def test_scores_are_the_mask_metrics_of_what_was_drawn(prepared, result):
         np.testing.assert_array_equal(case["truth"], truth.masks[0, k])
         p, t = case["predicted"], case["truth"]
         assert row["image_id"] == prepared.manifest["image_id"].iloc[case["row"]]
-        for name in ("dice", "iou", "cl_dice", "pieces"):
+        for name in ("dice", "iou", "cl_dice"):
             assert row[name] == pytest.approx(getattr(measures, name)(p, t), nan_ok=True)
+        assert row["pieces"] == pytest.approx(measures.num_components(p, t), nan_ok=True)
         for name, mask in (("tip_error_mm", p), ("tip_floor_mm", t)):
             expected = measures.tip_error(mask, truth.tips[0, k], truth.spacing[0])
             assert row[name] == pytest.approx(expected, nan_ok=True)

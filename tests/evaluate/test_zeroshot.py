@@ -12,6 +12,7 @@ from cxrstudy.data.images import Prepared
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import protocol, zeroshot
 from cxrstudy.evaluate.metrics import auroc
+from cxrstudy.evaluate.scores import save_scores
 
 torch.set_num_threads(1)
 quick = settings(deadline=None, max_examples=30)
@@ -84,17 +85,19 @@ def test_images_without_a_report_are_in_no_gallery_and_the_others_are_ranked_wit
     reports = [f"report {k}" for k in range(n)]
     reports[3], reports[7] = None, " "
     test = pd.DataFrame({"row": np.arange(n), "report": reports})
-    found = zeroshot.look(text, images, None, test, names, ["retrieval", "zero_shot"])
+    found = zeroshot.text_scores(text, images, None, test, names, ["retrieval", "zero_shot"])
     told = np.array([k not in (3, 7) for k in range(n)])
-    assert found["shots"].shape == (n, 1)
+    assert found["zero_shot_scores"].shape == (n, 1)
     assert np.isnan(found["ranks"][~told]).all()
-    alone = zeroshot.look(text, images[told], None, test[told], names, ["retrieval"])["ranks"]
+    alone = zeroshot.text_scores(text, images[told], None, test[told], names, ["retrieval"])[
+        "ranks"
+    ]
     np.testing.assert_array_equal(found["ranks"][told], alone)
     patients = np.arange(n) // 2
     rows = zeroshot.recall(found["ranks"], patients, resamples=20)
     assert rows == zeroshot.recall(alone, patients[told], resamples=20) and rows[0]["n"] == n - 2
     for table in (test.drop(columns="report"), test.assign(report=None)):
-        found = zeroshot.look(text, images, None, table, names, ["retrieval"])["ranks"]
+        found = zeroshot.text_scores(text, images, None, table, names, ["retrieval"])["ranks"]
         assert found.shape == (n, 2) and np.isnan(found).all()
         assert zeroshot.recall(found, patients, resamples=20) == []
 
@@ -120,27 +123,25 @@ def test_in_cross_fitting_a_fold_without_reports_costs_the_others_nothing(tmp_pa
         "classify", values | {"tasks": ["findings", "retrieval"], "labels": ["cardiomegaly"]}
     )
     result = protocol.run(p, Prepared(manifest, prepared.images, prepared.info))
-    np.testing.assert_array_equal(np.isnan(result["ranks"]).all(1), result["test"]["split"] == "a")
-    assert (
-        next(row["n"] for row in result["metrics"] if row["task"] == "retrieval") == (~silent).sum()
-    )
+    np.testing.assert_array_equal(np.isnan(result.ranks).all(1), result.test["split"] == "a")
+    assert next(row["n"] for row in result.metrics if row["task"] == "retrieval") == (~silent).sum()
     result = protocol.run(p, Prepared(manifest.assign(report=None), prepared.images, prepared.info))
-    assert result["ranks"] is None and {row["task"] for row in result["metrics"]} == {"findings"}
+    assert result.ranks is None and {row["task"] for row in result.metrics} == {"findings"}
 
 
 def test_label_scores_do_not_depend_on_the_order_of_prompts_and_turn_with_their_sides(text):
     images, names = unit(0, 9, text.shape["dim"]), ["edema", "picc", "pleural_effusion"]
     present, absent = zeroshot.PRESENT, zeroshot.ABSENT
-    scores = zeroshot.label_scores(text, images, names)
+    scores = zeroshot.zero_shot_scores(text, images, names)
     assert scores.shape == (9, 3) and (np.abs(scores) <= 2).all() and np.ptp(scores) > 1e-3
-    moved = zeroshot.label_scores(
+    moved = zeroshot.zero_shot_scores(
         text, images, names, present=present[::-1], absent=absent[2:] + absent[:2]
     )
     np.testing.assert_allclose(moved, scores, atol=1e-6)
-    turned = zeroshot.label_scores(text, images, names, present=absent, absent=present)
+    turned = zeroshot.zero_shot_scores(text, images, names, present=absent, absent=present)
     np.testing.assert_allclose(turned, -scores, atol=1e-6)
     np.testing.assert_allclose(
-        zeroshot.label_scores(text, images, names[::-1])[:, ::-1], scores, atol=1e-6
+        zeroshot.zero_shot_scores(text, images, names[::-1])[:, ::-1], scores, atol=1e-6
     )
 
 
@@ -150,9 +151,9 @@ def test_only_encoders_with_a_text_tower_have_one(tmp_path, text):
     encoders.save_encoder(
         encoder, tmp_path / "both", encoders.build_text(["a report"], encoder.channels)
     )
-    assert zeroshot.text_side(str(tmp_path / "plain"), encoder) is None
-    assert zeroshot.text_side("random:cnn_mini", encoder) is None
-    text = zeroshot.text_side(str(tmp_path / "both"), encoder)
+    assert zeroshot.open_text_tower(str(tmp_path / "plain"), encoder) is None
+    assert zeroshot.open_text_tower("random:cnn_mini", encoder) is None
+    text = zeroshot.open_text_tower(str(tmp_path / "both"), encoder)
     assert text.embed_text(torch.zeros(1, 96, dtype=int)).shape == (1, 128)
 
 
@@ -166,19 +167,19 @@ def test_a_shipped_clip_encoder_knows_findings_unlabelled_and_its_scores_are_kep
         {"encoder": "book/recorded/bases/clip-hybrid", "resamples": 40, "strengths": [1.0]},
     )
     result = protocol.run(p, prepared)
-    table = pd.DataFrame(result["metrics"]).set_index(["task", "label", "metric"])["value"]
+    table = pd.DataFrame(result.metrics).set_index(["task", "label", "metric"])["value"]
     assert table["zero_shot", "zero_shot:pleural_effusion", "auroc"] > 0.75
     assert not {"f1", "ece"} & set(table["zero_shot"].index.get_level_values("metric"))
-    chance = 10 / result["test"]["report"].nunique()
+    chance = 10 / result.test["report"].nunique()
     assert table["retrieval", "image_to_text", "recall@10"] > 2 * chance
-    protocol.save_scores(result, tmp_path / "scores.parquet")
+    save_scores(result, tmp_path / "scores.parquet")
     kept = pd.read_parquet(tmp_path / "scores.parquet")
     ranks = kept[["rank:image_to_text", "rank:text_to_image"]].to_numpy()
     again = zeroshot.recall(ranks, kept["patient_id"].to_numpy(), resamples=40)
-    assert again == [row for row in result["metrics"] if row["task"] == "retrieval"]
+    assert again == [row for row in result.metrics if row["task"] == "retrieval"]
     cells = [kept[[f"{what}:zero_shot:edema"]].to_numpy(float) for what in ("truth", "score")]
     assert auroc(*cells)[0] == table["zero_shot", "zero_shot:edema", "auroc"]
     alone = protocol.run(p.model_copy(update={"tasks": ["findings"]}), prepared)
     np.testing.assert_allclose(
-        alone["scores"], result["scores"][:, : len(alone["names"])], rtol=1e-3, atol=1e-3
+        alone.scores, result.scores[:, : len(alone.names)], rtol=1e-3, atol=1e-3
     )
