@@ -15,6 +15,7 @@ from cxrstudy.data.manifest import (
     nested_subset,
     patients_hash,
     read_manifest,
+    usable,
     validate,
     write_manifest,
 )
@@ -339,3 +340,20 @@ def test_the_order_in_which_splits_are_named_plays_no_part():
     other = assign_splits(manifest, fractions={"a": 0.2, "test": 0.3, "train": 0.5})
     assert one["split"].tolist() == other["split"].tolist()
     assert set(one["split"]) == {"train", "test", "a"}
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "wanted"),
+    [
+        ("dinov2", [True] * 5),
+        ("clip", [True, False, False, False, False]),
+        ("clip+labels", [True, False, False, False, False]),
+        ("unicl", [True, False, True, True, False]),  # one label present, all absent, one unknown
+    ],
+)
+def test_images_that_a_paradigm_can_use_have_a_report_or_a_prompt(paradigm, wanted):
+    labels = {"label:edema": [np.nan, np.nan, 1, 0, 0], "label:picc": [np.nan] * 3 + [0, np.nan]}
+    manifest = table("abcde", report=["Edema.", " ", None, "", "\n"], **labels)
+    assert usable(manifest, paradigm).tolist() == wanted
+    bare = manifest.drop(columns=["report", *labels])
+    assert usable(bare, paradigm).tolist() == [paradigm == "dinov2"] * 5
