@@ -156,7 +156,12 @@ def table_html() -> str:
         columnDefs=[_column(k, name) for k, name in enumerate(COLUMNS)],
         layout={"topStart": "buttons", "topEnd": "search", "bottomStart": "info"},
         buttons=[
-            {"extend": "csvHtml5", "text": "CSV of the matching rows", "title": "results-shown"},
+            {
+                "extend": "csvHtml5",
+                "text": "CSV of the matching rows",
+                "title": "results-shown",
+                "exportOptions": {"orthogonal": "export"},  # numbers, not their texts
+            },
             {"text": "Clear the filters", "action": itables.JavascriptFunction(clear)},
         ],
         language={"search": "Find", "info": "_START_ to _END_ of _TOTAL_ rows"},

@@ -1,15 +1,18 @@
 """The page Explore: its files, its data, its figure and table in a real browser from disk."""
 
 import importlib.metadata
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 from conftest import ROOT, Walk
 from made_ladders import base, judge, ladder
+from nbformat.v4 import new_markdown_cell, new_notebook
 from pages import (
     CONTRAST,
     DESKTOP,
@@ -258,9 +261,8 @@ def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path
         ]
         assert len(shown) == len(own)  # labels too few to evaluate have no value, and come last
         known = sorted(own["value"].dropna(), reverse=True)
-        values = pd.to_numeric(shown["value"], errors="coerce")
-        assert values.tolist()[: len(known)] == pytest.approx(known, abs=1e-4)
-        assert values.iloc[len(known) :].isna().all()
+        assert shown["value"].tolist()[: len(known)] == pytest.approx(known, abs=1e-4)
+        assert shown["value"].iloc[len(known) :].isna().all()
 
         link = page.locator("#explore-rows tbody a").first.get_attribute("href")
         assert link == f"runs/smoke/classify-{name}.html"
@@ -276,14 +278,20 @@ def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page alone, of the recorded study and made runs."""
     top = tmp_path_factory.mktemp("explore")
-    source = scaffold(top, "root: explore\nchapters:\n  - file: method")
+    page = "runs/mini/classify-clip-n200-s0-bbbbbb"
+    source = scaffold(top, f"root: explore\nchapters:\n  - file: method\n  - file: {page}")
     (source / "method.md").write_text("# Method\n")
     bundles = {name: path for path, name in builder._bundles()}
     shutil.copy(bundles["plotly.min.js"], source / "assets")
     sources = ["recorded:study-cpu", "mini"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXRSTUDY_RUNS", str(top / "runs"))
-        plan([base(), *ladder("clip", {200: 1.0, 1000: 1.3}, seeds=2, jitter=0.1)])
+        folders = [base(), *ladder("clip", {200: 1.0, 1000: 1.3}, seeds=2, jitter=0.1)]
+        plan(folders)
+        notebook = new_notebook(cells=[new_markdown_cell("# A run")])
+        nbformat.write(notebook, folders[1] / "notebook.ipynb")
+        (source / page).parent.mkdir(parents=True)
+        shutil.copy(folders[1] / "notebook.ipynb", source / f"{page}.ipynb")
         explorer.write(source / "assets", sources)
         words = ("-k", "python3", "--no-progress-bar", "-y", json.dumps({"presets": sources}))
         call(
@@ -390,6 +398,9 @@ def test_hover_click_means_and_sources(visit):
     assert "Run on this machine: preset mini" in caption.text_content()
     assert "seeds 0, 1." in caption.text_content()
     assert len(marks(page)) == 2
+    page.select_option("#explore-points", "each run")
+    page.mouse.click(*place(page, "clip-n200-s0"))
+    page.wait_for_url("**/runs/mini/classify-clip-n200-s0-bbbbbb.html")
 
 
 @slow
@@ -437,6 +448,9 @@ def test_the_table_turns_pages_sorts_and_filters(visit):
     sizes = page.locator(f"#explore-rows tbody td:nth-child({k})").all_text_contents()
     assert [int(size.replace(",", "")) for size in sizes] == [200, 200, 1000, 1000, 20000]
     assert page.locator("thead th[aria-sort]").count() == 1
+    shown = pd.read_csv(io.BytesIO(saved(page, ".buttons-csv")))
+    assert shown["subset size"].tolist() == [200, 200, 1000, 1000, 20000]
+    assert shown["value"].between(0.5, 1).all() and set(shown["task"]) == {"findings"}
     page.fill("#explore-table input[type='search']", "no such run")
     assert page.locator("#explore-rows tbody").text_content() == "No matching records found"
     page.get_by_text("Clear the filters").click()

@@ -44,16 +44,20 @@
     return select.value;
   }
   function mean(own) { // of runs of one size; its bar is from the lowest to the highest seed
-    const [values, seeds] = ["value", "seed"].map((name) => pick(own, name));
-    return { ...own[0], value: values.reduce((sum, v) => sum + v, 0) / own.length, low: Math.min(...values), high: Math.max(...values),
-      run: own[0].run.replace(/s\d+-[0-9a-f]+$/, ""), page: "", seed: seeds.join(", "), seeds: own.length };
+    const values = pick(own, "value"), ends = own.length > 1 ? [Math.min(...values), Math.max(...values)] : [null, null];
+    return { ...own[0], value: values.reduce((sum, v) => sum + v, 0) / own.length, low: ends[0], high: ends[1], page: "",
+      run: own[0].run.replace(/s\d+-[0-9a-f]+$/, ""), seed: pick(own, "seed").join(", "), seeds: own.length };
   }
-  const told = (row) => [`${row.run}: ${row.curve}, ${row.seeds > 1 ? "mean of seeds" : "seed"} ${row.seed}`,
-    `${whole(row.n_images)} images, ${whole(row.samples_seen)} samples seen`,
-    `${row.metric} ${four(row.value)}${row.low === null ? "" : row.seeds ? `, seeds from ${four(row.low)} to ${four(row.high)}`
-      : `, 95% interval ${four(row.low)} to ${four(row.high)}`}`,
-    [["n", "test images"], ["n_patients", "patients"], ["positives", "positive labels"]].filter(([name]) => row[name] !== null)
-      .map(([name, what]) => `${whole(row[name])} ${what}`).join(", ")];
+  function told(row) {
+    const ends = row.low === null ? "" : `, ${row.seeds ? "seeds from" : "95% interval"} ${four(row.low)} to ${four(row.high)}`;
+    const counts = { n: "test images", n_patients: "patients", positives: "positive labels" };
+    return [
+      `${row.run}: ${row.curve}, ${row.seeds > 1 ? "mean of seeds" : "seed"} ${row.seed}`,
+      `${whole(row.n_images)} images, ${whole(row.samples_seen)} samples seen`,
+      `${row.metric} ${four(row.value)}${ends}`,
+      Object.keys(counts).filter((name) => row[name] !== null).map((name) => `${whole(row[name])} ${counts[name]}`).join(", "),
+    ];
+  }
   const hover = (points) => ({ customdata: points.map((row) => marks.push(row) - 1), hovertemplate: "%{text}<extra></extra>",
     text: points.map((row) => told(row).join("<br>")), y: pick(points, "value") });
 
@@ -62,7 +66,8 @@
     const line = bySize.map(mean), groups = node("points").value === "each run" ? bySize : line.map((row) => [row]);
     const points = groups.flat(), [color, symbol, dash] = styles[own[0].paradigm] || ["#666666", "circle", "solid"];
     const x = groups.flatMap((part) => part.map((row, k) => row.n_images * Math.exp(0.05 * (aside + k - (part.length - 1) / 2))));
-    const ends = { array: points.map((row) => row.high - row.value), arrayminus: points.map((row) => row.value - row.low) };
+    const ends = { array: points.map((row) => (row.high ?? row.value) - row.value),
+      arrayminus: points.map((row) => row.value - (row.low ?? row.value)) };
     return [
       { x: pick(line, "n_images"), y: pick(line, "value"), mode: "lines", line: { color, dash, width: 1.4 }, legendgroup: name,
         hoverinfo: "skip", showlegend: false },
