@@ -7,6 +7,7 @@ only that) and built by Jupyter Book into ``_build/html``. Nothing is fetched fr
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,8 @@ BUNDLES = (  # package, file, name in assets
 )
 
 
-class PageError(RuntimeError):
-    """A page could not be run; the message has the end of its log."""
+class BuildError(RuntimeError):
+    """A page could not be run, or the book not be built; the message says why."""
 
 
 def build(out: str | Path = "", *, pdf: bool = False, cores: int = 0) -> int:
@@ -49,55 +50,40 @@ def build(out: str | Path = "", *, pdf: bool = False, cores: int = 0) -> int:
     for name, fault in sources.left_out().items():
         said = " ".join(fault.split())
         print(f"left out of the book: {recorded.name_of(name)}: {said}", file=sys.stderr)
+    html = top / "_build" / "html"
+    before = (html / "index.html").stat().st_mtime_ns if (html / "index.html").is_file() else 0
     n = len(sources.every())
     print(f"building the book from {n} preset{'s' * (n != 1)}; a minute or two", flush=True)
     try:
-        assemble(top, cores or os.cpu_count() or 1)
-    except PageError as error:
-        print(f"a page could not be computed: {error}", file=sys.stderr)
+        run_snakemake(top, assemble(top), cores or os.cpu_count() or 1)
+    except BuildError as error:
+        print(error, file=sys.stderr)
         return 1
-    html = top / "_build" / "html"
-    command = [sys.executable, "-m", "jupyter_book", "build", str(top / "src")]
-    command += ["--path-output", str(top), "-W", "-n", "--keep-going"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    write_text(top / "build.log", said)
-    if done.returncode or not (html / "index.html").is_file():
-        lines = [line for line in said.splitlines() if "WARNING" in line or "ERROR" in line]
-        print("\n".join(lines[:20]) or said[-2000:], file=sys.stderr)
-        print(f"the book could not be built; the whole log: {top / 'build.log'}", file=sys.stderr)
-        return 1
-    print(f"the book: {html / 'index.html'}")
+    same = before == (html / "index.html").stat().st_mtime_ns
+    print(f"the book{' is up to date' if same else ''}: {html / 'index.html'}")
     if pdf:
         path = printer.print_book(html, top / "src" / "_toc.yml", top / "book.pdf")
         print(f"its chapters on paper: {path}")
     return 0
 
 
-def assemble(top: Path, cores: int) -> None:
-    """Gather the book's source in ``top/src``: static files, run pages, run notebooks, contents.
+def assemble(top: Path) -> dict[str, Any]:
+    """Gather in ``top/src`` what is not run: static files, run notebooks, written pages, contents.
 
-    Raises:
-        PageError: a page that could not be run.
+    Returns:
+        The plan that book/Snakefile reads.
     """
     book, source = study.root() / "book", top / "src"
     pages = page_plan()
-    run_pages(top, pages, cores)
-    keep = {source / f"{name}.ipynb" for name in pages}
-    keep |= {_copy(path, source / path.relative_to(book)) for path in _static(book)}
-    keep |= {_copy(path, source / "assets" / name) for path, name in _bundles()}
-    keep |= set(_explored(source / "assets"))
+    frame = [_copy(path, source / path.relative_to(book)) for path in _static(book)]
+    frame += [_copy(path, source / "assets" / name) for path, name in _bundles()]
+    keep = {*frame, *_explored(source / "assets")}
     toc = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
     chapters = {part["caption"]: part["chapters"] for part in toc["parts"]}
     for name in reversed(sources.studies()):
         part = "The results" if name.startswith(recorded.RECORDED) else "This machine"
         chapters[part].insert(0, {"file": page_of(name)})
+    about = [yaml.safe_dump(toc), *(_facts(path) for path in frame if path.suffix != ".md")]
     entry = next(c for c in chapters["This machine"] if c["file"] == "runs")
     notebooks, text = bookpages.runs()
     for page, path, title in notebooks:
@@ -111,9 +97,22 @@ def assemble(top: Path, cores: int) -> None:
     for name, content in written.items():
         write_changed(source / name, content)
         keep.add(source / name)
+    made = {source / f"{name}.ipynb" for name in pages}
     for path in source.rglob("*"):  # pages of runs that are gone
-        if path.is_file() and path not in keep and "__pycache__" not in path.parts:
+        if path.is_file() and path not in keep | made and "__pycache__" not in path.parts:
             path.unlink()
+    return {
+        "root": str(study.root()),
+        "code": sorted(str(path) for path in Path(__file__).parent.glob("*.py")),
+        "pages": pages,
+        "sources": sorted(str(path) for path in keep),
+        "frame": study.digest(about, 16),
+    }
+
+
+def _facts(path: Path) -> str:
+    facts = path.stat()
+    return f"{path.name} {facts.st_mtime_ns} {facts.st_size}"
 
 
 def page_plan() -> dict[str, dict[str, Any]]:
@@ -147,15 +146,12 @@ def page_of(source: str) -> str:
     return f"results-{source.replace(':', '-')}"
 
 
-def run_pages(top: Path, pages: dict[str, dict[str, Any]], cores: int) -> None:
-    """Run the pages that are older than what they read, as Snakemake sees it.
+def run_snakemake(top: Path, plan: dict[str, Any], cores: int) -> None:
+    """Run the pages and the build that are older than what they read, as Snakemake sees it.
 
     Raises:
-        PageError: a page that could not be run.
+        BuildError: a page or the book could not be made; the message has the end of its log.
     """
-    top.mkdir(parents=True, exist_ok=True)
-    code = sorted(str(path) for path in Path(__file__).parent.glob("*.py"))
-    plan = {"root": str(study.root()), "code": code, "pages": pages}
     write_changed(top / "pages.json", json.dumps(plan, indent=1))
     command = [sys.executable, "-m", "snakemake", "-s", str(study.root() / "book" / "Snakefile")]
     command += ["--directory", str(top), "--config", "plan=pages.json", "--nolock", "--keep-going"]
@@ -165,12 +161,19 @@ def run_pages(top: Path, pages: dict[str, dict[str, Any]], cores: int) -> None:
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | threads | places, check=False
     )
-    write_text(top / "pages.log", done.stdout + done.stderr)
-    if done.returncode:
-        failed = [name for name in pages if not (top / "src" / f"{name}.ipynb").is_file()]
-        logs = [top / "pages" / f"{name}.log" for name in failed]
+    text = done.stdout + done.stderr
+    write_text(top / "pages.log", text)
+    if not done.returncode:
+        return
+    failed = re.findall(r"^    output: src/(.+)\.ipynb$", text.partition("Error in rule")[2], re.M)
+    if failed:
+        logs = [top / "pages" / f"{name}.log" for name in dict.fromkeys(failed)]
         ends = [path.read_text(errors="replace")[-1500:] for path in logs if path.is_file()]
-        raise PageError(f"{', '.join(failed) or 'see'} {top / 'pages.log'}\n" + "\n".join(ends))
+        raise BuildError("\n".join([f"a page could not be computed: {', '.join(failed)}", *ends]))
+    log = top / "build.log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else [text[-2000:]]
+    wrong = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-20:]
+    raise BuildError("\n".join([*wrong[:20], f"the book could not be built; the whole log: {log}"]))
 
 
 # ---- static files --------------------------------------------------------------------------------
