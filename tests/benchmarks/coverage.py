@@ -32,7 +32,7 @@ import pandas as pd
 from scipy import stats
 
 from cxrstudy.evaluate.metrics import auroc, interval
-from cxrstudy.scaling import ladders, public
+from cxrstudy.scaling import ladders
 from cxrstudy.scaling.fit import ScalingFit, fit_scaling
 from cxrstudy.scaling.resample import draw_runs, refit, resample_ladders
 
@@ -257,9 +257,9 @@ def main() -> None:
     parser.add_argument("--out", default="", help="another file than the one in book/recorded")
     asked = parser.parse_args()
     if asked.what == "public":
-        public.laws(asked.root).round(5).to_csv(
-            asked.out or RECORDED / "public_laws.csv", index=False
-        )
+        from public_laws import laws  # beside this file
+
+        laws(asked.root).round(5).to_csv(asked.out or RECORDED / "public_laws.csv", index=False)
         return
     if asked.what == "speed":
         with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,15 @@
-"""Our fits of scaling data that others published, beside what they published of it.
+"""Fit scaling data that others published, and put the fits beside what they published.
 
-- Chinchilla (Hoffmann et al. 2022): 245 runs read off a figure by Epoch AI, who fitted the joint law again without the
-  five highest losses (Besiroglu et al. 2024, arXiv 2404.10102; their repository epoch-research/analyzing-chinchilla).
-- OpenCLIP (Cherti et al. 2023, arXiv 2212.07143, sections 4.1 and 4.2): zero-shot error against total compute, a power
-  law E = beta C^alpha on the Pareto frontier. As in their figures.ipynb (LAION-AI/scaling-laws-openclip), the frontier
-  of their own models is the least error in each of five bins of log compute, placed at the bin's middle; of OpenAI's
-  CLIP it is the three models there are. Their exponents have two decimals; four predictions follow from the same law.
+- Chinchilla (Hoffmann et al. 2022): 245 runs that Epoch AI read off a figure. Epoch AI fitted the
+  joint law again without the five highest losses (Besiroglu et al. 2024, arXiv 2404.10102; their
+  repository is epoch-research/analyzing-chinchilla).
+- OpenCLIP (Cherti et al. 2023, arXiv 2212.07143, sections 4.1 and 4.2): zero-shot error against
+  total compute, a power law E = beta C^alpha on the Pareto frontier. As in their figures.ipynb
+  (LAION-AI/scaling-laws-openclip), the frontier of their own models is the least error in each of
+  five bins of log compute, at the bin's middle. The frontier of OpenAI's CLIP is its three models.
+  Their exponents have two decimals. Four predictions follow from the same law.
 
-The tables themselves belong to their authors and are not part of this project.
+The tables belong to their authors and are not part of this project.
 """
 
 from pathlib import Path
@@ -35,19 +37,19 @@ COLUMNS = ["data", "quantity", "ours", "low", "high", "published", "difference",
 
 
 def laws(root: str | Path) -> pd.DataFrame:
-    """One row a published estimate: data, quantity, ours (with its 95% interval where the fit has one), published,
-    difference, points and source. ``root`` is the folder of the published tables; FileNotFoundError where it lacks one.
+    """Return one row a published estimate, in ``COLUMNS``; its interval where the fit has one.
+
+    Raises:
+        FileNotFoundError: a table that ``root``, the folder of the published tables, lacks.
     """
     rows = pd.concat([_chinchilla(Path(root)), _openclip(Path(root))], ignore_index=True)
     return rows.assign(difference=rows["ours"] - rows["published"])[COLUMNS]
 
 
 def frontier(compute: Floats, error: Floats, bins: int = 5) -> tuple[Floats, Floats]:
-    """The least error in each of ``bins`` equal bins of log10 compute that hold a model, and the middles of these."""
+    """Return the middles of equal bins of log10 compute with a model, and the least error there."""
     log = np.log10(compute)
-    edges = np.linspace(
-        log.min(), log.max() + 0.1, bins + 1
-    )  # 0.1: theirs, so that the last one lies inside
+    edges = np.linspace(log.min(), log.max() + 0.1, bins + 1)  # 0.1 as theirs: the last is inside
     place = np.digitize(log, edges) - 1
     held = np.unique(place)
     return 10 ** ((edges[held] + edges[held + 1]) / 2), np.array(
@@ -72,11 +74,11 @@ def _chinchilla(root: Path) -> pd.DataFrame:
 
 
 def _openclip(root: Path) -> pd.DataFrame:
-    judged = pd.read_csv(root / "laion_zeroshot_results.csv")
+    evaluated = pd.read_csv(root / "laion_zeroshot_results.csv")
     cost = pd.read_csv(root / "laion_arch_info.csv").set_index("model")["gmacs"]
     rows = []
     for dataset, (metric, *published) in EXPONENTS.items():
-        of = judged[judged["downstream_dataset"] == dataset]
+        of = evaluated[evaluated["downstream_dataset"] == dataset]
         by_openai = of["upstream_dataset"] == "CLIP-WIT"
         for who, rest, exponent in zip(
             ("OpenCLIP", "CLIP"), (of[~by_openai], of[by_openai]), published, strict=True
@@ -114,6 +116,6 @@ def _openclip(root: Path) -> pd.DataFrame:
 
 
 def _power(compute: Floats, error: Floats) -> ScalingFit:
-    """A line through log error and log compute: noise in proportion to the curve, of 2% or what the residuals show."""
+    """Fit a power law with noise in proportion to the curve: 2%, or what the residuals show."""
     first = fit_scaling(compute, error, sigma=0.02 * error, form="power")
     return fit_scaling(compute, error, sigma=0.02 * first.predict(compute), form="power")
