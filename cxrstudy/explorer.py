@@ -132,7 +132,7 @@ def figure_html(names: list[str]) -> str:
         '<script src="_static/plotly.min.js"></script>'
         "<noscript><style>#explore-figure, #explore-rows_fallback { display: none; }</style>"
         f"<p>Choosing what is shown needs JavaScript. This figure does not.</p>{still}</noscript>"
-        f'<div id="explore-figure" class="explore"><form class="explore-form">{fields}</form>'
+        f'<div id="explore-figure" class="explorer"><form class="explore-form">{fields}</form>'
         f'<figure><p id="explore-heading"></p>{plot}<div id="explore-reading">'
         '<label for="explore-run">Run</label><select id="explore-run"></select>'
         '<p id="explore-detail" role="status"></p><a id="explore-open"></a></div>'
@@ -174,7 +174,7 @@ def table_html() -> str:
         f'<a href="_static/{name}" download>as {kind}</a>' for kind, name in FILES.items()
     )
     return (
-        '<div id="explore-table" class="explore"><noscript><p>Sorting and filtering need '
+        '<div id="explore-table" class="explorer"><noscript><p>Sorting and filtering need '
         f"JavaScript. The files below do not.</p></noscript>{table}</div><p>The whole table, with "
         f"all digits and the hardware and code of every row: download it {links}.</p>"
         f'<script src="_static/{SCRIPT}"></script><script src="_static/{TABLES}"></script>'

@@ -472,7 +472,7 @@ def test_the_page_fits_can_be_read_and_has_no_serious_fault(visit, size, scheme)
     assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]
     for selector in (
         "#explore-detail",
-        ".explore label",
+        ".explorer label",
         "#explore-caption",
         "#explore-plot .xtick text",
         "#explore-plot .legendtext",
