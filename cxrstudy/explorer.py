@@ -164,8 +164,14 @@ def table_html() -> str:
             },
             {"text": "Clear the filters", "action": itables.JavascriptFunction(clear)},
         ],
-        language={"search": "Find", "info": "_START_ to _END_ of _TOTAL_ rows"},
+        language={
+            "search": "Find",
+            "info": "_START_ to _END_ of _TOTAL_ rows",
+            "infoEmpty": "0 rows",
+            "infoFiltered": "(filtered from _MAX_)",
+        },
         pageLength=25,
+        text_in_header_can_be_selected=False,  # a click on a heading sorts
         autoWidth=False,  # else every cell is measured
         **rows,
     )

@@ -16,6 +16,7 @@
   new MutationObserver(shade).observe(page, { attributeFilter: ["data-theme"] });
   shade();
   const last = (sign) => (a, b) => (a === null) - (b === null) || sign * (a - b); // rows without a value
+  node("rows_fallback").remove(); // itables' table for pages without scripts: it has no rows here
   window.exploreRows = (done) => {
     Object.assign(window.$.fn.dataTable.ext.type.order, { "measured-asc": last(1), "measured-desc": last(-1) });
     done({ data: all });
