@@ -44,8 +44,8 @@ def best_threshold(y: ArrayLike, s: ArrayLike) -> Floats:
 def fit_platt(y: ArrayLike, s: ArrayLike, steps: int = 50) -> Floats:
     """Return slope and intercept (L,2) of the sigmoid from scores (N,L) to probabilities.
 
-    Newton's method on the log loss against Platt's smoothed targets (n+ + 1)/(n+ + 2) and 1/(n- + 2),
-    which keep the fit finite where scores separate the classes. The slope is 0 where scores are
+    Newton's method on the log loss against Platt's smoothed targets (n+ + 1)/(n+ + 2) and 1/(n- +
+    2), which keep the fit finite where scores separate the classes. The slope is 0 where scores are
     constant. Unknown labels (NaN) are ignored.
     """
     y, s = np.asarray(y, dtype=np.float64), np.asarray(s, dtype=np.float64)
@@ -94,12 +94,13 @@ def threshold_metrics(
     resamples: int,
     seed: int = 0,
 ) -> dict[str, tuple[Floats, Floats]]:
-    """Return F1, sensitivity, specificity, PPV and ECE: (values (L,), resamples (resamples,L)) each.
+    """Return F1, sensitivity, specificity, PPV and ECE, each as values (L,) and resamples (R,L).
 
     The resamples are those of `metrics.bootstrap`. A value is NaN where it is not defined (F1 and
-    sensitivity: no positive; specificity: no negative; PPV: no positive prediction). Resampling adds
-    noise to every bin, and ECE takes its absolute value: so the resamples of ECE are shifted to have
-    the value as their mean. Otherwise the interval would be above the value.
+    sensitivity: no positive; specificity: no negative; PPV: no positive prediction). Resampling
+        adds
+    noise to every bin, and ECE takes its absolute value: so the resamples of ECE are shifted to
+    have the value as their mean. Otherwise the interval would be above the value.
 
     Args:
         y: Labels (N,L) in {0, 1, NaN}.

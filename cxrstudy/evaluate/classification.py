@@ -1,4 +1,4 @@
-"""Linear probes on frozen features (multi-label logistic regression), and metrics by label and task."""
+"""Linear probes (logistic regression) on frozen features; metrics by label, task and subgroup."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ AGES = (0, 40, 60, 80, 131)  # limits of the age bands, in years
 PREFIXED = {"malposition": "malposition", "right": "laterality", "zero_shot": "zero_shot"}
 
 
-# ---- probes ----------------------------------------------------------------------------------------
+# ---- probes --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Probe:
     """A fitted probe of L labels on D features, in the units of the given features."""
@@ -53,11 +53,13 @@ class Probe:
 def fit_probe(
     x: Input, y: Input, *, strengths: Sequence[float], x_val: Input, y_val: Input
 ) -> Probe:
-    """Fit all labels at all L2 penalties (see `logistic`); keep the best validation AUROC per label.
+    """Fit all labels at all L2 penalties (see `logistic`) and keep the best one per label.
 
-    At equal AUROC the larger penalty is taken. A label whose validation images are of one class gets
-    the median penalty, with one warning that names all such labels. A label whose training images are
-    of one class gets a constant decision and strength NaN.
+    The best has the largest validation AUROC.
+
+    At equal AUROC the larger penalty is taken. A label whose validation images are of one class
+    gets the median penalty, with one warning that names all such labels. A label whose training
+    images are of one class gets a constant decision and strength NaN.
 
     Args:
         x: Training features (N,D), NumPy or torch.
@@ -67,8 +69,8 @@ def fit_probe(
         y_val: Validation labels (M,L).
 
     Raises:
-        ValueError: Shapes do not match, a feature is not finite (the message names the row), ``y`` is
-            outside {0, 1, NaN}, or ``strengths`` is empty or not positive.
+        ValueError: Shapes do not match, a feature is not finite (the message names the row), ``y``
+            is outside {0, 1, NaN}, or ``strengths`` is empty or not positive.
     """
     path = np.asarray(strengths, dtype=np.float64).ravel()
     if not path.size or not (np.isfinite(path) & (path > 0)).all():
@@ -167,7 +169,7 @@ def _labels(y: Input, name: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return known, torch.nan_to_num(labels)
 
 
-# ---- metrics ---------------------------------------------------------------------------------------
+# ---- metrics -------------------------------------------------------------------------------------
 def evaluate(
     scores: ArrayLike,
     y: ArrayLike,
@@ -182,9 +184,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Return AUROC and AUPRC with 95% patient-bootstrap intervals, by label and as macro average.
 
-    The label "macro" is the mean over the labels that have a value. Its interval is that of the mean
-    within each resample, its n the images known for any of these labels, its positives their sum. Its
-    note says how many labels were left out. An interval without width becomes an exact one
+    The label "macro" is the mean over the labels that have a value. Its interval is that of the
+    mean within each resample, its n the images known for any of these labels, its positives their
+    sum. Its note says how many labels were left out. An interval without width becomes an exact one
     (`small_samples`). The macro interval is then the mean of its labels' ends.
 
     Args:
@@ -192,14 +194,15 @@ def evaluate(
         y: Labels (N,L) in {0, 1, NaN}.
         groups: Patient (N,) of each image.
         names: The L labels.
-        predictions: Predicted labels (N,L). With ``probabilities`` they add `threshold_metrics` and,
-            for every metric, ``METRIC_weighted``: the macro average weighted by each label's positives.
+        predictions: Predicted labels (N,L). With ``probabilities`` they add `threshold_metrics`
+            and, for every metric, ``METRIC_weighted``: the macro average weighted by each label's
+            positives.
         probabilities: Predicted probabilities (N,L).
         notes: Reason by label why a label cannot have a value.
 
     Returns:
-        Dicts of label, metric, value, low, high, n, positives, n_patients and, if any, note. A label
-        that is too small to evaluate, or has a note, has value NaN and that note.
+        Dicts of label, metric, value, low, high, n, positives, n_patients and, if any, note. A
+        label that is too small to evaluate, or has a note, has value NaN and that note.
     """
     truth, s = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 2 or truth.shape != s.shape or truth.shape[1] != len(names):
@@ -270,12 +273,12 @@ def _independent_patients(
     }
 
 
-# ---- labels and tasks ------------------------------------------------------------------------------
+# ---- labels and tasks ----------------------------------------------------------------------------
 def task_of(name: str) -> str:
     """Return the task of a label.
 
-    It is given by the prefix (``malposition:picc``). Without one it is lines_tubes for a device of the
-    vocabulary, and findings for all others, including a data set's own labels.
+    It is given by the prefix (``malposition:picc``). Without one it is lines_tubes for a device of
+    the vocabulary, and findings for all others, including a data set's own labels.
     """
     prefix = name.split(":")[0] if ":" in name else ""
     return PREFIXED.get(prefix, "lines_tubes" if name in DEVICES else "findings")
@@ -287,13 +290,13 @@ def is_recorded(name: str) -> bool:
 
 
 def by_task(names: Sequence[str]) -> dict[str, list[int]]:
-    """Return the indices of the labels of each task that has any, findings and lines_tubes first."""
+    """Return the label indices of each task that has any, findings and lines_tubes first."""
     tasks = ["findings", "lines_tubes", *PREFIXED.values()]
     found = {task: [k for k, name in enumerate(names) if task_of(name) == task] for task in tasks}
     return {task: indices for task, indices in found.items() if indices}
 
 
-# ---- subgroups -------------------------------------------------------------------------------------
+# ---- subgroups -----------------------------------------------------------------------------------
 def subgroups(
     test: pd.DataFrame,
     metadata: pd.DataFrame,
@@ -314,8 +317,9 @@ def subgroups(
         notes: Reason by label why a label cannot have a value.
 
     Returns:
-        Columns ``by`` and ``group``, and those of metric rows. ``exam`` is "first" or "later" in the
-        order of a patient's exams. A label that is too small in a group has a row without a value.
+        Columns ``by`` and ``group``, and those of metric rows. ``exam`` is "first" or "later" in
+        the order of a patient's exams. A label that is too small in a group has a row without a
+        value.
     """
     known = metadata.loc[test["row"]]
     groups = {"view": test.get("view"), "sex": test.get("sex"), "scanner": known.get("scanner")}

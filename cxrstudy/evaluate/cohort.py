@@ -24,7 +24,7 @@ NO_LABELS = (
 NO_TEXT, NO_REPORTS = "the encoder has no text tower", "no test image has a report"
 
 
-# ---- rows ------------------------------------------------------------------------------------------
+# ---- rows ----------------------------------------------------------------------------------------
 class Split(NamedTuple):
     """Rows of a manifest, with their row numbers in a column ``row``."""
 
@@ -117,7 +117,7 @@ def _fold_splits(p: study.Classify) -> list[tuple[list[str], list[str], list[str
     ]
 
 
-# ---- labels ----------------------------------------------------------------------------------------
+# ---- labels --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Cohort:
     """The rows and labels of an evaluation.
@@ -161,8 +161,8 @@ class Cohort:
     def counts(self, name: str) -> list[tuple[int, int]]:
         """Return (positives, negatives) of a label among training, validation and test images.
 
-        In cross-fitting, training and validation counts are the smallest of any fold, and test counts
-        are those of all folds.
+        In cross-fitting, training and validation counts are the smallest of any fold, and test
+        counts are those of all folds.
         """
         found = np.array(
             [
@@ -199,11 +199,13 @@ def needed() -> str:
 def build_cohort(p: study.Classify, prepared: Prepared) -> Cohort:
     """Return the cohort that ``p`` describes.
 
-    Without ``p.labels``, every label of the data set that has both classes is probed. Data without any
-    label, or with none of ``p.tasks``, give a cohort without names: reports can still be retrieved.
+    Without ``p.labels``, every label of the data set that has both classes is probed. Data without
+    any label, or with none of ``p.tasks``, give a cohort without names: reports can still be
+    retrieved.
 
     Raises:
-        ValueError: Labels were expected and nothing can be evaluated. The message counts each label.
+        ValueError: Labels were expected and nothing can be evaluated. The message counts each
+            label.
     """
     metadata = row_metadata(prepared, p.folds or [*p.train, *p.validation, *p.test])
     table = select_rows(prepared, p.within, source=p.data, metadata=metadata)
@@ -236,7 +238,7 @@ def _has_both_classes(table: pd.DataFrame, name: str) -> bool:
 
 
 def _add_derived_labels(p: study.Classify, cohort: Cohort, recorded: list[str]) -> None:
-    """Add malposition of devices and side of findings to a cohort, or exclude them with a reason."""
+    """Add malposition of devices and side of findings, or exclude them with a reason."""
     derived = [
         *(f"malposition:{name}" for name in recorded if name in DEVICES),
         *(f"right:{name}" for name in recorded if name in FINDINGS),
@@ -262,8 +264,8 @@ def _has_report(table: pd.DataFrame) -> pd.Series:
 def external_cohort(p: study.Classify, folder: str, names: list[str]) -> Cohort:
     """Return the test rows of another data set, to be evaluated on ``names``.
 
-    These are the rows of its splits ``p.test``, or all rows if it has none of them. The cohort has no
-    names if the data set records none of them.
+    These are the rows of its splits ``p.test``, or all rows if it has none of them. The cohort has
+    no names if the data set records none of them.
     """
     prepared = open_prepared(study.resolve(folder))
     table = select_rows(prepared)
@@ -278,7 +280,7 @@ def external_cohort(p: study.Classify, folder: str, names: list[str]) -> Cohort:
     return Cohort(prepared, metadata, [split], known)
 
 
-# ---- what was not evaluated ------------------------------------------------------------------------
+# ---- what was not evaluated ----------------------------------------------------------------------
 def not_evaluated(
     p: study.Classify, cohort: Cohort, metrics: Sequence[dict[str, Any]], *, has_text: bool
 ) -> dict[str, str]:
@@ -309,7 +311,7 @@ def not_evaluated(
 
 
 def excluded_rows(cohort: Cohort) -> list[dict[str, Any]]:
-    """Return metric rows without a value for the excluded labels: number of test images, and why."""
+    """Return metric rows without a value for the excluded labels: counts, and the reason."""
     rows, test = [], cohort.test
     for name, note in cohort.excluded.items():
         label = cohort.targets(test, [name])[:, 0]
@@ -321,14 +323,15 @@ def excluded_rows(cohort: Cohort) -> list[dict[str, Any]]:
     return rows
 
 
-# ---- metadata --------------------------------------------------------------------------------------
+# ---- metadata ------------------------------------------------------------------------------------
 def row_metadata(prepared: Prepared, splits: list[str]) -> pd.DataFrame:
     """Return what is known of each image beside its labels, a row an image; NaN outside ``splits``.
 
     Columns: ``malposition:DEVICE`` (1 or 0; NaN without the device), ``right:FINDING`` (1 right, 0
-    left; NaN where neither alone), ``scanner``, and ``exam``: the index of the patient's exam in the
-    order of exam ids, from 0. The first three come from the manifest's columns ``malposition:``,
-    ``side:`` and ``scanner``. For synthetic images they are the truth of the generator.
+    left; NaN where neither alone), ``scanner``, and ``exam``: the index of the patient's exam in
+    the order of exam ids, from 0. The first three come from the manifest's columns
+    ``malposition:``, ``side:`` and ``scanner``. For synthetic images they are the truth of the
+    generator.
     """
     table = prepared.manifest
     columns = {"exam": _exam_index(table)}

@@ -1,4 +1,4 @@
-"""Do an encoder's patches hold together along a tube? (The paper's picture of continuity, with a number beside it.)"""
+"""Continuity: how much the patches along a tube resemble the patch at its tip."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,24 +20,27 @@ from cxrstudy.progress import Progress
 
 
 def similarity(maps: Sequence[Tensor], tip: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cosine similarity of the patch at a tip (column, row in px of an image of ``size``) to every patch: (h,w) for
-    each map (1,C,h,w)."""
+    """Return the cosine similarity (h,w) of every patch to the one at a tip, a map (1,C,h,w) each.
+
+    Args:
+        tip: Column and row in px of an image of ``size``.
+    """
     out = []
-    for found in maps:
-        flat = functional.normalize(found[0].double(), dim=0)
+    for one in maps:
+        flat = functional.normalize(one[0].double(), dim=0)  # (C,h,w)
         row, column = _patch(tip, size, flat.shape[1])
         out.append(torch.einsum("chw,c->hw", flat, flat[:, row, column]).cpu().numpy())
     return out
 
 
 def _patch(tip: np.ndarray, size: int, side: int) -> tuple[int, int]:
-    """Row and column of the patch that holds a tip (column, row)."""
+    """Return row and column of the patch that contains a tip (column, row)."""
     column, row = np.minimum((np.asarray(tip) + 0.5) / size * side, side - 1).astype(int).tolist()
     return row, column
 
 
 def _nearness(tip: np.ndarray, size: int, side: int) -> np.ndarray:
-    """How near each patch (side,side) is to that of the tip: 0, or below."""
+    """Return minus the distance of each patch (side,side) to that of the tip."""
     row, column = _patch(tip, size, side)
     return -np.hypot(*np.ogrid[-row : side - row, -column : side - column])
 
@@ -53,18 +56,61 @@ def continuity(
     seed: int = 0,
     progress: Progress = iter,
 ) -> dict[str, Any]:
-    """Do patches along a tube resemble each other? For every tube of the rows whose tip lies in the image, by layer:
-    the AUROC with which the cosine similarity to the patch at the tip tells other patches that hold some of the tube
-    from those that hold none. (The paper shows such maps of chest tubes; the number beside them is ours.)
+    """Measure by layer whether patches along a tube resemble the patch at its tip.
 
-    Returns ``tubes`` (a row a tube: image_id, patient_id, row, device, tip_column, tip_row, and its AUROC in a column a
-    layer: "layer-1" is the last; "nearness-16", one for each grid that a layer has, is a control that sees no image:
-    patches of 16 x 16 ranked by their distance to the tip; compare a layer with that of its own grid), ``metrics``
-    (dicts of task "continuity", label: the layer, metric "auroc": the mean over tubes with its 95% patient-bootstrap
-    interval, n: tubes, positives: patches on them, grid: patches a side) and ``example`` (the tube of median AUROC over
-    layers: device, row, tip, mask, and ``maps``, the similarity (h,w) by layer). A grid too coarse for a tube (no
-    second patch on it, or none beside it) counts as NaN. ValueError: no tip in any image.
+    For every tube whose tip is in the image: the AUROC with which the cosine similarity to the
+    patch at the tip separates other patches that contain some of the tube from those that contain
+    none. The paper shows such maps of chest tubes; the metric is ours. A grid that is too coarse
+    for a tube (no second patch on it, or none beside it) gives NaN.
+
+    Args:
+        encoder: An encoder, or `maps.FeatureMaps`.
+        rows: Rows of the data set.
+        layers: Number of layers.
+
+    Returns:
+        ``tubes``: a row a tube: image_id, patient_id, row, device, tip_column, tip_row, and its
+        AUROC by layer ("layer-1" is the last). "nearness-16" is a baseline without the image:
+        patches of a 16 x 16 grid ranked by their distance to the tip, one for each grid of a layer.
+        ``metrics``: dicts of task "continuity", label (the layer), metric "auroc" (mean over tubes,
+        95% patient-bootstrap interval), n (tubes), positives (patches on them), n_patients, grid
+        (patches a side). ``example``: the tube of median AUROC over layers: device, row, tip, mask,
+        and ``maps``, the similarity (h,w) by layer.
+
+    Raises:
+        ValueError: No tip is in any image.
     """
+    table, grids, positives = _measure(encoder, prepared, rows, layers, devices, progress)
+    if table.empty:
+        raise ValueError(
+            f"none of {len(rows)} images shows the tip of a tube ({', '.join(devices)})"
+        )
+    metrics = _metrics(table, grids, positives, resamples, seed)
+    layered = table[[label for label in grids if label.startswith("layer")]].mean(axis=1)
+    layered = layered.sort_values(kind="stable")
+    tube = table.loc[layered.index[layered.notna().sum() // 2]].to_dict()
+    tip, row = np.array([tube["tip_column"], tube["tip_row"]]), np.array([tube["row"]])
+    maps = maps_of(encoder, prepared, row, layers)
+    found = similarity(maps, tip, int(prepared.info["size"]))
+    example = {
+        "device": tube["device"],
+        "row": tube["row"],
+        "tip": tip,
+        "maps": dict(zip(grids, found, strict=False)),
+        "mask": load_masks(prepared, row).masks[0, DEVICES.index(tube["device"])],
+    }
+    return {"tubes": table, "metrics": metrics, "example": example}
+
+
+def _measure(
+    encoder: Any,
+    prepared: Prepared,
+    rows: np.ndarray,
+    layers: int,
+    devices: Sequence[str],
+    progress: Progress,
+) -> tuple[pd.DataFrame, dict[str, int], dict[str, int]]:
+    """Return the table of tubes, and the grid and the number of positive patches by label."""
     size, tubes = int(prepared.info["size"]), []
     grids: dict[str, int] = {}
     positives: dict[str, int] = {}
@@ -77,75 +123,42 @@ def continuity(
         for n, k in np.argwhere(truth.masks.any((2, 3)) & ~np.isnan(truth.tips).any(2)):
             if DEVICES[k] not in devices:
                 continue
-            tip, mask = truth.tips[n, k], torch.from_numpy(truth.masks[n, k])[None, None].float()
-            tube: dict[str, Any] = {
-                key: prepared.manifest[key].iloc[few[n]] for key in ("image_id", "patient_id")
-            }
-            tube |= {
-                "row": int(few[n]),
-                "device": DEVICES[k],
-                "tip_column": tip[0],
-                "tip_row": tip[1],
-            }
-            alike, near = (
-                similarity([m[n : n + 1] for m in maps], tip, size),
-                [_nearness(tip, size, s) for s in sides],
-            )
-            for label, values in zip(grids, alike + near, strict=True):
-                on = functional.adaptive_max_pool2d(mask, len(values))[0, 0].numpy() > 0
+            tip, image = truth.tips[n, k], prepared.manifest.iloc[few[n]]
+            mask = torch.from_numpy(truth.masks[n, k])[None, None].float()
+            tube: dict[str, Any] = {key: image[key] for key in ("image_id", "patient_id")}
+            tube |= {"row": int(few[n]), "device": DEVICES[k]}
+            tube |= {"tip_column": tip[0], "tip_row": tip[1]}
+            values = similarity([m[n : n + 1] for m in maps], tip, size)
+            values += [_nearness(tip, size, side) for side in sides]
+            for label, scores in zip(grids, values, strict=True):
+                on = functional.adaptive_max_pool2d(mask, len(scores))[0, 0].numpy() > 0
                 other = np.ones(on.shape, bool)
                 other[_patch(tip, size, len(on))] = False
-                tube[label] = float(auroc(on[other], values[other])[0])
+                tube[label] = float(auroc(on[other], scores[other])[0])
                 positives[label] = positives.get(label, 0) + int(on[other].sum())
             tubes.append(tube)
-    if not tubes:
-        raise ValueError(
-            f"none of {len(rows)} images shows the tip of a tube ({', '.join(devices)})"
-        )
-    table = pd.DataFrame(tubes)
+    return pd.DataFrame(tubes), grids, positives
+
+
+def _metrics(
+    table: pd.DataFrame,
+    grids: dict[str, int],
+    positives: dict[str, int],
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return the metric rows of `continuity`."""
     values, patients = table[list(grids)].to_numpy(np.float64), table["patient_id"].to_numpy()
-    mean = partial(
-        macro_statistics, statistic=np.nanmean, shape=(len(grids), 1)
-    )  # each twice: alone, and as a mean of one
-    ends = interval(
-        bootstrap(mean, values, values, groups=patients, resamples=resamples, seed=seed)
-    )
-    metrics = []
+    # each column twice: alone, and as a mean of one
+    mean = partial(macro_statistics, statistic=np.nanmean, shape=(len(grids), 1))
+    draws = bootstrap(mean, values, values, groups=patients, resamples=resamples, seed=seed)
+    ends, metrics = interval(draws), []
     for k, (label, grid) in enumerate(grids.items()):
         value, low, high = (float(part[2 * k]) for part in (mean(values, values), *ends))
         known = ~np.isnan(values[:, k])
-        held = len(np.unique(patients[known]))
-        low, high, _ = (end.item() for end in with_width(low, high, value, held))
-        counts = {
-            "n": int(known.sum()),
-            "positives": positives[label],
-            "n_patients": held,
-            "grid": grid,
-        }
-        record = {
-            "task": "continuity",
-            "label": label,
-            "metric": "auroc",
-            "value": value,
-            "low": low,
-            "high": high,
-        }
-        metrics.append(record | counts)
-    metrics = set_aside(metrics)
-    layered = (
-        table[[label for label in grids if label.startswith("layer")]]
-        .mean(axis=1)
-        .sort_values(kind="stable")
-    )
-    tube = table.loc[layered.index[layered.notna().sum() // 2]].to_dict()
-    tip = np.array([tube["tip_column"], tube["tip_row"]])
-    only = np.array([tube["row"]])
-    found = similarity(maps_of(encoder, prepared, only, layers), tip, size)
-    example = {
-        "device": tube["device"],
-        "row": tube["row"],
-        "tip": tip,
-        "maps": dict(zip(grids, found, strict=False)),
-    }
-    example["mask"] = load_masks(prepared, only).masks[0, DEVICES.index(tube["device"])]
-    return {"tubes": table, "metrics": metrics, "example": example}
+        count = len(np.unique(patients[known]))
+        low, high, _ = (end.item() for end in with_width(low, high, value, count))
+        row: dict[str, Any] = {"task": "continuity", "label": label, "metric": "auroc"}
+        row |= {"value": value, "low": low, "high": high, "n": int(known.sum())}
+        metrics.append(row | {"positives": positives[label], "n_patients": count, "grid": grid})
+    return set_aside(metrics)

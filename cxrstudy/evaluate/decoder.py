@@ -22,13 +22,13 @@ CHECKS = 8  # validations in a training
 WIDTH = 48  # channels of the decoder
 
 
-# ---- the decoder -----------------------------------------------------------------------------------
+# ---- the decoder ---------------------------------------------------------------------------------
 class Decoder(nn.Module):
     """Feature maps, coarse to fine, to mask logits.
 
-    Each map is standardised by its training mean and standard deviation a channel, and added through a
-    1x1 convolution; a residual 3x3 convolution follows. Where maps stay coarse (a ViT's), the grid is
-    doubled up to half the mask's size. The rest is interpolation.
+    Each map is standardised by its training mean and standard deviation a channel, and added
+    through a 1x1 convolution; a residual 3x3 convolution follows. Where maps stay coarse (a ViT's),
+    the grid is doubled up to half the mask's size. The rest is interpolation.
     """
 
     def __init__(self, maps: Sequence[np.ndarray | Subset], devices: int, size: int):
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
 
 
 def _channel_statistics(maps: np.ndarray | Subset) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and reciprocal standard deviation (C,) of maps (N,C,h,w); 0 for constant channels."""
+    """Return mean and 1 / standard deviation (C,) of maps (N,C,h,w); 0 for constant channels."""
     sums = [(chunk.sum((0, 2, 3)), (chunk**2).sum((0, 2, 3))) for chunk in _chunks(maps)]
     pixels = len(maps) * maps.shape[2] * maps.shape[3]
     mean, square = (np.sum(part, axis=0) / pixels for part in zip(*sums, strict=True))
@@ -111,7 +111,7 @@ def mask_loss(logits: Tensor, truth: Tensor, known: Tensor) -> Tensor:
     return entropy.sum() / pixels.clamp(min=1) + dice_loss.sum() / shown.sum().clamp(min=1)
 
 
-# ---- training --------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 def fit_decoder(
     p: study.Segment,
     train: SegmentationData,
@@ -125,8 +125,8 @@ def fit_decoder(
     Validation Dice is `pooled_dice` at each device's best threshold, the mean over devices.
 
     Returns:
-        The decoder, the thresholds (D',), and a curve with the columns step, loss (mean since the step
-        before) and dice. A device that no validation image shows gets 0.5, with a warning.
+        The decoder, the thresholds (D',), and a curve with the columns step, loss (mean since the
+        step before) and dice. A device that no validation image shows gets 0.5, with a warning.
     """
     rng = np.random.default_rng(p.seed)
     with torch.random.fork_rng(devices=[]):

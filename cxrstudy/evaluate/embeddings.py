@@ -1,4 +1,4 @@
-"""Tables of vectors that anyone's encoder made: which columns are the vector, and which row is which image."""
+"""Read tables of embeddings that were made elsewhere: which columns are the vector, which image."""
 
 import re
 import warnings
@@ -13,56 +13,64 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-TABLES = (
-    ".parquet",
-    ".pq",
-    ".npz",
-    ".csv",
-    ".tsv",
-    ".npy",
-    ".pkl",
-    ".feather",
-    ".xlsx",
-)  # the first three are read
+READABLE = (".parquet", ".pq", ".npz")
+TABLES = (*READABLE, ".csv", ".tsv", ".npy", ".pkl", ".feather", ".xlsx")  # recognised as tables
 REMEDY = (
-    "Parquet needs image_id and one list column (all lists of one length), or a numeric column a dimension, named "
-    "alike with a running number (e0, e1, ...); npz needs image_id (M,) and vectors (M,D)"
+    "Parquet needs image_id and one list column (all lists of one length), or a numeric column "
+    "a dimension, named alike with a running number (e0, e1, ...); npz needs image_id (M,) and "
+    "vectors (M,D)"
 )
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Anyone's vectors: ``vectors`` (M,D) float32, ``place`` by image id. Stands where an encoder would."""
+    """Embeddings made elsewhere; used in place of an encoder.
+
+    Attributes:
+        path: File of the table.
+        vectors: Embeddings (M,D) float32.
+        place: Row of ``vectors`` by image id.
+    """
 
     path: Path
     vectors: np.ndarray
     place: pd.Series
 
     def of(self, image_ids: pd.Series) -> np.ndarray:
-        """Rows (N,D) of these images; ValueError saying how many are missing, and how ids look on both sides."""
+        """Return the embeddings (N,D) of these images.
+
+        Raises:
+            ValueError: Images are missing. The message says how many, and how ids look on both
+                sides.
+        """
         missing = image_ids[~image_ids.isin(self.place.index)]
         if len(missing):
             ours, theirs = missing.astype(str), self.place.index.to_series().astype(str)
             alike = _plain(ours).isin(_plain(theirs)).mean()
             hint = (
-                "; they differ by blanks, capitals, folder or ending alone: write both alike"
+                "; they differ only in blanks, capitals, folder or ending: write both alike"
                 if alike > 0.5
                 else ""
             )
             raise ValueError(
-                f"{self.path} lacks {len(missing)} of {len(image_ids)} images; first: {missing.iloc[0]} "
-                f"(ids of the data: {_some(ours)}; of the table: {_some(theirs)}){hint}"
+                f"{self.path} lacks {len(missing)} of {len(image_ids)} images; first: "
+                f"{missing.iloc[0]} (ids of the data: {_some(ours)}; "
+                f"of the table: {_some(theirs)}){hint}"
             )
         return self.vectors[self.place[image_ids].to_numpy()]
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
-    """Read a table of vectors: Parquet or npz (``image_id`` (M,) and ``vectors`` (M,D)).
+    """Read a table of embeddings: Parquet, or npz with ``image_id`` (M,) and ``vectors`` (M,D).
 
-    Of a Parquet table the vector is its one list column, or the numeric columns that are named alike with a running
-    number (from 0 or 1, no gap, in the order of the numbers). Other columns are never features: a warning names them.
-    ValueError, naming the columns or the row (from 0): no such columns or several, an image twice or without id,
-    vectors of unequal length or not finite. Vectors that are all zeros, or equal, are warned of.
+    The vector of a Parquet table is its one list column, or its numeric columns that are named
+    alike with a running number (from 0 or 1, without gaps, in the order of the numbers). Other
+    columns are not used, and a warning names them. A warning is also given for vectors that are
+    equal or all zero.
+
+    Raises:
+        ValueError: No such columns or several, an image twice or without id, or vectors of unequal
+            length or not finite. The message names the columns or the row (from 0).
     """
     path = Path(path)
     if why := unreadable(path):
@@ -76,7 +84,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
     ids = _names(path, raw)
     if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.size:
         raise ValueError(
-            f"{path}: {len(ids)} image ids but vectors of shape {vectors.shape}; want one row an image"
+            f"{path}: {len(ids)} image ids but vectors of shape {vectors.shape}; "
+            "one row an image is needed"
         )
     twice = pd.Series(ids).duplicated()
     if twice.any():
@@ -89,7 +98,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
     if not finite.all():
         row = int(finite.argmin())
         raise ValueError(
-            f"{path}: the vector in row {row} ({ids[row]}) is not finite ({(~finite).sum()} such rows)"
+            f"{path}: the vector in row {row} ({ids[row]}) is not finite "
+            f"({(~finite).sum()} such rows)"
         )
     _warn_of_blanks(path, ids, vectors)
     return Embeddings(path, vectors, pd.Series(np.arange(len(ids)), index=ids))
@@ -97,19 +107,20 @@ def read_embeddings(path: str | Path) -> Embeddings:
 
 def unreadable(path: Path) -> str:
     """Return why a table cannot be read, by its suffix, and the remedy; empty where it can."""
-    if path.suffix.lower() in TABLES[:3]:
+    if path.suffix.lower() in READABLE:
         return ""
     return (
-        f"{path}: no table of embeddings: only Parquet and npz are read. A CSV becomes one by "
-        f"pd.read_csv(path, dtype={{'image_id': str}}).to_parquet('{path.with_suffix('.parquet').name}'). {REMEDY}"
+        f"{path}: no table of embeddings: only Parquet and npz are read. Convert a CSV by "
+        f"pd.read_csv(path, dtype={{'image_id': str}})"
+        f".to_parquet('{path.with_suffix('.parquet').name}'). {REMEDY}"
     )
 
 
 class _Ambiguous(ValueError):
-    """A table of which nobody can tell what the vector is."""
+    """A table whose vector columns are not clear."""
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         if "image_id" not in file or "vectors" not in file:
@@ -126,9 +137,7 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
     table = pq.ParquetFile(path).read()
     names = table.column_names
     columns = {name: table.column(k) for k, name in enumerate(names) if names.count(name) == 1}
-    index = (
-        table.select(names[:1]).to_pandas().index
-    )  # which pandas keeps apart where its numbers are in a row
+    index = table.select(names[:1]).to_pandas().index  # pandas stores it apart from the columns
     if "image_id" not in columns and index.name != "image_id":
         raise _Ambiguous(f"needs one column image_id; it has {_listed(names)}")
     ids = columns.pop("image_id").to_pandas() if "image_id" in columns else index
@@ -152,9 +161,12 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _vector_columns(columns: dict[str, pa.ChunkedArray]) -> list[str]:
-    """Names of the one list column, or of the numbered ones in their order; _Ambiguous where there is no such choice.
+    """Return the name of the one list column, or of the numbered columns in their order.
 
-    A list column goes before numbered ones that are fewer than its numbers (labels of an exam, say).
+    A list column has priority over numbered ones that are fewer than its values, such as labels.
+
+    Raises:
+        _Ambiguous: There is not exactly one such choice.
     """
     lists = [
         name
@@ -204,7 +216,7 @@ def _vector_columns(columns: dict[str, pa.ChunkedArray]) -> list[str]:
 
 
 def _lists(name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """(M,D) of a list column."""
+    """Return the values (M,D) of a list column."""
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(float)
     if np.isnan(lengths).any():
         row = int(np.isnan(lengths).argmax())
@@ -215,7 +227,8 @@ def _lists(name: str, column: pa.ChunkedArray) -> np.ndarray:
         first = lengths[0]
         row = int((lengths != first).argmax())
         raise _Ambiguous(
-            f"column {name}: lists are not all of one length: {first:.0f} in row 0, {lengths[row]:.0f} in row {row}"
+            f"column {name}: lists are not all of one length: {first:.0f} in row 0, "
+            f"{lengths[row]:.0f} in row {row}"
         )
     return (
         _numbers(pc.list_flatten(column)).reshape(len(lengths), -1)
@@ -225,7 +238,7 @@ def _lists(name: str, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Of a numeric column; NaN where there is none."""
+    """Return the values of a numeric column; missing ones are NaN."""
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
@@ -239,9 +252,9 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
 
 
-# ---- ids and checks ------------------------------------------------------------------------------------------------
+# ---- ids and checks ------------------------------------------------------------------------------
 def _names(path: Path, raw: np.ndarray) -> np.ndarray:
-    """Image ids as strings; whole numbers as such (5, not 5.0)."""
+    """Return image ids as strings; whole numbers without a point (5, not 5.0)."""
     if raw.ndim != 1:
         raise ValueError(f"{path}: image_id has shape {raw.shape}; want one id an image")
     empty = pd.isna(raw)
@@ -252,7 +265,8 @@ def _names(path: Path, raw: np.ndarray) -> np.ndarray:
     if raw.dtype.kind == "f" and (raw == np.floor(raw)).all():
         if (np.abs(raw) >= 2**53).any():
             raise ValueError(
-                f"{path}: image_id as floating-point numbers has lost its last digits; write it as text"
+                f"{path}: image_id as floating-point numbers has lost its last digits; "
+                "write it as text"
             )
         raw = raw.astype(np.int64)
     if raw.dtype.kind in "OS":
@@ -261,7 +275,7 @@ def _names(path: Path, raw: np.ndarray) -> np.ndarray:
 
 
 def _plain(ids: pd.Series) -> pd.Series:
-    """Ids without what often differs between two tables of the same images."""
+    """Return ids without what often differs between two tables of the same images."""
     return (
         ids.str.strip()
         .str.lower()
@@ -273,7 +287,7 @@ def _warn_of_blanks(path: Path, ids: np.ndarray, vectors: np.ndarray) -> None:
     zero = ~vectors.any(1)
     if len(vectors) > 1 and (vectors == vectors[0]).all():
         warnings.warn(
-            f"{path}: all {len(vectors)} vectors are equal: they can tell nothing apart",
+            f"{path}: all {len(vectors)} vectors are equal: they carry no information",
             stacklevel=3,
         )
     elif zero.any():

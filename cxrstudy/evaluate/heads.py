@@ -1,4 +1,4 @@
-"""Train small modules on frozen features, and the supervised baseline: one training loop for all."""
+"""Train small heads on frozen features, and the supervised baseline, with one training loop."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -30,7 +30,7 @@ def fit(
     checks: Collection[int] = (),
     progress: Progress = iter,
 ) -> pd.DataFrame:
-    """Train ``module`` in place for ``steps`` steps and keep the state with the best validation score.
+    """Train ``module`` in place and keep the state with the best validation score.
 
     Args:
         module: Module whose parameters with ``requires_grad`` are trained.
@@ -93,7 +93,7 @@ def train_supervised(
     lr: float = 3e-3,
     seed: int = 0,
 ) -> Any:
-    """Train an encoder end to end on labels, in place, and return it frozen: the supervised baseline.
+    """Train an encoder end to end on labels, in place, and return it frozen.
 
     A linear head on mean and maximum of the patch features (dropped afterwards), masked binary
     cross-entropy, AdamW with one cycle, batches of 64, images shifted by up to a sixteenth.

@@ -1,4 +1,4 @@
-"""The language model that writes reports: a small one with a tokenizer of its own, or the folder of a large one."""
+"""The language model of report generation: a small one, or a large one in a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from cxrstudy.weights import UnmatchedTensors, folder_of
 
 
 def train_tokenizer(reports: list[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
-    """Byte pairs learned from ``reports``, digits one by one; any text is written back as it was."""
+    """Return a byte-pair tokenizer trained on ``reports``; digits are single tokens.
+
+    Any text is decoded as it was encoded.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -33,37 +36,40 @@ def train_tokenizer(reports: list[str], vocabulary: int) -> transformers.PreTrai
 
 
 def small_model(p: study.Report, tokenizer: Any) -> Any:
-    """A Llama of ``p.layers`` blocks and ``p.width`` channels with fresh weights, for the tokenizer's vocabulary."""
-    shape: Any = {
+    """Return a Llama of ``p.layers`` blocks and ``p.width`` channels with random weights."""
+    config: Any = {
         "hidden_size": p.width,
         "intermediate_size": 2 * p.width,
         "num_attention_heads": p.width // 32,
-    }
-    shape |= {
         "num_hidden_layers": p.layers,
         "vocab_size": len(tokenizer),
         "tie_word_embeddings": True,
+        "attn_implementation": "eager",  # on CPU faster than the fused kernel at these sizes
     }
-    shape |= {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
-    }
-    shape["attn_implementation"] = "eager"  # on CPU faster than the fused kernel at these sizes
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        config[name] = getattr(tokenizer, name)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
 
 
 def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
-    """(language model, tokenizer) of a folder, frozen; ``lora_rank`` > 0 puts adapters on its linear layers.
+    """Return the language model of a folder, frozen, and its tokenizer.
 
-    ``name`` is a folder, or one below ``weights.folder_of``. MissingWeights says what to fetch and where it goes;
-    UnmatchedTensors names tensors that the model lacks or that do not fit: nothing is ever initialised at random.
+    Args:
+        name: A folder, or the name of one below ``weights.folder_of``.
+        lora_rank: Rank of the adapters on its linear layers; 0 = none.
+
+    Raises:
+        MissingWeights: Files are missing. The message says what to fetch and where to put it.
+        UnmatchedTensors: Tensors are missing or do not fit: nothing is initialised at random.
     """
     places = (study.resolve(name), folder_of(Path(name).name))
     folder = next((place for place in places if (place / "config.json").is_file()), None)
     where = folder or places[1]
     fetch = (
-        f"{where} takes config.json, *.safetensors and the tokenizer's files of a causal language model of Hugging "
-        f"Face's. Where there is a network, run: hf download OWNER/{where.name} --local-dir {where} (size and licence: "
-        "see its model card); or say language_model='' for a small one that is trained here"
+        f"{where} takes config.json, *.safetensors and the tokenizer's files of a causal language "
+        f"model of Hugging Face. With a network, run: hf download OWNER/{where.name} "
+        f"--local-dir {where} (size and licence: see its model card). Or set language_model='' for "
+        "a small one that is trained here"
     )
     if folder is None:
         raise MissingWeights(
@@ -80,7 +86,7 @@ def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MissingWeights(
-            f"the language model in {folder} is not whole ({error}). {fetch}"
+            f"the language model in {folder} is not complete ({error}). {fetch}"
         ) from error
     model, loaded = opened
     wrong = {
@@ -90,13 +96,13 @@ def open_model(name: str, lora_rank: int) -> tuple[Any, Any]:
     }
     if wrong:
         raise UnmatchedTensors(
-            f"{folder} does not hold all that {type(model).__name__} needs: {wrong}. {fetch}"
+            f"{folder} does not have all that {type(model).__name__} needs: {wrong}. {fetch}"
         )
     words = model.get_input_embeddings().num_embeddings
     if tokenizer.eos_token_id is None or len(tokenizer) > words:
         raise UnmatchedTensors(
-            f"{folder}: its tokenizer needs an end token (has {tokenizer.eos_token!r}) and at most the {words} words "
-            f"that its model knows (has {len(tokenizer)}). {fetch}"
+            f"{folder}: its tokenizer needs an end token (has {tokenizer.eos_token!r}) and at most "
+            f"the {words} tokens of its model (has {len(tokenizer)}). {fetch}"
         )
     model.requires_grad_(False)
     if lora_rank:

@@ -1,16 +1,17 @@
-"""How well masks of lines and tubes agree: overlap, centre lines, broken pieces, and where the tip lies.
+"""Metrics of masks of lines and tubes: overlap, centre lines, components, and tip position.
 
-Masks are bool arrays (N,H,W), or (H,W) for one; each function gives (N,) numbers, or one. What is not defined is NaN,
-never 0 or 1, so that nobody averages it in by mistake:
+Masks are bool arrays (N,H,W), or (H,W) for one. Each function returns (N,) numbers, or one. What is
+not defined is NaN, never 0 or 1, so that it is not averaged by mistake:
 
-| truth | prediction | dice, iou, cl_dice | pieces | tip_error |
+| truth | prediction | dice, iou, cl_dice | num_components | tip_error |
 |---|---|---|---|---|
 | empty | empty | NaN: nothing to find, nothing found | 0 | NaN |
-| empty | not | 0 | those of the prediction | NaN |
-| not | empty | 0 | NaN: nothing that could be broken | NaN: a miss, to be counted beside the errors |
+| empty | not empty | 0 | those of the prediction | NaN |
+| not empty | empty | 0 | NaN: nothing that could be broken | NaN: a miss, counted apart |
 
-Skeletons are scikit-image's (Zhang and Suen 1984), but thinned within the bounding box of a mask and once a mask: a
-line fills a small part of its image, what lies outside the box is empty, and so the skeleton is the same to the pixel.
+Skeletons are scikit-image's (Zhang and Suen 1984), computed once a mask and within its bounding
+box. A line fills a small part of its image, so this is faster, and the skeleton is the same to the
+pixel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,12 +28,16 @@ _AROUND = [(down, right) for down in (0, 1, 2) for right in (0, 1, 2) if (down, 
 
 
 def dice(pred: ArrayLike, truth: ArrayLike) -> Any:
-    """2 |P and T| / (|P| + |T|). ValueError: masks that are not bool, or of other shapes."""
+    """Return 2 |P and T| / (|P| + |T|) of predicted and true masks.
+
+    Raises:
+        ValueError: Masks are not bool, or shapes differ.
+    """
     return _each(_overlap, pred, truth, 2.0, 0.0)
 
 
 def iou(pred: ArrayLike, truth: ArrayLike) -> Any:
-    """|P and T| / |P or T| (Jaccard); dice = 2 iou / (1 + iou). Otherwise as `dice`."""
+    """Return |P and T| / |P or T| (Jaccard); dice = 2 iou / (1 + iou). Otherwise as `dice`."""
     return _each(_overlap, pred, truth, 1.0, 1.0)
 
 
@@ -42,11 +47,14 @@ def cl_dice(
     *,
     skeletons: tuple[Sequence[Points], Sequence[Points]] | None = None,
 ) -> Any:
-    """Centre-line Dice (Shit et al., CVPR 2021): the harmonic mean of the shares of P's skeleton within T, and of T's
-    within P. A gap or a detour costs by its length, whatever the tube's width. Otherwise as `dice`.
+    """Return the centre-line Dice (Shit et al., CVPR 2021). Otherwise as `dice`.
 
-    ``skeletons``: of P and T, where `skeletons` has made them already. Thinning peels one side first: where lines are
-    some pixels wide, a mirrored pair may differ by what a few pixels weigh.
+    It is the harmonic mean of the shares of P's skeleton within T, and of T's within P. A gap or a
+    detour costs by its length, whatever the tube's width. Thinning removes one side first: where
+    lines are some pixels wide, a mirrored pair may differ by a few pixels.
+
+    Args:
+        skeletons: Those of P and T, if `skeletons` has computed them already.
     """
     p, t, single = _pair(pred, truth)
     lines_p, lines_t = skeletons or (_skeletons(p), _skeletons(t))
@@ -61,26 +69,34 @@ def cl_dice(
 
 
 def num_components(pred: ArrayLike, truth: ArrayLike | None = None) -> Any:
-    """The number of a mask's 8-connected pieces; with ``truth`` how many more than the truth has: 0 = as whole as the
-    truth, 2 = broken twice (or with stray spots), below 0 = joined where the truth is not."""
+    """Return the number of 8-connected components of a mask, or how many more than the truth has.
+
+    With ``truth``, 0 is as whole as the truth, 2 is broken twice (or has false spots), and below 0
+    is joined where the truth is not.
+    """
     if truth is None:
         masks, single = _masks(pred, "pred")
         counts = np.array([_num_components(mask) for mask in masks], dtype=np.float64)
         return counts[0] if single else counts
     return _each(
-        lambda p, t: np.nan if t.any() and not p.any() else _num_components(p) - _num_components(t), pred, truth
+        lambda p, t: np.nan if t.any() and not p.any() else _num_components(p) - _num_components(t),
+        pred,
+        truth,
     )
 
 
 def tips(masks: ArrayLike, *, skeletons: Sequence[Points] | None = None) -> Floats:
-    """Where the tip of each mask's device lies, (N,2): column and row in px; NaN for an empty mask.
+    """Return the tip of each mask's device, (N,2): column and row in px; NaN for an empty mask.
 
-    The rule needs no truth. The ends are the skeleton's pixels with at most one neighbour (all its pixels, if it is
-    closed). Devices enter over neck, arm or chest wall, never from below: the end nearest to the upper, left or right
-    edge of the image is the entry; the tip is the end farthest from it. On 1,062 frontal devices of the synthetic
-    institution at 64 px this is within 20 mm of the true tip for 97 to 100%, median 2.5 to 3.9 mm (a skeleton stops
-    short of its mask's end), but for Swan-Ganz catheters: they cross themselves, and the rule misses 60% (at 256 px
-    21%). So judge a tip error beside that of the true mask (`segmentation` reports both).
+    The rule needs no truth. The ends are the skeleton's pixels with at most one neighbour (all its
+    pixels, if it is closed). Devices enter at the neck, arm or chest wall, never from below: the
+    end nearest to the upper, left or right edge of the image is the entry. The tip is the end
+    farthest from it.
+
+    On 1,062 frontal devices of the synthetic institution at 64 px the result is within 20 mm of the
+    true tip for 97 to 100%, median 2.5 to 3.9 mm (a skeleton ends before its mask does). Swan-Ganz
+    catheters are the exception: they cross themselves, and the rule misses 60% (21% at 256 px). So
+    a tip error has to be compared with that of the true mask (`segmentation` reports both).
     """
     array, single = _masks(masks, "masks")
     found = np.array(
@@ -96,11 +112,18 @@ def tip_error(
     *,
     skeletons: Sequence[Points] | None = None,
 ) -> Any:
-    """Distance in mm from the tip of the predicted mask (`tips`) to the true tip.
+    """Return the distance in mm from the tip of the predicted mask (`tips`) to the true tip.
 
-    ``truth``: true masks, bool as ``pred``, whose tips are found by the same rule, or the tips themselves (N,2), column
-    and row in px. ``spacing``: mm a pixel, one number or (N,). NaN where the prediction is empty (a miss: count it, it
-    is no error of 0) or no true tip is known. ValueError: shapes that do not fit.
+    It is NaN where the prediction is empty (a miss, to be counted apart) or no true tip is known.
+
+    Args:
+        pred: Predicted masks.
+        truth: True masks, bool, whose tips are found by the same rule; or true tips (N,2), column
+            and row in px.
+        spacing: mm a pixel, one number or (N,).
+
+    Raises:
+        ValueError: Shapes do not fit.
     """
     p, single = _masks(pred, "pred")
     true = np.asarray(truth)
@@ -117,16 +140,13 @@ def tip_error(
 
 
 def skeletons(masks: ArrayLike) -> list[Points]:
-    """The skeleton of each mask as the rows and columns of its pixels, (K,2), in the order of ``argwhere``; (0,2) for
-    an empty one."""
+    """Return row and column of each skeleton pixel, (K,2), for each mask; (0,2) if it is empty."""
     return list(_skeletons(_masks(masks, "masks")[0]))
 
 
 def _skeletons(masks: Bools) -> Iterator[Points]:
-    """One after the other: whoever needs each but once holds one at a time."""
-    from skimage.morphology import (
-        skeletonize,
-    )  # half a second to import, which not everyone who scores needs
+    """Yield skeletons one after the other."""
+    from skimage.morphology import skeletonize  # takes half a second to import
 
     for mask in masks:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -161,7 +181,7 @@ def _num_components(mask: Bools) -> int:
 
 
 def _each(measure: Any, pred: ArrayLike, truth: ArrayLike, *more: float) -> Any:
-    """``measure`` of each pair; one at a time, so that a thousand large masks need no copy of themselves."""
+    """Return ``measure`` of each pair, one at a time, so that many large masks are not copied."""
     p, t, single = _pair(pred, truth)
     values = np.array([measure(a, b, *more) for a, b in zip(p, t, strict=True)], dtype=np.float64)
     return values[0] if single else values
@@ -180,7 +200,7 @@ def _masks(values: ArrayLike, name: str) -> tuple[Bools, bool]:
     array = np.asarray(values)
     if array.dtype != bool:
         raise ValueError(
-            f"{name} must be bool, got {array.dtype}; compare a probability with its threshold first"
+            f"{name} must be bool, got {array.dtype}: compare probabilities with a threshold first"
         )
     if array.ndim not in (2, 3):
         raise ValueError(f"{name} must be (N,H,W) or (H,W), got shape {array.shape}")

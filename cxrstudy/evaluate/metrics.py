@@ -1,14 +1,15 @@
 """AUROC and AUPRC of many labels at once, and their patient bootstrap.
 
-Arrays are (N,L): N images, L labels, ``y`` in {0, 1, NaN}. NaN is an unknown label: the image is left
-out of that label alone. 1-D arrays count as one label. A label whose known images are of one class
-has no AUROC: its value is NaN, never 0 or 0.5.
+Arrays are (N,L): N images, L labels, ``y`` in {0, 1, NaN}. NaN is an unknown label: the image is
+left out of that label alone. 1-D arrays count as one label. A label whose known images are of one
+class has no AUROC: its value is NaN, never 0 or 0.5.
 
 Why the bootstrap is fast: a resample of whole patients is a vector of counts, and both metrics are
 sums over pairs of images weighted by these counts. Each label is sorted once, into two sparse
 matrices that bin the images between the distinct scores of one class (the *pivots*). A block of
-resamples then costs two sparse products and one cumulative sum. AUROC is Mann-Whitney's U, where ties
-count half. AUPRC is average precision, where tied scores enter together. Both are as in scikit-learn.
+resamples then costs two sparse products and one cumulative sum. AUROC is Mann-Whitney's U, where
+ties count half. AUPRC is average precision, where tied scores enter together. Both are as in
+scikit-learn.
 """
 
 import functools
@@ -36,8 +37,8 @@ def auroc(y: ArrayLike, s: ArrayLike, weights: ArrayLike | None = None) -> Float
         weights: Count of each image (N,); by default 1.
 
     Raises:
-        ValueError: Shapes differ, a label is outside {0, 1, NaN}, a known image's score is NaN, or a
-            weight is negative or not finite.
+        ValueError: Shapes differ, a label is outside {0, 1, NaN}, a known image's score is NaN, or
+            a weight is negative or not finite.
     """
     return _weighted(_auroc_plan, y, s, weights)
 
@@ -52,14 +53,15 @@ def bootstrap(
 ) -> Floats:
     """Return ``metric`` on resamples of whole groups (patients) with replacement: (resamples,L).
 
-    Resample r takes the r-th ``default_rng(seed).integers(G, size=G)`` as positions in the sorted list
-    of the G distinct groups. One draw serves all labels, and two encoders that are scored on the same
-    groups with the same seed share their resamples. So macro averages and differences can be taken
-    row by row. The value is NaN where a resample has one class of a label only.
+    Resample r takes the r-th ``default_rng(seed).integers(G, size=G)`` as positions in the sorted
+    list of the G distinct groups. One draw serves all labels, and two encoders that are scored on
+    the same groups with the same seed share their resamples. So macro averages and differences can
+    be taken row by row. The value is NaN where a resample has one class of a label only.
 
     Args:
-        metric: `auroc` and `auprc` are computed from counts. Any other ``metric(y, s)`` is called on the
-            rows, arrays of any shape (N,...), each row repeated as often as its group was drawn.
+        metric: `auroc` and `auprc` are computed from counts. Any other ``metric(y, s)`` is called
+            on the rows, arrays of any shape (N,...), each row repeated as often as its group was
+            drawn.
         groups: Patient (N,) of each image.
 
     Raises:
@@ -91,8 +93,8 @@ def knn_auroc(x: ArrayLike, y: ArrayLike, k: int = 20) -> float:
 
     Args:
         x: Features (N,C).
-        y: Labels (N,L) in {0, 1, NaN}. The score is the share of positives among the known labels of
-            each image's ``k`` nearest other images.
+        y: Labels (N,L) in {0, 1, NaN}. The score is the share of positives among the known labels
+            of each image's ``k`` nearest other images.
     """
     rows, labels = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     rows = rows - rows.mean(0)
@@ -142,8 +144,8 @@ def resampled_sums(cells: ArrayLike, *, groups: ArrayLike, resamples: int, seed:
     return np.concatenate([draw.T @ sums for draw in counts(len(sums), resamples, seed)])
 
 
-# ---- one label, many weightings --------------------------------------------------------------------
-# A plan takes counts (G,B), the weight of each of G units in each of B weightings, and returns (B,).
+# ---- one label, many weightings ------------------------------------------------------------------
+# A plan takes counts (G,B), the weights of G units in each of B weightings, and returns (B,).
 Plan = Callable[[Floats], Floats]
 
 
@@ -196,7 +198,7 @@ def _auprc_plan(y: Floats, s: Floats, unit: NDArray[np.int64], n_units: int) -> 
 def _bins(
     rows: NDArray[Any], cols: NDArray[Any], each: float, n_bins: int, n_units: int
 ) -> csr_array:
-    """Return how much of each unit falls into each bin, sparse (bins, units); later bins are cut."""
+    """Return the part of each unit in each bin, sparse (bins, units); later bins are cut."""
     inside = rows < n_bins
     values = np.full(int(inside.sum()), each)
     return csr_array((values, (rows[inside], cols[inside])), shape=(n_bins, n_units))
@@ -210,7 +212,7 @@ def divide(above: Floats, below: Floats) -> Floats:
 _FAST: dict[Any, Callable[..., Plan]] = {auroc: _auroc_plan, auprc: _auprc_plan}
 
 
-# ---- inputs and resamples --------------------------------------------------------------------------
+# ---- inputs and resamples ------------------------------------------------------------------------
 def _plans(
     make: Callable[..., Plan], y: ArrayLike, s: ArrayLike, unit: NDArray[np.int64], n_units: int
 ) -> list[Plan]:

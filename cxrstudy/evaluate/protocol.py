@@ -67,15 +67,15 @@ class _Fold:
     few_labels: dict[tuple[int, int], np.ndarray]  # log odds by (labelled patients, seed)
 
 
-# ---- the evaluation --------------------------------------------------------------------------------
+# ---- the evaluation ------------------------------------------------------------------------------
 def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> Evaluation:
     """Fit a probe on one encoder (or one a fold) and score the test patients.
 
     Without any label there is no probe, and only retrieval is left to evaluate.
 
     Raises:
-        LeakError: A patient of the evaluation (in cross-fitting: of the test fold) was in the encoder's
-            pretraining, or a test patient is a training or validation patient too.
+        LeakError: A patient of the evaluation (in cross-fitting: of the test fold) was in the
+            encoder's pretraining, or a test patient is a training or validation patient too.
         ValueError: A parameter does not fit the data, or nothing can be evaluated.
     """
     cohort = build_cohort(p, prepared)
@@ -132,8 +132,8 @@ def _external_cohorts(p: study.Classify, cohort: Cohort) -> dict[str, Cohort]:
     names = [study.resolve(folder).name for folder in p.also]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"also: two folders of one name among {', '.join(p.also)}; their results have this name: "
-            "rename one"
+            f"also: two folders of one name among {', '.join(p.also)}; "
+            "their results have this name: rename one"
         )
     pairs = zip(names, p.also, strict=True)
     return {name: external_cohort(p, folder, cohort.names) for name, folder in pairs}
@@ -168,7 +168,7 @@ def _evaluate_folds(
     names: list[str],
     progress: Progress,
 ) -> Iterator[_Fold]:
-    """Fit and score each split of the patients; an encoder runs once, whatever the number of folds."""
+    """Fit and score each split of the patients; an encoder runs once for all folds."""
     encoded: dict[str, _Encoded] = {}
     for name, part in zip(names, cohort.parts, strict=True):
         if name not in encoded or name.startswith(SUPERVISED):
@@ -222,8 +222,8 @@ def extract_features(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pooled features (N,F) of all N images and the mean of the last layer's patches (N,C).
 
-    Only ``rows`` are computed. The others are NaN, which no probe accepts. C is 0 without a text tower
-    (``text`` None).
+    Only ``rows`` are computed. The others are NaN, which no probe accepts. C is 0 without a text
+    tower (``text`` None).
     """
     n, width = len(prepared.manifest), 0 if text is None else encoder.channels
     mean = np.full((n, width), np.nan, np.float32)
@@ -242,7 +242,7 @@ def extract_features(
     return x, mean
 
 
-# ---- fitting ---------------------------------------------------------------------------------------
+# ---- fitting -------------------------------------------------------------------------------------
 def _training_labels(p: study.Classify, cohort: Cohort, part: Split) -> list[np.ndarray]:
     """Return training and validation labels (n,L), permuted among the images if so asked."""
     labels = [cohort.targets(table) for table in (part.train, part.validation)]
@@ -251,7 +251,7 @@ def _training_labels(p: study.Classify, cohort: Cohort, part: Split) -> list[np.
 
 
 def _fit(p: study.Classify, cohort: Cohort, part: Split, encoded: _Encoded) -> FittedProbe:
-    """Fit the probe on the training rows of a split, thresholds and sigmoids on the validation rows."""
+    """Fit the probe on training rows, and thresholds and sigmoids on validation rows."""
     if not cohort.names:
         return FittedProbe(encoded.encoder, None, np.zeros(0), np.zeros((0, 2)))
     x, val = encoded.x, part.validation["row"].to_numpy()
@@ -266,7 +266,7 @@ def _fit(p: study.Classify, cohort: Cohort, part: Split, encoded: _Encoded) -> F
 def _few_labels(
     p: study.Classify, cohort: Cohort, part: Split, x: np.ndarray
 ) -> dict[tuple[int, int], np.ndarray]:
-    """Return test log odds (n,L) of probes fitted on few patients, by (their number, 0 = all; seed).
+    """Return test log odds (n,L) of probes fitted on few patients, by (number or 0 = all, seed).
 
     With one seed, the patients of a larger number contain those of a smaller one. L2 penalties are
     chosen on all validation patients: the curve varies the patients that are fitted on.
@@ -285,7 +285,7 @@ def _few_labels(
     return scores
 
 
-# ---- heads on frozen encoders ----------------------------------------------------------------------
+# ---- heads on frozen encoders --------------------------------------------------------------------
 def open_frozen_encoder(
     p: study.Segment | study.Report, prepared: Prepared, split: Split, what: str
 ) -> tuple[Any, dict[str, Any]]:

@@ -1,8 +1,9 @@
 """The report generator: patch features of a frozen encoder as the prefix of a language model.
 
 A projector turns patch features into vectors that stand before the report, as in LLaVA (Liu et al.
-2023) and, for x-rays, MAIRA (Hyland et al. 2023). The language model is a small Llama that is trained
-here, or a causal language model of Hugging Face in a folder, with low-rank adapters (Hu et al. 2021).
+2023) and, for x-rays, MAIRA (Hyland et al. 2023). The language model is a small Llama that is
+trained here, or a causal language model of Hugging Face in a folder, with low-rank adapters (Hu et
+al. 2021).
 """
 
 import math
@@ -25,16 +26,16 @@ Pairs = tuple[np.ndarray, list[str]]  # patch features (N,T,C) and their N repor
 _AT_ONCE = 96  # reports, or beams, generated together; more do not fit the processor's cache
 
 
-# ---- the model -------------------------------------------------------------------------------------
+# ---- the model -----------------------------------------------------------------------------------
 class ReportGenerator(nn.Module):
     """Patch features (N,T,C) to reports: a projector into the token space of a language model.
 
     Patch features are first centred by ``mean`` (C,) and multiplied by ``axes`` (C,C): the training
-    images' principal axes, each divided by the square root of its standard deviation. DINOv2's features
-    vary hundreds of times as much along their first axes as along the middle one, and findings are in
-    the smaller ones. Standardised a channel at a time, they gave a validation loss of .815 and F1 of
-    findings 0 on the preset `mini`; with this rotation .806 and .05 (CLIP's features: .804 and .28,
-    then .793 and .33).
+    images' principal axes, each divided by the square root of its standard deviation. DINOv2's
+    features vary hundreds of times as much along their first axes as along the middle one, and
+    findings are in the smaller ones. Standardised a channel at a time, they gave a validation loss
+    of .815 and F1 of findings 0 on the preset `mini`; with this rotation .806 and .05 (CLIP's
+    features: .804 and .28, then .793 and .33).
 
     Attributes:
         language: The language model.
@@ -82,7 +83,7 @@ class ReportGenerator(nn.Module):
         return torch.cat([projected.to(start.dtype), start], dim=1)
 
     def loss(self, tokens: Tensor, ids: list[list[int]]) -> tuple[Tensor, int]:
-        """Return the sum of the cross entropy (nats) over the tokens of the reports, and their number."""
+        """Return the summed cross entropy (nats) of the reports' tokens, and their number."""
         longest = max(map(len, ids))
         target = torch.full((len(ids), longest), -100)
         for row, one in enumerate(ids):
@@ -101,11 +102,11 @@ class ReportGenerator(nn.Module):
     def generate(
         self, tokens: np.ndarray, p: study.Report, *, progress: Progress = iter
     ) -> list[str]:
-        """Return a report for each of patch features (N,T,C): greedy, or the best of ``p.num_beams``.
+        """Return a report for each image (N,T,C): greedy, or the best of ``p.num_beams``.
 
         Nothing is sampled, so the report is a function of the image. ``p.no_repeat`` and
-        ``p.repetition_penalty`` are off by default: an IMPRESSION repeats FINDINGS, and these guards
-        spoil it.
+        ``p.repetition_penalty`` are off by default: an IMPRESSION repeats FINDINGS, and these
+        guards spoil it.
         """
         self.eval()
         how = transformers.GenerationConfig(
@@ -133,7 +134,7 @@ class ReportGenerator(nn.Module):
 
 
 def _principal_axes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean (C,) and scaled principal axes (C,C) of patch features, from about 1,000 images."""
+    """Return mean (C,) and scaled principal axes (C,C) of the features of about 1,000 images."""
     count, _, channels = tokens.shape
     some = np.asarray(tokens[:: max(1, count // 1000)], dtype=np.float64).reshape(-1, channels)
     mean = some.mean(0)
@@ -154,7 +155,7 @@ def _autocast(device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-# ---- training --------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 def fit_generator(
     generator: ReportGenerator,
     p: study.Report,
@@ -225,7 +226,7 @@ def validation_loss(generator: ReportGenerator, pairs: Pairs, batch: int = 64) -
 
 
 def _batches(lengths: list[int], size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield batches of indices without end; an epoch has each report once, similar lengths together."""
+    """Yield batches of indices without end; an epoch has each report once, by similar length."""
     while True:
         order = rng.permutation(len(lengths))
         batches = []

@@ -1,4 +1,4 @@
-"""Report generation on a frozen encoder: encode, train, generate, and score beside three baselines."""
+"""Report generation on a frozen encoder: encode, train, generate, score, compare with baselines."""
 
 import math
 import tempfile
@@ -78,13 +78,15 @@ def run(p: study.Report, prepared: Prepared, *, progress: Progress = iter) -> di
     seeing the patient; the most frequent training report; a random training report.
 
     Returns:
-        ``reports``: a table of image_id, patient_id, truth, generated, other_patient and each report's
-        scores (see `textscores.per_report`); ``metrics`` of task "reports", where a baseline's label
-        begins with its name, as in "other patient: all"; ``history`` (see `fit_generator`);
-        ``subject``; ``info``; ``generator``; ``tokens`` of the test rows (N,T,C); ``test`` (a manifest).
+        ``reports``: a table of image_id, patient_id, truth, generated, other_patient and each
+        report's scores (see `textscores.per_report`); ``metrics`` of task "reports", where a
+        baseline's label begins with its name, as in "other patient: all"; ``history`` (see
+        `fit_generator`); ``subject``; ``info``; ``generator``; ``tokens`` of the test rows (N,T,C);
+        ``test`` (a manifest).
 
     Raises:
-        LeakError: A patient was in the encoder's pretraining, or a test patient is in another part too.
+        LeakError: A patient was in the encoder's pretraining, or a test patient is in another part
+            too.
         ValueError: A part has no report, or a baseline cannot be made.
     """
     torch.set_num_threads(p.threads)
@@ -170,7 +172,7 @@ def _metrics(
     patients: np.ndarray,
     truth: list[str],
 ) -> list[dict[str, Any]]:
-    """Return metric rows of the generated reports and, labelled by their names, of the baselines."""
+    """Return metric rows of the generated reports and, under their names, of the baselines."""
     random = np.random.default_rng(p.seed).integers(len(train), size=len(truth))
     compared = {
         "": generated,

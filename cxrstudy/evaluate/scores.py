@@ -111,7 +111,7 @@ def log_odds(probe: Probe, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return probe.decision_function(x[rows]).astype(np.float32)
 
 
-# ---- metrics ---------------------------------------------------------------------------------------
+# ---- metrics -------------------------------------------------------------------------------------
 def score_cohort(
     p: study.Classify, cohort: Cohort, arrays: Arrays, notes: dict[str, str]
 ) -> Scores:
@@ -169,8 +169,8 @@ def label_efficiency(
 ) -> pd.DataFrame:
     """Return macro AUROC by task, number of labelled patients of a fold, and seed.
 
-    For all patients, the number is the mean over folds. Labels that are too small to evaluate are left
-    out.
+    For all patients, the number is the mean over folds. Labels that are too small to evaluate are
+    left out.
     """
     everyone = round(np.mean([part.train["patient_id"].nunique() for part in cohort.parts]))
     truth, not_fitted = own.truth[:, : len(cohort.names)], cohort.not_fitted()
@@ -187,7 +187,7 @@ def label_efficiency(
     return pd.DataFrame(rows, columns=["task", "patients", "seed", "auroc"])
 
 
-# ---- files -----------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 def score_table(result: Scores) -> pd.DataFrame:
     """Return the scores of every test image, from which every metric can be computed again.
 

@@ -1,7 +1,7 @@
 """Segment lines and tubes from the feature maps of a frozen encoder.
 
-A small decoder (about 100,000 weights) is trained on the maps. The training step and the threshold of
-each device are chosen on validation patients. Test patients are scored once.
+A small decoder (about 100,000 weights) is trained on the maps. The training step and the threshold
+of each device are chosen on validation patients. Test patients are scored once.
 """
 
 import tempfile
@@ -31,7 +31,7 @@ BOUNDED = ("dice", "iou", "cl_dice", "missed", "false_alarm")  # in [0, 1]
 MEDIANS = ("tip_error_mm", "tip_floor_mm")  # one tip at the wrong end would dominate a mean
 
 
-# ---- scoring ---------------------------------------------------------------------------------------
+# ---- scoring -------------------------------------------------------------------------------------
 def score(
     decoder: Decoder,
     thresholds: np.ndarray,
@@ -86,8 +86,8 @@ def summarise(
     """Return the metrics of `score`'s table by device and as ``macro``, the mean over devices.
 
     They are means over images, and medians over the tips that were found (to be read with
-    ``missed``), with 95% patient-bootstrap intervals. If all resamples are equal, metrics in [0, 1] get
-    an exact interval (`small_samples`), counts and distances an unbounded one.
+    ``missed``), with 95% patient-bootstrap intervals. If all resamples are equal, metrics in [0, 1]
+    get an exact interval (`small_samples`), counts and distances an unbounded one.
 
     Returns:
         Dicts of task "segmentation", label, metric, value, low, high, n (images with a value),
@@ -171,7 +171,7 @@ def macro_statistics(
         return np.concatenate([one, np.nanmean(one, axis=1, keepdims=True)], axis=1).ravel()
 
 
-# ---- the run ---------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------
 def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> dict[str, Any]:
     """Train a decoder on one frozen encoder and score the test patients.
 
@@ -179,13 +179,14 @@ def run(p: study.Segment, prepared: Prepared, *, progress: Progress = iter) -> d
 
     Returns:
         ``devices``; ``thresholds`` by device; ``scores`` (see `score`; ``row`` in the data set);
-        ``metrics`` (see `summarise`); ``curve`` (see `fit_decoder`); ``cases``: the best, median and
-        worst test image of each device (row, device, which, dice, truth and predicted (H,W));
+        ``metrics`` (see `summarise`); ``curve`` (see `fit_decoder`); ``cases``: the best, median
+        and worst test image of each device (row, device, which, dice, truth and predicted (H,W));
         ``test`` (a manifest); ``encoder``; ``maps`` (`maps.FeatureMaps` of all rows); ``head`` (the
         decoder); ``subject``; ``info``.
 
     Raises:
-        LeakError: A patient was in the encoder's pretraining, or a test patient is in another part too.
+        LeakError: A patient was in the encoder's pretraining, or a test patient is in another part
+            too.
         ValueError: A split has no masks, training does not show a device, or the encoder is not a
             frozen one with feature maps.
     """
@@ -237,8 +238,8 @@ def _select(p: study.Segment, prepared: Prepared) -> Split:
         raise ValueError(
             f"no image has a mask: lines and tubes cannot be segmented on {p.data or 'this data'}. "
             "Synthetic data has masks; in a data card `masks` names the column of their paths, a "
-            "device each (columns mask:DEVICE of the manifest). Without masks leave `segment` out of "
-            "the preset"
+            "device each (columns mask:DEVICE of the manifest). Without masks leave `segment` out "
+            "of the preset"
         )
     split = split_rows(table, (p.train, p.validation, p.test), "image with masks")
     return cap_split(split, (p.n_train, p.n_test, p.n_test), p.seed)

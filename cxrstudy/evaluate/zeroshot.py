@@ -16,8 +16,9 @@ from cxrstudy.evaluate.features import BATCH, device
 from cxrstudy.evaluate.metrics import interval, resampled_sums
 from cxrstudy.evaluate.small_samples import with_width
 
-# Prompts for a label that is present and for one that is absent. The first is as in MedImageInsight,
-# the others are as in reports. The two lists correspond, so that the words beside the label cancel.
+# Prompts for a label that is present and for one that is absent. The first is as in
+# MedImageInsight, the others are as in reports. The two lists correspond, so that the words beside
+# the label cancel.
 PRESENT = ("x-ray chest {}", "{} is present.", "There is {}.", "Findings consistent with {}.")
 ABSENT = ("x-ray chest no {}", "{} is absent.", "There is no {}.", "No evidence of {}.")
 AT = (1, 5, 10)  # R@k
@@ -50,8 +51,8 @@ def text_scores(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the scores of a text tower that ``tasks`` ask for: ``zero_shot_scores`` and ``ranks``.
 
-    The gallery of retrieval is ``test`` as it is given, in cross-fitting that of one fold: with fewer
-    folds it is larger.
+    The gallery of retrieval is ``test`` as it is given, in cross-fitting that of one fold: with
+    fewer folds it is larger.
 
     Args:
         text: The text tower.
@@ -134,10 +135,10 @@ def ranks(
 ) -> NDArray[np.float32]:
     """Return retrieval ranks (N,2), from 1: of an image's report, and of an image with its report.
 
-    Column 0 is the rank of each image's report among all distinct reports. Column 1 is the rank of the
-    best image that has this report, among all images. Equal reports count as one: finding any of their
-    images is right. Equal cosines share the mean of their ranks, so that collapsed features find
-    nothing.
+    Column 0 is the rank of each image's report among all distinct reports. Column 1 is the rank of
+    the best image that has this report, among all images. Equal reports count as one: finding any
+    of their images is right. Equal cosines share the mean of their ranks, so that collapsed
+    features find nothing.
 
     Args:
         images: Unit vectors (N,D) of the images.

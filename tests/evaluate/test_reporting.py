@@ -554,7 +554,8 @@ def test_a_model_that_is_not_whole_says_what_to_fetch(folder, tmp_path, lost):
         if file.name != lost:
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(
-        encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"
+        encoders.MissingWeights,
+        match=f"(?s)language model in {tmp_path} is not complete.*hf download",
     ):
         open_model(str(tmp_path), 4)
 
@@ -565,7 +566,8 @@ def test_a_model_file_that_was_cut_says_what_to_fetch(folder, tmp_path, kept):
         whole = file.read_bytes()
         (tmp_path / file.name).write_bytes(whole[:kept] if file.suffix == ".safetensors" else whole)
     with pytest.raises(
-        encoders.MissingWeights, match=f"(?s)language model in {tmp_path} is not whole.*hf download"
+        encoders.MissingWeights,
+        match=f"(?s)language model in {tmp_path} is not complete.*hf download",
     ):
         open_model(str(tmp_path), 4)
 
@@ -590,7 +592,7 @@ def test_a_tokenizer_that_knows_more_than_its_model_is_refused(folder, tmp_path)
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     train_tokenizer(CORPUS, 330).save_pretrained(tmp_path)
-    with pytest.raises(UnmatchedTensors, match="320 words"):
+    with pytest.raises(UnmatchedTensors, match="320 tokens"):
         open_model(str(tmp_path), 0)
 
 
