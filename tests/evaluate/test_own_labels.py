@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from cxrstudy import encoders, figures, plots, recorded, results, study, tables
+from cxrstudy import encoders, figures, plots, recorded, results, study, tables, text
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.sets import prepare_data
 from cxrstudy.evaluate import protocol
 from cxrstudy.evaluate.scores import COLUMNS, save
 from cxrstudy.evaluate.subjects import LeakError
+from cxrstudy.scaling import contrasts, verdicts
 from cxrstudy.scaling.analysis import analyse
 
 torch.set_num_threads(1)
@@ -295,6 +296,46 @@ def test_a_page_says_on_what_its_numbers_rest():
         table
     )
     assert tables.tested(table, "reports") == "" == tables.tested(table[:0])
+
+
+def test_no_harm_is_said_only_where_the_test_images_can_tell(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
+    y = np.repeat([1.0, 0.0], [6 * 4, 3 * 4])  # told without fault by both
+    for name, base, n in (
+        ("base-clip-cnn-aaaaaa", "", 0),
+        ("clip-n200-s0-bbbbbb", "clip-cnn", 200),
+    ):
+        out = tmp_path / "runs" / "mini" / "classify" / name
+        p = study.validated("classify", {"out": str(out)})
+        rows = [row("findings", label, 1.0, n=len(y)) for label in ("edema", "macro")]
+        subject = {
+            "paradigm": "clip",
+            "encoder": "cnn_mini",
+            "base": base,
+            "n_images": n,
+            "data": "d",
+            "seed": 0,
+        }
+        results.write_record(
+            "classify", p, metrics=rows, subject=subject | {"patients": "p"}, started=time.time()
+        )
+        scores = pd.DataFrame(
+            {
+                "image_id": [f"i{k}" for k in range(len(y))],
+                "patient_id": np.arange(len(y)).astype(str),
+            }
+        )
+        scores.assign(**{"score:edema": y, "truth:edema": y}).to_parquet(out / "scores.parquet")
+    table = results.load_records(tmp_path / "runs")
+    rows = contrasts.all_contrasts(table, resamples=50)
+    gained = rows[(rows["kind"] == verdicts.GAIN) & (rows["metric"] == "auroc")]
+    assert gained[["effect", "n", "n_patients"]].values.tolist() == [[0, 36, 36]]
+    assert gained["low"].iloc[0] == pytest.approx(0.025 ** (1 / 12) - 1)
+    assert gained["high"].iloc[0] > 0
+    said = text.harm({"contrasts": gained})
+    assert "is not excluded for 1 of 1 points, on 36 test images of 36 patients" in said
+    sure = text.harm({"contrasts": gained.assign(low=-0.001, high=0.002)})
+    assert sure == "No encoder lost 0.005 or more: every interval excludes it."
 
 
 READERS = {
