@@ -1,6 +1,7 @@
 # make study              set up .venv, run a preset (PRESET=mini), build the book
 # make study PRESET=nih DATA_ROOT=/path/to/ChestX-ray14
 # make test               set up .venv, lint, types, import rule, every test
+# make templates          write the notebooks' parameter cells from cxrstudy/study.py
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 PRESET ?= mini
 DATA_ROOT ?=
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: study pdf test test-slow check lab lock clean
+.PHONY: study pdf test test-slow check templates lab lock clean
 
 study: $(STAMP)
 	@exec env DATA_ROOT="$(DATA_ROOT)" $(BIN)/cxrstudy run --preset "$(PRESET)" --book
@@ -27,6 +28,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+templates: $(STAMP)
+	$(BIN)/python -m cxrstudy.templates
 
 pdf: $(STAMP)
 	$(BIN)/cxrstudy book --pdf

@@ -1,8 +1,7 @@
-"""The command line: a thin door. Exit codes: 0 done, 1 a run or check failed, 2 the call or its input is wrong."""
+"""The command line. Exit codes: 0 done, 1 a run or check failed, 2 the call or input is wrong."""
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,40 +25,46 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
-def _folder(ctx: click.Context, described: grid.Preset, data_root: str) -> str:
-    """The folder of real data as an absolute path; one that no data set of the preset would read is refused, unless it
-    comes from the environment, where it may be meant for another preset."""
-    from cxrstudy import preflight
-
-    if data_root and not preflight.reads_files(described):
-        if ctx.get_parameter_source("data_root") == click.core.ParameterSource.ENVIRONMENT:
-            click.echo(f"note: DATA_ROOT={data_root} is not used: this preset draws its images")
-            return ""
-        raise study.StudyError(
-            f"--data-root {data_root}: this preset draws its images and reads no files; "
-            "leave --data-root out, or name a preset of your own card (cxrstudy new --card yours)"
-        )
-    return os.path.abspath(os.path.expanduser(data_root)) if data_root else ""
+def _absolute(folder: str) -> str:
+    return os.path.abspath(os.path.expanduser(folder)) if folder else ""
 
 
-def _check(preset: str, each: list[dict[str, Any]], data_root: str, *, quiet: bool) -> None:
-    """Print what is worth knowing before a preset runs; StudyError, which lists them all, where it cannot run."""
+def _data_root(ctx: click.Context, preset: grid.Preset, data_root: str) -> str:
+    """Return the folder of real data as an absolute path.
+
+    It is refused if the preset reads no files, unless it comes from the environment, where it may
+    be meant for another preset.
+    """
+    if not data_root or preset.needs_root:
+        return _absolute(data_root)
+    if ctx.get_parameter_source("data_root") == click.core.ParameterSource.ENVIRONMENT:
+        click.echo(f"note: DATA_ROOT={data_root} is not used: this preset draws its images")
+        return ""
+    raise study.StudyError(
+        f"--data-root {data_root}: this preset draws its images and reads no files; "
+        "leave --data-root out, or name a preset of your own card (cxrstudy new --card yours)"
+    )
+
+
+def _check(presets: list[grid.Preset], data_root: str, *, quiet: bool) -> None:
+    """Print warnings and notes on presets before they run; StudyError listing all errors."""
     from cxrstudy import preflight
 
     tables: preflight.Tables = {}
     problems = dict.fromkeys(
-        p for settings in each for p in preflight.check(preset, settings, data_root, tables)
+        p for each in presets for p in preflight.check(each, data_root, tables)
     )
     for problem in problems:
         if problem.level == "warning" or (problem.level == "note" and not quiet):
             click.echo(str(problem))
     errors = [str(problem) for problem in problems if problem.level == "error"]
     if errors:
-        raise study.StudyError(f"preset {preset} cannot run; nothing was run\n" + "\n".join(errors))
+        first = f"preset {presets[0].name} cannot run; nothing was run"
+        raise study.StudyError("\n".join([first, *errors]))
 
 
 def _book_after(code: int) -> int:
-    """Build the book after runs that ended with ``code``; returns that, or 1 where there is no book."""
+    """Build the book after runs that ended with ``code``; return that, or 1 if it fails."""
     from cxrstudy import locks
 
     _lighten()
@@ -69,7 +74,7 @@ def _book_after(code: int) -> int:
         with locks.ending_signals():  # what builds it is then ended too
             built = builder.build()
     except KeyboardInterrupt:
-        click.echo("stopped; the runs stand, and cxrstudy book builds the book", err=True)
+        click.echo("stopped; the runs are kept, and cxrstudy book builds the book", err=True)
         return 1
     except study.StudyError as error:
         click.echo(f"cxrstudy: {error}", err=True)
@@ -78,12 +83,12 @@ def _book_after(code: int) -> int:
 
 
 def _lighten() -> None:
-    # jsonschema tries to import this package, which compiles grammars that nothing here needs for over a second
+    # jsonschema imports this package, which compiles grammars for a second that nothing here needs
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
-class Door(click.Group):
-    """Turns our own errors into one line and exit code 2."""
+class ErrorHandlingGroup(click.Group):
+    """Prints our own errors in one line and exits with code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -94,17 +99,21 @@ class Door(click.Group):
             ctx.exit(2)
 
 
-@click.group(
-    cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=ErrorHandlingGroup, context_settings=SETTINGS)
 def main() -> None:
-    """How chest-x-ray encoders improve with in-house data: run the study, read the book. Research only."""
+    """How chest-x-ray encoders improve with in-house data. For research only."""
+
+
+data_root_option = click.option(
+    "--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT]."
+)
 
 
 @main.command()
-@click.option(
-    "--preset", "-p", default="mini", show_default=True, help="A preset of notebooks/presets."
-)
+@click.option("--preset", "-p", default="mini", show_default=True, help="One of notebooks/presets.")
 @click.option(
     "--cores", "-c", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all"
 )
@@ -117,23 +126,14 @@ def main() -> None:
     "pairs",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Rerun the grid with a changed parameter, beside the first results (repeatable; VALUE is YAML).",
+    help="Run with a changed parameter, beside the first results (repeatable; VALUE is YAML).",
 )
-@click.option(
-    "--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT]."
-)
-@click.option(
-    "--only", type=click.Choice(["data"]), help="Run this stage alone: data prepares the images."
-)
-@click.option(
-    "--unrecorded", is_flag=True, help="Leave out what book/recorded holds of this preset already."
-)
+@data_root_option
+@click.option("--only", type=click.Choice(["data"]), help="Run this stage only: prepare images.")
+@click.option("--unrecorded", is_flag=True, help="Leave out runs that are in book/recorded.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option(
-    "--book",
-    "then_book",
-    is_flag=True,
-    help="Build the book afterwards, also where some runs failed.",
+    "--book", "then_book", is_flag=True, help="Then build the book, even if some runs failed."
 )
 @click.pass_context
 def run(
@@ -149,82 +149,82 @@ def run(
     quiet: bool,
     then_book: bool,
 ) -> None:
-    """Run a preset through Snakemake and Papermill; only what is missing or changed is executed.
+    """Run a preset: execute the notebooks whose results are missing or changed.
 
-    First the card, the data and the grid are checked, in seconds; errors are all listed, and nothing is run.
-
-    A preset's variants, where it has any, follow one after the other; with --set, that one variant alone is run.
+    First the card, the data and the preset are checked, in seconds. All errors are listed, and
+    then nothing is run. The preset's variants, if any, run after it; with --set, only the variant
+    with these values runs.
     """
     from cxrstudy import run as runner
 
     described = grid.load_preset(preset)
-    data_root = _folder(ctx, described, data_root)
-    each = (
-        [_settings(pairs)]
-        if pairs
-        else [{}, *(settings for settings in described.variants.values() if settings)]
-    )
-    _check(preset, each, data_root, quiet=quiet and not dry_run)
-    stand: set[str] = set()
+    data_root = _data_root(ctx, described, data_root)
+    settings = [_settings(pairs)] if pairs else [{}, *filter(None, described.variants.values())]
+    each = [grid.override(described, values) for values in settings]
+    _check(each, data_root, quiet=quiet and not dry_run)
+    recorded: set[str] = set()
     if unrecorded:
-        from cxrstudy import recorded
+        from cxrstudy.recorded import run_names
 
-        stand = recorded.run_names(preset)
-    if not dry_run:
-        codes = [
-            runner.run_preset(
-                preset,
-                cores=cores,
-                settings=settings,
-                data_root=data_root,
-                quiet=quiet,
-                stand=stand,
-                gpu_runs=gpu_runs,
-                only=only or "",
-            )
-            for settings in each
-        ]
-        sys.exit(_book_after(max(codes)) if then_book else max(codes))
-    click.echo(
-        f"{preset}: {described.title}. About {described.minutes:g} minutes on {described.hardware}, "
-        f"{f'{described.gpu_hours:g} GPU-hours' if described.gpu_hours else 'no GPU'}, "
-        f"{described.disk_gb:g} GB of disk, {described.memory_gb:g} GB of memory; licences: {described.licences}."
-    )
-    for settings in each:
-        planned, waiting = runner.preview(preset, settings, data_root)
-        planned = [item for item in planned if only in (None, item.stage)]
-        kept = (
-            {r.name for r in planned} - {r.name for r in grid.without(planned, stand)}
-            if stand
-            else set()
+        recorded = run_names(preset)
+    if dry_run:
+        _show_plan(described, each, data_root, only, recorded)
+        return
+    codes = [
+        runner.run_preset(
+            one,
+            cores=cores,
+            data_root=data_root,
+            quiet=quiet,
+            recorded=recorded,
+            gpu_runs=gpu_runs,
+            only=only or "",
         )
-        todo = [item for item in planned if item.name in waiting and item.name not in kept]
-        if settings and len(each) > 1:
-            click.echo(f"variant {runner.variant_name(settings)}:")
+        for one in each
+    ]
+    sys.exit(_book_after(max(codes)) if then_book else max(codes))
+
+
+def _show_plan(
+    preset: grid.Preset,
+    each: list[grid.Preset],
+    data_root: str,
+    only: str | None,
+    recorded: set[str],
+) -> None:
+    """Print each run of a preset and its variants: recorded, to do and why, or up to date."""
+    from cxrstudy import run as runner
+
+    gpu = f"{preset.gpu_hours:g} GPU-hours" if preset.gpu_hours else "no GPU"
+    click.echo(
+        f"{preset.name}: {preset.title}. About {preset.minutes:g} minutes on {preset.hardware}, "
+        f"{gpu}, {preset.disk_gb:g} GB of disk, {preset.memory_gb:g} GB of memory; "
+        f"licences: {preset.licences}."
+    )
+    for one in each:
+        planned, waiting = runner.preview(one, data_root)
+        planned = [item for item in planned if only in (None, item.stage)]
+        wanted = {item.name for item in grid.without(planned, recorded)} if recorded else None
+        if one.settings and len(each) > 1:
+            click.echo(f"variant {runner.variant_name(one.settings)}:")
+        count = 0
         for item in planned:
-            word = (
-                "recorded"
-                if item.name in kept
-                else "would run"
-                if item.name in waiting
-                else "stands"
-            )
-            why = waiting.get(item.name, "") if word == "would run" else ""
-            click.echo(f"  {word:<10}{item.stage:<10}{item.name:<36}{why}")
-        click.echo(f"{len(todo)} of {len(planned)} runs to do")
+            word, why = "up to date", ""
+            if wanted is not None and item.name not in wanted:
+                word = "recorded"
+            elif item.name in waiting:
+                word, why, count = "would run", waiting[item.name], count + 1
+            click.echo(f"  {word:<11}{item.stage:<10}{item.name:<36}{why}")
+        click.echo(f"{count} of {len(planned)} runs to do")
 
 
 @main.command()
 @click.option(
     "--preset", "-p", required=True, help="A preset that has been run here, whole or in part."
 )
-@click.option(
-    "--figure",
-    is_flag=True,
-    help="Draw its main figure anew from what is recorded, and record nothing.",
-)
+@click.option("--figure", is_flag=True, help="Only draw its main figure again from the record.")
 def record(preset: str, figure: bool) -> None:
-    """Keep the results of a preset's finished runs in book/recorded: tables and per-image scores, no weights."""
+    """Copy results of finished runs to book/recorded: tables, per-image scores, no weights."""
     if figure:
         from cxrstudy import explorer
 
@@ -258,13 +258,9 @@ def record(preset: str, figure: bool) -> None:
 
 @main.command()
 @click.option("--out", default="", help="Folder of the built book [default: _build in the clone].")
-@click.option(
-    "--pdf",
-    is_flag=True,
-    help="Print its chapters to one PDF too: book.pdf beside it. Needs Chromium.",
-)
+@click.option("--pdf", is_flag=True, help="Also print it to book.pdf. Needs Chromium.")
 def book(out: str, pdf: bool) -> None:
-    """Build the book from the records that stand, and say where it lies."""
+    """Build the book from the records that there are, and print where it is."""
     _lighten()
     from cxrstudy import book as builder
 
@@ -273,14 +269,22 @@ def book(out: str, pdf: bool) -> None:
 
 @main.command()
 @click.option("--preset", "-p", default="", help="Only this preset.")
-def runs(preset: str) -> None:
+@click.option("--how", metavar="RUN", help="Print the commands that repeat one run alone.")
+@click.option("--parameters", metavar="RUN", help="Print one run's parameters, for papermill -f.")
+def runs(preset: str, how: str | None, parameters: str | None) -> None:
     """List runs: state, duration, headline metric."""
+    if how or parameters:
+        from cxrstudy import alone
+
+        text = "\n".join(alone.commands(how, preset)) + "\n" if how else ""
+        click.echo(text or alone.parameters(str(parameters), preset), nl=False)
+        return
     from cxrstudy import run as runner
     from cxrstudy.plans import plans_by_path
 
     for path in [path for path, plan in plans_by_path(preset or "*").items() if plan is None]:
-        said = f"delete it; cxrstudy run --preset {path.parent.name} writes it anew"
-        click.echo(f"warning: {path} cannot be read: {said}")
+        remedy = f"delete it; cxrstudy run --preset {path.parent.name} writes it again"
+        click.echo(f"warning: {path} cannot be read: {remedy}")
     try:
         rows = [row for row in runner.overview() if preset in ("", row.preset)]
     except ValueError as error:  # a record that is none
@@ -291,13 +295,12 @@ def runs(preset: str) -> None:
     for row in rows:
         where = f"{row.preset}{' ' + row.variant if row.variant else ''}"
         seconds = f"{row.seconds:.0f} s" if row.state == "done" else ""
-        click.echo(
-            f"{where:<12} {row.run.stage:<9} {row.run.name:<30} {row.state:<8} {seconds:>7}  {row.note}"
-        )
-    states = list(
-        {(row.preset, row.run.name): row.state for row in rows}.values()
-    )  # variants share runs
-    counts = {kind: states.count(kind) for kind in ("done", "failed", "running", "waiting")}
+        name, stage = row.run.name, row.run.stage
+        click.echo(f"{where:<12} {stage:<9} {name:<30} {row.state:<8} {seconds:>7}  {row.note}")
+    state = {(row.preset, row.run.name): row.state for row in rows}  # variants share runs
+    counts = {kind: 0 for kind in ("done", "failed", "running", "waiting")}
+    for kind in state.values():
+        counts[kind] += 1
     click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
 
 
@@ -340,18 +343,16 @@ def export_synthetic(
     from cxrstudy.data import export
     from cxrstudy.progress import track
 
+    values: dict[str, Any] = {
+        "n": n,
+        "institution": institution,
+        "size": size,
+        "start": start,
+        "seed": seed,
+    }
     bar = partial(track, what=f"{export.CHUNK} x-rays")
     try:
-        folder = export.export_synthetic(
-            out,
-            n=n,
-            institution=institution,
-            size=size,
-            bits=int(bits),
-            start=start,
-            seed=seed,
-            progress=bar,
-        )
+        folder = export.export_synthetic(out, bits=int(bits), progress=bar, **values)
     except ValueError as error:
         raise study.StudyError(str(error)) from None
     click.echo(f"{n} x-rays in {folder}; read them with the card synthetic_dicom and root={folder}")
@@ -359,40 +360,31 @@ def export_synthetic(
 
 @main.command()
 @click.option("--card", required=True, help="A card of data_cards, or the path of one.")
-@click.option(
-    "--data-root", default="", envvar="DATA_ROOT", help="Folder of its files [env: DATA_ROOT]."
-)
+@data_root_option
 @click.option("--name", default="", help="Name of the preset.  [default: the card's]")
-@click.option("--force", is_flag=True, help="Write over a preset of that name.")
+@click.option("--force", is_flag=True, help="Replace a preset of that name.")
 def new(card: str, data_root: str, name: str, force: bool) -> None:
-    """Write a preset for own x-rays, sized to what the card's table holds, with every line explained."""
+    """Write a preset for your own x-rays, with sizes from the card's table; lines are explained."""
     from cxrstudy import new as writer
 
-    former = study.root() / "notebooks" / "presets" / f"{name or Path(card).stem}.yml"
-    before = former.read_bytes() if former.is_file() else None
-    path, sized = writer.write(card, data_root, name, force=force)
-    where = f" --data-root {data_root}"
+    text, sized, path = writer.draft(card, data_root, name, force=force)
     try:
-        _check(path.stem, [{}], os.path.abspath(os.path.expanduser(data_root)), quiet=False)
+        preset = grid.with_needs_root(grid.read_preset(text, path.stem))
+        _check([preset], _absolute(data_root), quiet=False)
     except study.StudyError as error:
-        if before is None:
-            path.unlink()
-        else:
-            path.write_bytes(before)
         raise study.StudyError(f"no preset was written, as it could not be run: {error}") from None
-    click.echo(
-        f"written: {path} (about {max(1, round(sized.minutes()))} minutes on this machine, an estimate)"
-    )
+    path.write_text(text, encoding="utf-8")
+    minutes = max(1, round(sized.minutes()))
+    click.echo(f"written: {path} (about {minutes} minutes on this machine, an estimate)")
+    where = f" --data-root {data_root}"
     click.echo(f"what it would run: cxrstudy run --preset {path.stem} -n{where}")
     click.echo(f"run it, then build the book: make study PRESET={path.stem} DATA_ROOT={data_root}")
 
 
 @main.command()
-@click.option(
-    "--data-root", default="", envvar="DATA_ROOT", help="Folder of real data [env: DATA_ROOT]."
-)
+@data_root_option
 def doctor(data_root: str) -> None:
-    """Check versions, GPU, disk, memory and data, and say what is missing for each preset."""
+    """Check versions, GPU, disk, memory and data, and print what is missing for each preset."""
     from cxrstudy import doctor as checks
 
     sys.exit(checks.report(data_root))

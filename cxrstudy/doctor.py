@@ -1,4 +1,4 @@
-"""Say what this machine has, and what each preset lacks."""
+"""Print what this machine has, and what is missing for each preset."""
 
 import platform
 import shutil
@@ -11,27 +11,53 @@ from cxrstudy.preflight.steps import free_gb, memory_gb
 from cxrstudy.results import hardware
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "open_clip_torch",
-    "pydicom",
-    "pandas",
-    "papermill",
-    "snakemake",
-    "jupyter-book",
-    "jupyterlab",
-    "nbval",
+    *("torch", "torchvision", "timm", "open_clip_torch", "pydicom", "pandas"),
+    *("papermill", "snakemake", "jupyter-book", "jupyterlab", "nbval"),
 )
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LONGEST = 160  # characters of a reason
 
 
 def report(data_root: str = "") -> int:
-    """Print what is here and what each preset lacks; 0 unless `mini` itself cannot run here.
+    """Print what is here and what is missing for each preset; return 0 unless `mini` cannot run.
 
-    ``data_root``: the folder of real data, for presets that read files.
+    Args:
+        data_root: folder of real data, for presets that read files.
     """
     print(f"Python {platform.python_version()} in {sys.prefix}")
+    missing = _packages()
+    has_gpu = _gpu(missing)
+    print(f"Hardware: {hardware()}; memory {memory_gb():.0f} GB; free disk {free_gb():.0f} GB")
+    browser = next((name for name in BROWSERS if shutil.which(name)), None)
+    print(f"Browser for the book's own tests: {browser or 'none (those tests are skipped)'}")
+    found = "none given"
+    if data_root:
+        found = f"{data_root} {'found' if Path(data_root).is_dir() else 'NOT FOUND'}"
+    print(f"Data root: {found}")
+    unfit, tables = set(), preflight.Tables()
+    for name in grid.preset_names():
+        lacking, warnings = list(missing), []
+        root = ""
+        try:
+            preset = grid.load_preset(name)
+            root = data_root if preset.needs_root else ""
+            problems = preflight.check(preset, root, tables)
+        except study.StudyError as error:
+            problems = [preflight.Problem("error", "", str(error))]
+        else:
+            if preset.gpu_hours and not has_gpu:
+                lacking.append(f"a GPU (about {preset.gpu_hours:g} hours of one)")
+        lacking += [str(p).removeprefix("error: ") for p in problems if p.level == "error"]
+        warnings = [str(p) for p in problems if p.level == "warning"]
+        print(f"preset {name}: {'missing' if lacking else 'ready'}")
+        for line in _in_lines([*lacking, *warnings], name, root):
+            print(f"    {line}")
+        unfit |= {name} if lacking else set()
+    return 1 if "mini" in unfit else 0
+
+
+def _packages() -> list[str]:
+    """Print the versions of the main packages; return those that are missing."""
     missing = []
     for name in PACKAGES:
         try:
@@ -39,7 +65,11 @@ def report(data_root: str = "") -> int:
         except PackageNotFoundError:
             missing.append(name)
             print(f"  {name}: MISSING; run make, or pip install -r requirements.lock")
-    has_gpu = False
+    return missing
+
+
+def _gpu(missing: list[str]) -> bool:
+    """Print the GPU and its precision; return whether there is one."""
     try:
         import torch
 
@@ -47,47 +77,18 @@ def report(data_root: str = "") -> int:
 
         has_gpu = torch.cuda.is_available()
         gpu = torch.cuda.get_device_name() if has_gpu else "none; runs use the CPU"
-        kept = precision("auto", torch.device("cuda" if has_gpu else "cpu"))
-        fast = "yes" if kept == torch.bfloat16 else "no; runs use float32"
-        print(f"GPU: {gpu}\nbfloat16 in hardware: {fast}")
+        dtype = precision("auto", torch.device("cuda" if has_gpu else "cpu"))
+        bfloat16 = "yes" if dtype == torch.bfloat16 else "no; runs use float32"
+        print(f"GPU: {gpu}\nbfloat16 in hardware: {bfloat16}")
+        return has_gpu
     except Exception as error:
         missing.append("torch")
         print(f"torch cannot be imported: {error}")
-    print(f"Hardware: {hardware()}; memory {memory_gb():.0f} GB; free disk {free_gb():.0f} GB")
-    browser = next(
-        (b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None
-    )
-    print(f"Browser for the book's own tests: {browser or 'none (those tests are skipped)'}")
-    found = (
-        f"{data_root} {'found' if Path(data_root).is_dir() else 'NOT FOUND'}"
-        if data_root
-        else "none given"
-    )
-    print(f"Data root: {found}")
-    unfit, tables = set(), preflight.Tables()
-    for name in grid.preset_names():
-        lacking, said, root = list(missing), [], ""
-        try:
-            preset = grid.load_preset(name)
-            if preset.gpu_hours and not has_gpu:
-                lacking.append(f"a GPU (about {preset.gpu_hours:g} hours of one)")
-            root = data_root if preflight.reads_files(preset) else ""
-        except study.StudyError:
-            pass  # ``check`` says why
-        for problem in preflight.check(name, data_root=root, tables=tables):
-            if problem.level == "error":
-                lacking.append(str(problem).removeprefix("error: "))
-            elif problem.level == "warning":
-                said.append(str(problem))
-        print(f"preset {name}: {'missing' if lacking else 'ready'}")
-        for line in _in_lines([*lacking, *said], name, root):
-            print(f"    {line}")
-        unfit |= {name} if lacking else set()
-    return 1 if "mini" in unfit else 0
+        return False
 
 
 def _in_lines(reasons: list[str], preset: str, root: str) -> list[str]:
-    """A short line for each reason; of a preset whose weights are not here, which says much, one line in all."""
+    """Return a short line for each reason; one line for all if weights are not on this machine."""
     where = f"cxrstudy run --preset {preset} -n{f' --data-root {root}' if root else ''}"
     each = [" ".join(reason.split()) for reason in reasons]
     short = [r if len(r) <= LONGEST else f"{r[: LONGEST - 4].rsplit(' ', 1)[0]} ..." for r in each]

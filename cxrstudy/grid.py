@@ -1,64 +1,46 @@
-"""The grid: what will be run, under which name, from which other runs.
+"""The grid: which runs a preset asks for, their names, and which runs each of them reads.
 
-``plan`` unfolds a preset (see ``presets``) into runs; every run is one parameterised notebook. A run's name ends in a
-digest of its parameters, which hold the names of the runs it reads: so a changed value renames exactly the runs it
-touches, and results of other values stand beside them. Where real data lie is no part of a name: their content is.
+Every run is one parameterised notebook. A run's name ends in a digest of its parameters, which
+contain the names of the runs that it reads. So a changed value renames exactly the runs that it
+affects, and results of other values are kept beside them. The folder of real data is not part of
+a name; a digest of its content is.
 """
 
-import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxrstudy import presets
 from cxrstudy.presets import (
-    Family,
-    Ladder,
+    Curve,
     Preset,
+    combinations,
     override,
     preset_names,
-    read_settings,
-    takes_list,
+    preset_path,
+    read_preset,
 )
-from cxrstudy.study import (
-    Data,
-    Parameters,
-    Pretrain,
-    StudyError,
-    digest,
-    read_numbers,
-    root,
-    validated,
-)
+from cxrstudy.study import Data, StudyError, digest, root, validated
 
 __all__ = [
-    "Family",
-    "Ladder",
-    "Preset",
-    "Run",
-    "check_ladders",
-    "data_entry",
-    "load_preset",
-    "override",
-    "plan",
-    "preset_names",
-    "read_settings",
-    "reads_files",
-    "slug",
-    "without",
+    *("Curve", "Preset", "Run", "data_entry", "expand", "load_preset", "override", "plan"),
+    *("preset_names", "read_preset", "reads_files", "slug", "with_needs_root", "without"),
 ]
 
-PLACES = ("first", "between", "last")  # of a rung in its ladder
-PLACED = {"data", "base", "piece"}  # of a ladder: where it is, not what its runs do
-NO_PART = {
-    "segment": {"keep_features"},
-    "report": {"keep_features"},
-}  # of a run's name: changes no result
+EQUAL = (  # what all runs of a scaling curve must share, so that compute is constant
+    *("samples_seen", "batch_size", "lr", "warmup", "weight_decay", "grad_clip_norm"),
+    *("ema", "dino", "precision"),
+)
+EVALUATED = {  # by `sizes` of a downstream task: positions of a subset size in its curve
+    "all": ("smallest", "between", "largest"),
+    "ends": ("smallest", "largest"),
+    "largest": ("largest",),
+    "none": (),
+}
 
 
 def slug(run: str) -> str:
-    """A run's name without its digest."""
+    """Return a run's name without its digest."""
     return run.rsplit("-", 1)[0]
 
 
@@ -71,21 +53,23 @@ class Run:
     preset: str
     parameters: dict[str, Any]
     needs: tuple[str, ...] = ()
-    piece: int = 0
+    priority: int = 0
 
     @property
     def folder(self) -> str:
-        """Where the run lies, as a parameter names it."""
+        """The run's folder, as a parameter names it."""
         return f"runs/{self.preset}/{self.stage}/{self.name}"
 
 
-def without(runs: list[Run], stand: set[str]) -> list[Run]:
-    """The runs that are still wanted when those named in ``stand`` are there already: evaluations that are not, and
-    what they need. A fit over all points is left out when any of these is."""
+def without(runs: list[Run], recorded: set[str]) -> list[Run]:
+    """Return the evaluations that are not in ``recorded``, and the runs that they need.
+
+    The analysis, which reads all evaluations, is left out when any of these is.
+    """
     wanted = {
         run.name
         for run in runs
-        if run.stage in ("classify", "segment", "report") and run.name not in stand
+        if run.stage in ("classify", "segment", "report") and run.name not in recorded
     }
     for run in reversed(runs):  # each comes after those it needs
         if run.name in wanted:
@@ -93,9 +77,9 @@ def without(runs: list[Run], stand: set[str]) -> list[Run]:
     return [run for run in runs if run.name in wanted]
 
 
-# ---- data sets -----------------------------------------------------------------------------------------------------
+# ---- data sets --------------------------------------------------------------------------------
 def reads_files(card: str) -> bool:
-    """Whether a card's data set consists of files that somebody must have, not of images drawn here."""
+    """Return whether a card's data set consists of files, not of images generated here."""
     if card == "synthetic":
         return False
     from cxrstudy.data import cards  # imports pandas, which most calls do without
@@ -108,22 +92,40 @@ def reads_files(card: str) -> bool:
 
 
 def load_preset(name: str) -> Preset:
-    """Read ``notebooks/presets/NAME.yml``, as ``presets.load_preset``; a preset that reads files needs a root."""
-    preset = presets.load_preset(name)
-    return preset.model_copy(
-        update={"needs_root": preset.needs_root or any(map(_needs_root, preset.data.values()))}
-    )
+    """Return the preset of ``notebooks/presets/NAME.yml``.
+
+    ``needs_root`` is set if some card reads files whose folder the preset does not name.
+
+    Raises:
+        StudyError: there is no such preset, or it is wrong; names the line and the remedy.
+    """
+    path = preset_path(name)
+    if not path.is_file():
+        raise StudyError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
+    try:
+        return with_needs_root(read_preset(path.read_text(encoding="utf-8"), name))
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path}: not YAML: {error}") from None
+
+
+def with_needs_root(preset: Preset) -> Preset:
+    """Return the preset with ``needs_root`` set if some card reads files in an unnamed folder."""
+    needs = preset.needs_root or any(map(_needs_root, preset.data.values()))
+    return preset.model_copy(update={"needs_root": needs})
 
 
 def _needs_root(values: dict[str, Any]) -> bool:
     try:
         return not values.get("root") and reads_files(str(values.get("card") or "synthetic"))
-    except StudyError:  # no such card: said when the preset is planned
-        return False
+    except StudyError:  # no such card: ``expand`` says so
+        return True
 
 
 def data_entry(values: dict[str, Any], data_root: str = "") -> dict[str, Any]:
-    """Return an entry of a preset's ``data``; if it reads files, with their folder and, unless it says, all images."""
+    """Return an entry of a preset's ``data``; if it reads files, with their folder.
+
+    All images of such a data set are taken unless ``n_images`` is given.
+    """
     if not reads_files(str(values.get("card") or "synthetic")):
         return {key: value for key, value in values.items() if key != "root"}
     where = values.get("root") or data_root
@@ -132,35 +134,82 @@ def data_entry(values: dict[str, Any], data_root: str = "") -> dict[str, Any]:
 
 
 def _content(p: Data, where: str, must_read: bool) -> dict[str, str]:
-    """Return what takes the place of a data set's card and folder in its run's name: what they hold.
+    """Return what replaces card and folder in the name of a data run: a digest of the content.
 
-    Data that are not here can be planned for, but not under the name that they will have.
+    Data that are not on this machine can be planned for, but not under their final name.
     """
     if p.card == "synthetic":
         return {}
     from cxrstudy.data import cards, sets
 
     try:
-        held = sets.content_digest(p.card, root=p.root, n_images=p.n_images, seed=p.seed)
-        return {"card": cards.read_card(p.card).name, "root": held}
+        content = sets.content_digest(p.card, root=p.root, n_images=p.n_images, seed=p.seed)
+        return {"card": cards.read_card(p.card).name, "root": content}
     except (ValueError, OSError) as error:
         if must_read:
             raise StudyError(f"{where}: {error}") from None
         return {}
 
 
-# ---- the plan ------------------------------------------------------------------------------------------------------
-@dataclass
-class _Planned:
-    """A plan in the making: what was asked for, the runs so far, and the names of data sets and base models."""
+# ---- the plan ---------------------------------------------------------------------------------
+def plan(
+    name: str,
+    settings: dict[str, Any] | None = None,
+    data_root: str = "",
+    *,
+    must_read: bool = False,
+) -> list[Run]:
+    """Return the runs of a preset by its name, with ``--set`` values; see ``expand``."""
+    return expand(override(load_preset(name), settings or {}), data_root, must_read=must_read)
 
-    name: str
+
+def expand(preset: Preset, data_root: str = "", *, must_read: bool = False) -> list[Run]:
+    """Return the runs that a preset asks for, each after those it needs.
+
+    Args:
+        data_root: folder of real data.
+        must_read: refuse data that cannot be read. Otherwise such a plan can still be shown.
+
+    Raises:
+        StudyError: the preset asks for what does not fit together; says what and the remedy.
+    """
+    if preset.folds in (1, 2):
+        raise StudyError(
+            f"preset {preset.name}: folds is {preset.folds}; one fold is for test and one for "
+            "validation, so at least 3 are needed"
+        )
+    g = _Grid(preset, must_read)
+    _add_data(g, data_root)
+    _add_bases(g)
+    pairs: dict[tuple[str, str], None] = {}  # data and base model of each curve
+    sizes = _curve_sizes(preset)
+    for curve in sorted(preset.curves, key=lambda curve: curve.priority):
+        pairs[_add_curve(g, curve, sizes)] = None
+    last, g.priority = g.priority, 0
+    for data, base in pairs:
+        _add_base_evaluations(g, data, base)
+        for baseline in preset.baselines:
+            _add_baseline(g, baseline, data, base)
+    _check_budgets(g)
+    g.priority = last
+    read = [name for name, run in g.runs.items() if run.stage in ("classify", "segment")]
+    if read:
+        own = {"records": [g.folder(name) for name in read], "runs": ""}
+        g.add("analyse", "analyse", preset.analyse | own, tuple(read))
+    return list(g.runs.values())
+
+
+@dataclass
+class _Grid:
+    """A plan that is being built: the runs so far, and the names of data sets and base models."""
+
     preset: Preset
     must_read: bool
     runs: dict[str, Run] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
-    base: dict[str, str] = field(default_factory=dict)
-    piece: int = 0
+    data: dict[str, str] = field(default_factory=dict)  # name in the preset -> run
+    base: dict[str, str] = field(default_factory=dict)  # name in the preset -> run or encoder
+    trained: list[str] = field(default_factory=list)  # pretraining runs of the curves
+    priority: int = 0
 
     @property
     def folds(self) -> list[str]:
@@ -169,282 +218,200 @@ class _Planned:
     def add(
         self, stage: str, label: str, values: dict[str, Any], needs: tuple[str, ...] = ()
     ) -> str:
-        """Add a run unless it is there, and return its name."""
-        where = f"preset {self.name}, {stage} {label}"
+        """Add a run if it is new, and return its name."""
+        where = f"preset {self.preset.name}, {stage} {label}"
         p = validated(stage, {key: value for key, value in values.items() if key != "out"}, where)
         checked = p.model_dump(exclude={"out"})
-        own = _content(p, where, self.must_read) if stage == "data" else {}
-        named = {
-            key: value
-            for key, value in (checked | own).items()
-            if key not in NO_PART.get(stage, ())
-        }
-        run = f"{label}-{digest([stage, named])}"
-        out = f"runs/{self.name}/{stage}/{run}"
-        self.runs.setdefault(
-            run, Run(run, stage, self.name, checked | {"out": out}, needs, self.piece)
-        )
+        content = _content(p, where, self.must_read) if stage == "data" else {}
+        run = f"{label}-{digest([stage, checked | content])}"
+        out = {"out": f"runs/{self.preset.name}/{stage}/{run}"}
+        new = Run(run, stage, self.preset.name, checked | out, needs, self.priority)
+        self.runs.setdefault(run, new)
         return run
 
     def folder(self, run: str) -> str:
+        """Return the folder of a run; an encoder of another kind is returned as it is."""
         return self.runs[run].folder if run in self.runs else run
 
-    def waits(self, *names: str) -> tuple[str, ...]:
+    def needed(self, *names: str) -> tuple[str, ...]:
+        """Return those of ``names`` that are runs of this plan."""
         return tuple(name for name in names if name in self.runs)
 
     def label(self, encoder: str) -> str:
-        """What a run on an encoder is called: after its run, or after the end of its path."""
+        """Return the label of runs on an encoder: after its run, or the end of its path."""
         return slug(encoder) if encoder in self.runs else encoder.rstrip("/").rsplit("/", 1)[-1]
 
-
-def plan(
-    name: str,
-    settings: dict[str, Any] | None = None,
-    data_root: str = "",
-    *,
-    must_read: bool = False,
-) -> list[Run]:
-    """Unfold a preset into runs, in an order in which each comes after those it needs; StudyError if it cannot.
-
-    ``must_read``: refuse data that cannot be read. Without, a plan of data that are not here can be looked at.
-    """
-    preset = override(load_preset(name), settings or {})
-    if preset.folds in (1, 2):
-        raise StudyError(
-            f"preset {name}: folds is {preset.folds}; one is held, one validates, so at least 3 are needed"
-        )
-    g = _Planned(name, preset, must_read)
-    _add_data(g, data_root)
-    _add_bases(g)
-    ends = _ends(preset)
-    points: list[str] = []
-    rungs: list[str] = []
-    evaluated: dict[tuple[str, str], None] = {}
-    for ladder in sorted(preset.ladders, key=lambda ladder: ladder.piece):
-        on, from_ = _add_ladder(g, ladder, ends, rungs, points)
-        evaluated[(on, from_)] = None
-    last, g.piece = g.piece, 0
-    for on, from_ in evaluated:
-        points += _add_baselines(g, on, from_)
-    check_ladders(
-        [g.runs[r] for r in rungs],
-        {run.folder: run.parameters.get("size") for run in g.runs.values()},
-    )
-    g.piece = last
-    if points:
-        read = [name for name, run in g.runs.items() if run.stage in ("classify", "segment")]
-        own = {"records": [g.folder(name) for name in read], "runs": ""}
-        g.add("analyse", "analyse", preset.analyse | own, tuple(read))
-    return list(g.runs.values())
+    def find(self, block: str, key: Any, where: str) -> str:
+        """Return what a name of the preset's ``data`` or ``base`` refers to."""
+        known = self.data if block == "data" else self.base
+        if key not in known:
+            raise StudyError(
+                f"preset {self.preset.name}: {where}: {block} {key!r} is not among this preset's "
+                f"{block}: {', '.join(known) or 'none'}"
+            )
+        return known[key]
 
 
-def _add_data(g: _Planned, data_root: str) -> None:
+def _add_data(g: _Grid, data_root: str) -> None:
+    """Add the runs that prepare data sets."""
     entries: dict[str, dict[str, Any]] = {}
     for key, values in g.preset.data.items():
         try:
             entries[key] = data_entry(values, data_root)
         except StudyError as error:
-            raise StudyError(f"preset {g.name}: data {key}: {error}") from None
-    lacking = [key for key, values in entries.items() if values.get("root") == ""]
-    if lacking or (g.preset.needs_root and not data_root):
+            raise StudyError(f"preset {g.preset.name}: data {key}: {error}") from None
+    missing = [key for key, values in entries.items() if values.get("root") == ""]
+    if missing or (g.preset.needs_root and not data_root):
         raise StudyError(
-            f"preset {g.name!r} reads real images ({', '.join(lacking) or 'needs_root'}): say where they lie, "
-            "DATA_ROOT=PATH or --data-root PATH"
+            f"preset {g.preset.name!r} reads real images ({', '.join(missing) or 'needs_root'}): "
+            "name their folder by DATA_ROOT=PATH or --data-root PATH"
         )
     for key, values in entries.items():
         g.data[key] = g.add("data", key, values)
 
 
-def _add_bases(g: _Planned) -> None:
+def _add_bases(g: _Grid) -> None:
+    """Add the runs that train base models, and note those that are checkpoints."""
     for key, values in g.preset.base.items():
-        if list(values) == [
-            "shipped"
-        ]:  # an encoder folder of the repository, or a name of published weights
-            g.base[key] = values["shipped"]
+        if list(values) == ["checkpoint"]:  # an encoder folder, or the name of published weights
+            g.base[key] = values["checkpoint"]
             continue
-        on = _named(values.get("data"), g.data, f"preset {g.name}: base {key}", "data")
-        from_ = values.get("base") or ""
-        if from_ in g.preset.base:  # one of the preset's own, which must stand above it
-            from_ = _named(from_, g.base, f"preset {g.name}: base {key}", "base")
-        own = values | {"data": g.folder(on), "base": g.folder(from_)}
-        g.base[key] = g.add("pretrain", key, own, (on, *g.waits(from_)))
+        data = g.find("data", values.get("data"), f"base {key}")
+        base = values.get("base") or ""
+        if base in g.preset.base:  # one of the preset's own, which must be listed before it
+            base = g.find("base", base, f"base {key}")
+        own = values | {"data": g.folder(data), "base": g.folder(base)}
+        g.base[key] = g.add("pretrain", key, own, (data, *g.needed(base)))
 
 
-def _ends(preset: Preset) -> dict[tuple[Any, ...], set[int]]:
-    """The sizes of each scaling curve, over all ladders of the same data, base model and paradigm."""
+def _curve_sizes(preset: Preset) -> dict[tuple[Any, ...], set[int]]:
+    """Return the subset sizes of each data set, base model and paradigm, over all curves."""
     sizes: dict[tuple[Any, ...], set[int]] = {}
-    for ladder in preset.ladders:
-        for values in _unfold(ladder.model_dump(exclude=PLACED), Pretrain):
-            sizes.setdefault((ladder.data, ladder.base, values.get("paradigm")), set()).add(
-                values.get("n_images", 0)
-            )
+    for curve in preset.curves:
+        for values in combinations(curve.values):
+            key = (curve.data, curve.base, values.get("paradigm"))
+            sizes.setdefault(key, set()).add(values.get("n_images", 0))
     return sizes
 
 
-def _add_ladder(
-    g: _Planned,
-    ladder: Ladder,
-    ends: dict[tuple[Any, ...], set[int]],
-    rungs: list[str],
-    points: list[str],
-) -> tuple[str, str]:
-    """Add a ladder's pretraining runs to ``rungs`` and their evaluations to ``points``; return its data and base."""
-    g.piece = ladder.piece
-    on = _named(ladder.data, g.data, f"preset {g.name}: ladder", "data")
-    from_ = _named(ladder.base, g.base, f"preset {g.name}: ladder", "base") if ladder.base else ""
-    absent = sorted(set(g.folds) - set(g.runs[on].parameters["fractions"]))
+def _add_curve(g: _Grid, curve: Curve, sizes: dict[tuple[Any, ...], set[int]]) -> tuple[str, str]:
+    """Add a curve's pretraining runs and their evaluations; return its data and base model."""
+    g.priority = curve.priority
+    data = g.find("data", curve.data, "curve")
+    base = g.find("base", curve.base, "curve") if curve.base else ""
+    absent = sorted(set(g.folds) - set(g.runs[data].parameters["fractions"]))
     if absent:
         raise StudyError(
-            f"preset {g.name}: folds is {g.preset.folds}, but data {ladder.data} has no split {absent[0]!r}"
+            f"preset {g.preset.name}: folds is {g.preset.folds}, but data {curve.data} has no "
+            f"split {absent[0]!r}"
         )
-    for values in _unfold(ladder.model_dump(exclude=PLACED), Pretrain):
-        values |= {"data": g.folder(on), "base": g.folder(from_) if from_ else ""}
-        label = (
-            f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{values.get('seed', 0)}"
-        )
-        needs = g.waits(on, from_)
-        if not g.folds:
-            trained = [g.add("pretrain", label, values, needs)]
-        else:
-            others = [{"splits": [f for f in g.folds if f != held]} for held in g.folds]
-            trained = [
-                g.add("pretrain", f"{label}-{held}", values | own, needs)
-                for held, own in zip(g.folds, others, strict=True)
-            ]
-        rungs += trained
-        points.append(_classify(g, label, on, [g.folder(run) for run in trained], tuple(trained)))
-        n, sizes = (
-            values.get("n_images", 0),
-            ends[(ladder.data, ladder.base, values.get("paradigm"))],
-        )
-        place = "last" if n == max(sizes) else "first" if n == min(sizes) else "between"
-        _judge(g, label, on, g.folder(trained[0]), (on, *trained), place, values.get("seed", 0))
-    return on, from_
+    for values in combinations(curve.values):
+        n, seed = values.get("n_images", 0), values.get("seed", 0)
+        label = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{seed}"
+        own = values | {"data": g.folder(data), "base": g.folder(base)}
+        trained = _add_pretraining(g, label, own, g.needed(data, base))
+        g.trained += trained
+        _add_classify(g, label, data, [g.folder(run) for run in trained], tuple(trained))
+        all_sizes = sizes[(curve.data, curve.base, values.get("paradigm"))]
+        position = "smallest" if n == min(all_sizes) else "between"
+        position = "largest" if n == max(all_sizes) else position
+        at = (position, seed)
+        _add_downstream(g, label, g.folder(trained[0]), data, (data, *trained), at)
+    return data, base
 
 
-def _add_baselines(g: _Planned, on: str, from_: str) -> list[str]:
-    """Add evaluations of a base model and of the preset's controls on a data set; return their names."""
-    points = []
-    if from_:
-        label = g.label(from_)
-        points.append(_classify(g, f"base-{label}", on, [g.folder(from_)], g.waits(from_)))
-        _judge(g, f"base-{label}", on, g.folder(from_), g.waits(on, from_))
-    for control in g.preset.controls:
-        if control == "shuffled":  # the base's features, and labels dealt out anew
-            if from_:
-                own = {"shuffle_labels": True}
-                points.append(
-                    _classify(g, f"shuffled-{label}", on, [g.folder(from_)], g.waits(from_), **own)
-                )
-            continue
-        if control.startswith("base:"):  # one that no ladder starts from: judged as it is
-            other = _named(
-                control.removeprefix("base:"), g.base, f"preset {g.name}: controls", "base"
-            )
-            points.append(_classify(g, g.label(other), on, [g.folder(other)], g.waits(other)))
-            _judge(g, g.label(other), on, g.folder(other), g.waits(on, other))
-            continue
-        called = g.label(control).replace(":", "-")
-        points.append(_classify(g, called, on, [control], ()))
-        _judge(g, called, on, control, (on,))
-    return points
-
-
-def _classify(
-    g: _Planned, label: str, on: str, encoders: list[str], needs: tuple[str, ...], **more: Any
-) -> str:
-    which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
-    also = [g.data.get(name, name) for name in g.preset.classify.get("also", [])]
-    shared = g.preset.classify | {
-        "data": g.folder(on),
-        "folds": g.folds,
-        "also": [g.folder(a) for a in also],
-    }
-    return g.add("classify", label, shared | which | more, (on, *needs, *g.waits(*also)))
-
-
-def _judge(
-    g: _Planned,
-    label: str,
-    on: str,
-    encoder: str,
-    needs: tuple[str, ...],
-    place: str = "",
-    seed: int = 0,
-) -> None:
-    """Runs of the other task families on an encoder; ``place`` of a rung in its ladder: first, between or last."""
-    blind = {
-        "segment": ("covariates", "pixels"),
-        "report": ("covariates",),
-    }  # a decoder sees 3 of its pixels
-    for stage, family in (("segment", g.preset.segment), ("report", g.preset.report)):
-        wanted = {"all": PLACES, "ends": ("first", "last"), "largest": ("last",), "none": ()}
-        if family is None or encoder in blind[stage]:
-            continue
-        if place and (
-            place not in wanted[family.rungs] or (family.seeds and seed not in family.seeds)
-        ):
-            continue
-        if encoder.startswith("supervised:") or encoder.endswith((".npz", ".parquet")):
-            continue  # taught by labels for labels; vectors without patches
-        if g.folds:
-            raise StudyError(
-                f"preset {g.name}: {stage} needs fixed splits, but folds is {g.preset.folds}"
-            )
-        own = family.model_dump(exclude={"rungs", "seeds"}) | {
-            "data": g.folder(on),
-            "encoder": encoder,
-        }
-        g.add(stage, label, own, needs)
-
-
-def _named(key: Any, known: dict[str, str], where: str, block: str) -> str:
-    if key not in known:
-        raise StudyError(
-            f"{where}: {block} {key!r} is not among this preset's {block}: {', '.join(known) or 'none'}"
-        )
-    return known[key]
-
-
-def _unfold(values: dict[str, Any], model: type[Parameters]) -> list[dict[str, Any]]:
-    """Every combination of the values that are lists, but for parameters that are lists themselves."""
-    axes = {
-        k: v if isinstance(v, list) and not takes_list(model, k) else [v] for k, v in values.items()
-    }
-    empty = [name for name, choices in axes.items() if not choices]
-    if empty:
-        raise StudyError(f"{empty[0]} is an empty list: the grid would hold no run")
+def _add_pretraining(
+    g: _Grid, label: str, values: dict[str, Any], needs: tuple[str, ...]
+) -> list[str]:
+    """Add one pretraining run, or with cross-fitting one for each fold that it leaves out."""
+    if not g.folds:
+        return [g.add("pretrain", label, values, needs)]
+    splits = {fold: [other for other in g.folds if other != fold] for fold in g.folds}
     return [
-        read_numbers(model, dict(zip(axes, c, strict=True)))
-        for c in itertools.product(*axes.values())
+        g.add("pretrain", f"{label}-{fold}", values | {"splits": others}, needs)
+        for fold, others in splits.items()
     ]
 
 
-EQUAL = (
-    "samples_seen",
-    "batch_size",
-    "lr",
-    "warmup",
-    "weight_decay",
-    "clip",
-    "ema",
-    "dino",
-    "precision",
-)
+def _add_base_evaluations(g: _Grid, data: str, base: str) -> None:
+    """Add the evaluations of an unmodified base model."""
+    if base:
+        label = f"base-{g.label(base)}"
+        _add_classify(g, label, data, [g.folder(base)], g.needed(base))
+        _add_downstream(g, label, g.folder(base), data, g.needed(data, base))
 
 
-def check_ladders(rungs: list[Run], sizes: dict[str, Any]) -> None:
-    """Refuse unequal budgets within one ladder (same paradigm, base, architecture and size in px).
+def _add_baseline(g: _Grid, baseline: str, data: str, base: str) -> None:
+    """Add the evaluations of one of the preset's baselines."""
+    if baseline == "shuffled":  # the base model's features, with permuted labels
+        if base:
+            label, own = f"shuffled-{g.label(base)}", {"shuffle_labels": True}
+            _add_classify(g, label, data, [g.folder(base)], g.needed(base), own)
+        return
+    encoder = baseline
+    if baseline.startswith("base:"):  # a base model that no curve starts from
+        encoder = g.find("base", baseline.removeprefix("base:"), "baselines")
+    label = g.label(encoder).replace(":", "-")
+    _add_classify(g, label, data, [g.folder(encoder)], g.needed(encoder))
+    _add_downstream(g, label, g.folder(encoder), data, (data, *g.needed(encoder)))
 
-    ``sizes``: the size in px of each data run's folder.
+
+def _add_classify(
+    g: _Grid,
+    label: str,
+    data: str,
+    encoders: list[str],
+    needs: tuple[str, ...],
+    own: dict[str, Any] | None = None,
+) -> None:
+    """Add the probe of an encoder (with cross-fitting: of one encoder for each fold)."""
+    which = {"fold_encoders": encoders} if len(encoders) > 1 else {"encoder": encoders[0]}
+    also = [g.data.get(name, name) for name in g.preset.classify.get("also", [])]
+    shared = {"data": g.folder(data), "folds": g.folds, "also": [g.folder(a) for a in also]}
+    values = g.preset.classify | shared | which | (own or {})
+    g.add("classify", label, values, (data, *needs, *g.needed(*also)))
+
+
+def _add_downstream(
+    g: _Grid,
+    label: str,
+    encoder: str,
+    data: str,
+    needs: tuple[str, ...],
+    at: tuple[str, int] | None = None,
+) -> None:
+    """Add segmentation and report runs on an encoder, if the preset asks for them.
+
+    Args:
+        at: position of the encoder's subset size in its curve (see ``EVALUATED``), and its seed;
+            None for base models and baselines.
     """
-    seen: dict[tuple, Run] = {}
-    for run in rungs:
+    if encoder.startswith("supervised:") or encoder.endswith((".npz", ".parquet")):
+        return  # trained on labels to predict labels; vectors without patches
+    unfit = {"segment": ("covariates", "pixels"), "report": ("covariates",)}  # no feature map
+    for stage, task in (("segment", g.preset.segment), ("report", g.preset.report)):
+        if task is None or encoder in unfit[stage]:
+            continue
+        if at and (at[0] not in EVALUATED[task.sizes] or (task.seeds and at[1] not in task.seeds)):
+            continue
+        if g.folds:
+            raise StudyError(
+                f"preset {g.preset.name}: {stage} needs fixed splits, but folds is {g.preset.folds}"
+            )
+        g.add(stage, label, task.values | {"data": g.folder(data), "encoder": encoder}, needs)
+
+
+def _check_budgets(g: _Grid) -> None:
+    """Refuse unequal budgets within a curve: the same paradigm, base, architecture and px."""
+    px = {run.folder: run.parameters.get("size") for run in g.runs.values()}
+    first: dict[tuple[Any, ...], Run] = {}
+    for run in (g.runs[name] for name in g.trained):
         p = run.parameters
-        first = seen.setdefault((p["paradigm"], p["base"], p["encoder"], sizes[p["data"]]), run)
+        other = first.setdefault((p["paradigm"], p["base"], p["encoder"], px[p["data"]]), run)
         for key in EQUAL:
-            if first.parameters[key] != p[key]:
+            if other.parameters[key] != p[key]:
                 raise StudyError(
-                    f"the {p['paradigm']} ladder is not at constant compute: {key} is {first.parameters[key]} in "
-                    f"{first.name} but {p[key]} in {run.name}. Give every n_images the same {key}"
+                    f"the {p['paradigm']} curve is not at constant compute: {key} is "
+                    f"{other.parameters[key]} in {other.name} but {p[key]} in {run.name}. "
+                    f"Give every n_images the same {key}"
                 )

@@ -1,4 +1,4 @@
-"""Where a key stands in a YAML file and what is wrong with it, so that a message names the line and the remedy."""
+"""Find the line of a key in a YAML file, and say what is wrong there and how to mend it."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,13 +8,26 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 MERGE = "tag:yaml.org,2002:merge"
+RENAMED = {  # names in presets and parameters of earlier versions, with today's
+    "base_share": "wise_ft_alpha (= 1 - base_share)",
+    "clip": "grad_clip_norm",
+    "collapse": "max_score_drop",
+    "controls": "baselines",
+    "ladders": "curves",
+    "piece": "priority",
+    "rungs": "sizes",
+    "shipped": "checkpoint",
+}
 
 
 def line_of(text: str, *keys: str | int, first: int = 1) -> int:
-    """Return the line of the entry that ``keys`` lead to, or of the last of them that is written there.
+    """Return the line of an entry of a YAML text, or of the last of its ``keys`` that is there.
 
-    Args: ``text`` is YAML; ``keys`` are names of mappings and places in lists (from 0); ``first`` is the number of the
-    text's first line in its file. Keys that come by a merge (``<<``) are found where they are written.
+    Keys that come by a merge (``<<``) are found where they are written.
+
+    Args:
+        keys: names in mappings and positions in lists (from 0), from the outside in.
+        first: number of the text's first line in its file.
     """
     try:
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
@@ -30,54 +43,54 @@ def line_of(text: str, *keys: str | int, first: int = 1) -> int:
 
 
 def _entry(node: Any, key: str | int) -> tuple[int, Any] | None:
-    """The line (from 0) of an entry of a mapping or list, and its value."""
+    """Return line (from 0) and value of an entry of a mapping or list."""
     if isinstance(node, yaml.SequenceNode):
         if isinstance(key, int) and key < len(node.value):
             return node.value[key].start_mark.line, node.value[key]
-        return next(
-            (found for each in node.value if (found := _entry(each, key))), None
-        )  # <<: [one, other]
+        return _first_entry(node.value, key)  # <<: [one, other]
     if not isinstance(node, yaml.MappingNode):
         return None
-    own = next(
-        ((name.start_mark.line, value) for name, value in node.value if name.value == str(key)),
-        None,
-    )
-    merged = [value for name, value in node.value if name.tag == MERGE]
-    return own or next((found for each in merged if (found := _entry(each, key))), None)
+    for name, value in node.value:
+        if name.value == str(key):
+            return name.start_mark.line, value
+    return _first_entry([value for name, value in node.value if name.tag == MERGE], key)
+
+
+def _first_entry(nodes: list[Any], key: str | int) -> tuple[int, Any] | None:
+    return next((found for each in nodes if (found := _entry(each, key))), None)
 
 
 def line_of_value(text: str, values: list[str], first: int = 1) -> int | None:
-    """Return the line of the first name or value of a YAML text that is one of ``values``; None where there is none."""
+    """Return the line of the first name or value of a YAML text that is one of ``values``."""
     try:
         events = list(yaml.parse(text, Loader=yaml.CSafeLoader))
     except yaml.YAMLError:
         return None
-    told: Any = (
-        each for each in events if isinstance(each, yaml.ScalarEvent) and each.value in values
-    )
-    return next((first + each.start_mark.line for each in told), None)
+    scalars: Any = [event for event in events if isinstance(event, yaml.ScalarEvent)]
+    return next((first + e.start_mark.line for e in scalars if e.value in values), None)
 
 
-# ---- what is wrong there -------------------------------------------------------------------------------------------
+# ---- what is wrong there ----------------------------------------------------------------------
 WANTED = {  # by pydantic's kind of fault
-    "string_type": "expected text: put what YAML takes for a number, a date or yes and no in quotes",
-    "bool_type": "expected true or false",
-    "bool_parsing": "expected true or false",
+    "string_type": "expected text: put numbers, dates, yes and no in quotes",
     "list_type": "expected a list: a line `- ...` for each",
-    "dict_type": "expected names and values: a line `name: value` for each",
-    "model_type": "expected names and values: a line `name: value` for each",
-    "model_attributes_type": "expected names and values: a line `name: value` for each",
-    "int_type": "expected a whole number",
-    "int_parsing": "expected a whole number",
-    "int_from_float": "expected a whole number",
-    "float_type": "expected a number",
-    "float_parsing": "expected a number",
 }
+WANTED |= dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false")
+WANTED |= dict.fromkeys(("float_type", "float_parsing"), "expected a number")
+WANTED |= dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number")
+WANTED |= dict.fromkeys(
+    ("dict_type", "model_type", "model_attributes_type"),
+    "expected names and values: a line `name: value` for each",
+)
 
 
 def near(name: str, names: Iterable[str], n: int = 3) -> str:
-    """Return up to ``n`` of ``names`` that are spelled like ``name``, as a clause of a sentence; else nothing."""
+    """Return a clause with the name that replaced ``name``, or up to ``n`` similar ``names``.
+
+    The clause is empty if there is none.
+    """
+    if name in RENAMED:
+        return f"; it is now called {RENAMED[name]}"
     folded = {_folded(other): other for other in names}
     found = difflib.get_close_matches(_folded(name), folded, n, cutoff=0.6)
     return f"; near it: {', '.join(repr(folded[other]) for other in found)}" if found else ""
@@ -90,9 +103,10 @@ def _folded(name: str) -> str:
 def faults(
     error: ValidationError, model: type[BaseModel], text: str, path: Any, first: int = 1
 ) -> str:
-    """Return what does not hold in a YAML text read into ``model``: each fault with its line, field and remedy.
+    """Return what is wrong in a YAML text read into ``model``: line, field, remedy of each fault.
 
-    Args: as ``line_of``; ``path`` is the file's name as messages write it.
+    Args:
+        path: the file's name in the message; other arguments as for ``line_of``.
     """
     found: dict[tuple[int, str], list[str]] = {}
     got: dict[tuple[int, str], str] = {}
@@ -100,40 +114,35 @@ def faults(
         keys, owner = _own(item["loc"], model)
         missing = item["type"] == "missing"
         line = line_of(text, *(keys[:-1] if missing else keys), first=first) if keys else first
-        where = ".".join(map(str, keys)) or "the whole"
-        found.setdefault((line, where), []).append(_said(item, keys, owner))
-        told = (
-            ""
-            if item["type"] in ("missing", "extra_forbidden")
-            else f" (got {item['input']!r:.80})"
-        )
-        got.setdefault((line, where), told)
+        at = line, ".".join(map(str, keys)) or "the whole"
+        found.setdefault(at, []).append(_message(item, keys, owner))
+        shown = item["type"] not in ("missing", "extra_forbidden")
+        got.setdefault(at, f" (got {item['input']!r:.80})" if shown else "")
     each = [
-        f"{f'{path}:' if not k else 'line '}{at[0]}: {at[1]}: {' or '.join(dict.fromkeys(said))}{got[at]}"
-        for k, (at, said) in enumerate(sorted(found.items()))
+        f"{f'{path}:' if not k else 'line '}{at[0]}: {at[1]}: "
+        f"{' or '.join(dict.fromkeys(messages))}{got[at]}"
+        for k, (at, messages) in enumerate(sorted(found.items()))
     ]
     return "; ".join(each)
 
 
-def _said(item: Any, keys: list[str | int], owner: type[BaseModel] | None) -> str:
+def _message(item: Any, keys: list[str | int], owner: type[BaseModel] | None) -> str:
     known = dict(owner.model_fields) if owner else {}
+    name = str(keys[-1]) if keys else ""
     if item["type"] == "extra_forbidden":
-        return (
-            f"unknown name {str(keys[-1])!r}{near(str(keys[-1]), known)}; known: {', '.join(known)}"
-        )
+        return f"unknown name {name!r}{near(name, known)}; known: {', '.join(known)}"
     if item["type"] == "missing":
-        what = known[str(keys[-1])].description if keys and str(keys[-1]) in known else None
+        what = known[name].description if name in known else None
         return f"Field required{f' ({what})' if what else ''}"
-    message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error":
-        message = f"expected {item['ctx']['expected']}"
-    return WANTED.get(item["type"], message)
+        return f"expected {item['ctx']['expected']}"
+    return WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
 
 
 def _own(
     loc: tuple[str | int, ...], model: type[BaseModel]
 ) -> tuple[list[str | int], type[BaseModel] | None]:
-    """The keys of a fault's place, without pydantic's names of types, and the model that owns the last of them."""
+    """Return the keys of a fault, without pydantic's names of types, and the last one's model."""
     keys: list[str | int] = []
     owner: type[BaseModel] | None = model
     kind: Any = model
@@ -151,7 +160,7 @@ def _own(
 
 
 def _model(kind: Any) -> type[BaseModel] | None:
-    """The model that a field is, or may be."""
+    """Return the model that a field is, or may be."""
     each = get_args(kind) if type(None) in get_args(kind) else (kind,)
     return next((one for one in each if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
@@ -161,33 +170,35 @@ def _is_union(kind: Any) -> bool:
 
 
 def not_yaml(error: Exception, text: str, path: Any, first: int = 1) -> str:
-    """Return why a text is no YAML, with the line in its file and the remedy; arguments as ``faults``."""
+    """Return why a text is not YAML, with the line and the remedy; arguments as ``faults``."""
     if not isinstance(error, yaml.MarkedYAMLError) or not (
         error.problem_mark or error.context_mark
     ):
         return f"{path}: not YAML: {error}"
-    begun = "flow" in (error.context or "") or "quoted" in (
-        error.context or ""
-    )  # what was opened and not closed
-    mark = (
-        error.context_mark
-        if begun and error.context_mark
-        else error.problem_mark or error.context_mark
-    )
+    problem, context = error.problem or "", error.context or ""
+    is_open = "flow" in context or "quoted" in context  # what was opened and not closed
+    mark = error.problem_mark or error.context_mark
+    if is_open and error.context_mark:
+        mark = error.context_mark
     assert mark
     lines = text.splitlines()
     line = lines[mark.line].strip() if mark.line < len(lines) else ""
-    said = f"{path}:{first + mark.line}: not YAML: {error.problem or error.context}"
-    if line:
-        said += f" in `{line[:80]}`"
-    if "given twice" in (error.problem or ""):
-        return f"{said}: keep one of them"
-    if "\t" in line or "'\\t'" in (error.problem or ""):
-        return f"{said}: indent by blanks, not by tabs"
-    if "mapping start" in (error.problem or ""):
-        return f"{said}: indent it as its neighbours"
+    said = f"{path}:{first + mark.line}: not YAML: {problem or context}"
+    said += f" in `{line[:80]}`" if line else ""
+    return f"{said}: {_yaml_remedy(problem, line, is_open)}"
+
+
+def _yaml_remedy(problem: str, line: str, is_open: bool) -> str:
+    if "given twice" in problem:
+        return "keep one of them"
+    if "\t" in line or "'\\t'" in problem:
+        return "indent by blanks, not by tabs"
+    if "mapping start" in problem:
+        return "indent it as its neighbours"
     name, colon, value = line.partition(": ")
-    if colon and value and not begun and '"' not in name:
+    if colon and value and not is_open and '"' not in name:
         quoted = value.strip().strip("'\"")[:60]
-        return f'{said}: put the value in double quotes, `{name}: "{quoted}"`; or indent it as its neighbours'
-    return f"{said}: close what is opened (quotes, brackets), or put the value in double quotes"
+        return (
+            f'put the value in double quotes, `{name}: "{quoted}"`; or indent it as its neighbours'
+        )
+    return "close what is opened (quotes, brackets), or put the value in double quotes"

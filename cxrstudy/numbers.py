@@ -1,4 +1,4 @@
-"""Numbers as people write them: ``1e-4``, which YAML 1.1, and so every tool here, reads as text."""
+"""Numbers as people write them: ``1e-4``, which YAML 1.1 and all tools here read as text."""
 
 import re
 from collections.abc import Callable
@@ -8,11 +8,12 @@ EXPONENT = re.compile(r"[-+]?(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)[eE][-+
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """Return ``value`` with each number that was read as text as the number that ``annotation`` asks for.
+    """Return ``value`` with numbers that were read as text as numbers of type ``annotation``.
 
-    Only text with an exponent counts, such as ``1e-4``: other numbers, YAML reads as numbers, so text that looks like
-    one was quoted on purpose. Whole floats become integers where an integer is asked for (``1e4``, ``400.0``). Lists
-    and dictionaries are followed to any depth. What does not fit stays as it is, for the model to refuse.
+    Only text with an exponent counts, such as ``1e-4``. YAML reads other numbers as numbers, so
+    text that looks like one was quoted on purpose. Whole floats become integers for an integer
+    (``1e4``, ``400.0``). Lists and dictionaries are followed to any depth. What does not fit is
+    returned unchanged, for the model to refuse.
     """
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is list and isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The file through which a run gets its parameters: YAML 1.1, as papermill reads it.
+"""The file of a run's parameters, in YAML 1.1, as papermill reads it.
 
 As a program: ``python -m cxrstudy.parameterfile PLAN RUN`` prints the file of a run of a plan.
 """
@@ -14,11 +14,9 @@ import yaml
 def to_yaml(values: dict[str, Any]) -> str:
     """Return YAML that papermill reads as the same values of the same types.
 
-    JSON would not do, although YAML is said to contain it: YAML 1.1 reads the ``5e-06`` of JSON as text.
+    JSON does not serve: YAML 1.1 reads its ``5e-06`` as text.
     """
-    plain = json.loads(
-        json.dumps(values)
-    )  # tuples as lists; a list that stands twice is written twice, not named
+    plain = json.loads(json.dumps(values))  # tuples as lists, and no aliases of repeated lists
     return yaml.safe_dump(plain, sort_keys=True, width=float("inf"))
 
 

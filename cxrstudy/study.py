@@ -1,6 +1,5 @@
-"""Where things lie, and the parameters of every notebook: each a typed model that refuses what it does not know."""
+"""Where files are, and the parameters of every notebook: typed, with their default and meaning."""
 
-import ast
 import hashlib
 import json
 import os
@@ -18,7 +17,10 @@ class StudyError(ValueError):
 
 
 def root() -> Path:
-    """The repository: $CXRSTUDY_ROOT, or the nearest folder upwards from here or from the package with notebooks/."""
+    """Return the repository: $CXRSTUDY_ROOT, or the nearest folder upwards with notebooks/presets.
+
+    The search starts in the working folder, then in the folder of the package.
+    """
     if "CXRSTUDY_ROOT" in os.environ:
         return Path(os.environ["CXRSTUDY_ROOT"]).resolve()
     for start in (Path.cwd(), Path(__file__).resolve().parent):
@@ -31,12 +33,15 @@ def root() -> Path:
 
 
 def runs_root() -> Path:
-    """Where runs are kept: $CXRSTUDY_RUNS or ``runs`` in the repository."""
+    """Return the folder of all runs: $CXRSTUDY_RUNS, or ``runs`` in the repository."""
     return Path(os.environ.get("CXRSTUDY_RUNS") or root() / "runs").resolve()
 
 
 def resolve(path: str | Path) -> Path:
-    """A path given in a parameter: as it is when absolute, else below the repository, wherever the kernel started."""
+    """Return the path that a parameter names: an absolute one as it is, others in the repository.
+
+    ``runs/...`` is below ``runs_root()``.
+    """
     path = Path(path).expanduser()
     if path.is_absolute():
         return path
@@ -44,15 +49,14 @@ def resolve(path: str | Path) -> Path:
 
 
 def digest(value: Any, length: int = 6) -> str:
-    """A short name for a JSON-like value."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[
-        :length
-    ]
+    """Return a hash of a JSON-like value in ``length`` hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode()).hexdigest()[:length]
 
 
-# --------------------------------------------------------------------------------------- parameters of the notebooks
+# ---- parameters of the notebooks --------------------------------------------------------------
 def read_numbers(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """Return ``values`` with numbers that were read as text, as ``1e-4`` is, as the fields of ``model`` ask for."""
+    """Return ``values`` with numbers that were read as text (``1e-4``) as the model's numbers."""
     fields = model.model_fields
     return {
         key: typed(value, fields[key].annotation) if key in fields else value
@@ -64,6 +68,8 @@ class Parameters(BaseModel):
     """Parameters of one notebook; unknown names and wrong types are refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, description="seed of everything that is random in the run")
+    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
     @model_validator(mode="before")
     @classmethod
@@ -74,344 +80,210 @@ class Parameters(BaseModel):
 class Data(Parameters):
     """data.ipynb: read a data card, split by patient, write images once at the working size."""
 
-    card: str = Field(
-        "synthetic", description="name of a card in data_cards/, or the path of your own"
-    )
-    root: str = Field(
-        "", description="folder that holds the data set's files (not for the synthetic card)"
-    )
-    institution: str = Field("study", description="synthetic card: which institution")
-    n_images: int = Field(3000, ge=0, description="how many images; 0 = all that the data set has")
+    card: str = Field("synthetic", description="name of a card in data_cards/, or a path to yours")
+    root: str = Field("", description="folder of the data set's files; synthetic data have none")
+    institution: str = Field("study", description="synthetic card: study, public, public-0, ...")
+    n_images: int = Field(3000, ge=0, description="how many images; 0 = all of the data set")
     size: int = Field(64, ge=32, le=1024, description="image height and width in px")
     fractions: dict[str, float] = Field(
         {"pretrain": 0.5, "train": 0.2, "validation": 0.1, "test": 0.2},
-        description="splits by patient, summing to 1",
+        description="shares of patients in each split; they sum to 1",
     )
     seed: int = Field(0, ge=0, description="seed of the split and of the synthetic institution")
-    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
-class Pretrain(Parameters):
-    """pretrain.ipynb: continue an encoder's pretraining on a nested subset at a fixed number of samples seen."""
+class OnData(Parameters):
+    """What all notebooks share that read a data run."""
 
     data: str = Field(
-        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
+        "", description="folder of a data run; empty = a small synthetic one, made here"
     )
-    base: str = Field(
-        "", description="encoder folder to continue from; empty = start from random weights"
-    )
+    threads: int = Field(1, ge=1, description="CPU threads of this run; several run at a time")
+
+
+class Pretrain(OnData):
+    """pretrain.ipynb: continue an encoder's pretraining on a nested subset, at constant compute."""
+
+    base: str = Field("", description="encoder folder to continue from; empty = random weights")
     encoder: str = Field(
-        "cnn_mini", description="architecture when there is no base: ours or any timm name"
+        "cnn_mini",
+        description="architecture if there is no base: cnn_mini, hybrid_mini, davit_mini or a timm "
+        "name",
     )
     paradigm: Literal["clip", "unicl", "clip+labels", "dinov2"] = Field(
         "clip",
-        description="objective: reports; reports and labels as text; reports beside a label loss; images alone",
+        description="objective: reports; reports and label prompts; reports and a label loss; "
+        "images alone",
     )
-    n_images: int = Field(500, ge=2, description="size of the nested subset of images")
-    samples_seen: int = Field(
-        4000, ge=1, description="compute budget: images shown in all, repeats included"
-    )
-    splits: list[str] = Field(["pretrain"], description="splits the subset is drawn from")
-    batch_size: int = Field(64, ge=2, description="images a step")
+    n_images: int = Field(500, ge=2, description="images in the nested subset")
+    samples_seen: int = Field(4000, ge=1, description="compute: images shown, with repeats")
+    splits: list[str] = Field(["pretrain"], description="splits that the subset is drawn from")
+    batch_size: int = Field(64, ge=2, description="images in a step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     warmup: float = Field(
-        0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine"
+        0.1, ge=0, lt=1, description="share of steps in warm-up, before the cosine"
     )
     weight_decay: float = Field(
-        0.05, ge=0, description="AdamW's decay, not on biases, norms and gains"
+        0.05, ge=0, description="of AdamW; not applied to biases, norms and gains"
     )
-    clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    report_part: Literal["joined", "sampled", "findings", "impression"] = Field(
-        "joined",
-        description="clip, unicl: what of a report is shown; sampled = FINDINGS or IMPRESSION, drawn anew",
+    grad_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm in a step")
+    report_part: Literal["joined", "findings", "impression"] = Field(
+        "joined", description="clip, unicl: part of the report; joined = all of it"
     )
     label_share: float = Field(
         0.5, ge=0, le=1, description="unicl: share of samples whose text is a label prompt"
     )
-    prompts: Literal["set", "name"] = Field(
-        "set", description="unicl: a prompt says all labels of an image, or one"
-    )
-    sides: bool = Field(
-        False, description="unicl: prompts say right, left or bilateral where that is recorded"
-    )
     positives: Literal["equal", "overlap"] = Field(
-        "equal",
-        description="unicl: pairs that count as matches have equal targets, or share a label",
+        "equal", description="unicl: which pairs are positive: equal labels, or one in common"
     )
     label_weight: float = Field(1.0, ge=0, description="clip+labels: weight of the label loss")
     dino: dict[str, Any] = Field(
-        {}, description="dinov2: what differs from pretrain.dinov2.DinoConfig"
+        {}, description="dinov2: what differs from cxrstudy.pretrain.dinov2.DinoConfig"
     )
-    drop_path: float = Field(
-        0.0, ge=0, lt=1, description="share of samples that skip the last block, fewer before it"
-    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate of the last block")
     ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of the averaged weights that are kept; 0 = the last ones",
+        0.0, ge=0, lt=1, description="decay of averaged weights, which are kept; 0 = last weights"
     )
-    base_share: float = Field(
-        0.0, ge=0, lt=1, description="share of the base's weights mixed into those that are kept"
+    wise_ft_alpha: float = Field(
+        1.0, gt=0, le=1, description="kept weights = alpha * trained + (1 - alpha) * base (WiSE-FT)"
     )
-    collapse: float = Field(
-        0.1, gt=0, description="a continued run stops when its held-out score falls by more"
+    max_score_drop: float = Field(
+        0.1, gt=0, description="with a base: stop if the held-out score falls by more than this"
     )
     seed: int = Field(0, ge=0, description="seed of subset, order, initialisation, augmentation")
-    threads: int = Field(
-        1, ge=1, description="CPU threads of this run (several runs go side by side)"
-    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto = bf16 where the hardware has it"
+        "auto", description="auto = bf16 if the hardware has it"
     )
-    accumulate: int = Field(
-        1, ge=1, description="parts that a batch is computed in, one after the other"
-    )
+    accumulate: int = Field(1, ge=1, description="parts of a batch, computed one after the other")
     processes: int = Field(1, ge=1, description="processes (GPUs) that share each batch")
     compile: bool = Field(False, description="torch.compile the encoder")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     checkpoint_seconds: float = Field(
-        60.0, gt=0, description="how often the state is saved for resuming"
+        60.0, gt=0, description="save the state this often, to resume"
     )
-    checkpoint_steps: int = Field(
-        0, ge=0, description="also every so many steps; 0 = by time alone"
-    )
-    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+    checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0 = by time only")
 
     @model_validator(mode="after")
     def _budget(self) -> "Pretrain":
         if self.n_images > self.samples_seen:
             raise ValueError(
-                f"n_images ({self.n_images}) is larger than samples_seen ({self.samples_seen}): some images would "
-                "never be seen, so the subset would be smaller than it says. Lower n_images or raise samples_seen"
+                f"n_images ({self.n_images}) is larger than samples_seen ({self.samples_seen}), so "
+                "some images would never be shown. Lower n_images or raise samples_seen"
             )
         return self
 
 
-class Classify(Parameters):
-    """classify.ipynb: frozen encoder, probe on findings and devices, patient-level intervals."""
+class Evaluation(OnData):
+    """What all notebooks share that evaluate a frozen encoder."""
 
-    data: str = Field(
-        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
-    )
     encoder: str = Field(
         "random:cnn_mini",
-        description="encoder folder, timm name, random:NAME, a control (pixels, covariates = view, age, sex), "
-        "supervised:NAME (architecture or encoder, trained end to end on the labelled patients), or a table of "
-        "embeddings (.parquet, .npz)",
+        description="encoder folder, timm name, random:NAME, or a baseline (pixels, covariates)",
     )
-    fold_encoders: list[str] = Field(
-        [], description="cross-fitting: one encoder a fold, instead of `encoder`"
-    )
-    folds: list[str] = Field(
-        [], description="cross-fitting: the splits that serve as folds; empty = fixed splits"
-    )
-    train: list[str] = Field(["train"], description="splits of the probe's training patients")
-    validation: list[str] = Field(
-        ["validation"], description="splits of the patients that choose the strength"
-    )
+    train: list[str] = Field(["train"], description="splits of the training patients")
+    validation: list[str] = Field(["validation"], description="splits of the validation patients")
     test: list[str] = Field(["test"], description="splits of the test patients")
+    within: str = Field("", description="only rows that meet this pandas query: view == 'PA'")
+    resamples: int = Field(2000, ge=20, description="bootstrap resamples of the test patients")
+    seed: int = Field(0, ge=0, description="seed of subsets, training, bootstrap, random encoders")
+
+
+class Classify(Evaluation):
+    """classify.ipynb: a linear probe on a frozen encoder, with intervals over patients."""
+
+    encoder: str = Field(
+        "random:cnn_mini",
+        description="encoder folder, timm name, random:NAME, supervised:NAME (trained on labels), "
+        "pixels, covariates (view, age, sex), or a table of embeddings (.parquet, .npz)",
+    )
+    fold_encoders: list[str] = Field([], description="cross-fitting: one encoder for each fold")
+    folds: list[str] = Field([], description="cross-fitting: splits that are folds; empty = none")
     tasks: list[
         Literal["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"]
     ] = Field(
         ["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"],
-        description="what is judged, where the data and the encoder allow it",
+        description="what is evaluated, if data and encoder allow it",
     )
-    labels: list[str] = Field(
-        [], description="labels to probe; empty = every label of the data, own names too"
-    )
-    within: str = Field("", description="only rows of the manifest that meet this pandas query")
-    fit_within: str = Field(
-        "", description="the same for training and validation rows alone, as exam == 0"
-    )
-    test_within: str = Field(
-        "", description="the same for test rows alone, as exam > 0: a split in time"
-    )
-    probe: Literal["linear", "attention"] = Field(
-        "linear", description="on the pooled feature, or on the patches"
-    )
+    labels: list[str] = Field([], description="labels to probe; empty = all of the data set")
     pooling: str = Field(
-        "mean+max+grid4", description="parts of the pooled feature, joined: mean, max, gridK, class"
+        "mean+max+grid4", description="pooled features, joined by +: mean, max, gridK, class"
     )
-    layers: int = Field(
-        1, ge=1, description="last blocks or stages of the encoder whose features are joined"
-    )
-    keep_features: bool = Field(
-        False, description="keep patch features under runs/features for later evaluations"
-    )
+    layers: int = Field(1, ge=1, description="last blocks or stages whose features are joined")
     strengths: list[float] = Field(
-        [1e-3, 1e-2, 1e-1, 1.0, 10.0], description="L2 penalties of the probe, chosen on validation"
+        [1e-3, 1e-2, 1e-1, 1.0, 10.0], description="L2 penalties; validation chooses one a label"
     )
-    resamples: int = Field(2000, ge=20, description="bootstrap resamples of the test patients")
     label_counts: list[int] = Field(
         [], description="label-efficiency curve: numbers of labelled patients; 0 = all"
     )
-    label_seeds: int = Field(3, ge=1, description="how often the patients of each count are drawn")
+    label_seeds: int = Field(3, ge=1, description="random draws of patients at each count")
     shuffle_labels: bool = Field(
-        False, description="control: the probe's labels are dealt out anew, so 0.5 is right"
+        False, description="negative control: permuted labels; AUROC should be 0.5"
     )
-    supervised_samples: int = Field(
-        40_000, ge=1, description="supervised:NAME: images shown in all"
-    )
-    also: list[str] = Field(
-        [], description="other data runs on whose test patients the same probe is judged"
-    )
-    also_within: str = Field(
-        "", description="the same as within, for the data of `also`: row >= 2512"
-    )
-    against: list[str] = Field(
-        [], description="other classify runs on the same patients to compare with"
-    )
-    seed: int = Field(0, ge=0, description="seed of the bootstrap and of random encoders")
-    threads: int = Field(1, ge=1, description="CPU threads of this run")
-    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
+    supervised_samples: int = Field(40_000, ge=1, description="supervised:NAME: images shown")
+    also: list[str] = Field([], description="other data runs whose test patients are evaluated too")
+    also_within: str = Field("", description="as within, for the data of `also`: row >= 2512")
 
 
-class Segment(Parameters):
-    """segment.ipynb: frozen encoder, a small head that draws lines and tubes, continuity of patches along them."""
+class Segment(Evaluation):
+    """segment.ipynb: a mask decoder for lines and tubes on a frozen encoder, and continuity."""
 
-    data: str = Field(
-        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
-    )
-    encoder: str = Field(
-        "random:cnn_mini",
-        description="encoder folder, timm name, random:NAME, or the control: pixels",
-    )
-    train: list[str] = Field(["train"], description="splits of the head's training patients")
-    validation: list[str] = Field(
-        ["validation"], description="splits of the patients that choose step and thresholds"
-    )
-    test: list[str] = Field(["test"], description="splits of the test patients")
-    devices: list[str] = Field(
-        [], description="devices to draw; empty = all that the training images show"
-    )
-    within: str = Field("", description="only rows of the manifest that meet this pandas query")
-    n_train: int = Field(
-        1500, ge=1, description="training images at most: a nested subset, patients whole"
-    )
+    devices: list[str] = Field([], description="devices to segment; empty = all in training masks")
+    n_train: int = Field(1500, ge=1, description="training images at most, patients whole")
     n_test: int = Field(500, ge=1, description="validation images at most, and test images")
-    head: Literal["decoder", "linear"] = Field(
-        "decoder", description="small convolutional decoder, or 1x1 convolution"
-    )
-    layers: int = Field(
-        5, ge=1, description="feature maps: a CNN's last stages, a ViT's last blocks; or all"
-    )
-    keep_features: bool = Field(
-        False, description="keep feature maps under runs/features for later evaluations"
-    )
-    steps: int = Field(400, ge=1, description="training steps of the head")
-    batch_size: int = Field(16, ge=1, description="images a step")
+    layers: int = Field(5, ge=1, description="feature maps: last CNN stages or ViT blocks")
+    steps: int = Field(400, ge=1, description="training steps of the decoder")
+    batch_size: int = Field(16, ge=1, description="images in a step")
     lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW, then a cosine to 0")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decay")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
     resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
-    seed: int = Field(
-        0, ge=0, description="seed of subsets, head, order, bootstrap and random encoders"
-    )
-    threads: int = Field(1, ge=1, description="CPU threads of this run")
-    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
-class Report(Parameters):
-    """report.ipynb: frozen encoder, its patch features as the prefix of a language model that writes the report."""
+class Report(Evaluation):
+    """report.ipynb: a language model writes reports from a frozen encoder's patch features."""
 
-    data: str = Field(
-        "", description="folder of a data run; empty = a small synthetic one, made on the spot"
-    )
-    encoder: str = Field(
-        "random:cnn_mini",
-        description="encoder folder, timm name, random:NAME, or a control: pixels, covariates (view, age, sex)",
-    )
-    train: list[str] = Field(
-        ["train"], description="splits of the patients whose reports are learned"
-    )
-    validation: list[str] = Field(
-        ["validation"], description="splits of the patients that choose when to stop"
-    )
-    test: list[str] = Field(["test"], description="splits of the test patients")
-    within: str = Field("", description="only rows of the manifest that meet this pandas query")
     part: Literal["joined", "findings", "impression"] = Field(
-        "joined", description="what of a report is written: FINDINGS and IMPRESSION, or one of them"
+        "joined", description="what is written: FINDINGS and IMPRESSION, or one of them"
     )
-    n_train: int = Field(1500, ge=0, description="most training images, whole patients; 0 = all")
-    n_validation: int = Field(200, ge=0, description="most validation images; 0 = all")
-    n_test: int = Field(300, ge=0, description="most test images; 0 = all")
-    grid: int = Field(
-        8,
-        ge=0,
-        description="patch features are averaged to grid x grid places at most; 0 = all of them",
-    )
-    keep_features: bool = Field(
-        False, description="keep patch features under runs/features for later evaluations"
-    )
+    n_train: int = Field(1500, ge=0, description="training images at most, patients whole; 0 = all")
+    n_validation: int = Field(200, ge=0, description="validation images at most; 0 = all")
+    n_test: int = Field(300, ge=0, description="test images at most; 0 = all")
+    grid: int = Field(8, ge=0, description="average patches to grid x grid at most; 0 = keep all")
     projector: Literal["linear", "mlp"] = Field(
-        "linear", description="patch feature to word space: one layer, or two"
+        "linear", description="from patch features to token embeddings: one layer, or two"
     )
     language_model: str = Field(
-        "",
-        description="empty = a small one, trained here; or the folder of a Hugging Face causal language model",
+        "", description="folder of a Hugging Face causal language model; empty = train a small one"
     )
-    vocabulary: int = Field(
-        1024, ge=300, description="small language model: byte pairs, learned from training reports"
-    )
-    width: int = Field(
-        128, ge=32, multiple_of=32, description="small language model: channels, in heads of 32"
-    )
-    layers: int = Field(2, ge=1, description="small language model: blocks")
-    lora_rank: int = Field(
-        8, ge=0, description="language model of a folder: rank of its adapters; 0 = none"
-    )
-    prompt: str = Field(
-        "", description="what is said to the language model between the image and the report"
-    )
-    max_tokens: int = Field(96, ge=2, description="longest report in tokens, learned or written")
+    vocabulary: int = Field(1024, ge=300, description="small model: byte-pair tokens")
+    width: int = Field(128, ge=32, multiple_of=32, description="small model: channels, heads of 32")
+    layers: int = Field(2, ge=1, description="small model: transformer blocks")
+    lora_rank: int = Field(8, ge=0, description="large model: rank of LoRA adapters; 0 = none")
+    prompt: str = Field("", description="text between the image and the report")
+    max_tokens: int = Field(96, ge=2, description="longest report in tokens")
     steps: int = Field(800, ge=1, description="training steps")
-    batch_size: int = Field(16, ge=1, description="reports a step")
-    lr: float = Field(
-        3e-3,
-        gt=0,
-        description="peak learning rate of AdamW; some 2e-4 for adapters of a large model",
-    )
+    batch_size: int = Field(16, ge=1, description="reports in a step")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW; LoRA: about 2e-4")
     warmup: float = Field(
-        0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine"
+        0.1, ge=0, lt=1, description="share of steps in warm-up, before the cosine"
     )
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's decay, not on biases and gains")
-    clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    checks: int = Field(
-        10, ge=1, description="how often the validation loss is taken; the best state is kept"
-    )
-    num_beams: int = Field(
-        1, ge=1, description="beams of the search for a report's words; 1 = greedy"
-    )
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not applied to biases and gains")
+    grad_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm in a step")
+    checks: int = Field(10, ge=1, description="validation checks; the best state is kept")
+    num_beams: int = Field(1, ge=1, description="beam search: beams; 1 = greedy")
     no_repeat: int = Field(
-        0,
-        ge=0,
-        description="no run of so many tokens twice in a report; 0 = off: IMPRESSION may repeat FINDINGS",
+        0, ge=0, description="n-grams of this length occur once; 0 = off, IMPRESSION may repeat"
     )
-    repetition_penalty: float = Field(
-        1.0, ge=1, description="divides the odds of tokens already written; 1 = off"
-    )
+    repetition_penalty: float = Field(1.0, ge=1, description="of tokens already written; 1 = off")
     uncertain: Literal["present", "absent"] = Field(
-        "present", description="clinical F1: what a doubted name counts as"
+        "present", description="clinical F1: what an uncertain mention counts as"
     )
-    resamples: int = Field(2000, ge=20, description="bootstrap resamples of the test patients")
-    seed: int = Field(
-        0,
-        ge=0,
-        description="seed of caps, initialisation, order, controls, bootstrap, random encoders",
-    )
-    threads: int = Field(1, ge=1, description="CPU threads of this run")
-    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
 class Analyse(Parameters):
     """analyse.ipynb: every inference of a study: contrasts, laws, claims, planner; as tables."""
 
-    records: list[str] = Field(
-        [], description="run folders to read; empty = every run under `runs`"
-    )
-    runs: str = Field(
-        "runs/mini", description="where to look when `records` is empty; or book/recorded/NAME"
-    )
+    records: list[str] = Field([], description="run folders to read; empty = all below `runs`")
+    runs: str = Field("runs/mini", description="folder of runs, or book/recorded/NAME")
     settings: dict[str, str] = Field(
         {}, description='sensitivity analysis: factor=value to SOURCE, or "SOURCE VARIANT"'
     )
@@ -420,22 +292,16 @@ class Analyse(Parameters):
     )
     resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
-    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
 class Plan(Parameters):
-    """plan.ipynb, run by hand: what a reader's own number of images would bring."""
+    """plan.ipynb, run by hand: the expected gain with your own number of images."""
 
-    records: list[str] = Field(
-        [], description="run folders to read; empty = every run under `runs`"
-    )
-    runs: str = Field(
-        "runs/mini", description="where to look when `records` is empty; or book/recorded/NAME"
-    )
-    n_images: int = Field(2000, ge=1, description="how many in-house images the reader has")
+    records: list[str] = Field([], description="run folders to read; empty = all below `runs`")
+    runs: str = Field("runs/mini", description="folder of runs, or book/recorded/NAME")
+    n_images: int = Field(2000, ge=1, description="how many in-house images you have")
     resamples: int = Field(1000, ge=20, description="bootstrap resamples of the test patients")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
-    out: str = Field("", description="folder of the run; empty = runs/scratch/...")
 
 
 STAGES: dict[str, type[Parameters]] = {
@@ -450,7 +316,7 @@ STAGES: dict[str, type[Parameters]] = {
 
 
 def validated(stage: str, values: dict[str, Any], where: str = "") -> Any:
-    """``values`` as the stage's parameters; StudyError naming each unknown or ill-typed one."""
+    """Return ``values`` as the stage's parameters; StudyError names each that is wrong."""
     try:
         return STAGES[stage](**values)
     except ValidationError as error:
@@ -458,7 +324,7 @@ def validated(stage: str, values: dict[str, Any], where: str = "") -> Any:
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """What pydantic found wrong, a part an item, with the names that are known."""
+    """Return what pydantic found wrong, one part for each fault, with the names that are known."""
     lines, known = [], model.model_fields
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]) or "parameters"
@@ -467,39 +333,37 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
                 f"unknown parameter {name!r}{near(name, known)}; known: {', '.join(known)}"
             )
         else:
-            lines.append(
-                f"{name}: {item['msg'].removeprefix('Value error, ')} (got {str(item['input'])[:80]})"
-            )
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {message} (got {str(item['input'])[:80]})")
     return f"{where}: " + "; ".join(lines)
 
 
-def from_notebook(stage: str, shell: Any) -> Any:
-    """The parameters of the notebook that ``shell`` (``get_ipython()``) runs, checked; ``out`` is filled in.
+# ---- in a notebook ----------------------------------------------------------------------------
+CHECKED = "_cxrstudy_checked"  # in a notebook's namespace: its names have been checked
+PLAIN = (str, int, float, list, dict, type(None))  # what papermill can inject
 
-    Parameters are the names assigned in the latest cell that starts with ``# Parameters`` and in those that follow it
-    so (papermill's injected one does): a name that papermill injected by mistake is refused, not ignored.
+
+def from_notebook(stage: str, namespace: dict[str, Any]) -> Any:
+    """Return the checked parameters of the notebook that is running; ``out`` is filled in.
+
+    Values that are no parameter are refused by name, so that a misspelt one is not ignored. Only
+    the first call does so: later ones find the variables of all other cells.
+
+    Args:
+        namespace: ``globals()`` of the notebook.
     """
-    cells = [source for source in shell.user_ns["In"][:-1] if source]
-    marked = [source.lstrip().startswith("# Parameters") for source in cells]
-    if True in marked:
-        stop = len(marked) - marked[::-1].index(True)
-        start = stop - 1
-        while start > 0 and marked[start - 1]:
-            start -= 1
-        names = [
-            target.id
-            for source in cells[start:stop]
-            for statement in ast.parse(source).body
-            for target in (
-                getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-            )
-            if isinstance(target, ast.Name)
-        ]
-    else:  # a runner that keeps no history, as nbval: what of the parameters the notebook has defined
-        names = [name for name in STAGES[stage].model_fields if name in shell.user_ns]
-        if not names:
-            raise StudyError(f"{stage}.ipynb: run the cell that starts with '# Parameters' first")
-    parameters = validated(stage, {name: shell.user_ns[name] for name in names}, f"{stage}.ipynb")
+    fields = STAGES[stage].model_fields
+    values = {name: namespace[name] for name in fields if name in namespace}
+    if not values:
+        raise StudyError(f"{stage}.ipynb: run the cell that starts with '# Parameters' first")
+    if CHECKED not in namespace:
+        values |= {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, PLAIN) and not name.startswith("_") and name not in ("In", "Out")
+        }
+    parameters = validated(stage, values, f"{stage}.ipynb")
+    namespace[CHECKED] = True
     if not parameters.out:
         name = f"{stage}-{digest(parameters.model_dump(exclude={'out'}))}"
         parameters = parameters.model_copy(update={"out": f"runs/scratch/{stage}/{name}"})

@@ -28,7 +28,7 @@ NOT_RUN = "*The analysis of these runs has no result yet.*"
 # ---- what was run --------------------------------------------------------------------------------
 def names(source: str) -> dict[str, str]:
     """Return what each paradigm of a source is called; of DINOv2 whether it is the DINO term alone."""
-    ladders = grid.load_preset(source.removeprefix(RECORDED)).ladders
+    ladders = grid.load_preset(source.removeprefix(RECORDED)).curves
     settings = [dict(getattr(ladder, "dino", None) or {}) for ladder in ladders]
     whole = any(float(own.get("ibot_weight", 0)) > 0 for own in settings)
     return {} if whole else {"dinov2": "dinov2 (DINO term alone)"}
@@ -220,7 +220,7 @@ def hardly_trained(table: pd.DataFrame) -> str:
     rows = table[(table["stage"] == "pretrain") & table["value"].notna()]
     rows = rows[rows["base"].fillna("") != ""]
     guessing = (rows["metric"] == "loss_over_chance") & (rows["value"] > results.CHANCE)
-    still = rows["metric"].isin(["moved", "relative_weight_change"]) & (rows["label"] == "dinov2")
+    still = (rows["metric"] == "relative_weight_change") & (rows["label"] == "dinov2")
     still &= rows["value"] < results.LEAST_MOVED
     few, of = (len(set(part["run"])) for part in (rows[guessing | still], rows))
     if not few:

@@ -25,8 +25,21 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
 
 
 def written(walk: Walk, root: Path, name: str = "own") -> dict:
-    path, _ = new.write("own", str(root), name, force=True)
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml.safe_load(write("own", root, name, force=True).read_text(encoding="utf-8"))
+
+
+def write(card: str, root: Path, name: str = "", force: bool = False) -> Path:
+    text, _, path = new.draft(card, str(root), name, force=force)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def check(name: str, root: Path) -> list[preflight.Problem]:
+    return preflight.check(grid.load_preset(name), str(root))
+
+
+def unused(root: Path) -> list[preflight.Problem]:
+    return [problem for problem in check("own", root) if "does not use" in problem.message]
 
 
 @pytest.mark.parametrize(("n", "folds"), [(24, 5), (200, 5), (1499, 5), (1500, 0), (4000, 0)])
@@ -37,20 +50,20 @@ def test_it_asks_for_what_the_card_holds_and_passes_preflight(
 ) -> None:
     root = hospital(walk, n, reports=reports, labels=labels, masks=n == 4000)
     made = written(walk, root)
-    found = preflight.check("own", data_root=str(root))
+    found = check("own", root)
     assert [str(problem) for problem in found if problem.level == "error"] == []
     enough = labels
     folds = (
         0 if reports and not labels else folds
     )  # nothing to probe: reports are written, which needs fixed splits
-    paradigms = {ladder["paradigm"] for ladder in made["ladders"]}
+    paradigms = {curve["paradigm"] for curve in made["curves"]}
 
     assert ("clip" in paradigms, "unicl" in paradigms, "dinov2" in paradigms) == (
         reports,
         enough,
         True,
     )
-    assert ({"shuffled", "supervised:hybrid_mini"} <= set(made["controls"])) == enough
+    assert ({"shuffled", "supervised:hybrid_mini"} <= set(made["baselines"])) == enough
     assert ("segment" in made, "report" in made) == (n == 4000, reports and not folds)
     assert made.get("folds", 0) == folds
     assert "synthetic" not in made["title"]
@@ -60,22 +73,22 @@ def test_it_asks_for_what_the_card_holds_and_passes_preflight(
     if enough:
         assert made["classify"]["labels"] == ["covid"]  # of `picc` there are two
         assert not [problem for problem in found if problem.level == "warning"]
-    for ladder in made["ladders"]:
-        assert ladder["n_images"] == sorted(set(ladder["n_images"]))
-        assert len(ladder["n_images"]) == 3
-        assert ladder["batch_size"] <= ladder["n_images"][0]
-        assert ladder["samples_seen"] >= ladder["n_images"][-1]
-        assert ladder["samples_seen"] % ladder["batch_size"] == 0
+    for curve in made["curves"]:
+        assert curve["n_images"] == sorted(set(curve["n_images"]))
+        assert len(curve["n_images"]) == 3
+        assert curve["batch_size"] <= curve["n_images"][0]
+        assert curve["samples_seen"] >= curve["n_images"][-1]
+        assert curve["samples_seen"] % curve["batch_size"] == 0
 
 
 def test_every_line_is_block_yaml_and_explained(walk: Walk) -> None:
     root = hospital(walk, 4000, masks=True)
-    path, _ = new.write("own", str(root), "explained")
+    path = write("own", root, "explained")
     for line in path.read_text(encoding="utf-8").splitlines():
         assert re.search(r"(^|  )# +\S.{3,}", line), line
         assert not re.match(r"\s*[\w-]+: *[{\[]", line), line
     with path.open("a", encoding="utf-8") as file:
-        file.write("variants:\n  seed=1:\n    ladders.seed: 1\n")  # keys may be appended
+        file.write("variants:\n  seed=1:\n    curves.seed: 1\n")  # keys may be appended
     assert grid.load_preset("explained").variants
 
 
@@ -96,15 +109,15 @@ def test_sizes_are_nested_and_leave_some_for_files_that_cannot_be_read(pool: int
 
 def test_it_writes_over_nothing_without_force(walk: Walk) -> None:
     root = hospital(walk, 200)
-    path, _ = new.write("own", str(root))
+    path = write("own", root)
     before = path.read_text() + "# mine\n"
     path.write_text(before)
     with pytest.raises(study.StudyError, match="--force"):
-        new.write("own", str(root))
+        new.draft("own", str(root))
     assert path.read_text() == before
     with pytest.raises(study.StudyError, match="--force"):
-        new.write("own", str(root), "mini")
-    new.write("own", str(root), force=True)
+        new.draft("own", str(root), "mini")
+    write("own", root, force=True)
     assert path.read_text() != before
 
 
@@ -120,7 +133,7 @@ def test_it_writes_over_nothing_without_force(walk: Walk) -> None:
 def test_it_refuses_what_it_cannot_size(walk: Walk, card: str, name: str, said: str) -> None:
     root = hospital(walk, 200)
     with pytest.raises(study.StudyError, match=re.escape(said)):
-        new.write(card, str(root), name)
+        new.draft(card, str(root), name)
     assert not list((walk.root / "notebooks" / "presets").glob("x.yml"))
 
 
@@ -129,12 +142,12 @@ def test_it_refuses_a_card_that_does_not_load_with_its_message_and_line(walk: Wa
     card = walk.root / "data_cards" / "own.md"
     card.write_text(card.read_text().replace("image_id: image", "image_id: picture"))
     with pytest.raises(study.StudyError, match=r"own\.md:.*picture"):
-        new.write("own", str(root))
+        new.draft("own", str(root))
     with pytest.raises(study.StudyError, match="--data-root"):
-        new.write("own", "")
+        new.draft("own", "")
     hospital(walk, 8)
     with pytest.raises(study.StudyError, match="too few"):
-        new.write("own", str(root))
+        new.draft("own", str(root))
 
 
 def test_the_command_line_says_what_to_type_next(walk: Walk) -> None:
@@ -162,12 +175,12 @@ def test_the_command_line_says_what_to_type_next(walk: Walk) -> None:
 def test_real_samples_get_a_preset_that_passes_preflight(
     walk: Walk, card: str, folder: str
 ) -> None:
-    path, _ = new.write(card, str(REAL / folder), "real")
-    found = preflight.check("real", data_root=str(REAL / folder))
+    path = write(card, REAL / folder, "real")
+    found = check("real", REAL / folder)
     assert [str(problem) for problem in found if problem.level == "error"] == []
     made = yaml.safe_load(path.read_text())
     assert made["folds"] == 5
-    assert {ladder["paradigm"] for ladder in made["ladders"]} == {"unicl", "dinov2"} | (
+    assert {curve["paradigm"] for curve in made["curves"]} == {"unicl", "dinov2"} | (
         {"clip"} if card == "covid_notes" else set()
     )
 
@@ -194,18 +207,12 @@ def test_what_could_not_be_run_is_not_written(walk: Walk, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("what", [["labels"], ["reports"], ["reports", "labels"]])
 def test_what_the_card_has_come_to_have_is_told(walk: Walk, what: list[str]) -> None:
     root = hospital(walk, 200, reports="reports" not in what, labels="labels" not in what)
-    path, _ = new.write("own", str(root))
-    assert not [
-        p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message
-    ]
+    path = write("own", root)
+    assert not unused(root)
     hospital(walk, 200)
-    (told,) = [
-        p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message
-    ]
+    (told,) = unused(root)
     assert told.level == "warning"
     assert f"card own has {' and '.join(what)} that this preset does not use" in told.message
     assert "cxrstudy new --card own --name own --force" in told.message
     path.write_text(path.read_text().partition("\n")[2])
-    assert not [
-        p for p in preflight.check("own", data_root=str(root)) if "does not use" in p.message
-    ]
+    assert not unused(root)

@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,16 +8,10 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from cxrstudy import study
+from cxrstudy import study, templates
 
 TEMPLATES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMMITTED = [*TEMPLATES, *sorted((ROOT / "book").glob("*.ipynb"))]
-
-
-def parameters_cell(path: Path) -> str:
-    cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(cells) == 1, f"{path} needs exactly one cell tagged parameters"
-    return cells[0].source
 
 
 def test_there_is_a_template_for_every_stage() -> None:
@@ -31,23 +26,29 @@ def test_committed_without_outputs(path: Path) -> None:
             assert cell.execution_count is None
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_parameters_are_the_models_with_the_same_defaults_and_each_is_explained(path: Path) -> None:
-    source = parameters_cell(path)
-    assert source.startswith("# Parameters")
+@pytest.mark.parametrize("stage", study.STAGES)
+def test_parameters_cells_are_those_of_the_models(stage: str) -> None:
+    """If this fails: make templates."""
+    text = (ROOT / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8")
+    assert text == templates.with_parameters(text, stage)
+
+
+@pytest.mark.parametrize("stage", study.STAGES)
+def test_a_parameters_cell_gives_defaults_types_and_explanations(stage: str) -> None:
+    source, model = templates.parameters_cell(stage), study.STAGES[stage]
     body = ast.parse(source).body
     given = {
         node.target.id: ast.literal_eval(node.value)
         for node in body
-        if isinstance(node, ast.AnnAssign)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
     }
-    assert len(given) == len(body), (
-        f"{path.name}: --help-notebook shows the types that parameters are given"
-    )
-    model = study.STAGES[path.stem]
+    assert len(given) == len(body)  # --help-notebook shows the types
     assert given == model().model_dump()
-    for line in source.splitlines()[1:]:
-        assert "  # " in line, f"{path.name}: {line!r} has no explanation"
+    comments = " ".join(re.findall(r"# (.*)", source))
+    assert source.startswith("# Parameters\n")
+    for name, field in model.model_fields.items():
+        assert field.description and field.description in comments, name
+    assert all(len(line) <= templates.WIDTH for line in source.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -62,17 +63,10 @@ def test_papermill_with_a_wrong_parameter_stops_before_anything_runs(
     tmp_path: Path, values: list[str], said: str
 ) -> None:
     out = tmp_path / "out.ipynb"
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "notebooks" / "pretrain.ipynb"),
-        str(out),
-        *values,
-    ]
-    done = subprocess.run(
-        [*command, "-p", "out", str(tmp_path / "run")], capture_output=True, text=True, check=False
-    )
+    template = str(ROOT / "notebooks" / "pretrain.ipynb")
+    command = [sys.executable, "-m", "papermill", template, str(out), *values]
+    command += ["-p", "out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "StudyError" in done.stderr
     assert said in done.stderr

@@ -36,8 +36,8 @@ data:
       test: 0.25
 base:
   clip-hybrid:
-    shipped: book/recorded/bases/clip-hybrid
-ladders:
+    checkpoint: book/recorded/bases/clip-hybrid
+curves:
   - data: study
     base: clip-hybrid
     paradigm:
@@ -49,7 +49,7 @@ ladders:
       - 100
     samples_seen: 640
     batch_size: 32
-controls:
+baselines:
   - pixels
   - shuffled
 classify:
@@ -71,7 +71,11 @@ def check(
     walk: Walk, root: Path | str, text: str = PRESET, **settings: Any
 ) -> list[preflight.Problem]:
     (walk.root / "notebooks" / "presets" / "own.yml").write_text(text, encoding="utf-8")
-    return preflight.check("own", settings, str(root))
+    try:
+        preset = grid.override(grid.load_preset("own"), settings)
+    except study.StudyError as error:
+        return [preflight.Problem("error", "", str(error))]
+    return preflight.check(preset, str(root))
 
 
 def said(found: list[preflight.Problem], level: str) -> list[str]:
@@ -125,8 +129,13 @@ CHANGES = [  # (old, new, what is said, the text of the line that is named)
         "n_images (100) is larger than samples_seen (50)",
         "      - 100",
     ),
-    ("    size: 64\n", "    size: 128\n", "sees images of 64 px", "    size: 128"),
-    ("bases/clip-hybrid", "bases/gone", "no encoder at", "    shipped: book/recorded/bases/gone"),
+    ("    size: 64\n", "    size: 128\n", "takes images of 64 px", "    size: 128"),
+    (
+        "bases/clip-hybrid",
+        "bases/gone",
+        "no encoder at",
+        "    checkpoint: book/recorded/bases/gone",
+    ),
     ("  - pixels\n", "  - pixls\n", "no encoder 'pixls'", "  - pixls"),
     (
         "  - pixels\n",
@@ -140,9 +149,9 @@ CHANGES = [  # (old, new, what is said, the text of the line that is named)
     ("  resamples: 100\n", "  within: nosuch == 1\n", "is no query", "  within: nosuch == 1"),
     ("  resamples: 100\n", "  within: covid == 9\n", "within", "  within: covid == 9"),
     ("    card: own\n", "    card: owen\n", "no data card 'owen'", "    card: owen"),
-    ("classify:\n", "segment:\n  rungs: none\nclassify:\n", "segment needs masks", "segment:"),
+    ("classify:\n", "segment:\n  sizes: none\nclassify:\n", "segment needs masks", "segment:"),
     ("    base: clip-hybrid\n", "    encoder: vit_tiny_patch16_224\n", "", ""),
-    ("    size: 64\n", "    size: 72\n", "sees images of 64 px", "    size: 72"),
+    ("    size: 64\n", "    size: 72\n", "takes images of 64 px", "    size: 72"),
     ("  - data: study\n", "  - data: studdy\n", "'studdy'", ""),
     ("needs_root: true\n", "needs_root: maybe\n", "needs_root", ""),
 ]
@@ -169,7 +178,7 @@ def test_a_fault_is_an_error_with_its_line(
     ("old", "new", "what"),
     [
         ("needs_root: true", "needs_root: maybe", "needs_root: expected true or false"),
-        ("controls:", "controlls:", "unknown name 'controlls'; near it: 'controls'"),
+        ("baselines:", "baslines:", "unknown name 'baslines'; near it: 'baselines'"),
         ("hardware: any", "hardware: any: one", "put the value in double quotes"),
     ],
 )
@@ -195,7 +204,7 @@ def test_all_faults_are_told_at_once_and_nothing_runs(walk: Walk) -> None:
         if (
             old not in seen
             and old in text
-            and what not in ("split 'validation'", "sees images of 64 px")
+            and what not in ("split 'validation'", "takes images of 64 px")
         ):
             seen.add(old)
             text = text.replace(old, new, 1)
@@ -443,14 +452,15 @@ def test_presets_that_ship_have_no_warnings_and_take_no_time(
 
     monkeypatch.setattr(steps, "memory_gb", lambda: 64.0)
     began = time.perf_counter()
-    assert preflight.check(name) == []
-    for changed in grid.load_preset(name).variants.values():
-        assert preflight.check(name, changed) == []
+    preset = grid.load_preset(name)
+    for changed in ({}, *preset.variants.values()):
+        assert preflight.check(grid.override(preset, changed)) == []
     assert time.perf_counter() - began < 1
 
 
 def test_checking_what_is_drawn_imports_no_torch() -> None:
-    code = "import sys; from cxrstudy import preflight; preflight.check('mini'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from cxrstudy import grid, preflight; "
+    code += "preflight.check(grid.load_preset('mini')); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -459,7 +469,7 @@ def test_checking_what_is_drawn_imports_no_torch() -> None:
     reason="../shared/data is absent: the real sample is not here",
 )
 def test_presets_for_real_x_rays_pass_on_the_sample() -> None:
-    found = preflight.check("nih-small", data_root=str(REAL / "nih_subset"))
+    found = preflight.check(grid.load_preset("nih-small"), str(REAL / "nih_subset"))
     assert said(found, "error") == said(found, "warning") == []
 
 
@@ -576,9 +586,7 @@ def test_a_card_of_another_name_than_its_file_is_warned_of(walk: Walk) -> None:
     path = walk.root / "data_cards" / "own.md"
     path.write_text(path.read_text().replace("name: own", "name: site"))
     (warning,) = said(check(walk, root), "warning")
-    assert (
-        "data_cards/own.md:2: the card calls itself 'site'" in warning and "`name: own`" in warning
-    )
+    assert "data_cards/own.md:2: the card's name is 'site'" in warning and "`name: own`" in warning
     elsewhere = walk.root / "mine.md"
     elsewhere.write_text(path.read_text())
     found = check(walk, root, PRESET.replace("card: own", f"card: {elsewhere}"))

@@ -243,7 +243,10 @@ def test_recorded_runs_come_out_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(names) == len(again)
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path / "runs"))
     others = recorded.run_names(STUDY) | {run.name for run in grid.plan(STUDY)}
-    assert runner.run_preset(STUDY, cores=2, settings={}, quiet=True, stand=others - names) == 0
+    assert (
+        runner.run_preset(grid.load_preset(STUDY), cores=2, quiet=True, recorded=others - names)
+        == 0
+    )
     found = load_records(tmp_path / "runs")
     found = found[(found["label"] == "macro") & (found["metric"] == "auroc")].set_index(
         ["run", "task"]

@@ -22,7 +22,7 @@ def stamps(walk: Walk) -> dict[str, int]:
 def change_preset(walk: Walk, **values: object) -> None:
     path = walk.root / "notebooks" / "presets" / "smoke.yml"
     preset = yaml.safe_load(path.read_text())
-    preset["ladders"][0].update(values)
+    preset["curves"][0].update(values)
     path.write_text(yaml.safe_dump(preset))
 
 
@@ -130,10 +130,10 @@ def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
     cell["source"] = [trap, *cell["source"]]
     template.write_text(json.dumps(notebook))
     preset = walk.root / "notebooks" / "presets" / "smoke.yml"
-    small = yaml.safe_load(preset.read_text()) | {"controls": []}
+    small = yaml.safe_load(preset.read_text()) | {"baselines": []}
     small["data"]["study"]["n_images"] = 400
-    small["ladders"] = [
-        small["ladders"][0] | {"paradigm": ["clip", "unicl"], "n_images": 64, "samples_seen": 128}
+    small["curves"] = [
+        small["curves"][0] | {"paradigm": ["clip", "unicl"], "n_images": 64, "samples_seen": 128}
     ]
     preset.write_text(yaml.safe_dump(small))
     done = walk.call("run", "--preset", "smoke", "--quiet")
@@ -154,7 +154,7 @@ def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
     before = stamps(walk)
     assert walk.call("run", "--preset", "smoke", "--quiet").returncode == 0
     after = stamps(walk)
-    untouched = [path for path in before if "unicl" not in path and "/scale/" not in path]
+    untouched = [path for path in before if "unicl" not in path and "/analyse/" not in path]
     assert untouched
     assert all(after[path] == before[path] for path in untouched)
     table = load_records(walk.runs)

@@ -1,7 +1,6 @@
 """Presets and parameters: wrong ones are refused by name, and a plan changes exactly where its preset does."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -32,13 +31,13 @@ def preset(**changes):
             },
         },
         "base": {"clip-base": {"data": "public", "n_images": 64, "samples_seen": 128}},
-        "ladders": [ladder()],
-        "controls": ["pixels"],
+        "curves": [curve()],
+        "baselines": ["pixels"],
     }
     return whole | changes
 
 
-def ladder(**changes):
+def curve(**changes):
     grid = {
         "paradigm": ["clip", "unicl"],
         "n_images": [16, 32],
@@ -127,7 +126,7 @@ def test_an_ill_typed_parameter_is_refused_by_name(stage, name, value):
         ("pretrain", "batch_size", 1),
         ("pretrain", "paradigm", "dino"),
         ("classify", "resamples", 19),
-        ("analyse", "form", "exponential"),
+        ("analyse", "resamples", 19),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(stage, name, value):
@@ -247,32 +246,34 @@ grids = st.lists(st.integers(2, 64), min_size=1, max_size=4, unique=True)
     paradigms=st.sampled_from([["clip"], ["unicl"], ["clip", "unicl"]]),
     seeds=st.integers(1, 3),
 )
-def test_a_ladder_is_unfolded_into_every_combination(folder, n, paradigms, seeds):
-    own = ladder(n_images=n, paradigm=paradigms, seed=list(range(seeds)))
-    runs = plan(folder, preset(ladders=[own]))
+def test_a_curve_has_a_run_for_every_combination(folder, n, paradigms, seeds):
+    own = curve(n_images=n, paradigm=paradigms, seed=list(range(seeds)))
+    runs = plan(folder, preset(curves=[own]))
     check_shape(runs)
     told = [
         (r.parameters["paradigm"], r.parameters["n_images"], r.parameters["seed"])
         for r in runs
-        if in_ladder(r)
+        if in_curve(r)
     ]
     assert sorted(told) == sorted((p, k, s) for p in paradigms for k in n for s in range(seeds))
-    judged = [run for run in runs if run.stage == "classify"]
-    assert len(judged) == len(told) + 2  # the base and the control
-    assert len({run.parameters["encoder"] for run in judged}) == len(judged)
-    assert set(runs[-1].needs) == names(judged)
+    evaluated = [run for run in runs if run.stage == "classify"]
+    assert len(evaluated) == len(told) + 2  # the base and the baseline
+    assert len({run.parameters["encoder"] for run in evaluated}) == len(evaluated)
+    assert set(runs[-1].needs) == names(evaluated)
 
 
 @pytest.mark.parametrize(
-    ("rungs", "judged"), [("all", 3), ("ends", 2), ("largest", 1), ("none", 0)]
+    ("sizes", "evaluated"), [("all", 3), ("ends", 2), ("largest", 1), ("none", 0)]
 )
 @pytest.mark.parametrize("stage", ["segment", "report"])
-def test_other_families_judge_base_controls_and_the_rungs_asked_for(folder, rungs, judged, stage):
-    own = ladder(n_images=[16, 32, 24], paradigm="clip")
-    runs = plan(folder, preset(ladders=[own], **{stage: {"rungs": rungs, "n_train": 77}}))
+def test_downstream_tasks_evaluate_base_baselines_and_the_sizes_asked_for(
+    folder, sizes, evaluated, stage
+):
+    own = curve(n_images=[16, 32, 24], paradigm="clip")
+    runs = plan(folder, preset(curves=[own], **{stage: {"sizes": sizes, "n_train": 77}}))
     check_shape(runs)
     found = [run for run in runs if run.stage == stage]
-    assert len(found) == judged + 1 + (stage == "report")  # no control without an encoder can draw
+    assert len(found) == evaluated + 1 + (stage == "report")  # pixels have no feature maps
     assert all(run.parameters["n_train"] == 77 for run in found)
     assert (
         slugs(run.name for run in found) - {"pixels"}
@@ -283,30 +284,30 @@ def test_other_families_judge_base_controls_and_the_rungs_asked_for(folder, rung
                 "ends": {"clip-n16-s0", "clip-n32-s0"},
             }
             | {"largest": {"clip-n32-s0"}, "none": set()}
-        )[rungs]
+        )[sizes]
     )
-    assert {run.stage for run in plan(folder, preset(ladders=[own]))}.isdisjoint({stage})
+    assert {run.stage for run in plan(folder, preset(curves=[own]))}.isdisjoint({stage})
 
 
-def test_ladders_of_a_later_piece_come_later_and_share_their_ends(folder):
+def test_curves_of_a_higher_priority_number_come_later_and_share_their_ends(folder):
     pieces = [
-        ladder(n_images=[24], paradigm="clip", piece=1),
-        ladder(n_images=[16, 32], paradigm="clip", seed=[0, 1]),
+        curve(n_images=[24], paradigm="clip", priority=1),
+        curve(n_images=[16, 32], paradigm="clip", seed=[0, 1]),
     ]
-    runs = plan(folder, preset(ladders=pieces, segment={"rungs": "ends", "seeds": [1]}))
+    runs = plan(folder, preset(curves=pieces, segment={"sizes": "ends", "seeds": [1]}))
     check_shape(runs)
-    assert {run.name for run in runs if run.piece == 1 and run.stage != "analyse"} == {
+    assert {run.name for run in runs if run.priority == 1 and run.stage != "analyse"} == {
         run.name for run in runs if "n24" in run.name
     }
-    assert runs[-1].stage == "analyse" and runs[-1].piece == 1
+    assert runs[-1].stage == "analyse" and runs[-1].priority == 1
     drawn = slugs(run.name for run in runs if run.stage == "segment")
     assert drawn == {"base-clip-base", "clip-n16-s1", "clip-n32-s1"}
     whole = [
-        ladder(n_images=[16, 24, 32], paradigm="clip", seed=0),
-        ladder(n_images=[16, 32], paradigm="clip", seed=1),
+        curve(n_images=[16, 24, 32], paradigm="clip", seed=0),
+        curve(n_images=[16, 32], paradigm="clip", seed=1),
     ]
     assert names(runs) >= names(
-        r for r in plan(folder, preset(ladders=whole)) if r.stage != "analyse"
+        r for r in plan(folder, preset(curves=whole)) if r.stage != "analyse"
     )
 
 
@@ -326,37 +327,37 @@ def test_set_of_one_entry_leaves_the_others_as_they_are(folder):
     assert before == {run.name for run in plan(folder, preset())}
 
 
-def test_controls_shuffle_a_base_and_judge_bases_that_no_ladder_starts_from(folder):
+def test_baselines_shuffle_labels_and_evaluate_bases_that_no_curve_starts_from(folder):
     more = preset()["base"]["clip-base"] | {"paradigm": "unicl"}
     own = preset(
         base=preset()["base"] | {"longer": more},
-        ladders=[ladder(n_images=[16], paradigm="clip")],
-        controls=["pixels", "shuffled", "base:longer"],
-        segment={"rungs": "none"},
+        curves=[curve(n_images=[16], paradigm="clip")],
+        baselines=["pixels", "shuffled", "base:longer"],
+        segment={"sizes": "none"},
     )
     runs = plan(folder, own)
     check_shape(runs)
-    judged = {grid.slug(run.name): run for run in runs if run.stage == "classify"}
-    assert set(judged) == {
+    evaluated = {grid.slug(run.name): run for run in runs if run.stage == "classify"}
+    assert set(evaluated) == {
         "base-clip-base",
         "clip-n16-s0",
         "pixels",
         "shuffled-clip-base",
         "longer",
     }
-    assert [name for name, run in judged.items() if run.parameters["shuffle_labels"]] == [
+    assert [name for name, run in evaluated.items() if run.parameters["shuffle_labels"]] == [
         "shuffled-clip-base"
     ]
     same = ("base-clip-base", "shuffled-clip-base")
-    assert len({judged[name].parameters["encoder"] for name in same}) == 1
+    assert len({evaluated[name].parameters["encoder"] for name in same}) == 1
     trained = next(
         run for run in runs if run.stage == "pretrain" and grid.slug(run.name) == "longer"
     )
-    assert judged["longer"].parameters["encoder"] == trained.folder
-    assert trained.name in judged["longer"].needs
+    assert evaluated["longer"].parameters["encoder"] == trained.folder
+    assert trained.name in evaluated["longer"].needs
     assert "longer" in slugs(run.name for run in runs if run.stage == "segment")
-    with pytest.raises(StudyError, match="controls: base 'nobody'"):
-        plan(folder, preset(controls=["base:nobody"]))
+    with pytest.raises(StudyError, match="baselines: base 'nobody'"):
+        plan(folder, preset(baselines=["base:nobody"]))
 
 
 def test_a_base_can_go_on_from_another_base_of_its_preset(folder):
@@ -375,7 +376,7 @@ def test_a_base_can_go_on_from_another_base_of_its_preset(folder):
 @quick
 @given(st.sets(st.integers(0, 40)))
 def test_what_stands_elsewhere_is_left_out_with_what_only_it_needs(folder, some):
-    runs = plan(folder, preset(ladders=[ladder(n_images=[16, 24, 32], paradigm=["clip", "unicl"])]))
+    runs = plan(folder, preset(curves=[curve(n_images=[16, 24, 32], paradigm=["clip", "unicl"])]))
     stand = {runs[k % len(runs)].name for k in some}
     rest = grid.without(runs, stand)
     wanted = {run.name for run in runs if run.stage == "classify"} - stand
@@ -399,50 +400,49 @@ def test_also_names_data_of_the_preset_and_waits_for_it(folder):
     runs = plan(folder, preset(classify={"also": ["public"]}))
     check_shape(runs)
     public = next(run for run in runs if run.name.startswith("public-"))
-    judged = [run for run in runs if run.stage == "classify"]
+    evaluated = [run for run in runs if run.stage == "classify"]
     assert all(
-        run.parameters["also"] == [public.folder] and public.name in run.needs for run in judged
+        run.parameters["also"] == [public.folder] and public.name in run.needs for run in evaluated
     )
 
 
-def in_ladder(run):
+def in_curve(run):
     return run.stage == "pretrain" and bool(run.parameters["base"])
 
 
 @quick
 @given(n=grids, more=st.integers(2, 64))
 def test_one_more_grid_value_adds_its_runs_and_those_that_read_them(folder, n, more):
-    before = plan(folder, preset(ladders=[ladder(n_images=n)]))
-    after = plan(folder, preset(ladders=[ladder(n_images=[*n, more])]))
+    before = plan(folder, preset(curves=[curve(n_images=n)]))
+    after = plan(folder, preset(curves=[curve(n_images=[*n, more])]))
     if more in n:
         assert names(before) == names(after)
         return
     added, gone = names(after) - names(before), names(before) - names(after)
     assert slugs(gone) == {"analyse"}
-    assert sorted(r.stage for r in after if r.name in added) == ["classify"] * 2 + [
-        "pretrain"
-    ] * 2 + ["analyse"]
+    stages = sorted(r.stage for r in after if r.name in added)
+    assert stages == ["analyse", *["classify"] * 2, *["pretrain"] * 2]
     assert slugs(added) == {f"clip-n{more}-s0", f"unicl-n{more}-s0", "analyse"}
 
 
-LADDER = {f"{p}-n{n}-s0" for p in ("clip", "unicl") for n in (16, 32)}
-DATA, BASE, JUDGED = {"study", "public"}, {"clip-base"}, LADDER | {"base-clip-base", "pixels"}
+CURVE = {f"{p}-n{n}-s0" for p in ("clip", "unicl") for n in (16, 32)}
+DATA, BASE, JUDGED = {"study", "public"}, {"clip-base"}, CURVE | {"base-clip-base", "pixels"}
 
 
 @pytest.mark.parametrize(
     ("changed", "data", "pretrain", "classify"),
     [
-        ({"lr": 0.01}, set(), LADDER, LADDER),
-        ({"ladders.lr": 0.01}, set(), LADDER, LADDER),
-        ({"precision": "fp32"}, set(), LADDER, LADDER),
-        ({"base.lr": 0.01}, set(), LADDER | BASE, LADDER | {"base-clip-base"}),
-        ({"data.seed": 3}, DATA, LADDER | BASE, JUDGED),
-        ({"size": 48}, DATA, LADDER | BASE, JUDGED),
+        ({"lr": 0.01}, set(), CURVE, CURVE),
+        ({"curves.lr": 0.01}, set(), CURVE, CURVE),
+        ({"precision": "fp32"}, set(), CURVE, CURVE),
+        ({"base.lr": 0.01}, set(), CURVE | BASE, CURVE | {"base-clip-base"}),
+        ({"data.seed": 3}, DATA, CURVE | BASE, JUDGED),
+        ({"size": 48}, DATA, CURVE | BASE, JUDGED),
         ({"pooling": "mean"}, set(), set(), JUDGED),
         ({"classify.seed": 1}, set(), set(), JUDGED),
         ({"resamples": 50}, set(), set(), JUDGED),
-        ({"scale.resamples": 50}, set(), set(), set()),
-        ({"form": "m4", "metric": "auprc"}, set(), set(), set()),
+        ({"analyse.resamples": 50}, set(), set(), set()),
+        ({"analyse.seed": 1}, set(), set(), set()),
     ],
 )
 def test_set_renames_exactly_the_runs_it_reaches(folder, changed, data, pretrain, classify):
@@ -474,9 +474,9 @@ def test_set_of_a_grid_value_takes_the_place_of_the_grid(folder):
 
 
 def test_a_default_that_is_spelled_out_renames_nothing(folder):
-    told = ladder(weight_decay=0.05, seed=0, label_share=0.5)
+    told = curve(weight_decay=0.05, seed=0, label_share=0.5)
     assert plan(
-        folder, preset(ladders=[told], classify={"resamples": study.Classify().resamples})
+        folder, preset(curves=[told], classify={"resamples": study.Classify().resamples})
     ) == plan(folder, preset())
 
 
@@ -487,7 +487,7 @@ def test_set_to_the_value_that_stands_already_changes_nothing(folder):
 
 
 @pytest.mark.parametrize(
-    "key", ["n_imagess", "ladders.n_imagess", "steps.lr", "classify.lr", "data.base", "out", "base"]
+    "key", ["n_imagess", "curves.n_imagess", "steps.lr", "classify.lr", "data.base", "out", "base"]
 )
 def test_set_of_an_unknown_name_is_refused_beside_the_known_ones(folder, key):
     refused(
@@ -509,7 +509,7 @@ def folds_of(k):
 @settings(deadline=None, max_examples=10)
 @given(k=st.integers(3, 6), n=grids)
 def test_the_held_fold_is_never_pretrained_on(folder, k, n):
-    runs = plan(folder, preset(folds=k, data=folds_of(k), ladders=[ladder(n_images=n)]))
+    runs = plan(folder, preset(folds=k, data=folds_of(k), curves=[curve(n_images=n)]))
     check_shape(runs)
     by_folder = {run.folder: run for run in runs}
     folds = [f"fold{i}" for i in range(k)]
@@ -524,7 +524,7 @@ def test_the_held_fold_is_never_pretrained_on(folder, k, n):
             assert sorted([*trained["splits"], held]) == folds
             assert trained["n_images"] in n
     assert continued == 2 * len(n)
-    assert sum(in_ladder(run) for run in runs) == 2 * len(n) * k
+    assert sum(in_curve(run) for run in runs) == 2 * len(n) * k
 
 
 # ---- what a plan refuses -------------------------------------------------------------------------------------------
@@ -532,40 +532,40 @@ def test_the_held_fold_is_never_pretrained_on(folder, k, n):
     ("key", "value", "other"),
     [("samples_seen", 64, 128), ("batch_size", 16, 8), ("lr", 0.001, 0.01), ("warmup", 0.1, 0.2)],
 )
-def test_unequal_budgets_are_refused_within_a_ladder_and_allowed_between_paradigms(
+def test_unequal_budgets_are_refused_within_a_curve_and_allowed_between_paradigms(
     folder, key, value, other
 ):
     first, second = (
-        ladder(paradigm="clip", n_images=n, **{key: v}) for n, v in ((16, value), (32, other))
+        curve(paradigm="clip", n_images=n, **{key: v}) for n, v in ((16, value), (32, other))
     )
     refused(
         folder,
-        preset(ladders=[first, second]),
-        "clip ladder",
+        preset(curves=[first, second]),
+        "clip curve",
         key,
         "clip-n16-s0",
         "clip-n32-s0",
         str(other),
     )
-    refused(folder, preset(ladders=[first | {key: [value, other]}]), "clip ladder", key)
-    check_shape(plan(folder, preset(ladders=[first, second | {"paradigm": "unicl"}])))
+    refused(folder, preset(curves=[first | {key: [value, other]}]), "clip curve", key)
+    check_shape(plan(folder, preset(curves=[first, second | {"paradigm": "unicl"}])))
 
 
 def test_unequal_budgets_are_allowed_between_bases_and_between_sizes(folder):
     base = preset()["base"]["clip-base"]
-    first, second = ladder(n_images=16), ladder(samples_seen=128)
+    first, second = curve(n_images=16), curve(samples_seen=128)
     bases = {"clip-base": base, "other": base | {"seed": 1}}
-    check_shape(plan(folder, preset(base=bases, ladders=[first, second | {"base": "other"}])))
+    check_shape(plan(folder, preset(base=bases, curves=[first, second | {"base": "other"}])))
     data = preset()["data"]
     data["large"] = data["study"] | {"size": 64}
-    check_shape(plan(folder, preset(data=data, ladders=[first, second | {"data": "large"}])))
-    refused(folder, preset(ladders=[first, second]), "samples_seen")
+    check_shape(plan(folder, preset(data=data, curves=[first, second | {"data": "large"}])))
+    refused(folder, preset(curves=[first, second]), "samples_seen")
 
 
-def test_unequal_budgets_are_refused_in_a_ladder_without_a_base(folder):
+def test_unequal_budgets_are_refused_in_a_curve_without_a_base(folder):
     refused(
         folder,
-        preset(ladders=[ladder(base=""), ladder(base="", n_images=48, samples_seen=128)]),
+        preset(curves=[curve(base=""), curve(base="", n_images=48, samples_seen=128)]),
         "samples_seen",
     )
 
@@ -577,7 +577,7 @@ def test_folds_that_the_data_does_not_have_are_refused(folder):
 def test_a_preset_whose_subset_exceeds_its_budget_is_refused_with_the_remedy(folder):
     refused(
         folder,
-        preset(ladders=[ladder(n_images=[16, 65])]),
+        preset(curves=[curve(n_images=[16, 65])]),
         "clip-n65-s0",
         "n_images (65)",
         "raise samples_seen",
@@ -587,20 +587,20 @@ def test_a_preset_whose_subset_exceeds_its_budget_is_refused_with_the_remedy(fol
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"ladders": [ladder(base="dino-base")]}, ["ladder", "base 'dino-base'", "clip-base"]),
-        ({"ladders": [ladder(data="hospital")]}, ["ladder", "data 'hospital'", "study, public"]),
+        ({"curves": [curve(base="dino-base")]}, ["curve", "base 'dino-base'", "clip-base"]),
+        ({"curves": [curve(data="hospital")]}, ["curve", "data 'hospital'", "study, public"]),
         (
             {"base": {"clip-base": {"data": "nowhere"}}},
             ["base clip-base", "data 'nowhere'", "study, public"],
         ),
         ({"base": {"clip-base": {"n_images": 2}}}, ["base clip-base", "data None"]),
-        ({"ladders": [ladder(n_imagess=5)]}, ["'n_imagess'", "known", "samples_seen"]),
+        ({"curves": [curve(n_imagess=5)]}, ["'n_imagess'", "known", "samples_seen"]),
         ({"classify": {"resample": 5}}, ["'resample'", "known", "resamples"]),
-        ({"analyse": {"shape": "power"}}, ["'shape'", "known", "form"]),
+        ({"analyse": {"shape": "power"}}, ["'shape'", "known", "resamples"]),
         ({"data": {"study": {"institute": "study"}}}, ["'institute'", "known", "institution"]),
-        ({"ladder": []}, ["one.yml", "'ladder'", "known", "ladders"]),
+        ({"curve": []}, ["one.yml", "'curve'", "known", "curves"]),
         ({"minutes": "ten"}, ["one.yml", "minutes"]),
-        ({"ladders": [{"paradigm": "clip"}]}, ["one.yml", "ladders.0.data"]),
+        ({"curves": [{"paradigm": "clip"}]}, ["one.yml", "curves.0.data"]),
     ],
 )
 def test_a_preset_that_does_not_hold_is_refused_where_it_does_not(folder, changes, said):
@@ -626,13 +626,41 @@ def test_a_preset_that_is_not_there_is_refused_beside_those_that_are(folder, mon
         grid.plan("two")
 
 
-# ---- from a notebook -----------------------------------------------------------------------------------------------
-def shell(*cells):
-    """What from_notebook sees of IPython: the cells run so far (the last one is running) and the names they bound."""
-    bound = {}
+# ---- names of earlier versions -----------------------------------------------------------------
+OLD = [
+    ({"controls": ["pixels"]}, "'controls'; it is now called baselines"),
+    ({"ladders": []}, "'ladders'; it is now called curves"),
+    ({"curves": [curve(base_share=0.5)]}, "now called wise_ft_alpha (= 1 - base_share)"),
+    ({"curves": [curve(clip=1.0)]}, "'clip'; it is now called grad_clip_norm"),
+    ({"curves": [curve(collapse=0.1)]}, "'collapse'; it is now called max_score_drop"),
+    ({"curves": [curve(piece=1)]}, "'piece'; it is now called priority"),
+    ({"segment": {"rungs": "all"}}, "'rungs'; it is now called sizes"),
+    ({"base": {"clip-base": {"shipped": "x"}}}, "'shipped'; it is now called checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), OLD)
+def test_an_old_name_in_a_preset_is_refused_with_the_new_one(folder, changes, said):
+    if "base" in changes:
+        changes["base"]["clip-base"]["data"] = "public"
+    refused(folder, preset() | changes, said)
+
+
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [("base_share", "wise_ft_alpha"), ("curves.clip", "grad_clip_norm"), ("ladders.lr", "curves")],
+)
+def test_an_old_name_in_set_is_refused_with_the_new_one(folder, key, new):
+    refused(folder, preset(), f"it is now called {new}", changed={key: 0.5})
+
+
+# ---- from a notebook ---------------------------------------------------------------------------
+def namespace(*cells):
+    """The names that the cells of a notebook have bound."""
+    bound = {"In": ["", *cells], "Out": {}, "_i1": "x", "__name__": "__main__"}
     for cell in cells:
         exec(cell, bound)
-    return SimpleNamespace(user_ns=bound | {"In": ["", *cells, "p = study.from_notebook(...)"]})
+    return bound
 
 
 DEFAULTS = (
@@ -642,51 +670,51 @@ DEFAULTS = (
 
 def test_values_that_papermill_injects_win_over_the_defaults():
     own = "# Parameters\nn_images = 64\nout = '/tmp/somewhere'\n"
-    p = study.from_notebook("pretrain", shell("import os\nlr = 5.0", DEFAULTS, own))
+    p = study.from_notebook("pretrain", namespace("import os\nlr = 5.0", DEFAULTS, own))
     assert (p.n_images, p.lr, p.out) == (64, 0.001, "/tmp/somewhere")
     assert p == validated("pretrain", {"n_images": 64, "lr": 0.001, "out": "/tmp/somewhere"})
 
 
-def test_defaults_that_papermill_leaves_alone_stand_though_the_notebook_begins_with_them():
-    p = study.from_notebook(
-        "pretrain", shell("# Parameters\nlr = 0.5\nn_images = 8", "# Parameters\nn_images = 64")
-    )
-    assert (p.n_images, p.lr) == (64, 0.5)
-
-
 @pytest.mark.parametrize(
-    ("injected", "said"), [("n_imagess = 5", "'n_imagess'"), ("lr = 'high'", "lr: ")]
+    ("injected", "said"),
+    [
+        ("n_imagess = 5", "'n_imagess'"),
+        ("lr = 'high'", "lr: "),
+        ("anything = []", "'anything'"),
+        ("clip = 1.0", "it is now called grad_clip_norm"),
+        ("_seed = 1\nsed = 1", "'sed'"),
+    ],
 )
 def test_a_wrong_name_or_type_that_papermill_injects_is_refused(injected, said):
     with pytest.raises(StudyError) as caught:
-        study.from_notebook("pretrain", shell(DEFAULTS, f"# Parameters\n{injected}\n"))
+        study.from_notebook("pretrain", namespace(DEFAULTS, f"# Parameters\n{injected}\n"))
     assert said in str(caught.value)
     assert "pretrain.ipynb" in str(caught.value)
 
 
-def test_names_of_other_cells_are_no_parameters():
-    p = study.from_notebook(
-        "pretrain", shell("answer = 42", DEFAULTS, "import time\nstarted = 1.0")
-    )
+def test_what_imports_bind_is_no_parameter():
+    imports = "import time\nfrom pathlib import Path\nfrom cxrstudy.data.vocabulary import LABELS"
+    p = study.from_notebook("pretrain", namespace(imports, DEFAULTS, "def f(): pass"))
     assert p.n_images == 500
 
 
-def test_a_parameters_cell_run_again_by_hand_is_the_one_that_counts():
-    p = study.from_notebook(
-        "pretrain", shell(DEFAULTS, "x = 1", "# Parameters\nn_images = 32\nsamples_seen = 64\n")
-    )
+def test_by_hand_the_parameters_cell_is_run_again_among_variables_of_later_cells():
+    bound = namespace(DEFAULTS)
+    study.from_notebook("pretrain", bound)
+    exec("title = 'x'\nrows = [1]", bound)
+    exec("n_images = 32\nsamples_seen = 64", bound)
+    p = study.from_notebook("pretrain", bound)
     assert (p.n_images, p.samples_seen) == (32, 64)
 
 
 def test_without_a_parameters_cell_it_says_which_to_run():
-    with pytest.raises(StudyError, match=r"scale\.ipynb.*# Parameters"):
-        study.from_notebook("analyse", shell("x = 1"))
+    with pytest.raises(StudyError, match=r"analyse\.ipynb.*# Parameters"):
+        study.from_notebook("analyse", namespace("x = 1"))
 
 
-def test_without_an_out_a_scratch_folder_bears_the_parameters():
+def test_without_an_out_a_scratch_folder_is_named_after_the_parameters():
     plain, again, other = (
-        study.from_notebook("pretrain", shell(f"# Parameters\nn_images = {n}\n")).out
-        for n in (64, 64, 32)
+        study.from_notebook("pretrain", namespace(f"n_images = {n}")).out for n in (64, 64, 32)
     )
     assert plain == again
     assert plain != other

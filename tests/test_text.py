@@ -209,11 +209,11 @@ def test_reports_count_as_better_than_habit_with_intervals_apart(runs):
 def test_encoders_that_hardly_trained_are_counted_and_base_models_are_not(runs):
     assert text.hardly_trained(load_records(runs)) == ""
     for k, (far, root) in enumerate([(0.009, "b"), (0.01, "b"), (0.3, "b"), (0.001, "")]):
-        rows = [("pretrain", "dinov2", "moved", far)]
+        rows = [("pretrain", "dinov2", "relative_weight_change", far)]
         record(f"dinov2-n200-s{k}-00000{k}", rows, stage="pretrain", base=root)
     for k, loss in enumerate([0.999, 0.9]):  # however far the weights moved
         rows = [
-            ("pretrain", "clip", "moved", 0.001),
+            ("pretrain", "clip", "relative_weight_change", 0.001),
             ("pretrain", "clip", "loss_over_chance", loss),
         ]
         record(f"clip-n200-s{k}-00000{k}", rows, stage="pretrain", base="b")

@@ -203,7 +203,7 @@ def fit_generator(
         optimizer,
         torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor),
         steps=p.steps,
-        max_norm=p.clip,
+        max_norm=p.grad_clip_norm,
         validate=lambda: -validation_loss(generator, validation),
         checks={round(p.steps * (k + 1) / p.checks) for k in range(p.checks)} | {p.steps},
         progress=progress,

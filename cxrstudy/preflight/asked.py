@@ -1,104 +1,116 @@
-"""A preset as it is asked for, what its data sets hold, and what is found wrong with it."""
+"""A preset, what its data sets contain, and the problems that are found."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import pandas as pd
 from pydantic import ValidationError
 
 from cxrstudy import grid, study
 from cxrstudy.marks import line_of
 from cxrstudy.preflight.holdings import Holding
+from cxrstudy.presets import combinations
 
 PARTS = TRAIN, _, TEST = ("train", "validation", "test")
 ALL = "all folds"
 Keys = tuple[str | int, ...]
-BUDGET = {"samples_seen": 10**12}  # enough for any rung
+BUDGET = {"samples_seen": 10**12}  # enough for any subset size
 Level = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What was found: an error ends the call, a warning is printed, a note says what is there."""
+    """What was found: an error ends the call, a warning is printed, a note states a fact."""
 
     level: Level
     where: str
     message: str
 
     def __str__(self) -> str:
-        said = f"{self.where}: {self.message}" if self.where else self.message
-        return said if self.level == "note" else f"{self.level}: {said}"
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return text if self.level == "note" else f"{self.level}: {text}"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A preset as it is asked for: its file, the ``--set`` values, and what its data sets hold."""
+    """A preset and what its data sets contain, by their names in the preset."""
 
-    file: str
-    text: str
     preset: grid.Preset
-    settings: dict[str, Any]
     held: dict[str, Holding]
 
+    @property
+    def file(self) -> str:
+        """The preset's file, relative to the repository."""
+        return f"notebooks/presets/{self.preset.name}.yml"
+
     def at(self, *keys: str | int) -> str:
-        """The file and line of a key of the preset, or the ``--set`` that gave it."""
+        """Return the file and line of a key of the preset, or the ``--set`` that gave it."""
         name = next((key for key in reversed(keys) if isinstance(key, str)), "")
-        for setting in self.settings:
+        for setting in self.preset.settings:
             block, _, own = setting.rpartition(".")
             if own == name and block.partition(".")[0] in ("", keys[0]):
                 return f"--set {setting}"
-        return f"{self.file}:{line_of(self.text, *keys)}"
+        return f"{self.file}:{line_of(self.preset.text, *keys)}"
 
     def error(self, message: str, *keys: str | int) -> Problem:
-        """An error at a key."""
+        """Return an error at a key."""
         return Problem("error", self.at(*keys), message)
 
     def warning(self, message: str, *keys: str | int) -> Problem:
-        """A warning at a key."""
+        """Return a warning at a key."""
         return Problem("warning", self.at(*keys), message)
 
     @cached_property
-    def rungs(self) -> list[tuple[int, study.Pretrain]]:
-        """The ladder and the parameters of every rung, of those whose size, splits and paradigm hold."""
-        found = []
-        for k, ladder in enumerate(self.preset.ladders):
-            found += [(k, p) for values in unfolded(ladder) if (p := _without_faults(values))]
-        return found
+    def points(self) -> list[tuple[int, study.Pretrain]]:
+        """The curve's position in the preset and the parameters of each pretraining run.
+
+        Runs whose size, splits or paradigm are wrong are left out.
+        """
+        return [
+            (k, p)
+            for k, curve in enumerate(self.preset.curves)
+            for values in values_of(curve)
+            if (p := _without_faults(values))
+        ]
 
     @cached_property
     def stages(self) -> dict[str, Any]:
-        """Parameters of the evaluations that the preset asks for, of those that hold."""
-        values = {"classify": self.preset.classify}
-        for name in ("segment", "report"):
-            if family := getattr(self.preset, name):
-                values[name] = family.model_dump(exclude={"rungs", "seeds"})
-        return {
-            name: p for name, given in values.items() if (p := holds(study.STAGES[name], given))
-        }
+        """Parameters of the evaluations that the preset asks for, of those that are valid."""
+        values = {"classify": self.preset.classify, **self.downstream}
+        valid_ones = {name: valid(study.STAGES[name], given) for name, given in values.items()}
+        return {name: p for name, p in valid_ones.items() if p}
+
+    @cached_property
+    def downstream(self) -> dict[str, dict[str, Any]]:
+        """Values of segment and report, if the preset has them."""
+        tasks = {"segment": self.preset.segment, "report": self.preset.report}
+        return {name: task.values for name, task in tasks.items() if task}
 
     @cached_property
     def folds(self) -> list[str]:
         """Names of the folds of cross-fitting; none with fixed splits."""
         return [f"fold{k}" for k in range(self.preset.folds)]
 
+    def pools(self, splits: list[str]) -> list[list[str]]:
+        """Return the splits that runs train on: with cross-fitting, all folds but one."""
+        return [[f for f in self.folds if f != left] for left in self.folds] or [splits]
+
     @cached_property
-    def laddered(self) -> list[str]:
-        """Names of the data sets that ladders train on, each once."""
-        return [
-            key
-            for key in dict.fromkeys(ladder.data for ladder in self.preset.ladders)
-            if key in self.held
-        ]
+    def trained_on(self) -> list[str]:
+        """Names of the data sets that curves train on, each once."""
+        names = dict.fromkeys(curve.data for curve in self.preset.curves)
+        return [name for name in names if name in self.held]
 
-    def judged(self) -> Iterator[tuple[str, Holding]]:
-        """The data sets that encoders are judged on, of those whose rows are known."""
-        for key in self.laddered:
-            if self.held[key].manifest is not None:
-                yield key, self.held[key]
+    def evaluated(self) -> Iterator[tuple[str, Holding]]:
+        """Yield the data sets that encoders are evaluated on, of those whose rows are known."""
+        for name in self.trained_on:
+            if self.held[name].manifest is not None:
+                yield name, self.held[name]
 
-    def parts(self, held: Holding, stage: str) -> dict[str, Any]:
-        """The rows of a stage's train, validation and test; with folds, of all of them together."""
+    def parts(self, held: Holding, stage: str) -> dict[str, pd.DataFrame]:
+        """Return the rows of a stage's train, validation and test; with folds, all together."""
         p = self.stages[stage]
         table = held.within(p.within)
         if self.folds:
@@ -106,16 +118,16 @@ class Asked:
         return {part: table[table["split"].isin(getattr(p, part))] for part in PARTS}
 
 
-def unfolded(ladder: grid.Ladder) -> list[dict[str, Any]]:
-    """The values of each rung of a ladder; none where a list is empty."""
+def values_of(curve: grid.Curve) -> list[dict[str, Any]]:
+    """Return the values of each run of a curve; none if one of its lists is empty."""
     try:
-        return grid._unfold(ladder.model_dump(exclude={"data", "base", "piece"}), study.Pretrain)
+        return combinations(curve.values)
     except study.StudyError:
         return []
 
 
-def holds(model: type[study.Parameters], values: dict[str, Any]) -> Any:
-    """The parameters themselves; None where they do not hold."""
+def valid(model: type[study.Parameters], values: dict[str, Any]) -> Any:
+    """Return the parameters; None if they are not valid."""
     try:
         return model(**values)
     except ValidationError:
@@ -123,14 +135,12 @@ def holds(model: type[study.Parameters], values: dict[str, Any]) -> Any:
 
 
 def _without_faults(values: dict[str, Any]) -> Any:
-    """A rung's parameters with defaults for those that do not hold, so that the others are checked all the same."""
+    """Return a run's parameters with defaults for wrong ones, so that the others are checked."""
     try:
         return study.Pretrain(**values)
     except ValidationError as error:
         faulty = {str(item["loc"][0]) for item in error.errors() if item["loc"]} or {"samples_seen"}
+        if faulty & {"n_images", "splits", "paradigm"}:
+            return None
         kept = {name: value for name, value in values.items() if name not in faulty}
-        return (
-            None
-            if faulty & {"n_images", "splits", "paradigm"}
-            else holds(study.Pretrain, {**kept, **BUDGET})
-        )
+        return valid(study.Pretrain, kept | BUDGET)

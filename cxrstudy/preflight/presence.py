@@ -1,4 +1,4 @@
-"""Whether encoders are on this machine, what images they take and whom they have seen, without loading any."""
+"""Whether encoders are here, which image size they take, which patients they were trained on."""
 
 import json
 from collections.abc import Iterator
@@ -7,45 +7,37 @@ from pathlib import Path
 from cxrstudy import study
 from cxrstudy.evaluate import embeddings
 from cxrstudy.preflight.asked import Asked, Keys, Problem
+from cxrstudy.presets import Curve
 
 OURS = ("cnn_mini", "hybrid_mini", "davit_mini")  # as `encoders.SMALL`, whose import takes seconds
 
 
 def folder_of(name: str) -> Path | None:
-    """Return the encoder folder that a name is, or holds as a run's folder does; None where there is none."""
+    """Return the encoder folder of a name: the folder itself, or the encoder of a run's folder."""
     path = study.resolve(name)
-    return next(
-        (place for place in (path / "encoder", path) if (place / "encoder.json").is_file()), None
-    )
+    each = (path / "encoder", path)
+    return next((place for place in each if (place / "encoder.json").is_file()), None)
 
 
 def absent(name: str) -> str:
-    """Return why an encoder cannot be opened here, and the remedy; empty where it can.
+    """Return why an encoder cannot be opened here, and the remedy; empty if it can.
 
-    Args: ``name`` is an encoder folder, a table of embeddings, a name of published weights or one of timm's.
+    Args:
+        name: encoder folder, table of embeddings, name of published weights or timm name.
     """
     if folder := folder_of(name):
-        lacking = [
-            file for file in ("model.safetensors", "config.json") if not (folder / file).is_file()
-        ]
-        return (
-            f"{folder} lacks {lacking[0]}: copy the whole folder, or make it again"
-            if lacking
-            else ""
-        )
+        files = ("model.safetensors", "config.json")
+        missing = [file for file in files if not (folder / file).is_file()]
+        return f"{folder} lacks {missing[0]}: copy the whole folder again" if missing else ""
     path = study.resolve(name)
     if path.suffix.lower() in embeddings.TABLES:
-        return embeddings.unreadable(path) or (
-            "" if path.is_file() else f"no table of embeddings at {path}"
-        )
-    if name in ("pixels", "covariates") or name.partition(":")[0] in (
-        "random",
-        "supervised",
-        "local-dir",
-    ):
+        why = "" if path.is_file() else f"no table of embeddings at {path}"
+        return embeddings.unreadable(path) or why
+    kind = name.partition(":")[0]
+    if name in ("pixels", "covariates") or kind in ("random", "supervised", "local-dir"):
         return ""
     if name in OURS:
-        return f"{name} is one of our small architectures and ships no weights; say random:{name}"
+        return f"{name} is one of our small architectures and has no weights; say random:{name}"
     import timm  # with weights, imports torch: for names that are no folder
 
     from cxrstudy import weights
@@ -56,140 +48,128 @@ def absent(name: str) -> str:
         except OSError as error:
             return str(error)
         return ""
-    if "/" in name and not name.startswith("hf-hub:"):
+    is_hub = name.startswith("hf-hub:")
+    if "/" in name and not is_hub:
         return (
-            f"no encoder at {path}: a folder of one holds encoder.json and model.safetensors "
+            f"no encoder at {path}: an encoder's folder holds encoder.json and model.safetensors "
             "(a pretrain run writes it)"
         )
-    if name.startswith("hf-hub:") or timm.is_model(name):
+    if is_hub or timm.is_model(name):
         return ""  # fetched, or refused with the way to fetch it, when it is opened
-    return (
-        f"no encoder {name!r}: no folder, none of {', '.join(weights.REGISTRY)}, and none of timm's"
-    )
+    known = ", ".join(weights.REGISTRY)
+    return f"no encoder {name!r}: no folder, none of {known}, and none of timm's"
 
 
 def input_size(name: str) -> int:
-    """Return the size in px that an encoder folder's images must have; 0 where it is not such a folder."""
+    """Return the image size in px of an encoder folder; 0 if it is not such a folder."""
     folder = folder_of(name)
-    return (
-        int(json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["input_size"])
-        if folder
-        else 0
-    )
+    if not folder:
+        return 0
+    return int(json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["input_size"])
 
 
 def patients_of(name: str) -> set[str]:
-    """Return the patients that an encoder folder lists as seen in its pretraining."""
+    """Return the patients that an encoder folder lists as used in its pretraining."""
     folder = folder_of(name)
     listed = folder / "patients.txt" if folder else None
-    return (
-        set(listed.read_text(encoding="utf-8").split("\n")) - {""}
-        if listed and listed.is_file()
-        else set()
-    )
+    if not listed or not listed.is_file():
+        return set()
+    return set(listed.read_text(encoding="utf-8").split("\n")) - {""}
 
 
 def unfit(name: str, size: int) -> str:
-    """Return why an architecture cannot see the whole of an image of ``size`` px; empty where it can.
+    """Return why an architecture does not cover an image of ``size`` px; empty if it does.
 
-    Args: ``name`` is one of ours, of timm's or of published weights.
+    Args:
+        name: an architecture of ours or of timm, or a name of published weights.
     """
-    if name in OURS:
-        cut = (
-            name == "hybrid_mini" and 1 <= size % 8 <= 4
-        )  # convolutions to an eighth, then patches of 2
+    if name in OURS:  # hybrid_mini: convolutions to an eighth, then patches of 2
+        if name != "hybrid_mini" or not 1 <= size % 8 <= 4:
+            return ""
         near = f"say size={size // 8 * 8} or size={(size // 8 + 1) * 8}"
-        return (
-            f"size={size}: the patches of hybrid_mini do not divide {size} px; {near}"
-            if cut
-            else ""
-        )
+        return f"size={size}: the patches of hybrid_mini do not divide {size} px; {near}"
     import torch
 
     from cxrstudy import encoders, weights
 
+    architecture = weights.REGISTRY[name].architecture if name in weights.REGISTRY else name
     try:
         with torch.device("meta"):  # no weights are made
-            encoders.build_encoder(
-                weights.REGISTRY[name].architecture if name in weights.REGISTRY else name, size
-            )
+            encoders.build_encoder(architecture, size)
     except ValueError as error:
         return str(error)
     return ""
 
 
-# ---- checks ---------------------------------------------------------------------------------------------------------
+# ---- checks -----------------------------------------------------------------------------------
 def bases(c: Asked) -> Iterator[Problem]:
-    """Encoders to start from are there, and see images of the size that the data is prepared at."""
+    """Check that base models are here and take images of the size of the data."""
     for name, values in c.preset.base.items():
-        if list(values) == ["shipped"] and (why := absent(str(values["shipped"]))):
-            yield c.error(f"base {name}: {why}", "base", name, "shipped")
-        elif (
-            list(values) != ["shipped"] and values.get("data") in c.held and not values.get("base")
-        ):
-            yield from _fits(
-                c, str(values.get("encoder", "cnn_mini")), values["data"], ("base", name, "encoder")
-            )
-    for k, ladder in enumerate(c.preset.ladders):
-        if ladder.data not in c.held or (ladder.base and ladder.base not in c.preset.base):
-            continue  # `grid.plan` says so
-        size, shipped = (
-            c.held[ladder.data].p.size,
-            c.preset.base.get(ladder.base, {}).get("shipped", ""),
+        if list(values) == ["checkpoint"]:
+            if why := absent(str(values["checkpoint"])):
+                yield c.error(f"base {name}: {why}", "base", name, "checkpoint")
+        elif values.get("data") in c.held and not values.get("base"):
+            encoder = str(values.get("encoder", "cnn_mini"))
+            yield from _fits(c, encoder, values["data"], ("base", name, "encoder"))
+    for k, curve in enumerate(c.preset.curves):
+        if curve.data in c.held and (not curve.base or curve.base in c.preset.base):
+            yield from _base_of_curve(c, k, curve)  # else `grid.expand` says so
+
+
+def _base_of_curve(c: Asked, k: int, curve: Curve) -> Iterator[Problem]:
+    size = c.held[curve.data].p.size
+    checkpoint = c.preset.base.get(curve.base, {}).get("checkpoint", "")
+    own = input_size(checkpoint) if checkpoint else 0
+    if own and own != size:
+        yield c.error(
+            f"base {curve.base} takes images of {own} px, data {curve.data} is prepared at {size} "
+            f"px: set its size to {own}, or continue another base",
+            *("data", curve.data, "size"),
         )
-        own = input_size(shipped) if shipped else 0
-        if own and own != size:
-            yield c.error(
-                f"base {ladder.base} sees images of {own} px, data {ladder.data} is prepared at {size} px: set its "
-                f"size to {own}, or continue another base",
-                *("data", ladder.data, "size"),
-            )
-        elif shipped and not own and not absent(shipped):
-            yield from _fits(c, shipped, ladder.data, ("ladders", k, "base"))
-        elif not ladder.base:
-            name = (ladder.model_extra or {}).get("encoder", "cnn_mini")
-            for each in name if isinstance(name, list) else [name]:
-                yield from _fits(c, str(each), ladder.data, ("ladders", k, "encoder"))
+    elif checkpoint and not own and not absent(checkpoint):
+        yield from _fits(c, checkpoint, curve.data, ("curves", k, "base"))
+    elif not curve.base:
+        names = curve.values.get("encoder", "cnn_mini")
+        for name in names if isinstance(names, list) else [names]:
+            yield from _fits(c, str(name), curve.data, ("curves", k, "encoder"))
 
 
-def controls(c: Asked) -> Iterator[Problem]:
-    """Baselines against labels, and their encoders against the images' size."""
-    for k, control in enumerate(c.preset.controls):
-        kind, _, inner = control.partition(":")
-        for key in c.laddered:
+def baselines(c: Asked) -> Iterator[Problem]:
+    """Check baselines against the data's labels and the images' size."""
+    for k, baseline in enumerate(c.preset.baselines):
+        kind, _, inner = baseline.partition(":")
+        for key in c.trained_on:
             held = c.held[key]
             if kind in ("shuffled", "supervised") and held.manifest is not None and not held.labels:
-                yield c.warning(
-                    f"{control} needs labels, card {held.p.card} has none: it is not evaluated",
-                    "controls",
-                    k,
-                )
+                text = f"{baseline} needs labels, card {held.p.card} has none: it is not evaluated"
+                yield c.warning(text, "baselines", k)
             elif kind in ("random", "supervised") and not folder_of(inner):
-                yield from _fits(c, inner, key, ("controls", k))
-        if kind not in ("shuffled", "base") and (why := absent(control)):
-            yield c.error(why, "controls", k)
+                yield from _fits(c, inner, key, ("baselines", k))
+        if kind not in ("shuffled", "base") and (why := absent(baseline)):
+            yield c.error(why, "baselines", k)
 
 
 def _fits(c: Asked, encoder: str, key: str, keys: Keys) -> Iterator[Problem]:
-    """An architecture by name is known, and sees the whole of the images of a data set."""
+    """Check that an architecture is known and covers the images of a data set."""
     why = unfit(encoder, c.held[key].p.size)
     if why:
         yield c.error(why, *(("data", key, "size") if why.startswith("size=") else keys))
 
 
 def leaks(c: Asked) -> Iterator[Problem]:
-    """No patient who judges was in the pretraining of a base that ships, by the list beside it."""
-    for k, ladder in enumerate(c.preset.ladders):
-        held, shipped = c.held.get(ladder.data), c.preset.base.get(ladder.base, {}).get("shipped")
-        if held is None or held.manifest is None or not shipped or "classify" not in c.stages:
+    """Refuse a checkpoint that was trained on patients of this evaluation, by its list."""
+    for k, curve in enumerate(c.preset.curves):
+        held = c.held.get(curve.data)
+        checkpoint = c.preset.base.get(curve.base, {}).get("checkpoint")
+        if held is None or held.manifest is None or not checkpoint or "classify" not in c.stages:
             continue
         p, rows = c.stages["classify"], held.manifest
         rows = rows if c.folds else rows[rows["split"].isin([*p.train, *p.validation, *p.test])]
-        shared = patients_of(shipped) & set(rows["patient_id"])
+        shared = patients_of(checkpoint) & set(rows["patient_id"])
         if shared:
             yield c.error(
-                f"{len(shared):,} patients of data {ladder.data} were in the pretraining of base {ladder.base} (first: "
-                f"{min(shared)}), so they cannot judge it: start from another base, or leave them out by the card's "
-                "query",
-                *("ladders", k, "base"),
+                f"{len(shared):,} patients of data {curve.data} were in the pretraining of base "
+                f"{curve.base} (first: {min(shared)}), so they cannot evaluate it: start from "
+                "another base, or leave them out by the card's query",
+                *("curves", k, "base"),
             )

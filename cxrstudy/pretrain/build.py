@@ -164,7 +164,7 @@ def build_objective(
     is_dinov2 = p.paradigm == "dinov2"
     objective: Any = dinov2.build(p, base) if is_dinov2 else ImageText(p, base, subset)
     base_state: dict[str, Tensor] = {}
-    if p.base and p.base_share:
+    if p.base and p.wise_ft_alpha < 1:
         base_state = copy.deepcopy(objective.modules_to_save().state_dict())
     objective.train().to(device).to(memory_format=torch.channels_last)
     if p.base:

@@ -64,7 +64,7 @@ def pretrain(
 
     Returns:
         The run's info: samples_seen, unique_images, epochs, flops, images_per_second,
-        seconds_training, loss, moved (``relative_weight_change``), resumed_from, the share of
+        seconds_training, loss, relative_weight_change, resumed_from, the share of
         reports that the context cuts, images ``without_report`` and ``left_out``; where they apply
         ``heldout_score``, ``hardly_trained`` and ``torn_checkpoint``. Also ``subject``, and the
         DataFrames ``curve`` and ``checks`` (in ``<out>/curve.csv`` and ``checks.csv`` too).
@@ -153,7 +153,7 @@ def train_step(run: Run, step: int) -> tuple[float, Tensor, dict[str, Tensor]]:
     # 3. Update of the weights
     if world > 1:
         distributed.average_gradients(objective)
-    norm = nn.utils.clip_grad_norm_(objective.parameters(), p.clip)
+    norm = nn.utils.clip_grad_norm_(objective.parameters(), p.grad_clip_norm)
     run.optimiser.step()
     objective.on_step_end(step, run.steps)
     if run.ema_model is not None:  # a smaller decay in the first steps forgets the initial weights
@@ -219,7 +219,7 @@ def choose_weights(run: Run) -> None:
     if run.base_state:
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                tensor.lerp_(run.base_state[name].to(tensor.device), run.p.base_share)
+                tensor.lerp_(run.base_state[name].to(tensor.device), 1 - run.p.wise_ft_alpha)
 
 
 def save_results(run: Run, seconds: float, unmeasured: dict[str, str]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def save_results(run: Run, seconds: float, unmeasured: dict[str, str]) -> dict[s
         "precision": str(run.dtype).removeprefix("torch."),
         "processes": distributed.world_size(),
         "loss": loss,
-        "moved": change,
+        "relative_weight_change": change,
         **training_progress(p, loss, change),
         "resumed_from": run.resumed_from,
         **objective.facts,

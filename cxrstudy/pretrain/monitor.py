@@ -124,10 +124,10 @@ class Monitor:
             return (
                 f"the effective rank of its features is {rank:.1f}, at the start {first_rank:.1f}"
             )
-        if self.p.base and now.get("score", 1.0) < first.get("score", 0.0) - self.p.collapse:
+        if self.p.base and now.get("score", 1.0) < first.get("score", 0.0) - self.p.max_score_drop:
             return (
                 f"its score on {len(self.images)} held-out images fell from {first['score']:.3f} "
-                f"to {now['score']:.3f}, by more than collapse={self.p.collapse:g}"
+                f"to {now['score']:.3f}, by more than max_score_drop={self.p.max_score_drop:g}"
             )
         return ""
 

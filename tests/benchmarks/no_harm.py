@@ -1,7 +1,7 @@
 """Does continuing an encoder harm it? Continued minus base over seeds, kept in ``book/recorded/no_harm.csv``.
 
     python tests/benchmarks/no_harm.py synthetic                         # from what is recorded of study-cpu
-    cxrstudy run --preset mini --set ladders.seed=[0,1,2] && python tests/benchmarks/no_harm.py mini
+    cxrstudy run --preset mini --set curves.seed=[0,1,2] && python tests/benchmarks/no_harm.py mini
     python tests/benchmarks/no_harm.py real --root ../shared/data/nih_subset     # a few minutes, one core
 
 Real: 1,000 x-rays of ChestX-ray14 at 64 px, cross-fitted over five folds of patients (an encoder that judges a fold has
@@ -35,9 +35,9 @@ RECIPES = {  # paradigm: base, what differs from the defaults
 }
 STUDIES = {  # source, variant, how the book calls its x-rays
     "synthetic": ("recorded:study-cpu", "", "synthetic"),
-    "mini": ("mini", "ladders.seed=[0,1,2]", "synthetic (mini)"),
+    "mini": ("mini", "curves.seed=[0,1,2]", "synthetic (mini)"),
 }
-SHARED: dict[str, Any] = {"samples_seen": 1408, "warmup": 0.2, "base_share": 0.5}
+SHARED: dict[str, Any] = {"samples_seen": 1408, "warmup": 0.2, "wise_ft_alpha": 0.5}
 
 
 def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
@@ -83,7 +83,9 @@ def real(root: str, seeds: int, paradigms: list[str]) -> list[dict[str, Any]]:
                         data=out, base=base, paradigm=paradigm, n_images=n, seed=seed, out=run,  # type: ignore[arg-type]
                         splits=[fold for fold in FOLDS if fold != held], **SHARED, **own,
                     )  # fmt: skip
-                    moved.append(pretrain(p, study.resolve(out), score=knn_auroc)["moved"])
+                    moved.append(
+                        pretrain(p, study.resolve(out), score=knn_auroc)["relative_weight_change"]
+                    )
                     encoders.append(f"{run}/encoder")
                 _, after, _ = judge(encoders)
                 gains.append(np.nanmean(auroc(truth, after)) - np.nanmean(auroc(truth, scores)))
@@ -111,7 +113,7 @@ def synthetic(source: str, variant: str, images: str) -> list[dict[str, Any]]:
         raise SystemExit(
             f"{source} {variant} has no results: {text.command(source)}, or see --help"
         )
-    moved = table[(table["stage"] == "pretrain") & (table["metric"] == "moved")]
+    moved = table[(table["stage"] == "pretrain") & (table["metric"] == "relative_weight_change")]
     far = moved.groupby(["paradigm", "n_images"])["value"].min()
     found = ladders.gains(table, resamples=2000)
     found["moved"] = [far[row.paradigm, row.n_images] for row in found.itertuples()]

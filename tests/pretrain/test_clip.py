@@ -14,9 +14,9 @@ from cxrstudy.data.vocabulary import FINDINGS
 from cxrstudy.pretrain import clip
 from cxrstudy.pretrain.clip import (
     captions,
+    choose_prompts,
     clip_loss,
     label_loss,
-    mixed,
     overlap_rows,
     prompt,
     target_ids,
@@ -170,45 +170,40 @@ def test_captions_are_the_report_and_the_prompt_of_what_is_recorded_as_present()
         picc=[1, 0, nan, 1, 0], edema=[1, 0, 0, 1, nan], hernia=[0, 0, 0, 0, 1]
     )  # the third: who knows?
     told = captions(own.assign(report=["a", None, "b", "", "c"]))
-    assert told.reports == [["a", "", "b", "", "c"]]
+    assert told.reports == ["a", "", "b", "", "c"]
     assert len(told.prompts) == len(set(told.prompts)) == 3
-    assert told.options[2] == []
-    assert [told.prompts[k] for (k,) in told.options[:2] + told.options[3:]] == [
+    assert told.prompt_ids[2] == -1
+    assert [told.prompts[k] for k in np.delete(told.prompt_ids, 2)] == [
         "x-ray chest pulmonary edema, PICC line",
         "x-ray chest no finding, no device",
         "x-ray chest pulmonary edema, PICC line",
         "x-ray chest hernia",
     ]
-    assert captions(own).reports == [[""] * 5]
+    assert captions(own).reports == [""] * 5
     np.testing.assert_array_equal(
         told.labels, [[1, 1, 0], [0, 0, 0], [0, nan, 0], [1, 1, 0], [nan, 0, 1]]
     )
 
 
-def test_a_prompt_a_name_gives_each_label_its_own_and_says_its_side():
+def test_a_prompt_names_the_side_of_a_label_where_it_is_recorded():
     own = labelled(edema=[1, 0, 1], nodule_mass=[1, 0, 0])
-    told = captions(own.assign(**{"side:nodule_mass": ["left", None, None]}), prompts="name")
-    said = [[told.prompts[k] for k in options] for options in told.options]
-    assert told.says.tolist() == [[True, False], [False, True], [False, False]]
-    assert said == [
-        ["x-ray chest pulmonary edema", "x-ray chest left nodule or mass"],
-        ["x-ray chest no finding, no device"],
-        ["x-ray chest pulmonary edema"],
+    texts = captions(own.assign(**{"side:nodule_mass": ["left", None, None]}))
+    assert texts.prompts == [
+        "x-ray chest pulmonary edema, left nodule or mass",
+        "x-ray chest no finding, no device",
+        "x-ray chest pulmonary edema",
     ]
+    assert texts.prompt_labels.tolist() == [[True, True], [False, False], [True, False]]
 
 
 def test_parts_of_a_report_are_its_sections_or_all_of_it_where_it_has_none():
     text = "FINDINGS: The heart is large. IMPRESSION: Cardiomegaly."
     own = pd.DataFrame({"report": [text, "Nothing new."]})
-    by = {
-        part: captions(own, part=part).reports
-        for part in ("joined", "findings", "impression", "sampled")
-    }
-    assert by["joined"] == [[text, "Nothing new."]]
-    assert [row[0].strip() for row in by["findings"]] == ["The heart is large."]
-    assert [row[0].strip() for row in by["impression"]] == ["Cardiomegaly."]
-    assert by["sampled"] == by["findings"] + by["impression"]
-    assert by["impression"][0][1] == "Nothing new."
+    by = {part: captions(own, part=part).reports for part in ("joined", "findings", "impression")}
+    assert by["joined"] == [text, "Nothing new."]
+    assert by["findings"][0].strip() == "The heart is large."
+    assert by["impression"][0].strip() == "Cardiomegaly."
+    assert by["impression"][1] == "Nothing new."
 
 
 @quick
@@ -216,11 +211,11 @@ def test_parts_of_a_report_are_its_sections_or_all_of_it_where_it_has_none():
 def test_images_share_a_label_set_exactly_where_the_same_labels_are_present(rows):
     columns = dict(zip(FINDINGS[:3], np.array(rows).T, strict=True))
     told = captions(labelled(**columns))
-    assert len(told.options) == len(rows)
+    assert len(told.prompt_ids) == len(rows)
     present = [tuple(value == 1 for value in row) for row in rows]
-    for row, options in zip(rows, told.options, strict=True):
-        assert (options == []) == (1 not in row and any(math.isnan(value) for value in row))
-    kept = [(p, o[0]) for p, o in zip(present, told.options, strict=True) if o]
+    for row, chosen in zip(rows, told.prompt_ids, strict=True):
+        assert (chosen < 0) == (1 not in row and any(math.isnan(value) for value in row))
+    kept = [(p, k) for p, k in zip(present, told.prompt_ids, strict=True) if k >= 0]
     present, label_set = [p for p, _ in kept], [o for _, o in kept]
     for a, one in zip(present, label_set, strict=True):
         for b, other in zip(present, label_set, strict=True):
@@ -230,7 +225,7 @@ def test_images_share_a_label_set_exactly_where_the_same_labels_are_present(rows
 def test_without_any_label_nothing_is_said_to_be_absent():
     told = captions(pd.DataFrame({"report": ["a", "b"]}))
     assert told.prompts == []
-    assert told.options == [[], []]
+    assert told.prompt_ids.tolist() == [-1, -1]
     assert captions(labelled(edema=[0, 0])).prompts == [prompt([])]
 
 
@@ -239,8 +234,10 @@ def test_without_any_label_nothing_is_said_to_be_absent():
 def test_whoever_has_no_report_takes_the_prompt_and_shares_0_and_1_are_exact(has, share, seed):
     has = np.array(has)
     for s in (0.0, share, 1.0):
-        chosen = mixed(has, np.ones(len(has), bool), s, np.random.default_rng(seed))
-        assert not mixed(has, np.zeros(len(has), bool), s, np.random.default_rng(seed)).any()
+        chosen = choose_prompts(has, np.ones(len(has), bool), s, np.random.default_rng(seed))
+        assert not choose_prompts(
+            has, np.zeros(len(has), bool), s, np.random.default_rng(seed)
+        ).any()
         assert chosen.dtype == bool
         assert chosen.shape == has.shape
         assert chosen[~has].all()
@@ -251,7 +248,7 @@ def test_whoever_has_no_report_takes_the_prompt_and_shares_0_and_1_are_exact(has
 def test_the_share_is_met_among_those_with_a_report():
     n = 20000
     has = np.arange(n) % 2 == 0
-    chosen = mixed(has, np.ones(n, bool), 0.3, np.random.default_rng(0))
+    chosen = choose_prompts(has, np.ones(n, bool), 0.3, np.random.default_rng(0))
     assert chosen[has].mean() == pytest.approx(0.3, abs=0.02)
 
 
@@ -340,5 +337,5 @@ def test_labels_of_the_cards_own_do_not_say_that_nothing_is_there(names, expecte
     manifest = pd.DataFrame({f"label:{name}": [0.0, 1.0] for name in names})
     found = clip.captions(manifest)
     assert found.prompts[0] == expected
-    assert found.options[0] == [0]
-    assert not found.says[0].any()
+    assert found.prompt_ids[0] == 0
+    assert not found.prompt_labels[0].any()

@@ -95,7 +95,7 @@ def test_what_a_run_returns_and_leaves(data, tmp_path):
     assert list(curve["samples_seen"]) == [16, 96]
     assert result["loss"] == curve["loss"].iloc[-1]  # with few points the last
     assert {"contrastive", "logit_scale"} <= set(curve)
-    assert 0.01 < result["moved"] < 1
+    assert 0.01 < result["relative_weight_change"] < 1
     assert list(result["checks"]["samples_seen"]) == [0, 16, 32, 48, 64, 80, 96]
     assert (result["checks"]["effective_rank"] > 1).all()
     assert 1 < curve["loss"].iloc[0] < 6  # log(16) is 2.8
@@ -190,7 +190,7 @@ def test_a_run_killed_between_its_end_and_its_record_is_not_trained_again(data, 
     again = go(data, tmp_path, start_of(starts))
     assert starts == [6]
     assert again["seconds_training"] - first["seconds_training"] < first["seconds_training"]
-    for name in ("loss", "flops", "moved"):
+    for name in ("loss", "flops", "relative_weight_change"):
         assert again[name] == first[name]
     for table in ("curve", "checks"):
         pd.testing.assert_frame_equal(again[table], first[table])
@@ -203,7 +203,7 @@ def test_a_run_killed_between_its_end_and_its_record_is_not_trained_again(data, 
 def test_a_share_of_the_base_is_mixed_into_what_is_kept(data, base, tmp_path):
     own = {"base": str(base / "encoder"), "lr": 1e-3}
     far = go(data, tmp_path / "far", **own)
-    near = go(data, tmp_path / "near", **own, base_share=0.75)
+    near = go(data, tmp_path / "near", **own, wise_ft_alpha=0.25)
     for file in ("model", "text"):
         started, ended, mixed = (
             load_file(out / "encoder" / f"{file}.safetensors")
@@ -213,7 +213,9 @@ def test_a_share_of_the_base_is_mixed_into_what_is_kept(data, base, tmp_path):
             torch.testing.assert_close(
                 mixed[name], started[name] + 0.25 * (ended[name] - started[name])
             )
-    assert near["moved"] == pytest.approx(far["moved"] / 4, rel=1e-3)
+    assert near["relative_weight_change"] == pytest.approx(
+        far["relative_weight_change"] / 4, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("paradigm", ["clip", "dinov2"])

@@ -209,8 +209,8 @@ def test_labels_under_ones_own_name_are_in_prompts():
         "x-ray chest no covid, no lung opacity",
         "x-ray chest covid",
     ]
-    assert texts.options == [[0], [1], [2]]
-    np.testing.assert_array_equal(texts.says, [[1, 1], [0, 0], [1, 0]])
+    assert texts.prompt_ids.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(texts.prompt_labels, [[1, 1], [0, 0], [1, 0]])
 
 
 # ---- runs on data of other kinds -----------------------------------------------------------------

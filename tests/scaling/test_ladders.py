@@ -468,7 +468,7 @@ def test_the_table_of_gains_tells_seeds_and_how_far_the_weights_went(runs):
         judge(f"clip-n200-s{k}-abc", 1.0 + k / 4, seed=7 + k, n_images=200)
         record(
             f"clip-n200-s{k}-run",
-            [metric("pretrain", 0.1 + k / 10, label="clip", metric="moved")],
+            [metric("pretrain", 0.1 + k / 10, label="clip", metric="relative_weight_change")],
             stage="pretrain",
             n_images=200,
         )
