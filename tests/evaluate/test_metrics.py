@@ -32,7 +32,7 @@ def reference(metric, y, s, weights=None):
 
 @st.composite
 def problems(draw, labels=3):
-    """y (N, L) with unknowns and one-class labels, s with many ties or none, patients of one to many images."""
+    """y (N,L) with unknown and one-class labels, s with and without ties, patients of 1 to many."""
     n = draw(st.integers(1, 40))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     y = (rng.random((n, labels)) < rng.choice([0.05, 0.5, 0.95], size=labels)).astype(float)
@@ -115,7 +115,7 @@ def test_resamples_are_shared_by_labels_and_encoders_and_by_longer_runs(metric):
 
 
 def test_patients_come_whole():
-    """Copies of an image under one patient widen the interval as one image does; under many they do not."""
+    """Copies of an image under one patient act as one image; under many patients they do not."""
     rng = np.random.default_rng(1)
     y = rng.integers(0, 2, 100).astype(float)
     s = y + rng.normal(size=100)
@@ -128,7 +128,7 @@ def test_patients_come_whole():
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
-    """Over 200 simulated data sets of 300 patients, one or two images each, the 95% interval holds the true AUROC."""
+    """In 200 simulated data sets of 300 patients, the 95% interval covers the true AUROC."""
     rng, truth, hits = np.random.default_rng(2), 0.7602499389065233, 0  # Phi(1 / sqrt 2)
     for _ in range(200):
         patient = np.sort(rng.integers(300, size=450))

@@ -1,4 +1,4 @@
-"""The linear probe against scikit-learn's logistic regression, label by label and strength by strength."""
+"""The linear probe compared with scikit-learn's logistic regression, by label and penalty."""
 
 import csv
 import warnings
@@ -20,7 +20,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small problems: threads would only wait for each other, badly so where other tests run beside these."""
+    """Small problems: threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,7 +28,7 @@ def one_thread():
 
 
 def task(n=300, d=20, labels=4, seed=0, unknown=0.0):
-    """Features of unequal scale and correlation, labels of unequal prevalence: (x, y, x_val, y_val)."""
+    """Features of unequal scale, labels of unequal prevalence: (x, y, x_val, y_val)."""
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(2 * n, d)) * np.arange(1, d + 1) ** -0.5) @ rng.normal(size=(d, d))
     x = x * 10 ** rng.uniform(-2, 2, size=d) + 10 * rng.normal(size=d)
@@ -39,7 +39,7 @@ def task(n=300, d=20, labels=4, seed=0, unknown=0.0):
 
 
 def sklearn_fit(x, label, strength):
-    """(coef, intercept) in units of x, from known rows, features standardised by all rows, to a tight tolerance."""
+    """(coef, intercept) in units of x, from known rows, features standardised by all rows."""
     mean, std = x.mean(0), x.std(0)
     std[std == 0] = np.inf
     known = ~np.isnan(label)
@@ -76,7 +76,7 @@ def test_is_the_optimum_that_sklearn_finds(n, d, unknown, strength):
 )
 @settings(deadline=None, max_examples=25)
 def test_no_weights_give_a_lower_objective(seed, n, d, strength):
-    """The gradient of the documented objective vanishes, to within what is left to gain, on any input."""
+    """The gradient of the documented objective vanishes on any input."""
     x, y, x_val, y_val = task(n, d, labels=2, seed=seed, unknown=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -236,7 +236,7 @@ def test_evaluate_reports_labels_and_their_mean():
     reason="needs the real x-rays of ../shared/data/nih_subset",
 )
 def test_real_labels_and_patients():
-    """Age, sex and view of 1,000 real x-rays: the probe agrees with scikit-learn where features are few and coarse."""
+    """Age, sex and view of 1,000 real x-rays: the probe agrees with scikit-learn."""
     with open(
         SHARED / "nih_subset" / "Data_Entry_2017_v2020.csv", newline="", encoding="utf-8"
     ) as file:
@@ -270,7 +270,7 @@ def test_real_labels_and_patients():
     assert all(r["low"] < r["value"] < r["high"] for r in records)
 
 
-# ---- more metrics --------------------------------------------------------------------------------------------------
+# ---- more metrics --------------------------------------------------------------------------------
 def test_evaluate_weighs_labels_by_their_positives_and_judges_decisions():
     rng = np.random.default_rng(0)
     y = (rng.random((300, 3)) < [0.4, 0.1, 0.0]).astype(float)

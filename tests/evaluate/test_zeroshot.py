@@ -1,4 +1,4 @@
-"""Labels by prompts and reports by images: laws that hold for any embeddings, and a tower that ships."""
+"""Zero-shot scores and retrieval: properties of any embeddings, and a shipped text tower."""
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def test_identical_embeddings_find_each_other_first(seed, n):
 
 
 def test_ranks_by_hand():
-    """Report b is nearest to both images of a; images 0 and 1 share a report, so either of them will do."""
+    """Report b is nearest to both images of a; images 0 and 1 share a report: either will do."""
     images = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     texts = torch.tensor([[0.8, 0.6], [0.8, 0.6], [1.0, 0.0]])
     assert zeroshot.ranks(images, texts, ["a", "a", "b"]).tolist() == [[2, 1], [1, 1], [2, 3]]
