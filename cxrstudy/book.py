@@ -74,7 +74,7 @@ def assemble(top: Path) -> dict[str, Any]:
         The plan that book/Snakefile reads.
     """
     book, source = study.root() / "book", top / "src"
-    pages = page_plan()
+    pages = page_plan(top)
     frame = [_copy(path, source / path.relative_to(book)) for path in _static(book)]
     frame += [_copy(path, source / "assets" / name) for path, name in _bundles()]
     keep = {*frame, *_explored(source / "assets")}
@@ -115,7 +115,7 @@ def _facts(path: Path) -> str:
     return f"{path.name} {facts.st_mtime_ns} {facts.st_size}"
 
 
-def page_plan() -> dict[str, dict[str, Any]]:
+def page_plan(top: Path) -> dict[str, dict[str, Any]]:
     """Return every page that is a notebook: its template, parameters and the files it reads."""
     studies, own = sources.studies(), sources.presets_run() or [sources.blank()]
     book = study.root() / "book"
@@ -137,7 +137,11 @@ def page_plan() -> dict[str, dict[str, Any]]:
     pages["objectives"] = page("objectives", {}, [])
     pages["planner"] = page("planner", {"preset": studies[0]}, studies[:1])
     for name in studies:
+        titled = (book / "results.ipynb").read_text(encoding="utf-8")
+        titled = titled.replace("Results: PRESET", f"Results: {recorded.name_of(name)}")
+        write_changed(top / "templates" / f"{page_of(name)}.ipynb", titled)
         pages[page_of(name)] = page("results", {"preset": name}, [name])
+        pages[page_of(name)]["template"] = str(top / "templates" / f"{page_of(name)}.ipynb")
     return pages
 
 
@@ -154,7 +158,15 @@ def run_snakemake(top: Path, plan: dict[str, Any], cores: int) -> None:
     """
     write_changed(top / "pages.json", json.dumps(plan, indent=1))
     command = [sys.executable, "-m", "snakemake", "-s", str(study.root() / "book" / "Snakefile")]
-    command += ["--directory", str(top), "--config", "plan=pages.json", "--nolock", "--keep-going"]
+    command += [
+        "--directory",
+        str(top),
+        "--config",
+        "plan=pages.json",
+        "--nolock",
+        "--keep-going",
+        "--rerun-incomplete",
+    ]
     command += ["--cores", str(cores), "--rerun-triggers", "mtime", "params", "input"]
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     places = {"CXRSTUDY_ROOT": str(study.root()), "CXRSTUDY_RUNS": str(study.runs_root())}
