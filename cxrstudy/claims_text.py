@@ -4,7 +4,7 @@ All of them format the tables of the analysis (``sources.analysis``); nothing is
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,14 +20,20 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 # ---- studies -------------------------------------------------------------------------------------
-def analyses(names: Iterable[str]) -> dict[str, dict[str, pd.DataFrame]]:
+def study_names(names: Sequence[str]) -> dict[str, str]:
+    """Return what each source is called; "recorded" is said where this machine ran it too."""
+    short = {name: name.removeprefix(recorded.RECORDED) for name in names}
+    return {name: recorded.name_of(name) if own in names else own for name, own in short.items()}
+
+
+def analyses(names: Sequence[str]) -> dict[str, dict[str, pd.DataFrame]]:
     """Return the analysis of every source and ``--set`` variant that has one, by name."""
     found = {}
-    for source in names:
+    for source, name in study_names(names).items():
         for variant in ["", *sources.variants(source)]:
             tables = sources.analysis(source, variant)
             if tables and len(tables["values"]):
-                found[f"{recorded.name_of(source)} {variant}".strip()] = tables
+                found[f"{name} {variant}".strip()] = tables
     return found
 
 
@@ -54,11 +60,14 @@ def titled(name: str, tables: Tables) -> str:
     return f"{name} ({' and '.join(sorted(tables['values']['kind'].dropna().unique()))} x-rays)"
 
 
-def dino_note(names: Iterable[str]) -> str:
+def dino_note(names: Sequence[str]) -> str:
     """Return in which sources ``dinov2`` is the DINO term alone; empty if in none."""
-    run = [name for name in names if (sources.analysis(name)["values"]["arm"] == "dinov2").any()]
-    alone = [recorded.name_of(name) for name in run if text.names(name)]
-    whom = ", ".join(f"`{name}`" for name in alone)
+    alone = []
+    for source, name in study_names(names).items():
+        values = sources.analysis(source).get("values")
+        if values is not None and (values["arm"] == "dinov2").any() and text.names(source):
+            alone.append(name)
+    whom = ", ".join(alone)
     return (
         f"The DINO arm is `dinov2`. In {whom} it is the DINO term alone: no iBOT, no KoLeo, no "
         "local crops. A verdict on it is none on RAD-DINO."
@@ -73,7 +82,7 @@ def counted(ledgers: Mapping[str, pd.DataFrame]) -> str:
     decided = rows[rows["verdict"].str.startswith(DECIDED)]
     left = decided[decided["p_holm"] < 0.05]
     plain = decided["verdict"].eq(verdicts.SUPPORTED).sum()
-    told = ", ".join(f"`{row.id}` in `{row.study}`" for row in left.itertuples())
+    told = ", ".join(f"{row.id} in {row.study}" for row in left.itertuples())
     return (
         f"{rows['id'].nunique()} claims in {len(ledgers)} studies give {len(rows)} verdicts: "
         f"{', '.join(f'{n:.0f} {word}' for word, n in each.items())}. "
@@ -86,9 +95,16 @@ def counted(ledgers: Mapping[str, pd.DataFrame]) -> str:
 def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return one row a claim and one column a study: verdict, effect with interval, corrected p."""
     columns = {name: rows.set_index("id").apply(_cell, axis=1) for name, rows in ledgers.items()}
-    first = next(iter(ledgers.values())).set_index("id")
-    told = [f"{row.claim} ({row.source})" for row in first.itertuples()]
-    return pd.DataFrame({"claim": pd.Series(told, first.index)} | columns).rename_axis("id")
+    first = next(iter(ledgers.values())).set_index("id", drop=False)
+    told = [f"{row.id}: {row.claim}" for row in first.itertuples()]
+    return pd.DataFrame({"claim": pd.Series(told, first.index)} | columns).set_index("claim")
+
+
+def sources_of(ledger: pd.DataFrame) -> str:
+    """Return which claims come from another publication than the first."""
+    first, *others = ledger.groupby("source", sort=False)["id"]
+    each = [f"{', '.join(ids)} ({source})" for source, ids in others]
+    return f"The claims are those of {first[0]}, except {'; '.join(each) or 'none'}."
 
 
 def _cell(row: Any) -> str:
@@ -117,7 +133,7 @@ def above_random(contrasts: pd.DataFrame) -> str:
     """Return how far each base model is above random weights of its architecture, by task."""
     rows = contrasts[(contrasts["kind"] == verdicts.OVER_RANDOM) & contrasts["task"].isin(TASKS)]
     each = [
-        f"{TASKS[row.task]}, {row.one} {interval(row.effect, row.low, row.high, sign=True)}"
+        f"{TASKS[row.task]}, {row.one} {effect(row)}"
         for row in rows[rows["metric"] == "auroc"].itertuples()
     ]
     return f"Base models above random weights: {'; '.join(each)}." if each else ""

@@ -60,6 +60,7 @@ def forest(ledger: pd.DataFrame, *, title: str = "") -> Shown:
     )
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.25)
+    figure.tight_layout()
     shown = rows["verdict"].str.removesuffix(verdicts.ONE_BASE)
     _legend(figure, {name: CLAIM[name] for name in CLAIM if (shown == name).any()})
     told = [f"{r.id} {r.effect:+.4f}, {r.verdict}" for r in rows.iloc[::-1].itertuples()]

@@ -1,5 +1,6 @@
 """Sentences and tables of the page on scaling laws, and of recorded measurements of them."""
 
+import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -33,21 +34,28 @@ def trial_sentence(laws: pd.DataFrame) -> str:
 
 
 def law_table(laws: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """Return the chosen law of each curve with its held-out errors, or why there is none."""
+    """Return the chosen laws with their errors on the held-out size, a row a curve that has one."""
     found = []
-    for row in _rows(laws).itertuples():
-        law = row.refused.partition(" (")[0].partition(": ")[0]
-        if row.form:
-            size = f"from {row.from_n:,.0f} images"
-            law = f"{row.form}, {size}: exponent {interval(row.exponent, row.low, row.high)}"
-        cells = {"task": row.task, "paradigm": names.get(row.one, row.one), "law": law}
+    for row in _rows(laws[laws["form"] != ""]).itertuples():
         errors = {"law": row.law_error, "last value": row.last_error}
+        cells = {"task": row.task, "paradigm": names.get(row.one, row.one), "form": row.form}
+        cells["fitted from"] = f"{row.from_n:,.0f} images, {row.sizes} sizes, {row.runs} runs"
+        cells["exponent"] = interval(row.exponent, row.low, row.high)
         for name, error in errors.items():
-            cells[f"error of the {name}"] = f"{error:.4f}" if error == error else "none"
-        better = "law" if row.extrapolates else "last value"
-        cells["predicts better"] = better if pd.notna(row.law_error) else "not tried"
+            cells[f"error of the {name}"] = f"{error:.4f}" if pd.notna(error) else "not tried"
         found.append(cells)
     return pd.DataFrame(found).set_index("task") if found else pd.DataFrame()
+
+
+def no_law(laws: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """Return which curves have no law, by reason; empty where all have one."""
+    found: dict[str, list[str]] = {}
+    for row in _rows(laws[laws["form"] == ""]).itertuples():
+        why = row.refused.partition(" (")[0].partition(":")[0]
+        why = "too few sizes above the base model" if re.search(r" n, got |no subset", why) else why
+        found.setdefault(why, []).append(f"{names.get(row.one, row.one)} on {row.task}")
+    each = "; ".join(f"*{why}*: {', '.join(curves)}" for why, curves in found.items())
+    return f"No law: {each}." if each else ""
 
 
 # ---- recorded measurements -----------------------------------------------------------------------
