@@ -135,5 +135,5 @@ def fitted(
     except ValueError as reason:
         return row | {"refused": str(reason), "extrapolates": False}, None
     low, high = fit.exponent_interval()
-    row |= {"form": fit.runs.form, "exponent": fit.exponent, "low": low, "high": high}
+    row |= {"form": fit.form, "exponent": fit.exponent, "low": low, "high": high}
     return row | {"floor": fit.floor}, fit

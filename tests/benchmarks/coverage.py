@@ -1,28 +1,28 @@
-"""How often do the intervals of scaling laws hold? Curves of known laws, simulated; kept in ``book/recorded``.
+"""Measure the coverage of the intervals of scaling laws on simulated curves of known laws.
 
-    python tests/benchmarks/coverage.py --seed 31415 --draws 2000      # coverage.csv; about 13 minutes of one core
-    python tests/benchmarks/coverage.py speed      # seconds of resample_ladders on a whole grid; needs 300 MB in /tmp
-    python tests/benchmarks/coverage.py public --root ../shared/data/public_scaling    # public_laws.csv; a second
+    python tests/benchmarks/coverage.py --seed 31415 --draws 2000   # about 10 minutes of one core
 
-The seed is drawn after the code is frozen, so that nothing was tuned on it; it stands in every row. A setting is a law
-(its error starts at 0.3), a ladder and a noise of 2%. Sigma is given, estimated from the residuals, or half of it is
-given, as a part or as if it were all (what is known where patients can be resampled and seeds were not run). Where runs
-were judged on "other patients", these move all runs alike by 1% of the error, and each by another 1%, and the truth is
-that of the population. "one far off": one run's error is 20% too high.
+Rows go to ``book/recorded/coverage.csv``. Draw the seed after the code is frozen, so that nothing
+was tuned on it. A setting is a law whose error starts at 0.3, subset sizes with their seeds, and
+noise of 2%.
 
-Places are the smallest size, the geometric middle, the largest, and one step beyond: the largest times the ratio of the
-last two; "all" is their mean, and the exponent stands beside them. ``coverage`` is the share of draws in which the 95%
-interval held the truth, ``width`` the median of its width over that of an *oracle*, who knows the form and the noise:
-linear theory at the true parameters. ``student`` is the same ratio for the exact interval of one who knows the form and
-the shape of the noise but must estimate its level, the least that any interval without sigma can have in a linear
-model. Draws that were refused (their errors do not fall beyond the noise) have no interval and are counted.
+- ``sigma``: given; estimated from the residuals; or half of it given, as a part or as if it were
+  all. A part is known where patients can be resampled and only one seed was run.
+- ``runs``: "one far off": one run's error is 20% too high. "other patients": the sampled test
+  patients move all runs alike by 1% of the error, and each by another 1%, and the truth is that of
+  the population.
+- ``place``: the smallest size, the geometric middle, the largest, and one step beyond (the largest
+  times the ratio of the last two). "all" is their mean. "exponent" is the law's.
+- ``coverage``: the share of draws in which the 95% interval contains the truth.
+- ``width``: the interval's median width over that of an *oracle*, which knows the form and the
+  noise: linear theory at the true parameters.
+- ``student``: the same ratio for the exact interval where the form and the shape of the noise are
+  known and its level is estimated: the narrowest that is possible without sigma in a linear model.
+- ``refused``: draws without a fit, since their errors do not fall beyond the noise.
 """
 
 import argparse
 import itertools
-import os
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,26 +31,23 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cxrstudy.evaluate.metrics import auroc, interval
-from cxrstudy.scaling import ladders
-from cxrstudy.scaling.fit import ScalingFit, fit_scaling
-from cxrstudy.scaling.resample import draw_runs, refit, resample_ladders
+from cxrstudy.scaling.fit import fit_scaling
 
 RECORDED = Path(__file__).resolve().parents[2] / "book" / "recorded"
-SIZES = np.array([200, 600, 2000, 6000, 20000, 50000.0])
-LADDERS = {
-    "6 sizes, 3-2-2-2-2-3 seeds": SIZES.repeat([3, 2, 2, 2, 2, 3]),
-    "5 sizes, 1 seed": np.array([200, 1000, 5000, 20000, 50000.0]),
+FIRST = 200.0  # the smallest size
+SIZES = {
+    "6 sizes, 3-2-2-2-2-3 seeds": np.repeat(
+        [FIRST, 600, 2000, 6000, 20000, 50000], [3, 2, 2, 2, 2, 3]
+    ),
+    "5 sizes, 1 seed": np.array([FIRST, 1000, 5000, 20000, 50000]),
 }
 FLOORS, TOP, NOISE = {"power": 0.0, "power_floor": 0.05}, 0.3, 0.02
-LAWS = [
-    (form, b)
-    for form, exponents in (("power", (0.1, 0.3, 0.6)), ("power_floor", (0.2, 0.4, 0.8)))
-    for b in exponents
-]
-PATIENTS, OWN = 0.01, 0.01  # of the error: what sampled patients do to all runs alike, and to each
+LAWS = [("power", b) for b in (0.1, 0.3, 0.6)] + [("power_floor", b) for b in (0.2, 0.4, 0.8)]
+MIDDLE = [("power", 0.3), ("power_floor", 0.4)]
+SHARED, OWN = 0.01, 0.01  # of the error: how sampled patients move all runs alike, and each
+PLACES = ("smallest", "middle", "largest", "one step beyond", "exponent")
 DEFAULT = {
-    "ladder": next(iter(LADDERS)),
+    "sizes": next(iter(SIZES)),
     "noise": "proportional",
     "sigma": "given",
     "runs": "clean",
@@ -59,221 +56,110 @@ DEFAULT = {
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Every setting: form, exponent and what differs from ``DEFAULT``."""
-    five, middle = list(LADDERS)[1], [("power", 0.3), ("power_floor", 0.4)]
-    for (form, b), ladder in itertools.product(LAWS, LADDERS):
-        yield DEFAULT | {"form": form, "exponent": b, "ladder": ladder}
+    """Yield every setting: form, exponent and what differs from ``DEFAULT``."""
+    five = list(SIZES)[1]
+    changes = [
+        {"sigma": "estimated", "noise": "constant"},
+        {"sigma": "estimated", "sizes": five},
+        {"sigma": "half, as a part", "sizes": five},
+        {"sigma": "half, as all", "sizes": five},
+    ]
+    for runs in ("clean", "one far off"):
+        changes += [{"runs": runs, "method": "robust profile"}]
+        changes += [{"runs": runs, "method": "robust profile", "sigma": "estimated"}]
+    changes += [{"runs": "one far off"}]
+    changes += [{"runs": "other patients", "sizes": sizes} for sizes in SIZES]
+    for (form, b), sizes in itertools.product(LAWS, SIZES):
+        yield DEFAULT | {"form": form, "exponent": b, "sizes": sizes}
     for form, b in LAWS:
         yield DEFAULT | {"form": form, "exponent": b, "sigma": "estimated"}
-    for form, b in middle:
-        yield DEFAULT | {"form": form, "exponent": b, "sigma": "estimated", "noise": "constant"}
-        yield DEFAULT | {"form": form, "exponent": b, "sigma": "estimated", "ladder": five}
-        yield DEFAULT | {"form": form, "exponent": b, "sigma": "half, as a part", "ladder": five}
-        yield DEFAULT | {"form": form, "exponent": b, "sigma": "half, as all", "ladder": five}
-    for (form, b), runs, method in itertools.product(
-        middle, ("clean", "one far off"), ("profile", "robust profile")
-    ):
-        if (runs, method) != ("clean", "profile"):
-            yield DEFAULT | {"form": form, "exponent": b, "runs": runs, "method": method}
-        if method == "robust profile":
-            yield DEFAULT | {
-                "form": form,
-                "exponent": b,
-                "sigma": "estimated",
-                "runs": runs,
-                "method": method,
-            }
-    for (form, b), ladder, method in itertools.product(middle, LADDERS, ("profile", "resampled")):
-        yield DEFAULT | {
-            "form": form,
-            "exponent": b,
-            "ladder": ladder,
-            "runs": "other patients",
-            "method": method,
-        }
+    for (form, b), change in itertools.product(MIDDLE, changes):
+        yield DEFAULT | {"form": form, "exponent": b} | change
 
 
 def curve(form: str, n: np.ndarray, b: float) -> np.ndarray:
-    """The law that starts at ``TOP`` for the smallest size."""
-    return FLOORS[form] + (TOP - FLOORS[form]) * (n / SIZES[0]) ** -b
+    """Return the law that starts at ``TOP`` for the smallest size."""
+    return FLOORS[form] + (TOP - FLOORS[form]) * (n / FIRST) ** -b
 
 
 def oracle(form: str, b: float, n: np.ndarray, sigma: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Deviations (X + 1,) of the fitted curve at ``at`` (X,) and of the exponent: linear theory at the truth."""
+    """Return standard deviations (X + 1,) of the curve at ``at`` (X,) and of the exponent.
+
+    They are those of linear theory at the true parameters.
+    """
 
     def slopes(x: np.ndarray) -> np.ndarray:
-        fall = (x / SIZES[0]) ** -b
-        columns = [fall, (FLOORS[form] - TOP) * fall * np.log(x / SIZES[0]), np.ones_like(x)]
+        fall = (x / FIRST) ** -b
+        columns = [fall, (FLOORS[form] - TOP) * fall * np.log(x / FIRST), np.ones_like(x)]
         return np.stack(columns[: 2 if form == "power" else 3], axis=1)
 
     inverse = np.linalg.inv(slopes(n).T @ (slopes(n) / sigma[:, None] ** 2))
-    return np.sqrt(
-        np.append(np.einsum("xi,ij,xj->x", slopes(at), inverse, slopes(at)), inverse[1, 1])
-    )
+    variances = np.einsum("xi,ij,xj->x", slopes(at), inverse, slopes(at))
+    return np.sqrt(np.append(variances, inverse[1, 1]))
 
 
 def simulate(setting: dict[str, Any], draws: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of one setting, one a place; those of the same setting under another method meet the same draws."""
-    form, b, n = setting["form"], setting["exponent"], LADDERS[setting["ladder"]]
+    """Return the rows of one setting, one a place; methods are tried on the same draws."""
+    form, b, n = setting["form"], setting["exponent"], SIZES[setting["sizes"]]
+    far, other = setting["runs"] == "one far off", setting["runs"] == "other patients"
     truth, sizes = curve(form, n, b), np.unique(n)
     at = np.array([n[0], np.sqrt(n[0] * n[-1]), n[-1], n[-1] * sizes[-1] / sizes[-2]])
-    target, sigma = (
-        curve(form, at, b),
-        NOISE * (truth if setting["noise"] == "proportional" else truth.mean() + 0 * n),
-    )
-    far, other = setting["runs"] == "one far off", setting["runs"] == "other patients"
-    told = {"given": 1.0, "estimated": 0.0}.get(setting["sigma"], 0.5)
-    rng = np.random.default_rng([seed, *setting["form"].encode(), int(100 * b), len(n), far, other])
+    target = np.append(curve(form, at, b), b)
+    sigma = NOISE * (truth if setting["noise"] == "proportional" else truth.mean() + 0 * n)
+    whole = np.hypot(sigma, OWN * truth * other)
+    share = {"given": 1.0, "estimated": 0.0}.get(setting["sigma"], 0.5)
+    options = {
+        "form": form,
+        "sigma": whole * share if share else None,
+        "robust": setting["method"] == "robust profile",
+        "partial": setting["sigma"] == "half, as a part",
+    }
+    rng = np.random.default_rng([seed, *form.encode(), int(100 * b), len(n), far, other])
     inside, widths = [], []
     for _ in range(draws):
         error = truth + sigma * rng.normal(size=len(n))
         error[rng.integers(len(n))] *= 1.2 if far else 1.0
-        shift = PATIENTS * rng.normal() if other else 0.0
+        shift = SHARED * rng.normal() if other else 0.0
         error = error * (1 + shift + (OWN * rng.normal(size=len(n)) if other else 0.0))
-        again = np.random.default_rng(rng.integers(2**32))
+        rng.integers(2**32)  # not used: the recorded rows were drawn with it in this place
         try:
-            fit = fit_scaling(
-                n,
-                error,
-                sigma=np.hypot(sigma, OWN * truth * other) * told if told else None,
-                form=form,
-                robust=setting["method"] == "robust profile",
-                partial=setting["sigma"] == "half, as a part",
-            )
+            fit = fit_scaling(n, error, **options)
         except ValueError:
             continue
-        resampled = setting["method"] == "resampled"
-        ends = (
-            _resampled(fit, error, at, again)
-            if resampled
-            else (fit.interval(at), fit.exponent_interval())
-        )
-        low, high = (np.append(ends[0][k], ends[1][k]) for k in (0, 1))
-        inside.append((low <= np.append(target, b)) & (np.append(target, b) <= high))
+        ends = zip(fit.interval(at), fit.exponent_interval(), strict=True)
+        low, high = (np.append(*pair) for pair in ends)
+        inside.append((low <= target) & (target <= high))
         widths.append(high - low)
-    known = 2 * stats.norm.ppf(0.975) * oracle(form, b, n, np.hypot(sigma, OWN * truth * other), at)
-    known = np.hypot(known, 2 * stats.norm.ppf(0.975) * PATIENTS * np.append(target, 0) * other)
-    dof = len(n) - (2 if form == "power" else 3)
-    student = float(
-        stats.t.ppf(0.975, dof) / stats.norm.ppf(0.975) * np.sqrt(stats.chi2.median(dof) / dof)
-    )
-    student = 1.0 if setting["sigma"] == "given" else student
-    held, wide = np.mean(inside, axis=0), np.median(widths, axis=0) / known
-    places = ("smallest", "middle", "largest", "one step beyond", "exponent")
+    z = stats.norm.ppf(0.975)
+    moved = SHARED * np.append(target[:-1], 0) * other
+    known = 2 * z * np.hypot(oracle(form, b, n, whole, at), moved)
+    covered, wide = np.mean(inside, axis=0), np.median(widths, axis=0) / known
     rows = [
-        {"place": p, "coverage": c, "width": w} for p, c, w in zip(places, held, wide, strict=True)
+        {"place": p, "coverage": c, "width": w}
+        for p, c, w in zip(PLACES, covered, wide, strict=True)
     ]
-    rows.append({"place": "all", "coverage": held[:-1].mean(), "width": wide[:-1].mean()})
-    return [
-        setting | row | {"student": student, "draws": draws, "refused": draws - len(inside)}
-        for row in rows
-    ]
-
-
-def _resampled(
-    fit: ScalingFit,
-    error: np.ndarray,
-    at: np.ndarray,
-    rng: np.random.Generator,
-    resamples: int = 300,
-) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """The bootstrap's band and its interval of the exponent; its resampled patients move runs as the true ones did."""
-    moved = (
-        1
-        + PATIENTS * rng.normal(size=(resamples, 1))
-        + OWN * rng.normal(size=(resamples, len(error)))
-    )
-    drawn = draw_runs(fit.runs.n, error, error * moved, rng, form=fit.runs.form)
-    many = refit(fit.runs, drawn)
-    return interval(fit.runs.curve([v[:, None] for v in many], at)), interval(many[0])
-
-
-def speed(folder: Path, images: int = 4000, labels: int = 15) -> None:
-    """Seconds of one core for 8 ladders of 6 sizes and 3 seeds, 1,000 resamples: of the patients, then of the rest."""
-    rng, rows = np.random.default_rng(0), []
-    truth = {f"l{k:02}": rng.integers(0, 2, images) for k in range(labels)}
-    tasks = {"findings": list(truth)[:8], "lines_tubes": list(truth)[8:]}
-    for (i, paradigm), n, seed in itertools.product(enumerate(ladders.CONTINUED), SIZES, range(3)):
-        run = f"{paradigm}-n{n:.0f}-s{seed}"
-        scores = {
-            k: (0.6 + 0.1 * i + 0.15 * np.log10(n)) * y + rng.normal(size=images)
-            for k, y in truth.items()
-        }
-        kept = {"image_id": np.arange(images), "patient_id": np.arange(images) // 2}
-        kept |= {f"truth:{k}": y for k, y in truth.items()} | {
-            f"score:{k}": s for k, s in scores.items()
-        }
-        (folder / run).mkdir()
-        pd.DataFrame(kept).to_parquet(folder / run / "scores.parquet")
-        own = {
-            "run": run,
-            "folder": str(folder / run),
-            "paradigm": paradigm,
-            "n_images": n,
-            "seed": seed,
-        }
-        for task, names in tasks.items():
-            each = [float(auroc(truth[k], scores[k])[0]) for k in names]
-            rows += [
-                own | {"task": task, "label": k, "value": v}
-                for k, v in zip(names, each, strict=True)
-            ]
-            rows.append(own | {"task": task, "label": "macro", "value": np.mean(each)})
-    table = pd.DataFrame(rows).assign(
-        stage="classify", metric="auroc", base="b", data="d", encoder="e", patients="p"
-    )
-    table = table.assign(
-        samples_seen=1e5, low=np.nan, high=np.nan, trained_on=None, institution="i"
-    )
-    spent = [time.process_time()]
-    os.environ["CXRSTUDY_RUNS"] = str(folder)  # where the bootstrap keeps what it has drawn
-    for names in tasks.values():
-        for path in table["folder"].unique():
-            ladders.resampled(path, tuple(names), "auroc", 1000, 0)
-    for form in FLOORS:
-        spent.append(time.process_time())
-        fits, _ = resample_ladders(table, form=form)
-    spent.append(time.process_time())
-    bootstrap, *rest = np.diff(spent)
-    told = ", ".join(f"{form} {seconds:.2f} s" for form, seconds in zip(FLOORS, rest, strict=True))
-    print(
-        f"{len(fits)} ladders, {fits['runs'].sum()} runs: AUROC bootstrap {bootstrap:.1f} s; the rest: {told}"
-    )
+    rows.append({"place": "all", "coverage": covered[:-1].mean(), "width": wide[:-1].mean()})
+    dof = len(n) - (2 if form == "power" else 3)
+    ratio = float(stats.t.ppf(0.975, dof) / z * np.sqrt(stats.chi2.median(dof) / dof))
+    student = 1.0 if setting["sigma"] == "given" else ratio
+    counts = {"student": student, "draws": draws, "refused": draws - len(inside)}
+    return [setting | row | counts for row in rows]
 
 
 def main() -> None:
-    """See the module."""
+    """Simulate every setting and write ``coverage.csv``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "what", nargs="?", default="coverage", choices=["coverage", "speed", "public"]
-    )
-    parser.add_argument(
-        "--seed", type=int, help="of the simulation; draw one after the code is frozen"
-    )
-    parser.add_argument("--draws", type=int, default=2000)
-    parser.add_argument(
-        "--root", default=str(RECORDED.parents[2] / "shared" / "data" / "public_scaling")
-    )
+    parser.add_argument("--seed", type=int, required=True, help="draw it after the code is frozen")
+    parser.add_argument("--draws", type=int, default=2000, help="simulated curves a setting")
     parser.add_argument("--out", default="", help="another file than the one in book/recorded")
-    asked = parser.parse_args()
-    if asked.what == "public":
-        from public_laws import laws  # beside this file
-
-        laws(asked.root).round(5).to_csv(asked.out or RECORDED / "public_laws.csv", index=False)
-        return
-    if asked.what == "speed":
-        with tempfile.TemporaryDirectory() as folder:
-            speed(Path(folder))
-        return
-    if asked.seed is None:
-        parser.error("--seed is missing: draw one, for instance $RANDOM")
+    given = parser.parse_args()
     rows = []
     for setting in settings():
-        rows += simulate(setting, asked.draws, asked.seed)
+        rows += simulate(setting, given.draws, given.seed)
         print({k: v for k, v in rows[-1].items() if k != "place"}, flush=True)
-    command = f"python tests/benchmarks/coverage.py --seed {asked.seed} --draws {asked.draws}"
-    table = pd.DataFrame(rows).assign(seed=asked.seed, command=command).round(4)
-    table.to_csv(asked.out or RECORDED / "coverage.csv", index=False)
+    command = f"python tests/benchmarks/coverage.py --seed {given.seed} --draws {given.draws}"
+    table = pd.DataFrame(rows).assign(seed=given.seed, command=command).round(4)
+    table.to_csv(given.out or RECORDED / "coverage.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,13 @@
   five bins of log compute, at the bin's middle. The frontier of OpenAI's CLIP is its three models.
   Their exponents have two decimals. Four predictions follow from the same law.
 
-The tables belong to their authors and are not part of this project.
+The tables belong to their authors and are not part of this project. Rows go to
+``book/recorded/public_laws.csv``:
+
+    python tests/benchmarks/public_laws.py ../shared/data/public_scaling   # a second
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ import pandas as pd
 from cxrstudy.scaling.fit import ScalingFit, fit_joint, fit_scaling
 from cxrstudy.scaling.forms import Floats
 
+RECORDED = Path(__file__).resolve().parents[2] / "book" / "recorded"
 EPOCH = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
 EXPONENTS = {  # dataset: its metric, published exponents of OpenCLIP and of CLIP
     "imagenet1k": ("acc1", 0.11, 0.16),
@@ -52,9 +57,8 @@ def frontier(compute: Floats, error: Floats, bins: int = 5) -> tuple[Floats, Flo
     edges = np.linspace(log.min(), log.max() + 0.1, bins + 1)  # 0.1 as theirs: the last is inside
     place = np.digitize(log, edges) - 1
     held = np.unique(place)
-    return 10 ** ((edges[held] + edges[held + 1]) / 2), np.array(
-        [error[place == k].min() for k in held]
-    )
+    least = np.array([error[place == k].min() for k in held])
+    return 10 ** ((edges[held] + edges[held + 1]) / 2), least
 
 
 def _chinchilla(root: Path) -> pd.DataFrame:
@@ -86,32 +90,17 @@ def _openclip(root: Path) -> pd.DataFrame:
             compute, error = rest["gmacs_total"].to_numpy(float), 1 - rest[metric].to_numpy(float)
             fit = _power(*(frontier(compute, error) if who == "OpenCLIP" else (compute, error)))
             low, high = fit.exponent_interval()
-            row = {
-                "quantity": f"exponent, {dataset}",
-                "ours": fit.exponent,
-                "low": low,
-                "high": high,
-            }
-            rows.append(row | {"data": who, "published": exponent, "points": len(fit.runs.n)})
+            shared = {"data": who, "points": len(fit.data.n)}
+            row = {"quantity": f"exponent, {dataset}", "ours": fit.exponent, "published": exponent}
+            rows.append(shared | row | {"low": low, "high": high})
             if (dataset, who) != ("imagenet1k", "OpenCLIP"):
                 continue
             for (model, seen), value in PREDICTED.items():
                 at = cost[model] * seen
                 low, high = (float(end) for end in fit.interval(at))
-                row = {
-                    "quantity": f"error, {dataset}: {model}, {seen / 1e9:.0f}B seen",
-                    "ours": float(fit.predict(at)),
-                }
-                rows.append(
-                    row
-                    | {
-                        "low": low,
-                        "high": high,
-                        "data": who,
-                        "published": value,
-                        "points": len(fit.runs.n),
-                    }
-                )
+                name = f"error, {dataset}: {model}, {seen / 1e9:.0f}B seen"
+                row = {"quantity": name, "ours": float(fit.predict(at)), "published": value}
+                rows.append(shared | row | {"low": low, "high": high})
     return pd.DataFrame(rows).assign(source="Cherti et al. 2023, sections 4.1 and 4.2")
 
 
@@ -119,3 +108,7 @@ def _power(compute: Floats, error: Floats) -> ScalingFit:
     """Fit a power law with noise in proportion to the curve: 2%, or what the residuals show."""
     first = fit_scaling(compute, error, sigma=0.02 * error, form="power")
     return fit_scaling(compute, error, sigma=0.02 * first.predict(compute), form="power")
+
+
+if __name__ == "__main__":
+    laws(sys.argv[1]).round(5).to_csv(RECORDED / "public_laws.csv", index=False)
