@@ -51,7 +51,7 @@ def build(out: str | Path = "", *, pdf: bool = False, cores: int = 0) -> int:
         said = " ".join(fault.split())
         print(f"left out of the book: {recorded.name_of(name)}: {said}", file=sys.stderr)
     html = top / "_build" / "html"
-    before = (html / "index.html").stat().st_mtime_ns if (html / "index.html").is_file() else 0
+    before = (top / "built").stat().st_mtime_ns if (top / "built").is_file() else 0
     n = len(sources.every())
     print(f"building the book from {n} preset{'s' * (n != 1)}; a minute or two", flush=True)
     try:
@@ -59,7 +59,7 @@ def build(out: str | Path = "", *, pdf: bool = False, cores: int = 0) -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
-    same = before == (html / "index.html").stat().st_mtime_ns
+    same = before == (top / "built").stat().st_mtime_ns
     print(f"the book{' is up to date' if same else ''}: {html / 'index.html'}")
     if pdf:
         path = printer.print_book(html, top / "src" / "_toc.yml", top / "book.pdf")

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from bs4 import BeautifulSoup
 from sphinx.addnodes import toctree
 
 
@@ -17,10 +18,28 @@ def _reached(table):
     )
 
 
+ROLES = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row"}
+ROLES |= {"th": "columnheader", "td": "cell"}
+
+
+def label_cells(table):
+    """Name the column in each cell of a Markdown table, for phones, where its rows are cards."""
+    soup = BeautifulSoup(table[0], "html.parser")
+    names = [cell.get_text() for cell in soup.select("thead tr > *")]
+    for row in soup.select("tbody tr"):
+        for name, cell in zip(names, row.select("td"), strict=False):
+            if name and len(names) > 2:
+                cell["data-label"] = name
+    for found in soup.find_all(list(ROLES)):  # some browsers drop them where rows are cards
+        found["role"] = ROLES[found.name]
+    return str(soup)
+
+
 MENDS = (  # pattern, what it becomes: of what axe-core finds
     (r"<th></th>", "<td></td>"),  # pandas' corner above the index names nothing
     (r"<table(?= |>)(?! tabindex)", _reached),  # a table that scrolls by itself
     # and in the sidebar of a run's page, its chapter (`lighten`)
+    (re.compile(r'<table tabindex="0" class="words table">.*?</table>', re.DOTALL), label_cells),
     (
         r'toctree-l1(?="><a class="reference internal" href="../../runs.html")',
         "toctree-l1 current active",
@@ -51,6 +70,13 @@ def keep_notebook(app, pagename, templatename, context, doctree):
         script.write_text(f"cxrstudyNotebook({json.dumps(text)});\n", encoding="utf-8")
 
 
+def hide_parameters(app, docname, source):
+    """Leave the cells of parameters out of the book's own pages; pages of runs show them."""
+    if not docname.startswith("runs/"):
+        tag = r'^ *"(?:injected-)?parameters"(?=,?$)'  # in a list of tags, on a line of its own
+        source[0] = re.sub(tag, r'\g<0>, "remove-cell"', source[0], flags=re.MULTILINE)
+
+
 def lighten(app, env):
     """Keep the pages of single runs out of what every other page would repeat: the sidebar's tree, and the search,
     where hundreds of notebooks of the same words would hide the chapters."""
@@ -76,6 +102,7 @@ def mend(app, error):
 
 def setup(app):
     """Register with Sphinx; late, so that what themes and extensions add is seen."""
+    app.connect("source-read", hide_parameters)
     app.connect("html-page-context", drop_outside, priority=900)
     app.connect("html-page-context", keep_notebook, priority=900)
     app.connect("env-updated", lighten)
