@@ -48,14 +48,18 @@ def law_table(laws: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
 
 def no_law(laws: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Return which curves have no law, by reason; empty where all have one."""
+    """Return which curves have no law, a line a reason; empty where all have one."""
     found: dict[str, list[str]] = {}
     for row in _rows(laws[laws["form"] == ""]).itertuples():
         why = row.refused.partition(" (")[0].partition(":")[0]
-        why = "too few sizes above the base model" if re.search(r" n, got |no subset", why) else why
+        why = (
+            "too few sizes are above the base model"
+            if re.search(r" n, got |no subset", why)
+            else why
+        )
         found.setdefault(why, []).append(f"{names.get(row.one, row.one)} on {row.task}")
-    each = "; ".join(f"*{why}*: {', '.join(curves)}" for why, curves in found.items())
-    return f"No law: {each}." if each else ""
+    lines = [f"- No law, because {why}: {', '.join(curves)}." for why, curves in found.items()]
+    return "\n".join(lines)
 
 
 # ---- recorded measurements -----------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_the_answer_leads_with_the_gain_beyond_the_control_and_counts_the_test_s
     page.select_option("#planner-paradigm", label="clip")
     page.fill("#planner-n", "1000")
     assert said(page).startswith("At equal compute, 30,000 in-house images are ")
-    assert "beyond more steps on images already seen: " in said(page)
+    assert "] in macro AUROC beyond more steps on images already seen: " in said(page)
     assert page.locator("#planner .planner-control").count() == 1
     note = page.locator(".planner-note").text_content()
     assert "Test set: 600 images of 300 patients, " in note and "positive labels." in note

@@ -24,7 +24,7 @@ KEY = ["task", "name", "start", "samples_seen"]
 NUMBERS = ["value", "low", "high", "gain", "gain_low", "gain_high", "more", "more_low", "more_high"]
 SAID = {  # pieces of a sentence
     "control": "At equal compute, {control_n} in-house images are {control} [{control_low}, "
-    "{control_high}] beyond {control_what}: {control_verdict}.",
+    "{control_high}] in macro {metric} beyond {control_what}: {control_verdict}.",
     "no_control": "No control at equal compute was run for {name} on {task}: a gain over the base "
     "model may come from more training alone.",
     "value": " With {n} images, {name} is expected to reach a macro {metric} of {value} [{low}, "
