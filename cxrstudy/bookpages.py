@@ -108,8 +108,8 @@ def _harm(row: dict[str, str]) -> str:
     )
     cells = [row["images"], row["task"], row["paradigm"], f"{float(row['n_images']):,.0f}"]
     cells += [f"{gain} [{low}, {high}]", f"{row['seeds']}: {least} to {most}"]
-    moved = f"{float(row['moved']):.1%}"
-    return f"| {' | '.join([*cells, moved])} |"
+    change = f"{float(row['relative_weight_change']):.1%}"
+    return f"| {' | '.join([*cells, change])} |"
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
