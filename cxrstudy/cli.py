@@ -366,10 +366,12 @@ def export_synthetic(
 def new(card: str, data_root: str, name: str, force: bool) -> None:
     """Write a preset for your own x-rays, with sizes from the card's table; lines are explained."""
     from cxrstudy import new as writer
+    from cxrstudy.presetdata import with_needs_root
+    from cxrstudy.presets import read_preset
 
     text, sized, path = writer.draft(card, data_root, name, force=force)
     try:
-        preset = grid.with_needs_root(grid.read_preset(text, path.stem))
+        preset = with_needs_root(read_preset(text, path.stem))
         _check([preset], _absolute(data_root), quiet=False)
     except study.StudyError as error:
         raise study.StudyError(f"no preset was written, as it could not be run: {error}") from None

@@ -6,11 +6,10 @@ affects, and results of other values are kept beside them. The folder of real da
 a name; a digest of its content is.
 """
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from cxrstudy.presetdata import content, data_entry, with_needs_root
 from cxrstudy.presets import (
     Curve,
     Preset,
@@ -20,12 +19,7 @@ from cxrstudy.presets import (
     preset_path,
     read_preset,
 )
-from cxrstudy.study import Data, StudyError, digest, root, validated
-
-__all__ = [
-    *("Curve", "Preset", "Run", "data_entry", "expand", "load_preset", "override", "plan"),
-    *("preset_names", "read_preset", "reads_files", "slug", "with_needs_root", "without"),
-]
+from cxrstudy.study import StudyError, digest, validated
 
 EQUAL = (  # what all runs of a scaling curve must share, so that compute is constant
     *("samples_seen", "batch_size", "lr", "warmup", "weight_decay", "grad_clip_norm"),
@@ -77,20 +71,6 @@ def without(runs: list[Run], recorded: set[str]) -> list[Run]:
     return [run for run in runs if run.name in wanted]
 
 
-# ---- data sets --------------------------------------------------------------------------------
-def reads_files(card: str) -> bool:
-    """Return whether a card's data set consists of files, not of images generated here."""
-    if card == "synthetic":
-        return False
-    from cxrstudy.data import cards  # imports pandas, which most calls do without
-
-    try:
-        described = cards.read_card(card)
-    except (cards.CardError, OSError, UnicodeDecodeError) as error:
-        raise StudyError(str(error)) from None
-    return described.kind == "real" or described.table is not None
-
-
 def load_preset(name: str) -> Preset:
     """Return the preset of ``notebooks/presets/NAME.yml``.
 
@@ -106,49 +86,6 @@ def load_preset(name: str) -> Preset:
         return with_needs_root(read_preset(path.read_text(encoding="utf-8"), name))
     except UnicodeDecodeError as error:
         raise StudyError(f"{path}: not YAML: {error}") from None
-
-
-def with_needs_root(preset: Preset) -> Preset:
-    """Return the preset with ``needs_root`` set if some card reads files in an unnamed folder."""
-    needs = preset.needs_root or any(map(_needs_root, preset.data.values()))
-    return preset.model_copy(update={"needs_root": needs})
-
-
-def _needs_root(values: dict[str, Any]) -> bool:
-    try:
-        return not values.get("root") and reads_files(str(values.get("card") or "synthetic"))
-    except StudyError:  # no such card: ``expand`` says so
-        return True
-
-
-def data_entry(values: dict[str, Any], data_root: str = "") -> dict[str, Any]:
-    """Return an entry of a preset's ``data``; if it reads files, with their folder.
-
-    All images of such a data set are taken unless ``n_images`` is given.
-    """
-    if not reads_files(str(values.get("card") or "synthetic")):
-        return {key: value for key, value in values.items() if key != "root"}
-    where = values.get("root") or data_root
-    place = os.path.abspath(root() / Path(where).expanduser()) if where else ""
-    return {"n_images": 0} | values | {"root": place}
-
-
-def _content(p: Data, where: str, must_read: bool) -> dict[str, str]:
-    """Return what replaces card and folder in the name of a data run: a digest of the content.
-
-    Data that are not on this machine can be planned for, but not under their final name.
-    """
-    if p.card == "synthetic":
-        return {}
-    from cxrstudy.data import cards, sets
-
-    try:
-        content = sets.content_digest(p.card, root=p.root, n_images=p.n_images, seed=p.seed)
-        return {"card": cards.read_card(p.card).name, "root": content}
-    except (ValueError, OSError) as error:
-        if must_read:
-            raise StudyError(f"{where}: {error}") from None
-        return {}
 
 
 # ---- the plan ---------------------------------------------------------------------------------
@@ -222,8 +159,8 @@ class _Grid:
         where = f"preset {self.preset.name}, {stage} {label}"
         p = validated(stage, {key: value for key, value in values.items() if key != "out"}, where)
         checked = p.model_dump(exclude={"out"})
-        content = _content(p, where, self.must_read) if stage == "data" else {}
-        run = f"{label}-{digest([stage, checked | content])}"
+        own = content(p, where, self.must_read) if stage == "data" else {}
+        run = f"{label}-{digest([stage, checked | own])}"
         out = {"out": f"runs/{self.preset.name}/{stage}/{run}"}
         new = Run(run, stage, self.preset.name, checked | out, needs, self.priority)
         self.runs.setdefault(run, new)

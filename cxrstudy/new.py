@@ -13,7 +13,7 @@ import yaml
 from cxrstudy import study
 from cxrstudy.data import cards
 from cxrstudy.preflight.holdings import Holding, Tables, count_labels, hold
-from cxrstudy.preflight.steps import LEAST, too_few
+from cxrstudy.preflight.labels import LEAST, too_few
 from cxrstudy.presets import preset_path
 
 SIZE = 64  # px of the small base models in the repository

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from cxrstudy import study
 from cxrstudy.files import write_text
+from cxrstudy.marks import RENAMED
 
 SCHEMA = 1
 CHANCE = 0.98  # of a contrastive loss in units of guessing's, log(batch size): above it nothing was learned
@@ -161,6 +162,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: not a run record ({error!r}); delete the run's folder and run it again"
         ) from None
+    for name in RENAMED.keys() & record.get("parameters", {}).keys():
+        raise ValueError(
+            f"{path}: of an earlier version: {name} is now called {RENAMED[name]}; "
+            "delete the run's folder and run it again"
+        )
     return record
 
 

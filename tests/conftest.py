@@ -100,3 +100,26 @@ def book(walked: Walk) -> Path:
     done = walked.call("book")
     assert done.returncode == 0, done.stdout + done.stderr
     return walked.root / "_build" / "_build" / "html"
+
+
+# ---- pretraining (here, as a second conftest.py would hide this one from `from conftest import`)
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data that the tests of pretraining share."""
+    from cxrstudy import study
+    from cxrstudy.data.sets import prepare_data
+
+    folder = tmp_path_factory.mktemp("data") / "study-abc"
+    fractions = {"pretrain": 0.7, "other": 0.3}
+    prepare_data(study.Data(n_images=120, size=32, fractions=fractions, out=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a clip run from random weights on the other split."""
+    from made_runs import go
+
+    out = tmp_path_factory.mktemp("runs") / "clip-base-123abc"
+    go(data, out, splits=["other"], n_images=20)
+    return out

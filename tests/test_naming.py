@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, Walk, clone
 from PIL import Image
 
-from cxrstudy import grid
+from cxrstudy import grid, presetdata
 from cxrstudy.study import StudyError
 
 CARD = """---
@@ -192,8 +192,8 @@ def test_a_card_of_files_asks_for_their_folder_though_the_preset_does_not(
 
 
 def test_an_export_of_the_synthetic_institution_is_read_from_files_too(walk: Walk) -> None:
-    assert grid.reads_files("synthetic_dicom")
-    assert not grid.reads_files("synthetic")
+    assert presetdata.reads_files("synthetic_dicom")
+    assert not presetdata.reads_files("synthetic")
     write(walk, PRESET | {"data": {"mine": {"card": "synthetic_dicom", "size": 32}}})
     assert grid.load_preset("own").needs_root
     (run,) = grid.plan("own", {}, "/export")

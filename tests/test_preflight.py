@@ -342,9 +342,9 @@ def test_too_few_of_a_label_says_how_many_there_are_and_are_needed(walk: Walk) -
 
 def test_the_least_that_a_label_needs_is_what_evaluation_needs() -> None:
     from cxrstudy.evaluate import small_samples
-    from cxrstudy.preflight import steps
+    from cxrstudy.preflight import labels
 
-    assert (steps.LEAST, steps.LEAST_PATIENTS) == (
+    assert (labels.LEAST, labels.LEAST_PATIENTS) == (
         small_samples.LEAST,
         small_samples.LEAST_PATIENTS,
     )

@@ -238,3 +238,11 @@ def test_a_run_folder_without_a_record_is_refused_by_its_name(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         load_records([tmp_path / "gone"])
     assert str(tmp_path / "gone") in str(caught.value)
+
+
+def test_a_record_with_an_old_parameter_is_refused_with_the_new_name(tmp_path):
+    record = {key: {} for key in ("run", "stage", "preset", "subject", "info", "environment")}
+    record |= {"schema": 1, "metrics": [], "parameters": {"base_share": 0.5}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"base_share is now called wise_ft_alpha .*delete"):
+        read_record(tmp_path)

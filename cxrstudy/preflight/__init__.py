@@ -5,8 +5,8 @@ listed at once, each with the file and line where it is mended. What is generate
 institution) is not described, as that needs torch.
 """
 
-from cxrstudy import grid, study
-from cxrstudy.preflight import presence, steps
+from cxrstudy import grid, presetdata, study
+from cxrstudy.preflight import labels, presence, steps
 from cxrstudy.preflight.asked import Asked, Problem, valid
 from cxrstudy.preflight.holdings import Tables, hold
 
@@ -16,8 +16,8 @@ STEPS = (
     steps.parameters,
     steps.data,
     steps.splits,
-    steps.labels,
-    steps.unused,
+    labels.labels,
+    labels.unused,
     steps.curves,
     steps.downstream,
     presence.bases,
@@ -48,6 +48,6 @@ def check(preset: grid.Preset, data_root: str = "", tables: Tables | None = None
 
 def _entry(values: dict, data_root: str) -> study.Data | None:
     try:
-        return valid(study.Data, grid.data_entry(values, data_root))
+        return valid(study.Data, presetdata.data_entry(values, data_root))
     except study.StudyError:  # of its card, which ``hold`` reports with the line
         return valid(study.Data, values)
