@@ -224,3 +224,17 @@ def test_the_recorded_tables_that_pages_name_exist() -> None:
         assert path.is_file()
     assert len(pd.read_csv(BOOK / "recorded" / "study-gpu" / "runs.csv"))
     assert Path(BOOK / "built.md").is_file()
+
+
+def test_cells_of_a_written_table_name_their_column_on_a_phone() -> None:
+    sys.path.insert(0, str(BOOK / "_ext"))
+    import cxrbook
+
+    found = re.match(
+        "<table.*",
+        '<table tabindex="0" class="words table"><thead><tr><td></td><th>a</th><th>b</th></tr>'
+        "</thead><tbody><tr><td>x</td><td>1</td><td>2</td></tr></tbody></table>",
+    )
+    labelled = cxrbook.label_cells(found)
+    assert '<td data-label="b" role="cell">2</td>' in labelled
+    assert '<td role="cell">x</td>' in labelled
