@@ -52,11 +52,8 @@ def no_law(laws: pd.DataFrame, names: Mapping[str, str]) -> str:
     found: dict[str, list[str]] = {}
     for row in _rows(laws[laws["form"] == ""]).itertuples():
         why = row.refused.partition(" (")[0].partition(":")[0]
-        why = (
-            "too few sizes are above the base model"
-            if re.search(r" n, got |no subset", why)
-            else why
-        )
+        if re.search(r" n, got |no subset", why):
+            why = "too few sizes are above the base model"
         found.setdefault(why, []).append(f"{names.get(row.one, row.one)} on {row.task}")
     lines = [f"- No law, because {why}: {', '.join(curves)}." for why, curves in found.items()]
     return "\n".join(lines)

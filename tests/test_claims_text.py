@@ -169,6 +169,18 @@ def test_dinov2_is_said_to_be_the_dino_term_alone_where_it_is():
     assert claims_text.dino_note(["recorded:nih"]) == ""  # it has no such arm
 
 
+def test_the_reasons_of_the_analysis_are_read_as_it_words_them():
+    ledgers = claims_text.ledgers(claims_text.analyses(RECORDED))
+    weak = claims_text.untestable(ledgers)["a base model is not above random weights"]
+    assert weak.str.contains("tubes-drawn").all()
+    ends = claims_text.harm_and_gain(ledgers["study-gpu"])
+    assert ends.startswith("clip -0.0150 with 250, +0.0048 with the largest subset; unicl ")
+    told = claims_text.above_but_open(ledgers["study-gpu"])
+    assert told[0].endswith("no control at equal compute was run at this subset size")
+    reasons = laws_text.no_law(sources.analysis(RECORDED[0])["laws"], {})
+    assert reasons.startswith("- No law, because too few sizes are above the base model: ")
+
+
 def test_harm_is_counted_apart_from_gain():
     said = claims_text.harm_then_gain(sources.analysis(RECORDED[0]), {})
     assert said.startswith("6 of 36 points are worse than their base model, all with 2,000 images")
