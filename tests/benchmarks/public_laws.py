@@ -5,7 +5,7 @@
   repository is epoch-research/analyzing-chinchilla).
 - OpenCLIP (Cherti et al. 2023, arXiv 2212.07143, sections 4.1 and 4.2): zero-shot error against
   total compute, a power law E = beta C^alpha on the Pareto frontier. As in their figures.ipynb
-  (LAION-AI/scaling-laws-openclip), the frontier of their own models is the least error in each of
+  (LAION-AI/scaling-laws-openclip), the frontier of OpenCLIP's models is the least error in each of
   five bins of log compute, at the bin's middle. The frontier of OpenAI's CLIP is its three models.
   Their exponents have two decimals. Four predictions follow from the same law.
 
