@@ -221,7 +221,7 @@ def test_in_a_real_browser(book: Path, size: tuple[int, int]) -> None:
                 "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)"
             )
             assert unseen == [], f"{name}: images that do not load"
-        page.goto((book / "method.html").as_uri())
+        page.goto((book / "objectives.html").as_uri())
         page.wait_for_selector("mjx-container svg")
         page.goto((book / "index.html").as_uri())
         page.locator("article a", has_text="Every run").click()
