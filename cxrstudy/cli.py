@@ -337,7 +337,7 @@ def runs(preset: str, how: str | None, parameters: str | None) -> None:
 def export_synthetic(
     out: str, n: int, institution: str, size: int, bits: str, start: int, seed: int
 ) -> None:
-    """Write synthetic x-rays as DICOM, with reports, tables and masks, as a hospital would hand them over."""
+    """Write synthetic x-rays as DICOM, with reports, tables and masks, as from a hospital."""
     from functools import partial
 
     from cxrstudy.data import export

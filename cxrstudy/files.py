@@ -1,4 +1,4 @@
-"""Files that are replaced whole: a reader, or a run that resumes, sees the old one or the new one, never half."""
+"""Replace files whole: a reader sees the old file or the new one, never a part."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A scratch path beside ``path`` to write to; it takes the place of ``path`` when the block ends without error."""
+    """Give a scratch path to write to; it replaces ``path`` if the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -26,6 +26,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_changed(path: Path, text: str) -> None:
-    """As ``write_text``, but a file that holds ``text`` already keeps its time stamp."""
+    """Write a text file whole, unless it has this text already: then it keeps its time stamp."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

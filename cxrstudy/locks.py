@@ -1,8 +1,8 @@
-"""One lock a preset, held as long as anything works under it, whoever started that and however it ended.
+"""One lock for each preset, held as long as any process of its runs is alive.
 
-The lock is a file that `cxrstudy run` locks and whose descriptor Snakemake inherits: the system releases it when both
-have ended. What Snakemake starts in its turn (papermill, kernels, their workers) bears the lock's path in its
-environment, so that it is found even when it has outlived both.
+`cxrstudy run` locks a file, and Snakemake inherits its descriptor: the system releases the lock
+when both have ended. What Snakemake starts (papermill, kernels, their workers) has the lock's path
+in its environment, so that it is found even if it outlives both.
 """
 
 import contextlib
@@ -21,19 +21,13 @@ import psutil
 from cxrstudy.study import StudyError
 
 MARK = "CXRSTUDY_LOCK"
-ENDING = (
-    "SIGTERM",
-    "SIGHUP",
-    "SIGQUIT",
-    "SIGUSR1",
-    "SIGUSR2",
-    "SIGXCPU",
-    "SIGALRM",
-)  # beside SIGINT, which Python has
+ENDING = (  # beside SIGINT, which Python handles
+    *("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM"),
+)
 
 
 def workers(lock: Path) -> dict[int, str]:
-    """Return pid and name of every process that Snakemake, or what it started, has at work under a lock."""
+    """Return pid and name of every process that Snakemake has started under a lock."""
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -45,7 +39,7 @@ def workers(lock: Path) -> dict[int, str]:
 
 
 def busy(lock: Path) -> bool:
-    """Whether anything is at work under a lock now."""
+    """Return whether any process works under a lock now."""
     if not lock.is_file():
         return False
     with lock.open() as file:
@@ -54,10 +48,10 @@ def busy(lock: Path) -> bool:
 
 @contextlib.contextmanager
 def held(lock: Path, preset: str, patience: float = 2.0) -> Iterator[int]:
-    """Hold a preset's lock; gives the file's descriptor, for Snakemake to inherit.
+    """Hold a preset's lock; give the file's descriptor, for Snakemake to inherit.
 
     Raises:
-        StudyError: something is still at work under it after ``patience`` seconds; names the processes.
+        StudyError: processes still work under it after ``patience`` seconds; names them.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -83,24 +77,25 @@ def _take(file: IO[str], kind: int) -> bool:
 
 
 def _who(lock: Path) -> str:
-    """Who works under a lock, and how to stop it."""
+    """Return who works under a lock, and how to stop it."""
     there = workers(lock)
     with contextlib.suppress(psutil.Error, OSError, ValueError):
         first = psutil.Process(int(lock.read_text()))
-        if (
-            first.create_time() < lock.stat().st_mtime + 1 and first.pid != os.getpid()
-        ):  # not a later one of that pid
-            return f"cxrstudy run is process {first.pid}; wait for it, or stop it with: kill {first.pid}"
+        is_older = first.create_time() < lock.stat().st_mtime + 1  # not a later one of that pid
+        if is_older and first.pid != os.getpid():
+            pid = first.pid
+            return f"cxrstudy run is process {pid}; wait for it, or stop it with: kill {pid}"
     if not there:
         return "by a process that cannot be seen from here"
     named = ", ".join(f"{name} {pid}" for pid, name in sorted(there.items()))
-    return f"at work: {named}; wait for them, or stop them with: kill {' '.join(map(str, sorted(there)))}"
+    pids = " ".join(map(str, sorted(there)))
+    return f"at work: {named}; wait for them, or stop them with: kill {pids}"
 
 
 def stop(process: subprocess.Popen | None, lock: Path) -> dict[int, str]:
-    """End Snakemake and all that works under the lock: asked to first, killed where that does not help.
+    """End Snakemake and all processes under the lock: by SIGTERM, then by SIGKILL.
 
-    Returns what could not be ended, as ``workers``.
+    Return those that could not be ended, as ``workers`` does.
     """
     again: KeyboardInterrupt | None = None
     for number, seconds in ((signal.SIGTERM, 8.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 4.0)):
@@ -129,7 +124,10 @@ def _goes_on(process: subprocess.Popen | None, lock: Path) -> bool:
 
 @contextlib.contextmanager
 def ending_signals() -> Iterator[None]:
-    """Within the block, signals that end a process interrupt it as Ctrl-C does; what is ignored (nohup) stays so."""
+    """Let signals that end a process interrupt the block as Ctrl-C does.
+
+    Signals that are ignored (nohup) stay so.
+    """
 
     def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)

@@ -67,7 +67,7 @@ class Sized:
         return sorted({_rounded(least), _rounded((least * most) ** 0.5), most})
 
     def batch(self, paradigm: str) -> int:
-        """Return the largest power of two up to the smallest size and 64 (dinov2, with crops: 32)."""
+        """Return the largest power of two up to the smallest size and 64 (dinov2: 32)."""
         most = min(self.sizes(paradigm)[0], 32 if paradigm == "dinov2" else 64)
         return int(2 ** (most.bit_length() - 1))
 
@@ -138,8 +138,8 @@ def size_up(card: str, data_root: str) -> Sized:
             return sized
     patients = held.within("")["patient_id"].nunique()
     raise study.StudyError(
-        f"card {described.name}: {held.n} images of {patients} patients are too few to train on and "
-        f"to test on others; the least is {LEAST_IMAGES} images of a dozen patients"
+        f"card {described.name}: {held.n} images of {patients} patients are too few to train on "
+        f"and to test on others; the least is {LEAST_IMAGES} images of a dozen patients"
     )
 
 
@@ -348,7 +348,7 @@ def draft(
     head = f"""\
 # Written by `cxrstudy new --card {card}` for {sized.held.n:,} images. Change it, then look:
 #   cxrstudy run --preset {name} -n --data-root PATH
-# To evaluate only embeddings of another encoder (a table of vectors), prepare the data, then probe:
+# To evaluate only embeddings of another encoder (a table), prepare the data, then probe:
 #   cxrstudy run --preset {name} --only data --data-root PATH
 #   papermill notebooks/classify.ipynb out.ipynb -p data runs/{name}/data/own-* -p encoder FILE{also}
 """

@@ -1,4 +1,4 @@
-"""Progress bars, for a person at the notebook and for `cxrstudy run`, which watches many notebooks at once."""
+"""Progress bars, for a reader of the notebook and for `cxrstudy run`, which watches many."""
 
 import os
 import time
@@ -9,13 +9,11 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-Progress = Callable[
-    [Iterable], Iterable
-]  # what long loops take: `track` in notebooks, `iter` where nobody looks
+Progress = Callable[[Iterable], Iterable]  # of long loops: `track` in notebooks, else `iter`
 
 
 def track(items: Iterable[Item], what: str = "") -> Iterator[Item]:
-    """Iterate with a bar; also note the share done in the file $CXRSTUDY_PROGRESS, where that is set."""
+    """Iterate with a bar; also write the share that is done to $CXRSTUDY_PROGRESS, if set."""
     watched = os.environ.get("CXRSTUDY_PROGRESS")
     bar = tqdm(items, desc=what, mininterval=1.0, dynamic_ncols=False, ncols=88)
     noted = 0.0
