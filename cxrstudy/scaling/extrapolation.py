@@ -32,8 +32,8 @@ def choose_form(
     """Choose the form that best predicts the mean errors of the largest sizes, fitted without them.
 
     A form replaces a simpler one only where its error is lower by more than ``tie``, the noise of
-    the means. Where no size can be left out, the simplest form that all runs allow is chosen, with
-    ``predicted`` 0. Where no form can be fitted, none is chosen.
+    the means. Where no size can be left out, the simplest form that all runs allow is chosen.
+    Where no form can be fitted, none is chosen.
 
     Args:
         n, error, sigma: as ``fit_scaling`` takes them.
@@ -42,10 +42,12 @@ def choose_form(
         options: further arguments of ``fit_scaling``.
 
     Returns:
-        One row a form: form, held_out (root mean square error of its predictions), predicted (how
-        many sizes), best_so_far (held_out of the form chosen before it, on the sizes that both
-        could predict), tie (root mean square standard error of those means), chosen, and refused
-        (why it could not be fitted).
+        One row a form.
+
+        - form, chosen, and refused: why it could not be fitted.
+        - held_out: the root mean square error of its predictions; predicted: of how many sizes.
+        - best_so_far: held_out of the form chosen before it, on the sizes that both predict.
+        - tie: the root mean square standard error of the means of these sizes.
 
     Raises:
         ValueError: shapes that differ.
@@ -92,9 +94,11 @@ def extrapolate(
 ) -> pd.DataFrame:
     """Fit without the largest sizes and predict every run there, beside naive guesses.
 
-    The methods are each of ``forms``; ``chosen``, the form that ``choose_form`` picks from the runs
-    that are left; ``last value``, the mean at the largest size left; and ``log-linear``, a straight
-    line through error and log n.
+    Beside each of ``forms`` there are three methods:
+
+    - chosen: the form that ``choose_form`` chooses from the runs that are left.
+    - last value: the mean at the largest size left.
+    - log-linear: a straight line through error and log n.
 
     Args:
         n, error, sigma: as ``fit_scaling`` takes them.
@@ -103,10 +107,12 @@ def extrapolate(
         options: further arguments of ``fit_scaling``.
 
     Returns:
-        One row a (left_out, method, held-out run): form, n_images, value (the run's error),
-        predicted, low and high (95% interval of one new run), held (whether it covers the value;
-        NaN for naive guesses), off (predicted minus value). A method that cannot be fitted has one
-        row, with the reason in refused.
+        One row a (left_out, method, held-out run).
+
+        - form, n_images; value: the run's error; off: predicted minus value.
+        - predicted, with the 95% interval of one new run, low and high.
+        - held: whether that interval covers the value; NaN for naive guesses.
+        - refused: why the method cannot be fitted. It then has one row.
 
     Raises:
         ValueError: shapes that differ.

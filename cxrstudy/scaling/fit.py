@@ -211,12 +211,7 @@ def fit_scaling(
 
 # ---- steps of a fit ------------------------------------------------------------------------------
 def _checked(
-    n: ArrayLike,
-    error: ArrayLike,
-    sigma: ArrayLike | None,
-    form: str,
-    plateau: float,
-    noise: Noise,
+    n: ArrayLike, error: ArrayLike, sigma: ArrayLike | None, form: str, plateau: float, noise: Noise
 ) -> CurveData:
     """The runs to fit, or the ValueError of ``fit_scaling``."""
     if form not in FORMS:
