@@ -224,7 +224,7 @@ def test_in_a_real_browser(book: Path, size: tuple[int, int]) -> None:
         page.goto((book / "objectives.html").as_uri())
         page.wait_for_selector("mjx-container svg")
         page.goto((book / "index.html").as_uri())
-        page.locator("article a", has_text="Every run").click()
+        page.locator("article a", has_text="every run").click()
         assert page.title().startswith("Every run")
         page.locator("article a", has_text="clip-n256-s0").first.click()
         assert "runs/smoke/" in page.url

@@ -3,7 +3,7 @@
 Each curve is fitted from the subset size on at which it passes its base model. Below that size, more
 data only undoes harm, and an exponent would describe repetition. The law that is quoted is the one
 that hold-out extrapolation chose. It is drawn and planned by beyond the largest size only where it
-predicted held-out sizes better than the last value did.
+predicted held-out sizes better than the last value did, by more than their noise.
 """
 
 from collections.abc import Iterator
@@ -77,7 +77,8 @@ def laws(cells: Cells) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         fits: one row a curve: what names it, from_n (smallest size fitted), sizes, runs, form (that
         was chosen), exponent with its 95% interval low and high, floor, refused (why there is none),
         law_error and last_error (median absolute error on the largest size, left out: of the chosen
-        form, of the last value) and extrapolates (whether the law did better).
+        form, of the last value) and extrapolates (whether the law did better by more than the
+        standard error of the held-out mean).
         bands: n_images, value, low, high of the metric along each law.
         trials: as ``extrapolate`` returns them, each curve's name first.
     """
@@ -103,6 +104,12 @@ def laws(cells: Cells) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     )
 
 
+def _noise_of_held_out(curve: Curve) -> float:
+    """Standard error of the mean at the largest size, between its seeds; 0 where it has one seed."""
+    own = curve.error[curve.n == curve.n.max()] if len(curve.n) else curve.error
+    return float(own.std(ddof=1) / np.sqrt(len(own))) if len(own) > 1 else 0.0
+
+
 def fitted(
     curve: Curve, tried: pd.DataFrame | None = None
 ) -> tuple[dict[str, Any], ScalingFit | None]:
@@ -117,7 +124,7 @@ def fitted(
         "runs": len(curve.n),
         "law_error": law_error,
         "last_error": last_error,
-        "extrapolates": bool(law_error < last_error),
+        "extrapolates": bool(law_error + _noise_of_held_out(curve) < last_error),
         "form": "",
         "refused": "",
     }
