@@ -87,17 +87,6 @@ def is_flat(draws: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray(span <= FLAT)
 
 
-def widened_difference(value: float, low: float, high: float, hidden: float) -> tuple[float, float]:
-    """(low, high) of a difference; where the interval has no width it gets ``hidden`` on both sides, cut at -1 and 1.
-
-    ``hidden`` is `exact_width` where the resamples of both encoders are flat: both may separate these patients and
-    differ by so much on others. It is 0 where they are not: then the two rank alike, and differ by nothing.
-    """
-    if not high - low <= FLAT:
-        return float(low), float(high)
-    return min(float(low), max(-1.0, value - hidden)), max(float(high), min(1.0, value + hidden))
-
-
 def class_counts(y: ArrayLike, groups: ArrayLike) -> dict[str, NDArray[np.int64]]:
     """Of labels ``y`` (N,L) in {0, 1, NaN} of the patients ``groups`` (N,): counts (L,) of images and of patients.
 

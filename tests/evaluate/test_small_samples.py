@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from cxrstudy import recorded, results
 from cxrstudy.evaluate import small_samples, zeroshot
 from cxrstudy.evaluate.classification import by_task, evaluate
-from cxrstudy.evaluate.compare import paired
 from cxrstudy.evaluate.small_samples import (
     LEAST,
     LEAST_PATIENTS,
@@ -241,27 +240,3 @@ def test_recall_of_all_and_of_none_has_a_width():
     for rank, ends in ((1.0, (0.025 ** (1 / 30), 1)), (99.0, (0, 1 - 0.025 ** (1 / 30)))):
         row = zeroshot.recall(np.full((60, 2), rank), np.arange(60) // 2, resamples=20)[0]
         assert (row["low"], row["high"]) == pytest.approx(ends) and row["n_patients"] == 30
-
-
-def test_two_runs_that_both_tell_all_may_differ_on_others_and_a_run_differs_from_itself_by_nothing(
-    tmp_path,
-):
-    s, y, groups = separated(12, 30)
-    rng = np.random.default_rng(0)
-    for name, scores in (
-        ("one", s[:, 0]),
-        ("other", s[:, 0] * 3),
-        ("noisy", s[:, 0] + 2 * rng.normal(size=42)),
-    ):
-        (tmp_path / name).mkdir()
-        table = pd.DataFrame(
-            {"image_id": [f"i{k}" for k in range(42)], "patient_id": groups.astype(str)}
-        )
-        table.assign(**{"score:edema": scores, "truth:edema": y[:, 0]}).to_parquet(
-            tmp_path / name / "scores.parquet"
-        )
-    row = paired(tmp_path / "one", tmp_path / "other", resamples=50).iloc[0]
-    bound = 1 - 0.025 ** (1 / 12)
-    assert (row["difference"], row["low"], row["high"]) == pytest.approx((0, -bound, bound))
-    same = paired(tmp_path / "noisy", tmp_path / "noisy", resamples=50).iloc[0]
-    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)

@@ -278,6 +278,16 @@ def test_holm_is_monotone_never_smaller_and_by_its_definition(p):
         assert np.nanmin(found) == pytest.approx(min(1.0, np.nanmin(raw) * known.sum()))
 
 
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.integers(0, 99))
+def test_holm_knows_no_places(p, seed):
+    order = np.random.default_rng(seed).permutation(len(p))
+    np.testing.assert_allclose(holm(np.array(p)[order]), holm(p)[order])
+
+
 def test_holm_is_over_all_ledgers_of_a_book():
     one, other = pd.DataFrame({"p": [0.01, np.nan]}), pd.DataFrame({"p": [0.02]})
     found = with_holm({"a": one, "b": other})

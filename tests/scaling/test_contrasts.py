@@ -318,3 +318,18 @@ def test_equivalence_is_declared_of_a_difference_at_the_margin_in_5_percent():
         found = contrast({cell(100): 1.0, cell(10): -1.0}, cells)
         wrong += verdict(found, 0.005) == EQUIVALENT
     assert 0.01 <= wrong / trials <= 0.065, wrong / trials
+
+
+def test_variance_between_seeds_and_of_patients_are_told_apart_where_they_are_known():
+    """Simulated: seeds of SD 0.03, patients of SD 0.02 shared by all seeds, 0.01 of each seed's own."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        seeds, own = 0.03 * rng.normal(size=6), 0.01 * rng.normal(size=6)
+        noise = 0.02 * rng.normal(size=400) + 0.01 * rng.normal(size=(6, 400))
+        draws = (seeds + own)[:, None] + noise
+        found.append(contrasts.components(0.8 + seeds + own, draws))
+    between, sampled = np.sqrt(np.mean(found, axis=0))
+    assert between == pytest.approx(0.03, rel=0.1)
+    assert sampled == pytest.approx((0.02**2 + 0.01**2) ** 0.5, rel=0.1)
+    alike = np.tile(0.8 + rng.normal(size=50), (2, 1))
+    assert contrasts.components(np.array([0.8, 0.8]), alike)[0] == 0
