@@ -26,6 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from cxrstudy.evaluate.small_samples import FLAT, is_flat
+from cxrstudy.scaling import verdicts as v
 from cxrstudy.scaling.cells import (
     BASE,
     BASELINE,
@@ -37,26 +38,6 @@ from cxrstudy.scaling.cells import (
     Floats,
     base_of,
     read_cells,
-)
-from cxrstudy.scaling.verdicts import (
-    BETTER,
-    BORROWED,
-    BOTH,
-    EQUIVALENT,
-    GAIN,
-    GROWTH,
-    MARGIN,
-    ONE_SEED,
-    OVER_BASELINE,
-    OVER_OTHERS,
-    OVER_RANDOM,
-    OVER_SEEN,
-    PARADIGMS,
-    PATIENTS,
-    SLOPE,
-    UNTESTABLE,
-    UNTOLD,
-    WORSE,
 )
 
 LEARNED_FROM_LABELS = ("shuffled", "supervised")  # the best baseline is not chosen from these
@@ -77,7 +58,7 @@ class Estimate:
     low: float
     high: float
     p: float
-    variance_sources: str  # BOTH, BORROWED or PATIENTS
+    variance_sources: str  # v.BOTH, v.BORROWED or v.PATIENTS
     seeds: int  # fewest seeds of a trained cell
     low90: float = np.nan
     high90: float = np.nan
@@ -149,8 +130,8 @@ def ends_of(
         above = max(np.hypot(max(high - effect, 0.0), half), hidden)
         return effect - below, effect + above
 
-    sources = BOTH if all(key == cell.curve for cell, key in keys.items()) else BORROWED
-    sources = PATIENTS if None in keys.values() else sources
+    sources = v.BOTH if all(key == cell.curve for cell, key in keys.items()) else v.BORROWED
+    sources = v.PATIENTS if None in keys.values() else sources
     seeds = min((len(cells[cell].values) for cell in random), default=0)
     return effect, ends if np.isfinite(effect) and len(draws) else None, sources, seeds
 
@@ -211,12 +192,12 @@ def verdict(estimate: Estimate, margin: float | None) -> str:
     first: a difference that is surely smaller than the margin is of no interest, whatever its sign.
     """
     if not np.isfinite(estimate.low) or estimate.high - estimate.low <= FLAT:
-        return UNTOLD
-    if estimate.variance_sources == PATIENTS:
-        return ONE_SEED
+        return v.UNTOLD
+    if estimate.variance_sources == v.PATIENTS:
+        return v.ONE_SEED
     if margin and -margin < estimate.low90 and estimate.high90 < margin:
-        return EQUIVALENT
-    return BETTER if estimate.low > 0 else WORSE if estimate.high < 0 else UNTOLD
+        return v.EQUIVALENT
+    return v.BETTER if estimate.low > 0 else v.WORSE if estimate.high < 0 else v.UNTOLD
 
 
 # ---- the contrasts of the study ------------------------------------------------------------------
@@ -314,14 +295,14 @@ def over_random(cells: Cells) -> Iterator[Row]:
 
 
 KINDS: dict[str, Callable[[Cells], Iterator[Row]]] = {
-    GAIN: gains,
-    GROWTH: growth,
-    SLOPE: slopes,
-    OVER_SEEN: over_seen,
-    OVER_OTHERS: over_out_of_domain,
-    OVER_BASELINE: over_baseline,
-    PARADIGMS: paradigms,
-    OVER_RANDOM: over_random,
+    v.GAIN: gains,
+    v.GROWTH: growth,
+    v.SLOPE: slopes,
+    v.OVER_SEEN: over_seen,
+    v.OVER_OTHERS: over_out_of_domain,
+    v.OVER_BASELINE: over_baseline,
+    v.PARADIGMS: paradigms,
+    v.OVER_RANDOM: over_random,
 }
 COLUMNS = ["kind", "task", "metric", "data", "start", "one", "other", "n_images"]
 ESTIMATED = ["effect", "low", "high", "p", "seeds", "variance_sources", "low90", "high90"]
@@ -353,13 +334,13 @@ def all_contrasts(
             first = next(iter(weights))
             named = (kind, *first[:3], first.start, one, other, max(c.n_images for c in weights))
             estimate = contrast(weights, cells, known)
-            margin = MARGIN.get(first.metric) if kind != SLOPE else None
+            margin = v.MARGIN.get(first.metric) if kind != v.SLOPE else None
             said = verdict(_signed(estimate, first.metric), margin)
             if (
-                kind == PARADIGMS
+                kind == v.PARADIGMS
                 and {c._replace(metric=_own(c.metric)).curve for c in weights} & untested
             ):
-                said = UNTESTABLE
+                said = v.UNTESTABLE
             counted = {name: getattr(cells[first], name) for name in COUNTED}
             rows.append(
                 dict(zip(COLUMNS, named, strict=True))
@@ -394,7 +375,7 @@ def untestable(cells: Cells, seed_variance: SeedVariance) -> dict[Cell, str]:
     for _, random, weights in over_random(cells):
         base = next(iter(weights))
         found = contrast(weights, cells, seed_variance)
-        enough = found.low >= MARGIN.get(base.metric, 0.0)
+        enough = found.low >= v.MARGIN.get(base.metric, 0.0)
         shown = f"{found.effect:+.4f} [{found.low:+.4f}, {found.high:+.4f}] over {random}"
         gate[base] = "" if enough else f"its base model {base.start} is only {shown}"
     reasons = {}
