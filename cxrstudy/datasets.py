@@ -1,4 +1,4 @@
-"""The data page: prepared data sets of this machine, and those of recorded studies from their records."""
+"""The data page: prepared data sets of this machine, and data sets of recorded studies."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from cxrstudy.shown import Shown, nothing, words
 
 
 def prepared_sets(presets: list[str]) -> list[tuple[str, Any, Any]]:
-    """Return (name, prepared data, card) of every finished data run on this machine, each set once."""
+    """Return (name, prepared data, card) of finished data runs here, each data set once."""
     from cxrstudy.data.cards import read_card
     from cxrstudy.data.images import open_prepared
 
@@ -71,14 +71,14 @@ def prevalence_table(prepared: Any) -> Shown:
     counts = zip(unknown.mean(), unknown.sum(), strict=True)
     shares["unknown"] = [f"{share:.1%} ({count:,})" for share, count in counts]
     caption = (
-        f"Share of images on which each label is present, of those where it is known, in each split "
+        "Share of images on which each label is present, of those where it is known, in each split "
         f"of the {len(manifest):,} images. Unknown is not absent: the last column counts it."
     )
     return words(shares.rename_axis("label"), "The prevalence of each label.", caption)
 
 
 def recorded_sets(sources: list[str]) -> pd.DataFrame:
-    """Return the data runs of recorded studies: images, patients, splits, what could not be read."""
+    """Return the data runs of recorded studies: images, patients, splits, unreadable files."""
     rows = []
     for source in (name for name in sources if name.startswith(RECORDED)):
         name = source.removeprefix(RECORDED)
@@ -89,18 +89,18 @@ def recorded_sets(sources: list[str]) -> pd.DataFrame:
             row = {"data set": f"{name}: {grid.slug(run.run)}", "kind": info["kind"]}
             row |= {"institution": info["institution"], "images": f"{info['images']:,}"}
             row |= {"patients": f"{info['patients']:,}", "px": f"{info['size']}"}
-            rows.append(
-                row | {"splits by patient": splits, "unreadable": f"{info['quarantined']:,}"}
-            )
+            row |= {"splits by patient": splits, "unreadable": f"{info['quarantined']:,}"}
+            rows.append(row)
     return pd.DataFrame(rows).set_index("data set") if rows else pd.DataFrame()
 
 
-def recorded_prevalence(sources: list[str]) -> pd.DataFrame:
-    """Return the prevalence of each label in recorded data sets: a row a label, a column a data set."""
+def recorded_prevalence(sources: list[str], kind: str) -> pd.DataFrame:
+    """Return the prevalence of labels (rows) in recorded data sets of a kind of x-rays (columns)."""
     columns = {}
     for source in (name for name in sources if name.startswith(RECORDED)):
         table = recorded.load(source.removeprefix(RECORDED))
         rows = table[(table["stage"] == "data") & (table["metric"] == "prevalence")]
+        rows = rows[rows["kind"] == kind]
         for run, own in rows.groupby("run", sort=False):
             name = f"{source.removeprefix(RECORDED)}: {grid.slug(run)}"
             columns[name] = own.drop_duplicates("label").set_index("label")["value"]

@@ -1,6 +1,6 @@
-"""The book's figures of results, drawn from the tables of the analysis; nothing is computed here.
+"""The book's figures of results, drawn from the tables of the analysis. Nothing is computed here.
 
-Colours are colour-blind safe and never alone: each paradigm has its marker and line style too.
+Colours are colour-blind safe. Each paradigm has its own marker and line style too.
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,15 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy.scaling.verdicts import GAIN
-from cxrstudy.shown import COLOURS, STYLE, Shown, log_sizes, show
+from cxrstudy.shown import COLOURS, MARKERS, STYLE, TASKS, Shown, log_sizes, show
 
-TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
 MEASURES = {"auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice", "f1_micro": "micro F1"}
 CONTROLS = (" on images already seen", " out-of-domain")  # after a paradigm: its control
 Names = Mapping[str, str]  # what each paradigm is called in a legend
 
 
 def gains(tables: Mapping[str, pd.DataFrame], names: Names, *, title: str = "") -> Shown | None:
-    """Draw the gain over the base model by subset size, one panel a task; None where there is none.
+    """Draw the gain over the base model by subset size, one panel for each task; None if no gains.
 
     Hollow marks at the largest size: the control, trained as long on other images.
     """
@@ -66,7 +65,7 @@ def _points(axes: Any, curve: pd.DataFrame, paradigm: str, names: Names, column:
 
 
 def _controls(values: pd.DataFrame, task: str) -> list[dict[str, Any]]:
-    """The controls of a task, by their mean minus that of their base model."""
+    """Return the controls of a task with ``gain``, their mean minus that of their base model."""
     own = values[(values["task"] == task) & (values["metric"] == "auroc")]
     bases = own[own["arm"] == "base model"].set_index(["data", "start"])["value"]
     found = []
@@ -79,27 +78,29 @@ def _controls(values: pd.DataFrame, task: str) -> list[dict[str, Any]]:
 def _hollow(axes: Any, control: Mapping[str, Any]) -> None:
     paradigm = str(control["arm"]).partition(" ")[0]
     colour, marker, _ = STYLE[paradigm]
-    axes.plot(control["n_images"] * 1.25, control["gain"], marker, color=colour, mfc="white", ms=7)
+    axes.plot(
+        control["n_images"] * (1.25 + 0.2 * list(STYLE).index(paradigm)),
+        control["gain"],
+        marker,
+        color=colour,
+        mfc="white",
+        ms=7,
+    )
 
 
 def _legend(figure: Any, panels: Any, *, hollow: bool) -> None:
-    """One legend below all panels."""
+    """Put one legend below all panels."""
     known: dict[str, Any] = {}
     for axes in panels:
         known |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if hollow:
         mark: Any = {"marker": "o", "ls": "", "color": "#555", "mfc": "white", "ms": 7}
-        known["control: as many steps on other images"] = plt.Line2D([], [], **mark)
+        known["control: as many steps on images already seen, or out-of-domain"] = plt.Line2D(
+            [], [], **mark
+        )
         known["base model (0)"] = plt.Line2D([], [], color="#222", lw=1.4)
-    figure.legend(
-        list(known.values()),
-        list(known),
-        fontsize=8,
-        ncols=2,
-        frameon=False,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.01),
-    )
+    style: Any = {"fontsize": 8, "ncols": 2, "frameon": False, "loc": "upper center"}
+    figure.legend(list(known.values()), list(known), bbox_to_anchor=(0.5, 0.01), **style)
 
 
 def curves(
@@ -109,10 +110,10 @@ def curves(
     *,
     title: str = "",
 ) -> Shown | None:
-    """Draw metrics by subset size, a panel each of ``wanted`` (its title: task, metric).
+    """Draw metrics by subset size, one panel for each of ``wanted`` (title: task, metric).
 
-    Base models are solid lines, baselines dashed ones, laws bands. None where nothing was measured
-    at two sizes.
+    Base models are solid lines, baselines are dashed lines, and laws are bands. Returns None if
+    nothing was measured at two sizes.
     """
     values, bands = tables["values"], tables["bands"]
     panels = []
@@ -133,9 +134,8 @@ def curves(
             law = law[law["one"] == paradigm]
             if len(law):
                 colour = STYLE[str(paradigm)][0]
-                axes.fill_between(
-                    law["n_images"], law["low"], law["high"], color=colour, alpha=0.13
-                )
+                shade: Any = {"color": colour, "alpha": 0.13, "label": "law, 95% band"}
+                axes.fill_between(law["n_images"], law["low"], law["high"], **shade)
             ends = f"{curve['value'].iloc[0]:.3f} to {curve['value'].iloc[-1]:.3f}"
             said.append(f"{name}, {names.get(str(paradigm), paradigm)}: {ends}")
         said += _levels(axes, own, name)
@@ -151,39 +151,43 @@ def curves(
 
 
 def _levels(axes: Any, own: pd.DataFrame, name: str) -> list[str]:
-    """Base models and baselines as horizontal lines with their names, where they are near."""
+    """Draw base models and baselines as lines where they are near the curves; return all values."""
     near = own[own["arm"].isin([*STYLE, "base model"])]
     low, high = float(near["value"].min()), float(near["value"].max())
     room = max(0.02, 0.6 * (high - low))
-    said = []
-    for row in own[own["arm"].isin(["base model", "baseline"])].itertuples():
+    shown = own[own["arm"].isin(["base model", "baseline"])].sort_values("value")
+    said = [f"{name}, {row.arm} {row.start}: {row.value:.3f}" for row in shown.itertuples()]
+    shown = shown[shown["value"].between(low - room, high + room)]
+    height = -np.inf
+    for row in shown.itertuples():
         is_base = row.arm == "base model"
-        style = (
-            {"color": "#222", "lw": 1.4} if is_base else {"color": "#666", "lw": 0.9, "ls": "--"}
+        plain = {"color": "#666", "lw": 0.9, "ls": "--"}
+        style: Any = {"color": "#222", "lw": 1.4} if is_base else plain
+        axes.axhline(row.value, **style)
+        height = max(row.value, height + 0.09 * (high - low + room))  # names do not overlap
+        axes.annotate(
+            row.start.replace(":", " "),
+            (1.0, row.value),
+            (1.03, height),
+            xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"),
+            fontsize=7,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#777"},
         )
-        said.append(f"{name}, {row.arm} {row.start}: {row.value:.3f}")
-        if low - room <= row.value <= high + room:
-            axes.axhline(row.value, **style)
-            axes.annotate(
-                row.start.replace(":", " "),
-                (1.01, row.value),
-                xycoords=("axes fraction", "data"),
-                fontsize=7,
-                va="center",
-                annotation_clip=False,
-            )
     return said
 
 
 def labels(rows: pd.DataFrame, *, xlabel: str, title: str = "") -> Shown:
-    """Draw several series of one quantity, a row a ``label``: ``value`` with ``low`` to ``high``."""
+    """Draw several series of one quantity: ``value`` with ``low`` to ``high`` of each ``label``."""
     names, series = list(dict.fromkeys(rows["label"])), list(dict.fromkeys(rows["series"]))
     figure, axes = plt.subplots(figsize=(7.2, 0.9 + (0.12 + 0.16 * len(series)) * len(names)))
     for k, name in enumerate(series):
         own = rows[rows["series"] == name]
         at = np.array([names.index(label) for label in own["label"]], dtype=float)
         at += 0.7 * ((k + 0.5) / len(series) - 0.5)
-        colour, marker = COLOURS[k % 10], "osD^vPX*"[k % 8]
+        colour, marker = COLOURS[k % 10], MARKERS[k % 8]
         parts = str(name).split(", ")
         for paradigm in STYLE.keys() & parts:  # as in every other figure; hollow: its base model
             colour, marker, _ = STYLE[paradigm]

@@ -14,9 +14,8 @@ import pandas as pd
 from cxrstudy import results, study
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.evaluate.small_samples import LEAST, TOO_FEW
-from cxrstudy.figures import TASKS
 from cxrstudy.scaling.verdicts import GAIN, OVER_BASELINE, OVER_OTHERS, OVER_SEEN
-from cxrstudy.shown import human
+from cxrstudy.shown import TASKS, human
 
 TITLES = TASKS | {
     "segmentation": "Segmentation of lines and tubes",
@@ -31,16 +30,13 @@ def interval(value: float, low: float, high: float, *, sign: bool = False) -> st
     """Return a number with its 95% interval as text; the only format of the book."""
     if not np.isfinite(value):
         return "not measured"
-    ends = (
-        ""
-        if not np.isfinite([low, high]).all()
-        else f"[{_digits(low, sign)},\u00a0{_digits(high, sign)}]"
-    )
-    return f"{_digits(value, sign)} {ends or '(no interval)'}"
+    known = np.isfinite([low, high]).all()
+    ends = f"[{_digits(low, sign)},\u00a0{_digits(high, sign)}]" if known else "(no interval)"
+    return f"{_digits(value, sign)} {ends}"
 
 
 def _digits(value: float, sign: bool) -> str:
-    """Three decimals, or four where three would hide the sign; never minus nought."""
+    """Return three decimals, or four if three would hide the sign; never minus zero."""
     places = 4 if sign and 0.00005 <= abs(value) < 0.0005 else 3
     rounded = round(float(value), places) + 0.0
     return f"{rounded:+.{places}f}" if sign else f"{rounded:.{places}f}"
@@ -49,6 +45,12 @@ def _digits(value: float, sign: bool) -> str:
 def effect(row: Any) -> str:
     """Return a contrast with its interval and its verdict."""
     return f"{interval(row.effect, row.low, row.high, sign=True)}: {row.verdict}"
+
+
+def relative(row: Any) -> str:
+    """Return a contrast of log errors as a relative change of error, 1 - AUROC, with its interval."""
+    ends = (f"{np.expm1(value):+.0%}" for value in (row.effect, row.low, row.high))
+    return "{} [{},\u00a0{}]".format(*ends)
 
 
 def encoder_name(row: Any) -> str:
@@ -67,9 +69,11 @@ def encoder_name(row: Any) -> str:
 
 
 def main_table(values: pd.DataFrame, metrics: Mapping[tuple[str, str], str]) -> pd.DataFrame:
-    """Return every evaluated encoder, seeds together: a row each, a column each of ``metrics``.
+    """Return a table with a row for each evaluated encoder and a column for each metric.
 
-    ``metrics``: (task, metric) to the column's heading.
+    Args:
+        values: the table ``values`` of the analysis, over seeds.
+        metrics: (task, metric) to the column's heading.
     """
     rows = values.assign(
         encoder=[encoder_name(row) for row in values.itertuples()],
@@ -77,7 +81,7 @@ def main_table(values: pd.DataFrame, metrics: Mapping[tuple[str, str], str]) -> 
         text=[interval(r.value, r.low, r.high) for r in values.itertuples()],
         column=[metrics.get(key) for key in zip(values["task"], values["metric"], strict=True)],
     )
-    rows = _told_apart(rows[rows["column"].notna()])
+    rows = _distinguished(rows[rows["column"].notna()])
     wide = rows.pivot_table(
         index=["order", "arm", "n_images", "encoder"],
         columns="column",
@@ -88,19 +92,13 @@ def main_table(values: pd.DataFrame, metrics: Mapping[tuple[str, str], str]) -> 
     return _headed(wide.droplevel([0, 1, 2])[shown].fillna(""))
 
 
-def _told_apart(rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` with encoders of one name told apart by what differs: base model, budget, data."""
+def _distinguished(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add to encoders with the same name what differs: base model, samples seen, data."""
     for name, words in (("start", "from {}"), ("samples_seen", "{} seen"), ("data", "on {}")):
         several = rows.groupby("encoder")[name].transform("nunique") > 1
-        shown = [
-            words.format(
-                human(v) if name == "samples_seen" else re.sub("-[0-9a-f]{6}$", "", str(v))
-            )
-            for v in rows[name]
-        ]
-        rows = rows.assign(
-            encoder=rows["encoder"].astype(str) + np.where(several, [f", {s}" for s in shown], "")
-        )
+        short = human if name == "samples_seen" else lambda v: re.sub("-[0-9a-f]{6}$", "", str(v))
+        shown = [f", {words.format(short(value))}" for value in rows[name]]
+        rows = rows.assign(encoder=rows["encoder"].astype(str) + np.where(several, shown, ""))
     return rows
 
 
@@ -112,9 +110,10 @@ def ends(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def answers(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
-    """Return what each curve's largest subset brought: a row a (task, paradigm), verdicts as text."""
-    rows, crossed = tables["contrasts"], tables["crossovers"]
-    rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    """Return the gains of each curve's largest subset: a row a (task, paradigm), with verdicts."""
+    every, crossed = tables["contrasts"], tables["crossovers"]
+    every = every[every["task"].isin(TASKS)]
+    rows, errors = every[every["metric"] == "auroc"], every[every["metric"] == "log_error"]
     found = []
     gained = rows[rows["kind"] == GAIN]
     for (task, one, start), own in gained.groupby(["task", "one", "start"], sort=False):
@@ -123,6 +122,10 @@ def answers(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> pd.
         here = rows[(rows["task"] == task) & (rows["one"] == one) & (rows["start"] == start)]
         cells = {"task": TASKS[task], "paradigm": names.get(one, one)}
         cells |= {"images": human(many["n_images"]), "gain over base model": effect(many)}
+        error = errors[(errors["kind"] == GAIN) & (errors["n_images"] == many["n_images"])]
+        error = error[(error["task"] == task) & (error["one"] == one) & (error["start"] == start)]
+        if len(error):
+            cells["relative change of error"] = relative(error.iloc[0])
         for kind in (OVER_SEEN, OVER_OTHERS):
             there = here[(here["kind"] == kind) & (here["n_images"] == many["n_images"])]
             if (rows["kind"] == kind).any():
@@ -136,13 +139,15 @@ def answers(tables: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> pd.
             held = crossed[(crossed["task"] == task) & (crossed["one"] == one)]
             held = held[(held["start"] == start) & (held["metric"] == "auroc")]["holds"]
             passed = held.iloc[0] if len(held) else np.nan
-            cells["better than base model from"] = human(passed) if passed == passed else "no size"
+            cells["better than base model from"] = (
+                human(passed) if passed == passed else "no size on"
+            )
         found.append(cells)
     return pd.DataFrame(found).fillna("").set_index("task") if found else pd.DataFrame()
 
 
 def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.DataFrame:
-    """Return a task's labels to draw: each base model and each paradigm's largest subset, first seed.
+    """Return a task's labels, of each base model and of each paradigm's largest subset, first seed.
 
     Columns label (with its positives), series, value, low, high; labels by their best value.
     """
@@ -161,9 +166,8 @@ def label_rows(table: pd.DataFrame, task: str, metric: str = "auroc") -> pd.Data
     rows = pd.concat(named).drop_duplicates(["series", "label"])
     rows = rows.sort_values("value", ascending=False, kind="stable")
     counted = [f"{phrase(r.label)} ({r.positives:,.0f} of {r.n:,.0f})" for r in rows.itertuples()]
-    return rows.assign(label=counted)[["label", "series", "value", "low", "high"]].reset_index(
-        drop=True
-    )
+    rows = rows.assign(label=counted)[["label", "series", "value", "low", "high"]]
+    return rows.reset_index(drop=True)
 
 
 def ends_of_records(table: pd.DataFrame) -> pd.DataFrame:
@@ -183,15 +187,13 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {
             ("macro", "cl_dice"): "clDice",
             ("macro", "missed"): "share missed",
             ("macro", "tip_error_mm"): "tip error, mm (median)",
-            ("macro", "tip_floor_mm"): "tip error of the true mask, mm",
         },
     ),
     "continuity": (
         "Continuity: does a patch at a tube's tip resemble the rest of the tube? (AUROC)",
-        {(f"layer-{k}", "auroc"): f"layer {-k}" for k in range(3, 0, -1)}
-        | {
-            (f"nearness-{k}", "auroc"): f"distance alone, {k} x {k} patches"
-            for k in (2, 4, 8, 16, 32, 37, 64)
+        {
+            ("layer-2", "auroc"): "features of the second last layer",
+            ("layer-1", "auroc"): "features of the last layer",
         },
     ),
     "reports": (
@@ -219,9 +221,9 @@ FAMILIES: dict[str, tuple[str, dict[tuple[str, str], str]]] = {
 def family_table(
     table: pd.DataFrame, task: str, columns: Mapping[tuple[str, str], str] | None = None
 ) -> pd.DataFrame:
-    """Return a task of ``FAMILIES``: a row an encoder, the mean over seeds; empty where not run.
+    """Return a task of ``FAMILIES``, one row for each encoder; empty where it was not run.
 
-    An interval stands where there is one seed; several seeds show their range.
+    A cell is the value with its interval or, with several seeds, their mean and range.
     """
     columns = FAMILIES[task][1] if columns is None else columns
     rows = table[(table["task"] == task) & table["value"].notna()]
@@ -237,10 +239,12 @@ def family_table(
     found = []
     for (n, encoder, column), own in rows.groupby(["n_images", "encoder", "column"], dropna=False):
         first, mean = own.iloc[0], own["value"].mean()
-        text = (
-            f"{mean:.3f} ({own['value'].min():.3f} to {own['value'].max():.3f}, {len(own)} seeds)"
-        )
-        text = interval(first["value"], first["low"], first["high"]) if len(own) == 1 else text
+        least, most = own["value"].min(), own["value"].max()
+        text = f"{mean:.3f} ({least:.3f} to {most:.3f}, {len(own)} seeds)"
+        if len(own) == 1:
+            text = interval(first["value"], first["low"], first["high"])
+        if first["metric"] == "tip_error_mm":
+            text = f"{mean:.0f}"
         found.append({"n": n, "encoder": encoder, "column": column, "text": text})
     wide = pd.DataFrame(found).pivot_table(
         index=["n", "encoder"], columns="column", values="text", aggfunc="first"
@@ -262,7 +266,7 @@ def other_institutions(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _named(row: Any) -> str:
-    """What the encoder of a row of records is called."""
+    """Return what the encoder of a row of records is called."""
     if row.paradigm == "control":
         kind, _, of = str(row.encoder).partition(":")
         return f"random weights of {of}" if kind == "random" else BASELINES.get(kind, row.encoder)
@@ -270,20 +274,19 @@ def _named(row: Any) -> str:
         name = re.sub("-[0-9a-f]{6}$", "", row.run).removeprefix("base-")
         return f"base model {name}"
     others = row.trained_on == row.trained_on and row.trained_on not in (None, row.institution)
-    where = " on images of others" if others else ""
-    return f"{row.paradigm}{where}, {human(row.n_images)} images"
+    return f"{row.paradigm}{' (control)' * others}, {human(row.n_images)} images"
 
 
 def _headed(wide: pd.DataFrame) -> pd.DataFrame:
-    """``wide`` with the name of its index in the corner: one row of heads, not two."""
+    """Move the name of the index to the corner, so that there is one row of headings."""
     return wide.rename_axis(index=None, columns=wide.index.name)
 
 
-# ---- on what numbers rest ------------------------------------------------------------------------
+# ---- test sets -----------------------------------------------------------------------------------
 def tested(table: pd.DataFrame, *tasks: str) -> str:
-    """Return on what the numbers of some tasks rest: test images, patients, positives by label.
+    """Return the test images, patients and positives by label of ``tasks`` (all if none is given).
 
-    Labels too few to evaluate are named. Without ``tasks``: of all that there are.
+    Labels too few to evaluate are named.
     """
     names = tasks or table["task"].dropna().unique()
     return " ".join(filter(None, (_tested(table, task) for task in names)))
@@ -320,7 +323,7 @@ def _label(name: str) -> str:
 
 
 def _range(values: Any) -> str:
-    """The one number that there is, or the least to the largest."""
+    """Return the smallest and the largest of some counts, or the one that there is."""
     known = sorted({int(value) for value in values.dropna()})
     if not known:
         return ""
@@ -328,7 +331,7 @@ def _range(values: Any) -> str:
 
 
 def _patients(rows: pd.DataFrame) -> str:
-    """Of how many patients the test images are, from the records or from the stored scores."""
+    """Return the number of test patients, from the records or from the stored scores."""
     count = _range(rows["n_patients"]) if "n_patients" in rows else ""
     folder = Path(str(rows["folder"].iloc[0]))
     if not count and rows["task"].iloc[0] != "continuity" and (folder / "scores.parquet").is_file():
@@ -337,7 +340,7 @@ def _patients(rows: pd.DataFrame) -> str:
 
 
 def _positives(rows: pd.DataFrame) -> str:
-    """The positives of each label."""
+    """Return the positives of each label."""
     known = rows[(rows["label"] != "macro") & rows["positives"].notna()]
     each = known.groupby("label", sort=False)["positives"].max()
     listed = ", ".join(f"{_label(name)} {count:,.0f}" for name, count in each.items())
@@ -348,8 +351,8 @@ def _positives(rows: pd.DataFrame) -> str:
 def generated_reports(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return (encoder, its reports.parquet) of base models and each paradigm's largest subset.
 
-    Of runs on this machine alone, because recorded ones keep no words; and only where the data
-    set's terms let its images be shown.
+    Only of runs on this machine, because recorded studies keep no reports, and only where the terms
+    of the data set allow its images to be shown.
     """
     from cxrstudy.data.images import open_prepared
 

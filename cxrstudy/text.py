@@ -6,19 +6,18 @@ from typing import Any
 import pandas as pd
 
 from cxrstudy import grid, recorded, results
-from cxrstudy.figures import TASKS
 from cxrstudy.recorded import RECORDED
 from cxrstudy.scaling.verdicts import (
     BETTER,
-    EQUIVALENT,
     GAIN,
     MARGIN,
     OVER_BASELINE,
     OVER_OTHERS,
+    OVER_RANDOM,
     OVER_SEEN,
     WORSE,
 )
-from cxrstudy.shown import human
+from cxrstudy.shown import TASKS, human
 from cxrstudy.tables import effect, interval
 
 Tables = Mapping[str, pd.DataFrame]
@@ -27,9 +26,9 @@ NOT_RUN = "*The analysis of these runs has no result yet.*"
 
 # ---- what was run --------------------------------------------------------------------------------
 def names(source: str) -> dict[str, str]:
-    """Return what each paradigm of a source is called; of DINOv2 whether it is the DINO term alone."""
-    ladders = grid.load_preset(source.removeprefix(RECORDED)).curves
-    settings = [dict(getattr(ladder, "dino", None) or {}) for ladder in ladders]
+    """Return names of a source's paradigms: of DINOv2 trained with the DINO term alone."""
+    curves = grid.load_preset(source.removeprefix(RECORDED)).curves
+    settings = [dict(getattr(curve, "dino", None) or {}) for curve in curves]
     whole = any(float(own.get("ibot_weight", 0)) > 0 for own in settings)
     return {} if whole else {"dinov2": "dinov2 (DINO term alone)"}
 
@@ -51,19 +50,22 @@ def provenance(table: pd.DataFrame, missing: list[str], source: str) -> str:
     seeds = table.loc[table["stage"] == "pretrain", "seed"].dropna().unique()
     kinds = sorted(table["kind"].dropna().unique())
     kept = "Recorded with this book, not run on your machine. " * source.startswith(RECORDED)
+    minutes, machines = once["seconds"].sum() / 60, _list(once["hardware"].unique())
     text = (
         f"{kept}Preset `{source.removeprefix(RECORDED)}`: {len(once)} runs, "
-        f"{once['seconds'].sum() / 60:.1f} minutes of computing on {_list(once['hardware'].unique())}. "
+        f"{minutes:.1f} minutes of computing on {machines}. "
         f"Code at {_list(once['commit'].unique())}. Seeds: {_list(sorted(int(s) for s in seeds))}. "
         f"Data: {_list(kinds)}."
     )
     if missing:
         some = _list(missing[:3]) + ", ..." * (len(missing) > 3)
-        text += f" **{len(missing)} evaluations have no result yet** ({some}); `{command(source)}` runs them."
+        text += f" **{len(missing)} evaluations have no result yet** ({some}); "
+        text += f"`{command(source)}` runs them."
     if kinds == ["synthetic"]:
         text += " These are **synthetic x-rays**: the numbers say nothing about patients."
     if "real" in kinds:
-        text += f" The test images are **real x-rays**. Research only, not for clinical use.\n\n{caution(source)}"
+        text += " The test images are **real x-rays**. Research only, not for clinical use."
+        text += f"\n\n{caution(source)}"
     return text
 
 
@@ -90,10 +92,8 @@ def caution(source: str) -> str:
 
     preset = grid.load_preset(source.removeprefix(RECORDED))
     cards = [read_card(values["card"]) for values in preset.data.values()]
-    said = [
-        f"> **Read this first: {card.title}.** {card.caution}" for card in cards if card.caution
-    ]
-    return "\n\n".join(said)
+    shown = (card for card in cards if card.caution)
+    return "\n\n".join(f"> **Read this first: {c.title}.** {c.caution}" for c in shown)
 
 
 def _list(items: Any) -> str:
@@ -109,7 +109,7 @@ def in_short(source: str, tables: Tables, table: pd.DataFrame) -> str:
             "These runs do not say what such images bring."
         )
     lines = [f"- {text}" for text in _per_curve(source, tables)]
-    rest = [*pixels(tables), harm(tables), hardly_trained(table)]
+    rest = [supervised(tables), *pixels(tables), harm(tables), hardly_trained(table)]
     return "\n\n".join(filter(None, ["**In short.** " + count(tables), "\n".join(lines), *rest]))
 
 
@@ -123,11 +123,9 @@ def largest(tables: Tables, kind: str) -> pd.DataFrame:
 
 def count(tables: Tables) -> str:
     """Return in how many curves the largest subset is better than base model and control."""
-    own, said = largest(tables, GAIN), []
-    better = int((own["verdict"] == BETTER).sum())
-    said.append(
-        f"With the largest subset, {better} of {len(own)} encoders are better than their base model."
-    )
+    own = largest(tables, GAIN)
+    better = f"{int((own['verdict'] == BETTER).sum())} of {len(own)} comparisons"
+    said = [f"With the largest subset, encoders are better than their base model in {better}."]
     controls = {
         OVER_SEEN: "as many more steps on images already seen",
         OVER_OTHERS: "as many steps on out-of-domain images",
@@ -141,6 +139,21 @@ def count(tables: Tables) -> str:
     if len(said) == 1:
         said.append(
             "No control at equal compute was run: a gain may come from more training alone."
+        )
+    return " ".join(said)
+
+
+def supervised(tables: Tables) -> str:
+    """Return how a network trained from scratch on the labels compares, on each task that has one."""
+    rows = tables["values"]
+    rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    said = []
+    for row in rows[rows["start"].str.startswith("supervised")].itertuples():
+        own = rows[(rows["task"] == row.task) & (rows["n_images"] > 0)]
+        above = int((own["value"] > row.value).sum())
+        said.append(
+            f"A network trained from scratch on the labels has {interval(row.value, row.low, row.high)} "
+            f"on {TASKS[row.task].lower()}; {above} of {len(own)} continued encoders are above it."
         )
     return " ".join(said)
 
@@ -182,9 +195,9 @@ def pixels(tables: Tables) -> Iterator[str]:
 
 
 def harm(tables: Tables, bound: float = MARGIN["auroc"]) -> str:
-    """Return at which subset sizes an encoder is worse than its base model, and where that is open.
+    """Return at which subset sizes an encoder is worse than its base model, or may be.
 
-    That none was harmed is said only where every interval excludes a loss of ``bound``.
+    The text says that none was harmed only if every interval excludes a loss of ``bound``.
     """
     rows = tables["contrasts"]
     rows = rows[(rows["kind"] == GAIN) & (rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
@@ -204,18 +217,17 @@ def harm(tables: Tables, bound: float = MARGIN["auroc"]) -> str:
         said.append(f"**Harm.** Worse than the base model: {each}.")
     if len(open_):
         tests = f"{rows['n'].max():,} test images of {rows['n_patients'].max():,} patients"
-        said.append(
-            f"A loss of {bound:g} is not excluded for {len(open_)} of {len(rows)} points, on {tests}."
-        )
+        points = f"{len(open_)} of {len(rows)} points"
+        said.append(f"A loss of {bound:g} is not excluded for {points}, on {tests}.")
     if not said:
         said.append(f"No encoder lost {bound:g} or more: every interval excludes it.")
     return " ".join(said)
 
 
 def hardly_trained(table: pd.DataFrame) -> str:
-    """Return how many continued encoders hardly trained; empty where none did.
+    """Return how many continued encoders hardly trained; "" if none.
 
-    CLIP and UniCL by their loss beside that of guessing, DINOv2 by how far its weights moved.
+    CLIP and UniCL: their loss is close to that of guessing. DINOv2: its weights hardly changed.
     """
     rows = table[(table["stage"] == "pretrain") & table["value"].notna()]
     rows = rows[rows["base"].fillna("") != ""]
@@ -227,14 +239,14 @@ def hardly_trained(table: pd.DataFrame) -> str:
         return ""
     return (
         f"**{few} of {of} continued encoders hardly trained**: their loss is that of guessing, or "
-        f"their weights moved by less than {results.LEAST_MOVED:.0%}. An interval around 0 may then "
-        "say only that."
+        f"their weights moved by less than {results.LEAST_MOVED:.0%}. An interval around 0 may "
+        "then say only that."
     )
 
 
 # ---- where a task is not solved ------------------------------------------------------------------
 def floors(table: pd.DataFrame) -> list[str]:
-    """Return what stands beside segmentation, continuity and malposition when they are read."""
+    """Return baselines with which segmentation, continuity and malposition are to be compared."""
     return [*_tips(table), *_nearness(table), *_malposition(table)]
 
 
@@ -250,46 +262,56 @@ def _random(rows: pd.DataFrame) -> pd.Series:
 def _tips(table: pd.DataFrame) -> Iterator[str]:
     error, floor = (_macro(table, "segmentation", m) for m in ("tip_error_mm", "tip_floor_mm"))
     random, own = error[_random(error)]["value"], error[error["paradigm"] != "control"]["value"]
-    if len(own) and len(random) and len(floor):
-        near, far, by_chance = own.min(), own.max(), random.min()
-        said = "No encoder locates tips." if near > 0.8 * by_chance else ""
-        yield (
-            f"**Tips.** The median tip error is {near:.0f} to {far:.0f} mm. With random weights it is "
-            f"{by_chance:.0f} mm; the rule's own error on true masks is {floor['value'].median():.1f} mm. {said}"
-        )
+    if not (len(own) and len(random) and len(floor)):
+        return
+    near, far, by_chance, rule = own.min(), own.max(), random.min(), floor["value"].median()
+    said = "No encoder locates tips." if near > 0.8 * by_chance else ""
+    if rule > 10:
+        said = "The rule fails on true masks, so that tip errors mean little here."
+    yield (
+        f"**Tips.** The median tip error is {near:.0f} to {far:.0f} mm. With random weights it is "
+        f"{by_chance:.0f} mm; on true masks the same rule errs by {rule:.0f} mm. {said}"
+    )
 
 
 def _nearness(table: pd.DataFrame) -> Iterator[str]:
     rows = table[(table["task"] == "continuity") & table["value"].notna()]
-    alone = rows[rows["label"].str.startswith("nearness-")]["value"]
+    alone = rows[rows["label"].str.startswith("nearness-")]
     last = rows[(rows["label"] == "layer-1") & (rows["paradigm"] != "control")]
-    bases = last[last["base"].fillna("") == ""]
-    if len(alone) and len(last):
-        best = last.loc[last["value"].idxmax()]
-        most = bases["value"].max() if len(bases) else float("nan")
-        said = "No base model reaches it. " if most < alone.max() else ""
-        yield (
-            f"**Continuity.** Distance to the tip alone gives {alone.max():.3f}. {said}"
-            f"The best base model has {most:.3f}, the best encoder {best['value']:.3f} "
-            f"[{best['low']:.3f}, {best['high']:.3f}]."
-        )
+    if alone.empty or last.empty:
+        return
+    bases = last[last["base"].fillna("") == ""]["value"]
+    nearest, best = alone.loc[alone["value"].idxmax()], last.loc[last["value"].idxmax()]
+    said = "No base model reaches it. " if len(bases) and bases.max() < nearest["value"] else ""
+    apart = "above" if best["low"] > nearest["high"] else "overlaps"
+    size = f" with {human(best['n_images'])} images" if best["base"] else ", its base model"
+    yield (
+        f"**Continuity.** Distance to the tip alone has an AUROC of {_in(nearest)}. {said}The "
+        f"highest of {len(last)} encoders ({best['paradigm']}{size}) has {_in(best)}; its interval "
+        f"{'is ' * (apart == 'above')}{apart} that of distance alone."
+    )
+
+
+def _in(row: Any) -> str:
+    return interval(row["value"], row["low"], row["high"])
 
 
 def _malposition(table: pd.DataFrame) -> Iterator[str]:
     rows = _macro(table, "malposition", "auroc")
     random, own = rows[_random(rows)]["value"], rows[rows["paradigm"] != "control"]["value"]
     if len(own) and len(random):
+        said = "No encoder solves this task." if own.max() < 0.7 else ""
         yield (
-            f"**Malposition.** Macro AUROC is {own.min():.2f} to {own.max():.2f}; random weights have "
-            f"{random.max():.2f} and guessing 0.50. {'No encoder solves this task.' if own.max() < 0.7 else ''}"
+            f"**Malposition.** Macro AUROC is {own.min():.2f} to {own.max():.2f}; random weights "
+            f"have {random.max():.2f} and guessing 0.50. {said}"
         )
 
 
 def seeing(table: pd.DataFrame) -> str:
-    """Return which encoders' reports tell findings better than habit does; empty without reports.
+    """Return how many encoders report findings better than by habit; "" without reports.
 
-    Better: the interval of micro F1 lies above those of another patient's image, given to the same
-    decoder, and of a random report.
+    Better: the interval of micro F1 is above the intervals of two controls, another patient's image
+    given to the same decoder and a random report.
     """
     rows = table[(table["task"] == "reports") & (table["metric"] == "f1_micro")]
     own = rows[rows["label"] == "findings"]
@@ -299,8 +321,9 @@ def seeing(table: pd.DataFrame) -> str:
     habit = own["run"].map(controls.groupby("run")["high"].max())
     above = own["low"] > habit
     return (
-        f"Findings are reported better than by habit by {above.sum()} of {len(own)} encoders: their "
-        "micro F1 is above that of another patient's image and of a random report, intervals apart."
+        f"Findings are reported better than by habit by {above.sum()} of {len(own)} encoders: "
+        "their micro F1 is above that of another patient's image and of a random report, intervals "
+        "apart."
     )
 
 
@@ -317,25 +340,46 @@ def control_sentence(tables: Tables, source: str) -> str:
 
 # ---- the first page ------------------------------------------------------------------------------
 def short_answer(source: str, tables: Tables) -> str:
-    """Return a source's answer in one paragraph: gain, control, harm, and on what it rests."""
+    """Return a source's answer in one paragraph: test set, gain, control and harm."""
     gained = largest(tables, GAIN) if tables else pd.DataFrame()
     if gained.empty:
         return f"**{recorded.name_of(source)}**: {NOT_RUN}"
     kind = tables["values"]["kind"].iloc[0]
     tests = f"{gained['n'].max():,} test images of {gained['n_patients'].max():,} patients"
     said = [f"**On {kind} x-rays** ({recorded.name_of(source)}; {tests})."]
-    for task, own in gained.groupby("task", sort=False):
-        ends = sorted({f"{e:+.3f}" for e in own["effect"]}, key=float)
-        reach = " to ".join(dict.fromkeys((ends[0], ends[-1])))
-        better = int((own["verdict"] == BETTER).sum())
-        said.append(
-            f"{TASKS[task]}: {better} of {len(own)} encoders are better than their base model "
-            f"({reach} macro AUROC)."
-        )
-    return " ".join([*said, _control_answer(tables), *pixels(tables), _harm_answer(tables)]).strip()
+    said += [_gain_answer(TASKS[task], own) for task, own in gained.groupby("task", sort=False)]
+    rest = [_unlearned(source, tables), _control_answer(tables), *pixels(tables)]
+    return " ".join(filter(None, [*said, *rest, _harm_answer(tables)]))
+
+
+def _gain_answer(task: str, own: pd.DataFrame) -> str:
+    """The gain over the base model of a task's largest subsets."""
+    if len(own) == 1:
+        row = next(own.itertuples())
+        images = human(row.n_images)
+        return f"{task}, {row.one} with {images} images: {effect(row)} (against its base model)."
+    ends = sorted({f"{e:+.3f}" for e in own["effect"]}, key=float)
+    reach = " to ".join(dict.fromkeys((ends[0], ends[-1])))
+    better = int((own["verdict"] == BETTER).sum())
+    return (
+        f"{task}: {better} of {len(own)} encoders are better than their base model "
+        f"({reach} macro AUROC)."
+    )
+
+
+def _unlearned(source: str, tables: Tables) -> str:
+    """Which base models are not clearly above random weights of their architecture."""
+    rows = tables["contrasts"]
+    rows = rows[(rows["kind"] == OVER_RANDOM) & (rows["metric"] == "auroc")]
+    rows = rows[rows["task"].isin(TASKS) & (rows["low"] < MARGIN["auroc"])]
+    each = [f"{row.one} on {TASKS[row.task].lower()}" for row in rows.itertuples()]
+    if not each:
+        return ""
+    return f"Not clearly above random weights to begin with: {', '.join(each)}."
 
 
 def _control_answer(tables: Tables) -> str:
+    own = largest(tables, GAIN)
     for kind, what in (
         (OVER_OTHERS, "on out-of-domain images"),
         (OVER_SEEN, "on images that the base model had already seen"),
@@ -343,12 +387,21 @@ def _control_answer(tables: Tables) -> str:
         rows = largest(tables, kind)
         if len(rows):
             better = int((rows["verdict"] == BETTER).sum())
-            alike = int((rows["verdict"] == EQUIVALENT).sum())
+            each = "; ".join(
+                f"{word} for {_listed(part)}"
+                for word, part in rows[rows["verdict"] != BETTER].groupby("verdict")
+            )
+            lacking = ", ".join(sorted(set(own["one"]) - set(rows["one"])))
+            alone = f" {lacking} has no control." if lacking else ""
             return (
-                f"Against as many steps {what}, in-house images are better in {better} of {len(rows)} "
-                f"comparisons and equivalent (within {MARGIN['auroc']:g}) in {alike}."
+                f"**Against as many steps {what}, in-house images are better in {better} of "
+                f"{len(rows)} comparisons**: {each}.{alone}"
             )
     return "No control at equal compute was run, so a gain may come from more training alone."
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{row.one} on {TASKS[row.task].lower()}" for row in rows.itertuples())
 
 
 def _harm_answer(tables: Tables) -> str:
@@ -358,13 +411,13 @@ def _harm_answer(tables: Tables) -> str:
     if lost.empty:
         return ""
     return (
-        f"With few images encoders got worse: {len(lost)} of {len(rows)} points are below their base "
-        f"model, all with {human(lost['n_images'].max())} images or fewer."
+        f"With few images encoders got worse: {len(lost)} of {len(rows)} points are below their "
+        f"base model, all with {human(lost['n_images'].max())} images or fewer."
     )
 
 
 def change_answer(settings: Tables) -> str:
-    """Return what the sensitivity analysis changed in the gain over the control; empty without it."""
+    """Return the gains over the control in the sensitivity analysis; "" without one."""
     if "settings_contrasts" not in settings:
         return ""
     rows = settings["settings_contrasts"]

@@ -1,7 +1,8 @@
 """Differences between evaluated encoders: the one inference engine of the study.
 
-A *contrast* is a weighted sum of cells (``scaling.cells``): the gain over the base model, the largest
-minus the smallest subset, one paradigm minus another. Its 95% interval joins two sources of variance:
+A *contrast* is a weighted sum of cells (``scaling.cells``): the gain over the base model, the
+largest minus the smallest subset, one paradigm minus another. Its 95% interval joins two sources of
+variance:
 
 - **patients**: the contrast on shared resamples of the test patients (paired percentile bootstrap);
 - **seeds**: the variance between seeds, pooled over the subset sizes of a scaling curve, with
@@ -9,15 +10,15 @@ minus the smallest subset, one paradigm minus another. Its 95% interval joins tw
   variance between seeds is taken out first, because the bootstrap has it already.
 
 A curve with one seed at every size takes the variance of its paradigm's other curves, and
-``variance_sources`` says so. Where no curve of the paradigm has two seeds, the interval has patients
-only, and no verdict is given.
+``variance_sources`` says so. Where no curve of the paradigm has two seeds, the interval has
+patients only, and no verdict is given.
 
 The p value is the level at which the interval touches its null value: p < .05 exactly where the
 interval excludes it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -41,9 +42,7 @@ from cxrstudy.scaling.cells import (
 )
 
 LEARNED_FROM_LABELS = ("shuffled", "supervised")  # the best baseline is not chosen from these
-SeedVariance = Mapping[
-    Cell, tuple[float, float]
-]  # of a curve or family: variance, degrees of freedom
+SeedVariance = Mapping[Cell, tuple[float, float]]  # by curve or family: variance, its dof
 Ends = Callable[[float], tuple[float, float]]
 
 
@@ -137,7 +136,7 @@ def ends_of(
 
 
 def _variance_key(cell: Cell, seed_variance: SeedVariance) -> Cell | None:
-    """The curve or the family whose variance between seeds a cell takes."""
+    """Return the curve or family whose variance between seeds a cell takes."""
     return next((key for key in (cell.curve, cell.family) if key in seed_variance), None)
 
 
@@ -186,7 +185,7 @@ def p_value(ends: Ends, least: float, null: float = 0.0) -> float:
 
 
 def verdict(estimate: Estimate, margin: float | None) -> str:
-    """Return the one word for a contrast: better, worse, equivalent, or not told.
+    """Return the one word for a contrast: better, worse, equivalent, or undecided.
 
     ``margin``: bounds of equivalence (two one-sided tests at 5%), None for none. Equivalent comes
     first: a difference that is surely smaller than the margin is of no interest, whatever its sign.
@@ -234,14 +233,13 @@ def slope(sizes: list[Cell]) -> dict[Cell, float]:
 
 
 def above_base(sizes: list[Cell], cells: Cells) -> list[Cell]:
-    """Return the sizes from which on every mean is above the base model; all where it is unknown."""
+    """Return the sizes from which every mean is above the base model, or all if it is unknown."""
     base = cells.get(base_of(sizes[0]))
     if base is None:
         return sizes
     sign = -1.0 if sizes[0].metric == LOG_ERROR else 1.0
-    below = [
-        k for k, c in enumerate(sizes) if sign * (cells[c].values.mean() - base.values.mean()) < 0
-    ]
+    gained = [sign * (cells[c].values.mean() - base.values.mean()) for c in sizes]
+    below = [k for k, gain in enumerate(gained) if gain < 0]
     return sizes[below[-1] + 1 :] if below else sizes
 
 
@@ -266,12 +264,8 @@ def over_baseline(cells: Cells) -> Iterator[Row]:
     """Yield the largest subset of each curve minus the best baseline that learned from no label."""
     for sizes in curves(cells):
         top = sizes[-1]
-        plain = [
-            c
-            for c in cells
-            if c.arm == BASELINE and c[:3] == top[:3]
-            if not any(word in c.start for word in LEARNED_FROM_LABELS)
-        ]
+        plain = [c for c in cells if c.arm == BASELINE and c[:3] == top[:3]]
+        plain = [c for c in plain if not any(word in c.start for word in LEARNED_FROM_LABELS)]
         if plain:
             sign = -1.0 if top.metric == LOG_ERROR else 1.0
             best = max(plain, key=lambda c: sign * cells[c].values.mean())
@@ -310,9 +304,13 @@ COUNTED = ["n", "n_patients", "positives"]
 
 
 def all_contrasts(
-    table: pd.DataFrame, *, resamples: int = 1000, seed: int = 0, cells: Cells | None = None,
+    table: pd.DataFrame,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    cells: Cells | None = None,
     seed_variance: SeedVariance | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Return every contrast of ``KINDS`` on a tidy table of records, one row each.
 
     Args:
@@ -336,18 +334,11 @@ def all_contrasts(
             estimate = contrast(weights, cells, known)
             margin = v.MARGIN.get(first.metric) if kind != v.SLOPE else None
             said = verdict(_signed(estimate, first.metric), margin)
-            if (
-                kind == v.PARADIGMS
-                and {c._replace(metric=_own(c.metric)).curve for c in weights} & untested
-            ):
+            tested = {c._replace(metric=_own(c.metric)).curve for c in weights}
+            if kind == v.PARADIGMS and tested & untested:
                 said = v.UNTESTABLE
-            counted = {name: getattr(cells[first], name) for name in COUNTED}
-            rows.append(
-                dict(zip(COLUMNS, named, strict=True))
-                | vars(estimate)
-                | {"verdict": said}
-                | counted
-            )
+            row = dict(zip(COLUMNS, named, strict=True)) | vars(estimate) | {"verdict": said}
+            rows.append(row | {name: getattr(cells[first], name) for name in COUNTED})
     return pd.DataFrame(rows, columns=[*COLUMNS, *ESTIMATED, "verdict", *COUNTED])
 
 
@@ -356,13 +347,12 @@ def _own(metric: str) -> str:
 
 
 def _signed(estimate: Estimate, metric: str) -> Estimate:
-    """The estimate with positive for better: of an error, its sign is turned."""
+    """Return the estimate with positive for better: of an error, with the opposite sign."""
     if metric != LOG_ERROR:
         return estimate
     e = estimate
-    return Estimate(
-        -e.effect, -e.high, -e.low, e.p, e.variance_sources, e.seeds, -e.high90, -e.low90
-    )
+    ends = {"low": -e.high, "high": -e.low, "low90": -e.high90, "high90": -e.low90}
+    return replace(e, effect=-e.effect, **ends)
 
 
 def untestable(cells: Cells, seed_variance: SeedVariance) -> dict[Cell, str]:

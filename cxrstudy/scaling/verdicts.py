@@ -1,6 +1,6 @@
-"""The words of the analysis: kinds of contrasts, verdicts and margins, and what is read off its tables.
+"""The words of the analysis: kinds of contrasts, verdicts, margins; and selections of its tables.
 
-Nothing here resamples: the book's pages import this module, and no other of ``scaling``.
+Nothing here resamples. The book's pages import this module and no other of ``scaling``.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,13 @@ OVER_OTHERS = "gain over out-of-domain images"
 OVER_BASELINE, PARADIGMS = "gain over best baseline", "difference of paradigms"
 OVER_RANDOM = "base model - random weights"
 # verdicts on a contrast
-BETTER, WORSE, EQUIVALENT, UNTOLD = "better", "worse", "equivalent", "not told"
-ONE_SEED, UNTESTABLE = "not told (one seed)", "not testable"
+BETTER, WORSE, EQUIVALENT, UNTOLD = "better", "worse", "equivalent", "undecided"
+ONE_SEED, UNTESTABLE = "undecided (one seed)", "not testable"
 # verdicts on a claim
-SUPPORTED, CONTRADICTED, INCONCLUSIVE, ONE_BASE = (
-    "supported", "contradicted", "inconclusive", " (one base)",
-)  # fmt: skip
-VERDICTS = (
-    SUPPORTED, SUPPORTED + ONE_BASE, CONTRADICTED, CONTRADICTED + ONE_BASE, INCONCLUSIVE, UNTESTABLE,
-)  # fmt: skip
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+ONE_BASE = " (one base)"
+VERDICTS = (SUPPORTED, SUPPORTED + ONE_BASE, CONTRADICTED, CONTRADICTED + ONE_BASE)
+VERDICTS += (INCONCLUSIVE, UNTESTABLE)
 # what an interval includes
 BOTH, PATIENTS = "patients and seeds", "patients only"
 BORROWED = "patients, and seeds by the variance of the paradigm's other runs"
@@ -33,7 +31,7 @@ MARGIN = {"auroc": 0.005, "auprc": 0.005, "dice": 0.01, "cl_dice": 0.01}
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """Return p values by Holm's step-down correction (1979); NaN stays NaN and counts for nothing."""
+    """Return p values after Holm's step-down correction (1979); NaN stays NaN, not counted."""
     raw = np.asarray(p, dtype=np.float64)
     out = np.full(raw.shape, np.nan)
     order = np.argsort(raw, kind="stable")[: int((~np.isnan(raw)).sum())]
@@ -80,21 +78,21 @@ def changes(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossovers(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, for each curve, the subset size from which on it is better than its base model.
+    """Return the subset size from which each curve is better than its base model.
 
     Args:
         rows: as ``contrasts.all_contrasts`` returns them.
 
     Returns:
         Columns task, metric, data, start, one (paradigm), smallest, largest, sizes, ``first`` (the
-        smallest size with verdict better) and ``holds`` (from there on at every larger size); NaN
-        where there is none.
+        smallest size with verdict better) and ``holds`` (the smallest from which every larger size
+        is better); NaN if there is no such size.
     """
     return _turning(rows[rows["kind"] == GAIN], ["task", "metric", "data", "start", "one"])
 
 
 def overtakes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return as ``crossovers``, of two paradigms: from which size on ``one`` is better than ``other``."""
+    """Return the same as ``crossovers`` for paradigms: where ``one`` is better than ``other``."""
     ahead = rows[rows["kind"] == PARADIGMS]
     swapped = {BETTER: WORSE, WORSE: BETTER}
     other_way = ahead.assign(
@@ -111,9 +109,7 @@ def _turning(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
         stays = np.logical_and.accumulate(better[::-1])[::-1]
         row = dict(zip(key, names, strict=True))
         row |= {"smallest": sizes[0], "largest": sizes[-1], "sizes": len(sizes)}
-        row |= {
-            name: float(sizes[which][0]) if which.any() else np.nan
-            for name, which in (("first", better), ("holds", stays))
-        }
+        for name, which in (("first", better), ("holds", stays)):
+            row[name] = float(sizes[which][0]) if which.any() else np.nan
         found.append(row)
     return pd.DataFrame(found, columns=[*key, "smallest", "largest", "sizes", "first", "holds"])
