@@ -1,6 +1,6 @@
-"""cxrstudy: a rerunnable study of how chest-x-ray foundation encoders improve with in-house data."""
+"""A rerunnable study of how chest-x-ray foundation encoders improve with in-house data."""
 
 import sys
 
-# jsonschema tries to import this package, which compiles grammars that nothing here asks for over a second and more
+# jsonschema imports this package if it can, which takes over a second for grammars unused here
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def build(out: str | Path = "", *, pdf: bool = False, cores: int = 0) -> int:
         0 when the book is built, 1 when a page or the build failed (said on stderr).
     """
     if pdf:
-        printer.browser()  # where there is none, that is said before minutes of building
+        printer.browser()  # fails here without one, not after minutes of building
     top = Path(out).expanduser().resolve() if str(out) else study.root() / "_build"
     for name, fault in sources.left_out().items():
         said = " ".join(fault.split())

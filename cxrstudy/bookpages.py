@@ -1,4 +1,4 @@
-"""Pages of the book that are written, not run: every run of this machine, and recorded measurements."""
+"""Pages of the book without a notebook: every run of this machine, and recorded measurements."""
 
 import csv
 import re
@@ -8,30 +8,26 @@ from cxrstudy import recorded, sources, study
 from cxrstudy.run import headline_of, notebook_error, run_page, run_table
 
 SPEED = (
-    "Each row is one of our training steps beside another tool's on the same model, batch, resolution "
-    "and one thread, alternating in one process. The ratio is the median over rounds; above 1, ours is "
-    "faster. Steps on a GPU have no peer: they show their share of the card's own measured matrix "
-    "rate, and the memory they took."
+    "Each row compares one of our training steps with another tool's, on the same model, batch, "
+    "resolution and one thread, alternating in one process. The ratio is the median over rounds; "
+    "above 1, ours is faster. Steps on a GPU are not compared: they show their share of the card's "
+    "own measured matrix rate, and the memory that they used."
 )
 HARM = (
-    "Macro AUROC of continued encoders minus that of their base model: the mean over seeds, with the "
-    "interval over resampled test patients alone. In the rows of mini and of real x-rays, half of the "
-    "base model is mixed back in (`wise_ft_alpha`). The harm of the recorded studies, where the "
-    "continued encoder stands alone, is on [their pages](results-recorded-study-gpu) and on "
+    "Macro AUROC of continued encoders minus that of their base model: the mean over seeds, with "
+    "the interval over resampled test patients alone. In the rows of mini and of real x-rays, half "
+    "of the base model is mixed in again (`wise_ft_alpha`). The recorded studies use the continued "
+    "encoder alone; their harm is on [their pages](results-recorded-study-gpu) and on "
     "[the claims](claims)."
 )
 RATES = ("images_per_second", "peer_images_per_second")
 
 
 def runs() -> tuple[list[tuple[str, Path, str]], str]:
-    """Return the page "Every run": (page, notebook, title) of each executed notebook, and its text."""
+    """Return (page, notebook, title) of each executed notebook, and the text of "Every run"."""
     notebooks: list[tuple[str, Path, str]] = []
-    lines = [
-        "# Every run",
-        "",
-        "A run is one notebook, executed by Papermill. Its name opens it.",
-        "",
-    ]
+    lines = ["# Every run", ""]
+    lines += ["A run is one notebook, executed by Papermill. Its name opens it.", ""]
     presets, lost = sources.presets_run(), sources.left_out()
     if not presets:
         lines += ["Nothing has been run on this machine yet: `make study` starts.", ""]
@@ -57,15 +53,15 @@ def runs() -> tuple[list[tuple[str, Path, str]], str]:
 
 
 def _plain(text: str) -> str:
-    """Text of an error in one line, without markup."""
+    """Return the text of an error in one line, with its markup escaped."""
     short = " ".join(text.replace(f"{study.root()}/", "").split())
     return re.sub(r"([\\`*_{}\[\]<>|$#~@])", r"\\\1", short)
 
 
 def measurements(folder: Path) -> str:
-    """Return the page of what was measured once and is kept in ``folder``: speed, and harm."""
+    """Return the page of the recorded measurements in ``folder``: speed and harm."""
     lines = ["# Recorded measurements", ""]
-    lines += ["Made once, on the machine named, and kept; not measured on yours."]
+    lines += ["Measured once, on the machine named below; not on yours."]
     fast, harm = (_rows(folder / f"{name}.csv") for name in ("benchmarks", "no_harm"))
     if fast:
         head = "| what | images/s | beside | images/s | ratio [95%] | rounds |"
@@ -74,15 +70,7 @@ def measurements(folder: Path) -> str:
     if harm:
         names = ("x-rays", "task", "paradigm", "images", "gain over base model [95%]", "over seeds")
         head = f"| {' | '.join(names)} | least relative weight change |"
-        lines += [
-            "",
-            "## Does continuing harm?",
-            "",
-            HARM,
-            "",
-            head,
-            "|---|---|---|---|---|---|---|",
-        ]
+        lines += ["", "## Does continuing harm?", "", HARM, "", head, "|---" * 7 + "|"]
         lines += [_harm(row) for row in harm]
     where = "; ".join(sorted({row["hardware"] for row in [*fast, *harm]}))
     commands = sorted({row["command"] for row in fast})

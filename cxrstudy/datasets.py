@@ -95,7 +95,7 @@ def recorded_sets(sources: list[str]) -> pd.DataFrame:
 
 
 def recorded_prevalence(sources: list[str], kind: str) -> pd.DataFrame:
-    """Return the prevalence of labels (rows) in recorded data sets of a kind of x-rays (columns)."""
+    """Return the prevalence of labels (rows) in recorded data sets of a kind (columns)."""
     columns = {}
     for source in (name for name in sources if name.startswith(RECORDED)):
         table = recorded.load(source.removeprefix(RECORDED))

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from cxrstudy import figures, recorded, results, run, sources, study, text
 from cxrstudy.data.vocabulary import PHRASES
 from cxrstudy.files import replacing, write_changed, write_text
-from cxrstudy.shown import STYLE, Shown, human
+from cxrstudy.shown import STYLE, TASKS, Shown, human
 
 FILES = {"CSV": "results.csv", "Parquet": "results.parquet"}
 FIGURE, SCRIPT, TABLES = "scaling.svg", "explore-data.js", "itables.js"
@@ -193,7 +193,7 @@ def main_figure(source: str) -> Shown | None:
     tables = sources.analysis(source)
     if not tables:
         return None
-    panels = {title: (task, "auroc") for task, title in figures.TASKS.items()}
+    panels = {title: (task, "auroc") for task, title in TASKS.items()}
     title = text.title_of(source, sources.plan_table(source)[0])
     return figures.curves(tables, panels, text.names(source), title=title)
 

@@ -345,12 +345,14 @@ def draft(
         raise study.StudyError(str(error)) from None
     folds = [f"fold{k}" for k in range(sized.folds)]
     also = f' -y "folds: [{", ".join(folds)}]"' if folds else ""
+    probe = "papermill notebooks/classify.ipynb out.ipynb "
+    probe += f"-p data runs/{name}/data/own-* -p encoder FILE{also}"
     head = f"""\
 # Written by `cxrstudy new --card {card}` for {sized.held.n:,} images. Change it, then look:
 #   cxrstudy run --preset {name} -n --data-root PATH
 # To evaluate only embeddings of another encoder (a table), prepare the data, then probe:
 #   cxrstudy run --preset {name} --only data --data-root PATH
-#   papermill notebooks/classify.ipynb out.ipynb -p data runs/{name}/data/own-* -p encoder FILE{also}
+#   {probe}
 """
     text = head + "".join(f"{line}  # {note}\n" for line, note in lines(sized))
     return text, sized, path

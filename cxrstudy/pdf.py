@@ -1,4 +1,4 @@
-"""Print the built book to one PDF: its chapters put together on one page, which Chromium prints."""
+"""Print the built book to one PDF: its chapters on one page, which Chromium prints."""
 
 import os
 import shutil
@@ -15,74 +15,64 @@ from cxrstudy.files import replacing, write_text
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-DROPPED = "script, noscript, style, button, a.headerlink, #planner, .explorer, .prev-next-area"  # nothing on paper
-SECONDS = 600
-WIDE = 9  # columns that still fit upright
+DROPPED = "script, noscript, style, button, a.headerlink, #planner, .explorer, .prev-next-area"
+SECONDS = 600  # for printing
+WIDE = 9  # columns that fit on a page in portrait
+OPTIONS = ["--headless", "--disable-gpu", "--no-pdf-header-footer", "--export-tagged-pdf"]
+OPTIONS += ["--generate-pdf-document-outline", "--no-first-run"]
+OPTIONS += ["--virtual-time-budget=120000", "--timeout=300000"]  # ms, to typeset formulas
 
 
 def browser() -> str:
-    """Chromium's path: $CHROMIUM, or what is installed. StudyError: there is none."""
+    """Return the path of Chromium: $CHROMIUM, or an installed one.
+
+    Raises:
+        StudyError: there is none.
+    """
     asked = os.environ.get("CHROMIUM", "")
-    found = [
-        path for name in ([asked] if asked else [*BROWSERS, MAC]) if (path := shutil.which(name))
-    ]
-    if not found:
-        raise study.StudyError(
-            f"the PDF is printed by Chromium or Chrome, and {f'CHROMIUM={asked}' if asked else 'none'} was found: "
-            "install one (Debian: apt install chromium) or name its path in CHROMIUM; or open the book and print its "
-            "pages"
-        )
-    return found[0]
+    for name in [asked] if asked else [*BROWSERS, MAC]:
+        if path := shutil.which(name):
+            return path
+    missing = f"CHROMIUM={asked} was not found" if asked else "none was found"
+    raise study.StudyError(
+        f"the PDF is printed by Chromium or Chrome, and {missing}: install one (Debian: apt "
+        "install chromium) or name its path in CHROMIUM; or open the book and print its pages"
+    )
 
 
 def print_book(html: Path, toc: Path, target: Path) -> Path:
-    """Print the chapters that ``toc`` names (not the pages below them: the runs) from ``html`` to ``target``."""
+    """Print the chapters that ``toc`` names, without pages of runs, from ``html`` to ``target``.
+
+    Raises:
+        StudyError: there is no browser, or it could not print.
+    """
     program = browser()
     page = html / "book-in-one.html"
     write_text(page, together(html, yaml.safe_load(toc.read_text(encoding="utf-8"))))
     try:
         with tempfile.TemporaryDirectory() as profile, replacing(target) as scratch:
-            command = [
-                program,
-                "--headless",
-                "--disable-gpu",
-                "--no-pdf-header-footer",
-                "--export-tagged-pdf",
-            ]
-            command += [
-                "--generate-pdf-document-outline",
-                f"--user-data-dir={profile}",
-                "--no-first-run",
-            ]
-            command += [
-                "--virtual-time-budget=120000",
-                "--timeout=300000",
-            ]  # formulas are set before it prints
+            command = [program, *OPTIONS, f"--user-data-dir={profile}"]
             command += ["--no-sandbox"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
             command += [f"--print-to-pdf={scratch}", page.as_uri()]
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=SECONDS
             )
             if done.returncode or not scratch.is_file():
-                raise study.StudyError(
-                    f"{program} could not print {page}: {done.stderr.strip()[-500:]}"
-                )
+                why = done.stderr.strip()[-500:]
+                raise study.StudyError(f"{program} could not print {page}: {why}")
     finally:
         page.unlink(missing_ok=True)
     return target
 
 
 def together(html: Path, toc: dict[str, Any]) -> str:
-    """One page of all chapters, links between them leading to their places in it."""
-    parts = [
-        ("", [toc["root"]]),
-        *((part["caption"], [c["file"] for c in part["chapters"]]) for part in toc["parts"]),
-    ]
+    """Return one page with all chapters, whose links to each other stay on the page."""
+    parts = [("", [toc["root"]])]
+    parts += [(p["caption"], [c["file"] for c in p["chapters"]]) for p in toc["parts"]]
     names = {name for _, chapters in parts for name in chapters}
     first = BeautifulSoup((html / f"{toc['root']}.html").read_text(encoding="utf-8"), "html.parser")
-    head = [
-        str(tag) for tag in first.select("head link[rel=stylesheet], head script[src*=mathjax]")
-    ]
+    linked = first.select("head link[rel=stylesheet], head script[src*=mathjax]")
+    head = [str(tag) for tag in linked]
     head += [str(tag) for tag in first.select("head script") if "MathJax" in tag.get_text()]
     contents, bodies = [], []
     for caption, chapters in parts:
@@ -91,24 +81,25 @@ def together(html: Path, toc: dict[str, Any]) -> str:
             article = _article(html / f"{name}.html", name, names)
             title = article.h1.get_text() if article.h1 else name
             contents.append(f'<li><a href="#{name}">{title}</a></li>')
-            bodies.append(
-                f'<section class="chapter" id="{name}">{article.decode_contents()}</section>'
-            )
+            body = article.decode_contents()
+            bodies.append(f'<section class="chapter" id="{name}">{body}</section>')
+    title = first.h1.get_text() if first.h1 else "The book"
     return (
-        f'<!DOCTYPE html><html lang="en" data-mode="light" data-theme="light"><head><meta charset="utf-8">'
-        f"<title>{first.h1.get_text() if first.h1 else 'The book'}</title>{''.join(head)}</head>"
+        '<!DOCTYPE html><html lang="en" data-mode="light" data-theme="light"><head>'
+        f'<meta charset="utf-8"><title>{title}</title>{"".join(head)}</head>'
         f'<body class="in-one"><main class="bd-article">{bodies[0]}<nav aria-label="Contents">'
-        f"<h2>Contents</h2><ul>{''.join(contents)}</ul></nav>{''.join(bodies[1:])}</main></body></html>"
+        f"<h2>Contents</h2><ul>{''.join(contents)}</ul></nav>{''.join(bodies[1:])}</main>"
+        "</body></html>"
     )
 
 
 def _article(path: Path, name: str, names: set[str]) -> Any:
-    """A chapter's article, its ids and links made unique by its name; links to pages left out are none."""
+    """Return a chapter's article with its name in ids and links, without links to other pages."""
     article = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one(
         "article.bd-article"
     )
     if article is None:
-        raise study.StudyError(f"{path} holds no article; build the book again: cxrstudy book")
+        raise study.StudyError(f"{path} has no article; build the book again: cxrstudy book")
     for tag in article.select(DROPPED):
         tag.decompose()
     for tag in article.find_all(id=True):

@@ -1,8 +1,11 @@
-"""Run records: one JSON file a run, written atomically, read back as one tidy table.
+"""Run records: one JSON file for each run, written atomically, read as one tidy table.
 
-The book reads records and nothing else. Schema 1 holds: run, stage, preset, parameters, subject (what encoder and
-subset the numbers are about), metrics (a list of task, label, metric, value, low, high), info (samples seen, unique
-images, epochs, FLOPs, seconds, images/s, peak memory), environment (commit, versions, hardware), artefacts.
+Schema 1 holds run, stage, preset, parameters and artefacts, and also:
+
+- subject: the encoder and the subset of images that the numbers are about;
+- metrics: a list of task, label, metric, value, low, high;
+- info: samples seen, unique images, epochs, FLOPs, seconds, images/s, peak memory;
+- environment: commit, versions, hardware.
 """
 
 import contextlib
@@ -28,35 +31,35 @@ from cxrstudy.files import write_text
 from cxrstudy.marks import RENAMED
 
 SCHEMA = 1
-CHANCE = 0.98  # of a contrastive loss in units of guessing's, log(batch size): above it nothing was learned
-LEAST_MOVED = 0.01  # of the base's weights: a dinov2 that moved by less has hardly been trained
+CHANCE = (
+    0.98  # contrastive loss / log(batch size), the loss of guessing: above, nothing was learned
+)
+LEAST_MOVED = 0.01  # relative weight change: below, DINOv2 has hardly been trained
 SUBJECT = (
-    "paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind", "data",
+    "paradigm", "n_images", "samples_seen", "seed", "institution", "encoder", "base", "kind",
+    "data",
     "generator",  # version of the synthetic institution that drew the images
     "patients",
-    "trained_on",  # institution that the encoder's pretraining was continued on; the controls have none
+    "trained_on",  # institution of the images of continued pretraining; baselines have none
 )  # fmt: skip
 VERSIONS = ("torch", "timm", "open_clip_torch", "pandas", "papermill")
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """What the numbers were made with: commit, versions, hardware."""
+    """Return commit, versions and hardware of this process."""
 
     def git(*words: str) -> str:
         call = ["git", "-C", str(study.root()), *words]
-        with contextlib.suppress(FileNotFoundError):  # a container may lack it
+        with contextlib.suppress(FileNotFoundError):  # a container may have no git
             return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
         return ""
 
-    dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    commit = git("rev-parse", "--short=12", "HEAD")
+    commit = commit or os.environ.get("CXRSTUDY_COMMIT") or "unknown"  # for a copy without git
+    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
     return {
-        "commit": (
-            git("rev-parse", "--short=12", "HEAD") or os.environ.get("CXRSTUDY_COMMIT") or "unknown"
-        )
-        + (
-            "+changes" if dirty else ""
-        ),  # the variable: for a copy without its history, on a machine that is lent
+        "commit": commit + changed,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
         "hardware": hardware(),
@@ -64,27 +67,20 @@ def environment() -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """The GPU's name, or the processor's with its number of cores."""
-    torch = sys.modules.get(
-        "torch"
-    )  # only notebooks that train or encode have it; the command line must stay quick
+    """Return the name of the GPU, or of the processor with its number of cores."""
+    torch = sys.modules.get("torch")  # not imported here: the command line must stay fast
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = [
-        li.split(":", 1)[1].strip() for li in _lines("/proc/cpuinfo") if li.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(named, name)
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def peak_memory() -> int:
-    """Bytes this process held at most."""
+    """Return the largest resident memory of this process, in bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 
@@ -101,7 +97,16 @@ def write_record(
 ) -> Path:
     """Write ``record.json`` into the run's folder (``parameters.out``) and return its path.
 
-    ``started`` is ``time.time()`` at the notebook's start. Numbers that are not finite become null.
+    Numbers that are not finite become null.
+
+    Args:
+        stage: data, pretrain, classify, segment or report.
+        parameters: of the notebook.
+        metrics: dicts with task, label, metric, value and, where known, low, high, n, positives.
+        info: what else was measured; seconds and peak memory are added.
+        subject: the encoder and the subset of images that the numbers are about.
+        started: ``time.time()`` at the notebook's start.
+        artefacts: names of the files in the run's folder that belong to the result.
     """
     values = parameters.model_dump()
     out = study.resolve(values["out"])
@@ -128,7 +133,7 @@ def write_record(
 
 
 def window(points: int) -> int:
-    """Over how many of a training curve's points its loss is averaged: a quarter of them, ten at most, one at least."""
+    """Return over how many of a curve's ``points`` its loss is averaged: a quarter, 1 to 10."""
     return max(1, min(10, points // 4))
 
 
@@ -145,33 +150,36 @@ def _plain(value: Any) -> Any:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """One record, by its file or its run's folder; ValueError naming the file when it is not a record."""
+    """Read a record from its file or its run's folder.
+
+    Raises:
+        ValueError: the file is not a record, or one of another version. The message names the file.
+    """
     path = Path(path)
     path = path / "record.json" if path.is_dir() else path
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] > SCHEMA:
             raise ValueError(
-                f"{path}: schema {record['schema']} is newer than this package reads ({SCHEMA}); update it"
+                f"{path}: schema {record['schema']} is newer than the {SCHEMA} that this package "
+                "reads; update the package"
             )
-        _ = [
-            record[key]
-            for key in ("run", "stage", "preset", "subject", "metrics", "info", "environment")
-        ]
+        for key in ("run", "stage", "preset", "subject", "metrics", "info", "environment"):
+            _ = record[key]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: not a run record ({error!r}); delete the run's folder and run it again"
         ) from None
     for name in RENAMED.keys() & record.get("parameters", {}).keys():
         raise ValueError(
-            f"{path}: of an earlier version: {name} is now called {RENAMED[name]}; "
+            f"{path}: from an earlier version: {name} is now called {RENAMED[name]}; "
             "delete the run's folder and run it again"
         )
     return record
 
 
 def find_records(root: str | Path) -> list[dict[str, Any]]:
-    """Every record below ``root``, in the order of their paths; each bears its folder as ``folder``."""
+    """Return every record below ``root``, in the order of their paths, with its ``folder``."""
     return [
         read_record(path) | {"folder": str(path.parent)}
         for path in sorted(Path(root).rglob("record.json"))
@@ -179,12 +187,17 @@ def find_records(root: str | Path) -> list[dict[str, Any]]:
 
 
 def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """The tidy table: one row a (run, task, label, metric).
+    """Return the tidy table: one row for each (run, task, label, metric).
 
-    ``root`` is a folder searched for records, or a list of run folders. Columns: value, low, high, n, positives,
-    n_patients, note (of the metric); n_images, samples_seen, paradigm, seed, institution, encoder, base, kind
-    (synthetic or real), data, generator (version of the synthetic institution), patients (hash of the labelled
-    patients); preset, run, stage, hardware, commit, seconds, folder.
+    Args:
+        root: a folder that is searched for records, or a list of run folders.
+
+    Returns:
+        Columns of the metric: value, low, high, n, positives, n_patients, note. Of the encoder:
+        n_images, samples_seen, paradigm, seed, institution, encoder, base, kind (synthetic or
+        real), data, generator (version of the synthetic institution), patients (hash of the
+        labelled patients), trained_on. Of the run: preset, run, stage, hardware, commit, seconds,
+        folder.
     """
     if isinstance(root, str | Path):
         records = find_records(root)
@@ -204,29 +217,20 @@ def load_records(root: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         if rows
         else pd.DataFrame(columns=columns, dtype=object)
     )
-    numeric = [
-        "value",
-        "low",
-        "high",
-        "n",
-        "positives",
-        "n_patients",
-        "n_images",
-        "samples_seen",
-        "seed",
-    ]
+    numeric = ["value", "low", "high", "n", "positives", "n_patients"]
+    numeric += ["n_images", "samples_seen", "seed"]
     table[numeric] = table[numeric].apply(pd.to_numeric)
     return table
 
 
 def kept_scores(folder: str | Path) -> pd.DataFrame:
-    """Per-image scores of a run, by its folder; of a recorded one, beside the images and truths that it shares."""
+    """Return the per-image scores of a run folder, with images and truths."""
     path = Path(folder) / "scores.parquet"
     own, truths = pd.read_parquet(path), truths_of(path)
     return own if truths is None else pd.concat([pd.read_parquet(truths), own], axis=1)
 
 
 def truths_of(path: Path) -> Path | None:
-    """Where the images and truths of recorded scores are; None where they are in the file itself."""
+    """Return the file with images and truths of recorded scores; None if the scores hold them."""
     name = (pq.read_metadata(path).metadata or {}).get(b"truths")
     return None if name is None else path.parents[2] / "truths" / f"{name.decode()}.parquet"

@@ -1,4 +1,4 @@
-"""What a page shows: figures and tables as HTML with a text in their place, colours, and numbers for people."""
+"""Figures and tables as HTML with alternative text, their colours, and numbers as text."""
 
 import base64
 import html
@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 COLOURS = sns.color_palette("colorblind").as_hex()
-LEGIBLE = 430  # pt: a wider drawing, as narrow as a phone, has letters that are too small; there it scrolls instead
-plt.rcParams["axes.titley"] = (
-    1.0  # where it is anyhow; else it is sought anew, axis by axis, at every drawing
-)
+MARKERS, LINES = "osD^vPX*", ("-", "--", "-.", ":")
+LEGIBLE = 430  # pt; a wider figure scrolls on a phone, where its letters would be too small
+TASKS = {"findings": "Findings", "lines_tubes": "Lines and tubes"}
+plt.rcParams["axes.titley"] = 1.0  # the usual place; unset, it is computed at every drawing
 STYLE = {  # colour, marker, line
     "clip": (COLOURS[0], "o", "-"),
     "unicl": (COLOURS[1], "s", "--"),
@@ -28,7 +28,7 @@ STYLE = {  # colour, marker, line
 
 
 class Shown:
-    """A figure as HTML with alternative text, in notebooks and in the book."""
+    """A figure or table as HTML with alternative text, in notebooks and in the book."""
 
     def __init__(self, markup: str, alt: str, image: bytes = b""):
         self.markup, self.alt, self.image = markup, alt, image
@@ -41,43 +41,43 @@ class Shown:
 
 
 def show(figure: Figure, alt: str, *, raster: bool = False) -> Shown:
-    """``figure`` as an image with ``alt``: SVG, or PNG for pictures made of pixels. ValueError without a text."""
+    """Return a figure as an image: SVG, or PNG with ``raster``, for pictures made of pixels.
+
+    Raises:
+        ValueError: the alternative text ``alt`` is empty.
+    """
     if not alt.strip():
         raise ValueError("a figure needs alternative text")
     buffer = io.BytesIO()
     kind = "png" if raster else "svg"
     with plt.rc_context({"svg.hashsalt": "cxrstudy"}):
-        figure.savefig(
-            buffer,
-            format=kind,
-            bbox_inches="tight",
-            dpi=110,
-            metadata=None if raster else {"Date": None},
-        )
+        notes = None if raster else {"Date": None}
+        figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110, metadata=notes)
     plt.close(figure)
     mime = "image/png" if raster else "image/svg+xml"
     data = base64.b64encode(buffer.getvalue()).decode()
     style = "max-width:100%;height:auto;background:#fff"
     width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', buffer.getvalue())
-    kind = ' class="wide"' if not raster and width and float(width[1]) > LEGIBLE else ""
-    return Shown(
-        f'<img{kind} alt="{html.escape(alt)}" style="{style}" src="data:{mime};base64,{data}">',
-        alt,
-        buffer.getvalue(),
-    )
+    wide = ' class="wide"' if not raster and width and float(width[1]) > LEGIBLE else ""
+    source = f'src="data:{mime};base64,{data}"'
+    image = f'<img{wide} alt="{html.escape(alt)}" style="{style}" {source}>'
+    return Shown(image, alt, buffer.getvalue())
 
 
 def words(shown: pd.DataFrame, what: str, caption: str = "") -> Shown:
-    """A table of sentences for the book: nothing cut short, lines broken, each cell with its column's name, which shows
-    where a phone makes a card of a row; ``what`` it is, in words, and what its ``caption`` says above it."""
-    named = shown.rename_axis(
-        index=shown.index.name or shown.columns.name, columns=None
-    )  # `tables` name the corner
+    """Return a table of the book as HTML, with whole texts.
+
+    Each cell has its column's name, which a phone shows where it lays out a row as a card.
+
+    Args:
+        shown: the table; its index becomes the first column.
+        what: the alternative text.
+        caption: text above the table, if any.
+    """
+    named = shown.rename_axis(index=shown.index.name or shown.columns.name, columns=None)
     with pd.option_context("display.max_colwidth", None):
-        soup = BeautifulSoup(
-            named.reset_index().to_html(classes="dataframe words", index=False, border=0),
-            "html.parser",
-        )
+        written = named.reset_index().to_html(classes="dataframe words", index=False, border=0)
+    soup = BeautifulSoup(written, "html.parser")
     if caption:
         head = soup.new_tag("caption")
         head.string = caption
@@ -86,18 +86,15 @@ def words(shown: pd.DataFrame, what: str, caption: str = "") -> Shown:
     for row in soup.select("tbody tr"):
         for name, cell in zip(names, row.select("td"), strict=True):
             cell["data-label"] = name
-    roles = dict(
-        table="table", thead="rowgroup", tbody="rowgroup", tr="row", th="columnheader", td="cell"
-    )
-    for found in soup.find_all(
-        list(roles)
-    ):  # some browsers drop them where a table is laid out as cards
+    roles = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row"}
+    roles |= {"th": "columnheader", "td": "cell"}
+    for found in soup.find_all(list(roles)):  # some browsers drop them where rows are cards
         found["role"] = roles[found.name]
     return Shown(str(soup), what)
 
 
 def human(value: float) -> str:
-    """1500 -> 1.5k, 3500000 -> 3.5M."""
+    """Return a count in short: 1500 -> 1.5k, 3500000 -> 3.5M."""
     for step, unit in ((1e6, "M"), (1e3, "k")):
         if value >= step:
             return f"{value / step:.3g}{unit}"
@@ -105,12 +102,13 @@ def human(value: float) -> str:
 
 
 def nothing(title: str, why: str) -> Shown:
-    """What stands in a figure's place where there is nothing to draw, and why."""
-    return Shown(f"<p>{html.escape(f'{title} {why}'.strip())}</p>", f"{title} {why}".strip())
+    """Return a sentence in place of a figure that has nothing to draw."""
+    text = f"{title} {why}".strip()
+    return Shown(f"<p>{html.escape(text)}</p>", text)
 
 
 def log_sizes(axes: Any, sizes: np.ndarray) -> None:
-    """Give an axis a log scale, with a number at the ``sizes`` that have room for one."""
+    """Give an x axis a log scale, with a number at each of ``sizes`` that has room for one."""
     axes.set_xscale("log")
     known = np.unique(sizes)
     low, high = np.log(known[0]), np.log(known[-1])

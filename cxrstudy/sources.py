@@ -1,6 +1,6 @@
-"""Sources of results: a preset's runs on this machine, or ``recorded:NAME``, which came with the book.
+"""Sources of results: a preset's runs on this machine, or the recorded study ``recorded:NAME``.
 
-The book's pages read through this module: the tidy table of records, and the tables of the analysis.
+The book's pages read the tidy table of records and the tables of the analysis from here.
 """
 
 import functools
@@ -58,7 +58,7 @@ def analysis(source: str, variant: str = "") -> dict[str, pd.DataFrame]:
 
 
 def planner(source: str) -> dict[str, Any]:
-    """Return a source's grid of the planner (``scaling.planner``); one without curves where none is."""
+    """Return a source's planner grid (``scaling.planner``); without curves if it was not made."""
     path = _folder(source, "") / "planner.json"
     if not path.is_file():
         return {"curves": []}
@@ -73,7 +73,7 @@ def sensitivity() -> dict[str, pd.DataFrame]:
 
 
 def _folder(source: str, variant: str) -> Path:
-    """Where the analysis of a source lies; a folder that need not exist."""
+    """Return the folder of a source's analysis, which need not exist."""
     if source.startswith(RECORDED):
         return recorded.place(source.removeprefix(RECORDED)) / ANALYSIS
     for run in read_plan(source, variant):
@@ -89,7 +89,7 @@ def named(name: str) -> pd.DataFrame:
 
 
 def tables(records: list[str], runs: str) -> dict[str, pd.DataFrame]:
-    """Return tidy tables by variant: of run folders, of all runs below a folder, or of a recorded study."""
+    """Return tidy tables by variant: of run folders, of a folder's runs, or of a recorded study."""
     where = study.resolve(runs)
     if not records and where == recorded.place(where.name):
         name = f"{RECORDED}{where.name}"
@@ -113,12 +113,12 @@ def every() -> list[str]:
 
 
 def studies() -> list[str]:
-    """Return the sources that are no ablation; a preset without results where there is none."""
+    """Return the sources that are not ablations, or else a preset without results."""
     return [name for name in every() if not _preset_variants(name)] or [blank()]
 
 
 def settings() -> dict[str, str]:
-    """Return every setting of recorded ablations: "factor=value" to "SOURCE" or "SOURCE VARIANT"."""
+    """Return recorded ablations: "factor=value" to "SOURCE" or "SOURCE VARIANT"."""
     found: dict[str, str] = {}
     for source in (name for name in every() if name.startswith(RECORDED)):
         for key, values in _preset_variants(source).items():
@@ -179,7 +179,7 @@ def left_out() -> dict[str, str]:
 
 
 def _preset_fault(name: str, plans: bool = False) -> str:
-    """Why a preset does not load or, with ``plans``, does not plan."""
+    """Return why a preset cannot be loaded or, with ``plans``, planned; "" if it can."""
     if name not in grid.preset_names():
         remedy = f"put it back, or delete {study.runs_root() / name}"
         return f"its file notebooks/presets/{name}.yml is gone: {remedy}"
@@ -192,11 +192,12 @@ def _preset_fault(name: str, plans: bool = False) -> str:
 
 
 def _runs_fault(place: Path) -> str:
-    """What cannot be read of a preset's runs."""
+    """Return which file of a preset's runs cannot be read, and the remedy; "" if all can."""
     planned: set[str] = set()
     for path, plan in plans_by_path(place.name).items():
         if plan is None:
-            return f"{path} cannot be read: delete it; cxrstudy run --preset {place.name} writes it anew"
+            remedy = f"delete it; cxrstudy run --preset {place.name} writes it again"
+            return f"{path} cannot be read: {remedy}"
         planned |= {run["name"] for run in plan["runs"]}
     for path in sorted(place.glob("*/*/record.json")):
         facts = path.stat()
@@ -208,7 +209,7 @@ def _runs_fault(place: Path) -> str:
 
 @functools.lru_cache(4096)
 def _record_fault(path: Path, *changed: int) -> str:
-    """Why a record, as it was ``changed`` last, cannot be read."""
+    """Return why a record cannot be read, "" if it can; cached by when it was ``changed``."""
     try:
         read_record(path)
     except (ValueError, OSError) as error:

@@ -48,7 +48,7 @@ def effect(row: Any) -> str:
 
 
 def relative(row: Any) -> str:
-    """Return a contrast of log errors as a relative change of error, 1 - AUROC, with its interval."""
+    """Return a contrast of log errors as a relative change of 1 - AUROC, with its interval."""
     ends = (f"{np.expm1(value):+.0%}" for value in (row.effect, row.low, row.high))
     return "{} [{},\u00a0{}]".format(*ends)
 

@@ -144,16 +144,17 @@ def count(tables: Tables) -> str:
 
 
 def supervised(tables: Tables) -> str:
-    """Return how a network trained from scratch on the labels compares, on each task that has one."""
+    """Return how encoders compare with a network trained from scratch on the labels, by task."""
     rows = tables["values"]
     rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
     said = []
     for row in rows[rows["start"].str.startswith("supervised")].itertuples():
         own = rows[(rows["task"] == row.task) & (rows["n_images"] > 0)]
         above = int((own["value"] > row.value).sum())
+        auroc, task = interval(row.value, row.low, row.high), TASKS[row.task].lower()
         said.append(
-            f"A network trained from scratch on the labels has {interval(row.value, row.low, row.high)} "
-            f"on {TASKS[row.task].lower()}; {above} of {len(own)} continued encoders are above it."
+            f"A network trained from scratch on the labels has {auroc} on {task}; "
+            f"{above} of {len(own)} continued encoders are above it."
         )
     return " ".join(said)
 

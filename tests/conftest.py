@@ -1,4 +1,4 @@
-"""One tiny study, run for real through the command line, and its book: shared by the tests that look at them."""
+"""One tiny study, run through the command line, and its book: shared by many tests."""
 
 import functools
 import os
@@ -76,8 +76,10 @@ class Walk:
 
 
 def clone(where: Path) -> Walk:
-    """A copy of the repository's own files (not the package, which is installed) that a test may change; without the
-    results recorded with the book, which would make every page take longer."""
+    """Copy the repository's files, except the installed package, for a test to change.
+
+    Recorded studies are left out, because they would make every page slower.
+    """
     kept = [path.parent.name for path in (ROOT / "book" / "recorded").glob("*/runs.csv")]
     left = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", *kept)
     for name in ("notebooks", "book", "data_cards"):

@@ -1,4 +1,4 @@
-"""A made hospital: a folder of files, a table and the card `own` that reads it, for tests that open no image."""
+"""A simulated hospital: files, a table and the card `own`, for tests that open no image."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ LABELS = """labels:
 def hospital(
     walk: Walk, n: int, *, reports: bool = True, labels: bool = True, masks: bool = False
 ) -> Path:
-    """A folder of ``n`` images, two a patient, with its card ``own``; the images are files and no pictures."""
+    """A folder of ``n`` files for images, two for each patient, with its card ``own``."""
     root = walk.root / "files"
     (root / "images").mkdir(parents=True, exist_ok=True)
     names = [f"a{k}.png" for k in range(n)]

@@ -1,4 +1,4 @@
-"""Evaluated runs made up for tests: records and kept scores as classify.ipynb leaves them, of a known skill."""
+"""Simulated runs for tests: records and scores as classify.ipynb writes them, of a known skill."""
 
 import time
 from pathlib import Path
@@ -34,8 +34,8 @@ def judge(
 ) -> Path:
     """Write one run's record and scores below $CXRSTUDY_RUNS and return its folder.
 
-    ``skill`` (by task, or one for all) is how far positives score above negatives; ``noise`` is the run's own beside
-    the one that all runs share, drawn by ``seed``. ``subject`` goes into the record.
+    ``skill`` (by task, or one for all) is how far positives score above negatives. ``noise`` is the
+    run's own, in addition to that of all runs, drawn by ``seed``. ``subject`` goes into the record.
     """
     rng = np.random.default_rng([seed, *name.encode()])
     scores, rows = {}, []
@@ -92,7 +92,7 @@ def ladder(
     jitter: float = 0.0,
     **more: object,
 ) -> list[Path]:
-    """A ladder: a size and its skill each; ``jitter`` is the deviation of skill between its ``seeds``."""
+    """A scaling curve: sizes and their skills; ``jitter`` is the SD of skill between ``seeds``."""
     rng = np.random.default_rng(len(paradigm))
     folders = []
     for n, skill in skills.items():

@@ -22,7 +22,8 @@ DESKTOP, PHONE = (1300, 900), (390, 800)
 CONTRAST = """node => {
   const rgb = text => text.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [x, y, z] = [r, g, b].map(v => linear(v / 255));
     return 0.2126 * x + 0.7152 * y + 0.0722 * z;
   };
   const style = getComputedStyle(node);
@@ -30,7 +31,8 @@ CONTRAST = """node => {
   while (ground && (colour.length === 4 && colour[3] === 0)) {
     colour = rgb(getComputedStyle(ground).backgroundColor); ground = ground.parentElement;
   }
-  const text = light(rgb(node.namespaceURI.endsWith('svg') ? style.fill : style.color)), under = light(colour);
+  const ink = node.namespaceURI.endsWith('svg') ? style.fill : style.color;
+  const text = light(rgb(ink)), under = light(colour);
   return (Math.max(text, under) + 0.05) / (Math.min(text, under) + 0.05);
 }"""
 
@@ -49,7 +51,7 @@ def chromium() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def visits(browser: Any) -> Iterator[Any]:
-    """A function that opens a file in a new context; whatever it asks of others, or complains of, fails the test."""
+    """A function that opens a file in a new context; requests and errors fail the test."""
     contexts, wrong = [], []
     ours = ("file", "data", "blob")
 
@@ -90,7 +92,7 @@ def call(*words: object, **environment: str) -> None:
 
 
 def scaffold(top: Path, toc: str) -> Path:
-    """The source of a small book below ``top``, with the book's own extension, assets and configuration."""
+    """A small book's source below ``top``, with the book's extension, assets and configuration."""
     source = top / "src"
     source.mkdir()
     for name in ("_ext", "assets"):

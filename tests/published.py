@@ -39,7 +39,7 @@ def oracle(module):
     return pytest.importorskip(module, reason=f"{module} is not in $CXRSTUDY_ORACLE")
 
 
-# ---- random checkpoints in the published layouts -------------------------------------------------
+# ---- random checkpoints in the published layouts -----------------------------------------------
 def draw(shapes, seed=0):
     """Draw float32 tensors of a scale that keeps every layer active, the same on any machine."""
     rng = np.random.default_rng(seed)
@@ -162,7 +162,7 @@ def medimageinsight_shapes():
     return shapes
 
 
-# ---- the sources' own code -----------------------------------------------------------------------
+# ---- the sources' own code ---------------------------------------------------------------------
 def their_dinov2(state, x):
     """Return transformers' Dinov2Model and its tokens (N,1+T,C) of images (N,1,H,W)."""
     transformers = oracle("transformers")
@@ -220,7 +220,7 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, torch.as_tensor(theirs), atol=1e-4, rtol=1e-4)
 
 
-# ---- files of these checkpoints ------------------------------------------------------------------
+# ---- files of these checkpoints ----------------------------------------------------------------
 def small_registry(tmp_path, monkeypatch):
     """Return a folder for weights, with the registry's models reduced to the sizes above."""
     monkeypatch.setenv("CXRSTUDY_WEIGHTS", str(tmp_path / "weights"))
@@ -242,7 +242,7 @@ def put(shelf, name, state, file=None):
     return path
 
 
-# ---- what the sources' own code gave -------------------------------------------------------------
+# ---- what the sources' own code gave -----------------------------------------------------------
 PINNED = {
     "rad-dino": [
         [0.219582, 0.839559, -0.434857],

@@ -1,4 +1,4 @@
-"""Every page of the tests' book by axe-core in a real browser, in both colour schemes, on a desktop and a phone."""
+"""axe-core on every page of the tests' book, in both colour schemes, on a desktop and a phone."""
 
 import importlib.resources
 import json
@@ -37,7 +37,8 @@ def violations(browser: Any, paths: Iterable[Path], scheme: str, width: int) -> 
                 known = any(rule["id"] == name and mark in node["html"] for name, mark, _ in THEMES)
                 if node["impact"] in SERIOUS and not known:
                     found.append(
-                        f"{path.name} {scheme} {width}: {rule['id']} {node['target']} {node['html'][:120]}"
+                        f"{path.name} {scheme} {width}: {rule['id']} {node['target']} "
+                        f"{node['html'][:120]}"
                     )
     page.close()
     return found
@@ -116,7 +117,8 @@ def test_chapters_on_one_page_lead_to_each_other(tmp_path: Path) -> None:
 
     write(
         "index",
-        '<h1 id="top">Door<a class="headerlink" href="#top">#</a></h1><a href="laws.html#fit">fit</a>',
+        '<h1 id="top">Door<a class="headerlink" href="#top">#</a></h1>'
+        '<a href="laws.html#fit">fit</a>',
     )
     write(
         "laws",

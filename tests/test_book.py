@@ -130,7 +130,7 @@ def test_a_number_in_prose_comes_from_its_record(walked: Walk, book: Path, tmp_p
 
 
 def broken(walk: Walk) -> None:
-    """Presets that were run and cannot be shown: deleted, mistyped, with a plan or a record that is cut short."""
+    """Presets that were run and cannot be shown: deleted, mistyped, or with a damaged file."""
     presets = walk.root / "notebooks" / "presets"
     run = {"name": "data-000000", "stage": "data", "parameters": {}, "needs": []}
     for name in ("gone", "mistyped", "torn", "cut"):

@@ -98,7 +98,7 @@ def test_only_claims_that_were_tested_are_listed_with_the_verdicts_that_differ()
     assert last == "Effects with opposite signs, both intervals without 0: `a`."
 
 
-# ---- what the pages say in fixed words, against the recorded tables ------------------------------
+# ---- what the pages say in fixed words, against the recorded tables ----------------------------
 def test_the_second_reading_of_tubes_is_what_the_recorded_sensitivity_analysis_shows():
     contrasts = sources.sensitivity()["settings_contrasts"]
     rows = contrasts[(contrasts["kind"] == verdicts.GROWTH) & (contrasts["metric"] == "auroc")]

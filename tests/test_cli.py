@@ -132,5 +132,6 @@ def test_doctor_fails_when_mini_cannot_run(walk: Walk) -> None:
 
 
 def test_the_command_line_answers_without_importing_torch() -> None:
-    code = "import sys; from cxrstudy import grid, run; grid.plan('mini'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from cxrstudy import grid, run; grid.plan('mini'); "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -86,7 +86,7 @@ def test_an_encoder_whose_list_of_patients_is_lost_neither_judges_nor_goes_on(
         pretrain(study.validated("pretrain", values), data)
 
 
-# ---- model cards and copies ----------------------------------------------------------------------
+# ---- model cards and copies --------------------------------------------------------------------
 @torch.no_grad()
 def test_a_folders_card_says_what_it_is_and_its_line_loads_it(tmp_path, monkeypatch):
     put(small_registry(tmp_path, monkeypatch), "rad-dino", draw(rad_dino_shapes()))

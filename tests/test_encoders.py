@@ -63,7 +63,7 @@ def images():
     return synthetic.sample(range(3), size=64).image
 
 
-# ---- features ------------------------------------------------------------------------------------
+# ---- features ----------------------------------------------------------------------------------
 @kinds
 @torch.no_grad()
 def test_patch_features_come_row_by_row_of_the_image(kind, images):
@@ -176,7 +176,7 @@ def test_the_pixels_control_is_the_image_itself():
     assert not list(control.parameters())
 
 
-# ---- folders -------------------------------------------------------------------------------------
+# ---- folders -----------------------------------------------------------------------------------
 @kinds
 @torch.no_grad()
 def test_a_saved_encoder_comes_back_to_the_bit_frozen_and_with_its_facts(kind, images, tmp_path):
@@ -247,7 +247,7 @@ def test_a_folder_that_a_failed_save_left_is_not_taken_for_an_encoder(tmp_path):
         load_encoder(tmp_path)
 
 
-# ---- names ---------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [*SMALL, VIT])
 @torch.no_grad()
 def test_random_weights_are_drawn_from_the_seed_alone(name, images):
@@ -298,7 +298,7 @@ def test_published_weights_that_cannot_be_fetched_are_missing_and_not_random(tmp
     assert f"timm.create_model('{VIT}', pretrained=True)" in str(caught.value)
 
 
-# ---- text ----------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def text():
     return build_text(REPORTS, 128, seed=1, shape=TextShape(context=24)).eval()

@@ -1,4 +1,4 @@
-"""However `cxrstudy run` ends, nothing of it is left at work unseen, and no run is executed twice at a time."""
+"""However `cxrstudy run` ends, no process is left, and no run is executed twice at a time."""
 
 import json
 import os
@@ -32,7 +32,8 @@ if seed == 1 and (place / "fail").exists():
     raise ValueError("made to fail")
 while not (place / "go").exists():
     time.sleep(0.05)
-record = {"schema": 1, "run": folder.name, "stage": "data", "preset": "waits", "subject": {}, "metrics": []}
+record = {"schema": 1, "run": folder.name, "stage": "data", "preset": "waits"}
+record |= {"subject": {}, "metrics": []}
 record |= {"info": {"seconds": 1.0, "images": 5}, "environment": {}}
 (folder / "record.json").write_text(json.dumps(record))
 """
@@ -46,7 +47,7 @@ PRESET = {
 
 @pytest.fixture
 def walk(tmp_path: Path) -> Iterator[Walk]:
-    """A clone whose data runs only wait for the file ``runs/go``; what is left of it in the end is killed."""
+    """A clone whose data runs only wait for the file ``runs/go``; killed at the end."""
     walk = clone(tmp_path)
     path = walk.root / "notebooks" / "data.ipynb"
     notebook = nbformat.read(path, 4)

@@ -54,7 +54,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     return explorer.gather(["recorded:study-cpu", "mini"])
 
 
-# ---- the data -----------------------------------------------------------------------------------
+# ---- the data ----------------------------------------------------------------------------------
 def test_the_table_is_every_row_of_both_sources(made: pd.DataFrame, tmp_path: Path) -> None:
     own = {
         "recorded:study-cpu": recorded.load("study-cpu"),
@@ -176,7 +176,7 @@ def _beside(top: Path, place: Path) -> Path:
     )
 
 
-# ---- in a real browser, the book of the smoke study ---------------------------------------------
+# ---- in a real browser, the book of the smoke study --------------------------------------------
 def saved(page, selector: str) -> bytes:
     with page.expect_download() as download:
         page.locator(selector).first.click()
@@ -273,7 +273,7 @@ def test_figure_table_and_downloads_from_disk(walked: Walk, book: Path, tmp_path
         assert saved(page, ".btn-download-source-button") == notebook.read_bytes()
 
 
-# ---- in a real browser, recorded results beside this machine's ----------------------------------
+# ---- in a real browser, recorded results beside this machine's ---------------------------------
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page alone, of the recorded study and made runs."""

@@ -19,7 +19,8 @@ from cxrstudy import book, cli, run, study
 CXRSTUDY = f"""#!{sys.executable}
 import os, pathlib, sys, time
 place = pathlib.Path(__file__).parent
-(place / "told").write_text(" ".join(sys.argv[1:]) + f"\\n{{os.environ.get('DATA_ROOT')}}\\n{{os.getpid()}}")
+around = f"\\n{{os.environ.get('DATA_ROOT')}}\\n{{os.getpid()}}"
+(place / "told").write_text(" ".join(sys.argv[1:]) + around)
 while not (place / "go").exists():
     time.sleep(0.02)
 sys.exit(int((place / "go").read_text()))
@@ -28,7 +29,7 @@ sys.exit(int((place / "go").read_text()))
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A clone that is set up, in which `cxrstudy` only notes how it was called, and waits for the file ``go``."""
+    """A clone whose `cxrstudy` only notes how it was called and waits for the file ``go``."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("requirements.lock", "pyproject.toml"):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""Runs on real data are named after what these hold, not after where they lie; a data root is asked for, and used."""
+"""Runs on real data are named by the content of the data; a data root is required and used."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A preset written for own x-rays fits what the card holds: it loads, passes preflight, and explains every line."""
+"""A preset for own x-rays fits its card: it loads, passes preflight and explains every line."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Numbers keep their type on the way from a person, or a preset, through papermill into a notebook."""
+"""Numbers keep their type from the command line or a preset through papermill to a notebook."""
 
 import json
 import math
@@ -29,14 +29,14 @@ def same(one: Any, other: Any) -> bool:
 
 
 def through_papermill(values: dict[str, Any]) -> dict[str, Any]:
-    """What a notebook gets: the file read as papermill does, and written as code into the notebook's cell."""
+    """Return what a notebook gets: the file as papermill reads it and writes it into a cell."""
     read = yaml.load(to_yaml(values), Loader=NoDatesSafeLoader)
     bound: dict[str, Any] = {}
     exec(PythonTranslator.codify({f"v{k}": value for k, value in enumerate(read.values())}), bound)
     return dict(zip(read, (bound[f"v{k}"] for k in range(len(read))), strict=True))
 
 
-# ---- the file ------------------------------------------------------------------------------------------------------
+# ---- the file ----------------------------------------------------------------------------------
 TRICKY = [
     "1e-4",
     "1E5",
@@ -133,7 +133,7 @@ def test_the_workflow_writes_that_very_file(tmp_path):
     assert "-m cxrstudy.parameterfile" in (ROOT / "notebooks" / "Snakefile").read_text()
 
 
-# ---- what a person types -------------------------------------------------------------------------------------------
+# ---- what a person types -----------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("stage", "given_", "expected"),
     [
@@ -296,7 +296,7 @@ def test_papermill_by_hand_takes_a_rate_however_it_is_written(words, tmp_path):
     assert study.from_notebook("pretrain", bound).lr == 1e-4
 
 
-# ---- names ---------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "name", ["study-gpu", "study-cpu", "ablation", "ablation-base", "ablation-own"]
 )

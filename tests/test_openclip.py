@@ -39,7 +39,7 @@ def clip_folder(folder, vision, text=SIMPLE, named=None):
     return model.eval()
 
 
-# ---- embeddings ----------------------------------------------------------------------------------
+# ---- embeddings --------------------------------------------------------------------------------
 @torch.no_grad()
 @pytest.mark.parametrize(
     "vision", [TIMM, PLAIN], ids=["timm's tower, as BiomedCLIP's", "open_clip's tower"]
@@ -110,7 +110,7 @@ def test_an_open_clip_model_of_the_hub_is_missing_offline_with_its_command(monke
     assert f"hf download {name} --local-dir {tmp_path / Path(name).name}," in str(caught.value)
 
 
-# ---- a text tower of Hugging Face's, without a network -------------------------------------------
+# ---- a text tower of Hugging Face's, without a network -----------------------------------------
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A folder as ``hf download`` leaves it: its text tower is named by a repository."""

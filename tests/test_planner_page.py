@@ -112,7 +112,7 @@ def said(page):
     return page.locator(".planner-said").text_content()
 
 
-# ---- the same numbers ----------------------------------------------------------------------------
+# ---- the same numbers --------------------------------------------------------------------------
 @needs_browser
 @pytest.mark.parametrize("name", ["law", "refused"])
 def test_the_page_says_what_python_says(visit, name):
@@ -164,7 +164,7 @@ def test_the_table_and_the_slider_agree_to_the_digit(visit):
             assert f"that is {gain}".replace("\u00a0", " ") in words
 
 
-# ---- by keyboard and by ear ----------------------------------------------------------------------
+# ---- by keyboard and by ear --------------------------------------------------------------------
 @needs_browser
 def test_everything_is_reached_and_moved_by_keyboard_and_heard(visit):
     page = visit("law")
@@ -212,7 +212,7 @@ def test_what_is_no_number_is_asked_for_again(visit):
     assert "With 500 images" in said(page)
 
 
-# ---- the picture ---------------------------------------------------------------------------------
+# ---- the picture -------------------------------------------------------------------------------
 @needs_browser
 def test_the_picture_shows_the_readers_point_where_there_is_an_answer(visit):
     page = visit("law")
@@ -276,7 +276,7 @@ def test_axe_finds_no_serious_fault(visit, size, scheme):
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
 
 
-# ---- what is missing -----------------------------------------------------------------------------
+# ---- what is missing ---------------------------------------------------------------------------
 @needs_browser
 def test_without_javascript_the_tables_answer(visit):
     page = visit("law", script=False)

@@ -1,4 +1,4 @@
-"""What is wrong with a preset is told before anything runs: all of it, each with the line where it is mended."""
+"""Faults of a preset are reported before anything runs: all, each with the line to change."""
 
 import re
 import subprocess
@@ -284,8 +284,8 @@ def test_images_without_a_report_are_left_out_of_clip_alone_and_counted(walk: Wa
     pool = len(preflight_pool(walk, root))
     (error,) = said(found, "error")
     assert (
-        f"n_images 100 (clip): split pretrain of data study holds {pool // 2} images that have a report"
-        in error
+        f"n_images 100 (clip): split pretrain of data study holds {pool // 2} images that have a "
+        "report" in error
     )
     (warning,) = said(found, "warning")
     assert (
@@ -500,7 +500,7 @@ def test_reports_in_another_language_are_warned_of(walk: Walk) -> None:
 
 
 def diagnoses(walk: Walk, labels: str) -> Path:
-    """The made hospital with one column ``Diagnosis`` instead of a column a label; every fourth cell is empty."""
+    """A hospital with one column ``Diagnosis`` instead of one for each label; a fourth is empty."""
     root = hospital(walk, 400)
     rows = pd.read_csv(root / "t.csv").drop(columns=["covid", "line"])
     kinds = ["bacterial", "viral; effusion", "normal", ""]

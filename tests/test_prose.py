@@ -1,5 +1,9 @@
-"""Pages that are written by hand are short, and true of the presets, tables and commands they name."""
+"""Pages written by hand have short sentences and agree with presets, tables and commands.
 
+Files and functions of the package are short too.
+"""
+
+import ast
 import re
 import shlex
 import sys
@@ -89,7 +93,7 @@ def test_parameters_of_notebooks_exist() -> None:
                 assert re.search(rf'"{"".join(name)}(: [^=]+)? = ', source), (call, name)
 
 
-# ---- reading.md: from a number back --------------------------------------------------------------
+# ---- reading.md: from a number back ------------------------------------------------------------
 def test_a_recorded_number_is_found_again_as_typed(monkeypatch, capsys) -> None:
     monkeypatch.chdir(ROOT)
     names: dict = {}
@@ -119,7 +123,7 @@ def test_a_recorded_run_has_the_commands_that_repeat_it() -> None:
         assert "notebooks/data.ipynb" in lines[1]
 
 
-# ---- exercises.md --------------------------------------------------------------------------------
+# ---- exercises.md ------------------------------------------------------------------------------
 def test_growth_is_mostly_recovery_as_the_first_exercise_says() -> None:
     rows = sources.analysis("recorded:study-gpu")["contrasts"]
     rows = rows[
@@ -144,7 +148,7 @@ def test_the_law_of_the_last_exercise_is_refused() -> None:
     assert len(fit.exponent_interval()) == 2
 
 
-# ---- method.md -----------------------------------------------------------------------------------
+# ---- method.md ---------------------------------------------------------------------------------
 def rates(preset: str) -> tuple[set[str], set[str]]:
     """Peak learning rates of a preset's base models, and of its scaling curves."""
     asked = yaml.safe_load((ROOT / "notebooks" / "presets" / f"{preset}.yml").read_text())
@@ -190,7 +194,7 @@ def test_margins_of_the_pages_are_those_of_the_analysis() -> None:
         assert f"| {word} |" in BY_NAME["method.md"]
 
 
-# ---- glossary.md, README.md, built.md ------------------------------------------------------------
+# ---- glossary.md, README.md, built.md ----------------------------------------------------------
 def test_glossary_terms_are_in_order_and_defined_once() -> None:
     body = BY_NAME["glossary.md"].split(":sorted:")[1].split("```")[0]
     terms = re.findall(r"^(\S.*)$", body, re.MULTILINE)
@@ -238,3 +242,13 @@ def test_cells_of_a_written_table_name_their_column_on_a_phone() -> None:
     labelled = cxrbook.label_cells(found)
     assert '<td data-label="b" role="cell">2</td>' in labelled
     assert '<td role="cell">x</td>' in labelled
+
+
+# ---- the package ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", sorted((ROOT / "cxrstudy").rglob("*.py")), ids=str)
+def test_files_and_functions_are_short(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 80, node.name

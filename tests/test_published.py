@@ -60,7 +60,7 @@ def shelf(tmp_path, monkeypatch):
     return small_registry(tmp_path, monkeypatch)
 
 
-# ---- RAD-DINO ------------------------------------------------------------------------------------
+# ---- RAD-DINO ----------------------------------------------------------------------------------
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["hugging face", "original"])
 def test_rad_dino_gives_what_transformers_own_model_gave(shelf, layout):
@@ -150,7 +150,7 @@ def test_rad_dinos_head_scores_as_the_references(shelf):
         dino_head(state, WIDTH + 1)
 
 
-# ---- MedImageInsight -----------------------------------------------------------------------------
+# ---- MedImageInsight ---------------------------------------------------------------------------
 @torch.no_grad()
 def test_medimageinsight_gives_what_its_published_code_gave(shelf):
     state = draw(medimageinsight_shapes())
@@ -257,7 +257,7 @@ def test_medimageinsight_saved_comes_back_to_the_bit(shelf, tmp_path):
     assert torch.equal(model(rgb), loaded.encoder.trunk(rgb))
 
 
-# ---- the one real set of weights -----------------------------------------------------------------
+# ---- the one real set of weights ---------------------------------------------------------------
 @needs_lite
 @torch.no_grad()
 def test_the_real_weights_fill_every_tensor_and_are_an_encoder(shelf):

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 from conftest import Walk
 
-from cxrstudy import grid, recorded
+from cxrstudy import grid, recorded, sources
 from cxrstudy import run as runner
 from cxrstudy.data.synthetic import describe
 from cxrstudy.data.vocabulary import LABELS
 from cxrstudy.evaluate.metrics import auprc, auroc
-from cxrstudy.figures import TASKS
 from cxrstudy.results import kept_scores, load_records, truths_of
 from cxrstudy.scaling import contrasts
+from cxrstudy.shown import TASKS
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_images_and_truths_are_kept_once_for_all_runs_of_a_setting(kept: Walk) -
         )
         for name in told:
             if name.startswith("score:"):
-                places = recorded._places(ran[name], ran[name.replace("score", "truth", 1)])
+                places = recorded._ranks(ran[name], ran[name.replace("score", "truth", 1)])
                 assert places.equals(told[name].astype("UInt16")), (path, name)
             else:
                 pd.testing.assert_series_equal(told[name], ran[name], check_dtype=False, rtol=1e-6)
@@ -168,23 +169,16 @@ def test_nothing_to_record_is_said(tmp_path: Path, walked: Walk) -> None:
 
 def test_recorded_results_have_a_page_without_any_run_on_this_machine(kept: Walk) -> None:
     shutil.rmtree(kept.runs)
-    from cxrstudy import book, pages
-
-    assert book.sources() == ["recorded:smoke"]
-    page = kept.root / "page.ipynb"
-    pages.execute(
-        [
-            pages.Page(
-                kept.root / "book" / "results.ipynb", page, {"preset": "recorded:smoke"}, "key"
-            )
-        ]
-    )
+    assert sources.every() == ["recorded:smoke"]
+    page, asked = kept.root / "page.ipynb", {"preset": "recorded:smoke"}
+    template = kept.root / "book" / "results.ipynb"
+    papermill.execute_notebook(template, page, asked, kernel_name="python3", progress_bar=False)
     text = page.read_text()
-    assert "Recorded with this book, not on your machine" in text
+    assert "Recorded with this book, not run on your machine" in text
     assert "smoke, recorded" in text
 
 
-# ---- the recorded study itself -------------------------------------------------------------------------------------
+# ---- the recorded study itself -----------------------------------------------------------------
 STUDY = "study-cpu"
 
 

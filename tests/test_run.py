@@ -10,8 +10,8 @@ from conftest import Walk, clone
 
 from cxrstudy import run as runner
 from cxrstudy import study
-from cxrstudy.figures import TASKS
 from cxrstudy.results import load_records
+from cxrstudy.shown import TASKS
 
 
 def stamps(walk: Walk) -> dict[str, int]:
@@ -126,7 +126,8 @@ def test_a_failing_run_leaves_the_others_and_the_next_call_runs_what_is_missing(
     flag = tmp_path / "fail"
     flag.touch()
     cell = next(c for c in notebook["cells"] if "result = pretrain" in "".join(c["source"]))
-    trap = f"import os\nassert not (p.paradigm == 'unicl' and os.path.exists({str(flag)!r})), 'made to fail'\n"
+    fails = f"p.paradigm == 'unicl' and os.path.exists({str(flag)!r})"
+    trap = f"import os\nassert not ({fails}), 'made to fail'\n"
     cell["source"] = [trap, *cell["source"]]
     template.write_text(json.dumps(notebook))
     preset = walk.root / "notebooks" / "presets" / "smoke.yml"

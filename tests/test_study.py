@@ -1,4 +1,4 @@
-"""Presets and parameters: wrong ones are refused by name, and a plan changes exactly where its preset does."""
+"""Presets and parameters: wrong ones are refused by name; a plan changes where its preset does."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def refused(folder, content, *said, changed=None):
         assert part in str(caught.value)
 
 
-# ---- parameters ----------------------------------------------------------------------------------------------------
+# ---- parameters --------------------------------------------------------------------------------
 @stages
 @quick
 @given(name=st.from_regex(r"[a-z][a-z_]{0,11}", fullmatch=True))
@@ -164,7 +164,7 @@ def test_checked_parameters_cannot_be_changed():
         validated("data", {}).size = 128
 
 
-# ---- paths ---------------------------------------------------------------------------------------------------------
+# ---- paths -------------------------------------------------------------------------------------
 def test_a_relative_path_lies_in_the_repository_and_runs_where_they_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_ROOT", str(tmp_path / "clone"))
     monkeypatch.delenv("CXRSTUDY_RUNS", raising=False)
@@ -195,9 +195,9 @@ def test_a_digest_hangs_on_the_values_and_not_on_their_order(values):
     assert study.digest(values, 12) != study.digest(values | {first: "another value"}, 12)
 
 
-# ---- a plan's shape ------------------------------------------------------------------------------------------------
+# ---- a plan's shape ----------------------------------------------------------------------------
 def check_shape(runs):
-    """Every run comes after those it needs, reads their folders and no other, and has a name and folder of its own."""
+    """Every run comes after those it needs, reads only their folders, and has its own folder."""
     assert len(names(runs)) == len(runs)
     done = {}
     for run in runs:
@@ -499,7 +499,7 @@ def test_set_of_an_ill_typed_value_is_refused(folder):
     refused(folder, preset(), "lr", "high", changed={"lr": "high"})
 
 
-# ---- folds ---------------------------------------------------------------------------------------------------------
+# ---- folds -------------------------------------------------------------------------------------
 def folds_of(k):
     data = preset()["data"]
     data["study"]["fractions"] = {f"fold{i}": 1 / k for i in range(k)}
@@ -527,7 +527,7 @@ def test_the_held_fold_is_never_pretrained_on(folder, k, n):
     assert sum(in_curve(run) for run in runs) == 2 * len(n) * k
 
 
-# ---- what a plan refuses -------------------------------------------------------------------------------------------
+# ---- what a plan refuses -----------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("key", "value", "other"),
     [("samples_seen", 64, 128), ("batch_size", 16, 8), ("lr", 0.001, 0.01), ("warmup", 0.1, 0.2)],

@@ -28,7 +28,7 @@ def shelf(tmp_path, monkeypatch):
     return small_registry(tmp_path, monkeypatch)
 
 
-# ---- every tensor accounted for ------------------------------------------------------------------
+# ---- every tensor accounted for ----------------------------------------------------------------
 CASES = [
     ("rad-dino", rad_dino_shapes, "encoder.layer.1.norm2.weight", "blocks.1.norm2.weight"),
     (
@@ -102,7 +102,7 @@ def test_any_kind_of_file_is_read_and_code_in_one_is_not_run(tmp_path):
         read(tmp_path / "code.pt")
 
 
-# ---- files ---------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["rad-dino", "medimageinsight"])
 def test_missing_weights_say_which_file_where_to_how_large_under_what_licence_and_how_to_get_it(
     shelf, name, monkeypatch

@@ -1,4 +1,4 @@
-"""Keeps pages whole without a network: drops what would ask for addresses elsewhere, and lets notebooks be saved."""
+"""Sphinx extension: pages that work without a network, accessible tables, notebooks to save."""
 
 import json
 import re
@@ -9,13 +9,10 @@ from sphinx.addnodes import toctree
 
 
 def _reached(table):
-    """The start of a table with a stop for the keyboard, unless the box around it, opened just before, has one."""
+    """Make a table reachable by keyboard, unless the element around it is."""
     before = table.string[table.string.rfind("<", 0, table.start()) : table.start()]
-    return (
-        table[0]
-        if 'tabindex="0"' in before and before.endswith(">")
-        else f'{table[0]} tabindex="0"'
-    )
+    reachable = 'tabindex="0"' in before and before.endswith(">")
+    return table[0] if reachable else f'{table[0]} tabindex="0"'
 
 
 ROLES = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row"}
@@ -35,8 +32,8 @@ def label_cells(table):
     return str(soup)
 
 
-MENDS = (  # pattern, what it becomes: of what axe-core finds
-    (r"<th></th>", "<td></td>"),  # pandas' corner above the index names nothing
+MENDS = (  # pattern, replacement: violations that axe-core finds
+    (r"<th></th>", "<td></td>"),  # pandas' empty corner above the index
     (r"<table(?= |>)(?! tabindex)", _reached),  # a table that scrolls by itself
     # and in the sidebar of a run's page, its chapter (`lighten`)
     (re.compile(r'<table tabindex="0" class="words table">.*?</table>', re.DOTALL), label_cells),
@@ -52,17 +49,15 @@ def drop_outside(app, pagename, templatename, context, doctree):
     """Leave out scripts and styles of Thebe (live kernels need a server) or from another host."""
 
     def ours(file):
-        said = (
-            f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {}).get('body', '')}"
-        )
-        return not any(mark in said for mark in OUTSIDE)
+        body = getattr(file, "attributes", {}).get("body", "")
+        return not any(mark in f"{getattr(file, 'filename', file)} {body}" for mark in OUTSIDE)
 
     for key in ("script_files", "css_files"):
         context[key] = [file for file in context.get(key, []) if ours(file)]
 
 
 def keep_notebook(app, pagename, templatename, context, doctree):
-    """Write a page's notebook as a script too: what ``assets/notebook.js`` can read from disk, and save."""
+    """Write a page's notebook as a script too, which ``assets/notebook.js`` reads and saves."""
     if context.get("page_source_suffix") == ".ipynb":
         text = Path(app.env.doc2path(pagename)).read_text(encoding="utf-8")
         script = Path(app.outdir, "_sources", f"{pagename}.ipynb.js")
@@ -78,8 +73,10 @@ def hide_parameters(app, docname, source):
 
 
 def lighten(app, env):
-    """Keep the pages of single runs out of what every other page would repeat: the sidebar's tree, and the search,
-    where hundreds of notebooks of the same words would hide the chapters."""
+    """Leave pages of single runs out of the sidebar and of the search.
+
+    Hundreds of similar notebooks would hide the chapters.
+    """
     for name, tree in env.tocs.items():
         if name.startswith("runs/"):
             env.metadata[name]["nosearch"] = True
@@ -101,7 +98,7 @@ def mend(app, error):
 
 
 def setup(app):
-    """Register with Sphinx; late, so that what themes and extensions add is seen."""
+    """Register with Sphinx, late, after themes and other extensions."""
     app.connect("source-read", hide_parameters)
     app.connect("html-page-context", drop_outside, priority=900)
     app.connect("html-page-context", keep_notebook, priority=900)

@@ -1,14 +1,16 @@
-"""Small samples: when a number is not given, and exact intervals where a bootstrap has no width.
+"""Small samples: the minimum for a number, and exact intervals where a bootstrap has no width.
 
-**Minimum.** A label is evaluated from ``LEAST`` test images of either class on, from ``LEAST_PATIENTS`` patients of
-either class. Below it there is no value and no interval: the row of the metric keeps n and positives, and says why.
+**Minimum.** A label is evaluated if both classes have at least ``LEAST`` test images, of at least
+``LEAST_PATIENTS`` patients. Otherwise there is no value and no interval. The row of the metric
+keeps n and positives, and its note gives the reason.
 
-**No interval of zero width.** Where all resamples are equal (AUROC 1, sensitivity 0), the percentile interval has no
-width, however few patients there are. The exact interval of a proportion (Clopper and Pearson 1934) takes its place.
-For an AUROC of 1: had a random pair of a positive and a negative patient the chance A of being ordered correctly, then
-all of n pairs that share no patient are so with probability A^n. So A is at least (alpha/2)^(1/n), which is the bound
-of Clopper and Pearson for n successes of n. As many such pairs exist as there are patients of the rarer class. The same
-bound stands for AUPRC, F1 and other scores in [0, 1], as an approximation.
+**No interval of zero width.** If all resamples are equal (AUROC 1, sensitivity 0), the percentile
+interval has no width, however few the patients are. The exact interval of a proportion replaces it
+(Clopper and Pearson 1934). For an AUROC of 1: let A be the probability that a random pair of a
+positive and a negative patient is ordered correctly. Then all of n pairs that share no patient are
+ordered correctly with probability A^n. So A is at least (alpha/2)^(1/n), which is Clopper and
+Pearson's bound for n successes of n. The number of such pairs is the number of patients of the
+rarer class. For AUPRC, F1 and other scores in [0, 1] the same bound is an approximation.
 """
 
 from collections.abc import Sequence
@@ -20,50 +22,61 @@ from scipy.stats import beta
 
 Floats = NDArray[np.float64]
 LEAST = 10  # test images of either class, below which a label is too few to evaluate
-LEAST_PATIENTS = 5  # the patients of either class that they must come from
-TOO_FEW = "too few to evaluate"  # how the note of every such row begins
-FLAT = 1e-12  # an interval no wider than this has no width, up to rounding
+LEAST_PATIENTS = 5  # patients of either class that they must come from
+TOO_FEW = "too few to evaluate"  # the note of every such row starts with it
+FLAT = 1e-12  # an interval no wider than this has no width, except for rounding
 
 
 def exact_interval(value: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Clopper and Pearson's interval of proportions ``value`` in [0, 1] on ``n`` independent patients: (low, high).
+    """Return (low, high) of Clopper and Pearson's interval of proportions.
 
-    ``value * n`` need not be whole. It holds the value, has a width for every finite n and is narrower for larger n.
-    NaN where the value is NaN or n below 1. ValueError: a value outside [0, 1], ``level`` outside (0, 1).
+    The interval includes the value, has a width for every finite n, and is narrower for larger n.
+
+    Args:
+        value: proportions in [0, 1]; ``value * n`` need not be an integer.
+        n: number of independent patients; broadcast with ``value``.
+        level: of the interval.
+
+    Returns:
+        Two arrays in the broadcast shape; NaN where the value is NaN or n is below 1.
+
+    Raises:
+        ValueError: a value is outside [0, 1], or ``level`` is outside (0, 1).
     """
-    share, count = np.broadcast_arrays(
-        np.asarray(value, dtype=np.float64), np.asarray(n, dtype=np.float64)
-    )
+    share, count = np.broadcast_arrays(*(np.asarray(a, dtype=np.float64) for a in (value, n)))
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if ((share < -FLAT) | (share > 1 + FLAT)).any():
-        raise ValueError(
-            f"an exact interval is of values in [0, 1], got {share[(share < 0) | (share > 1)].flat[0]}"
-        )
+        wrong = share[(share < 0) | (share > 1)].flat[0]
+        raise ValueError(f"an exact interval needs values in [0, 1], got {wrong}")
     share = np.clip(share, 0.0, 1.0)
     hits, alpha = share * count, 1 - level
-    some, others = (
-        hits > FLAT,
-        count - hits > FLAT,
-    )  # beta's quantiles overflow where next to nothing is left
+    misses = count - hits
+    some, others = hits > FLAT, misses > FLAT  # beta.ppf overflows for parameters near 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        low = np.where(some, beta.ppf(alpha / 2, np.where(some, hits, 1.0), count - hits + 1), 0.0)
-        high = np.where(
-            others, beta.ppf(1 - alpha / 2, hits + 1, np.where(others, count - hits, 1.0)), 1.0
-        )
+        low = np.where(some, beta.ppf(alpha / 2, np.where(some, hits, 1.0), misses + 1), 0.0)
+        above = beta.ppf(1 - alpha / 2, hits + 1, np.where(others, misses, 1.0))
+        high = np.where(others, above, 1.0)
     known = ~np.isnan(share) & (count >= 1)
-    ends = (
-        np.fmin(low, share),
-        np.fmax(high, share),
-    )  # of a tiny share beta's quantile may underflow
-    return np.where(known, ends[0], np.nan), np.where(known, ends[1], np.nan)
+    low, high = np.fmin(low, share), np.fmax(high, share)  # beta.ppf may underflow
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)
 
 
 def with_width(
     low: ArrayLike, high: ArrayLike, value: ArrayLike, n: ArrayLike, level: float = 0.95
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """(low, high, whether it was flat): intervals without a width become exact ones, of ``value`` on n patients; every
-    other one stays as it is."""
+    """Replace intervals without width by exact ones.
+
+    Args:
+        low: lower ends; broadcast with ``high``, ``value`` and ``n``.
+        high: upper ends.
+        value: proportions in [0, 1].
+        n: number of independent patients.
+        level: of the exact intervals.
+
+    Returns:
+        (low, high, flat) in the broadcast shape; flat: whether the interval had no width.
+    """
     low, high, value, n = np.broadcast_arrays(
         *(np.asarray(a, dtype=np.float64) for a in (low, high, value, n))
     )
@@ -75,23 +88,31 @@ def with_width(
 
 
 def exact_width(n: float, level: float = 0.95) -> float:
-    """How far below 1 the exact interval of an AUROC of 1 on n patients reaches: what a difference of two such may
-    hide."""
+    """Return 1 minus the lower end of the exact interval of an AUROC of 1 on n patients.
+
+    A difference of two such values may be as large.
+    """
     return float(1 - ((1 - level) / 2) ** (1 / max(n, 1)))
 
 
 def is_flat(draws: ArrayLike) -> NDArray[np.bool_]:
-    """Whether the resamples (R, ...) of a metric are all alike, up to rounding; those that are NaN do not count."""
+    """Return whether the resamples (R, ...) of a metric are equal, except for rounding and NaN."""
     values = np.asarray(draws, dtype=np.float64)
     span = np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
     return np.asarray(span <= FLAT)
 
 
 def class_counts(y: ArrayLike, groups: ArrayLike) -> dict[str, NDArray[np.int64]]:
-    """Of labels ``y`` (N,L) in {0, 1, NaN} of the patients ``groups`` (N,): counts (L,) of images and of patients.
+    """Count images and patients of each label.
 
-    Keys: positives, negatives (images); patients, positive_patients, negative_patients; pairs: how many pairs of a
-    positive and a negative patient share no patient, at least 1.
+    Args:
+        y: (N, L) labels in {0, 1, NaN}; NaN is unknown.
+        groups: (N,) patient of each image.
+
+    Returns:
+        Arrays (L,): positives, negatives, known (images); positive_patients, negative_patients,
+        patients; and pairs: the number of pairs of a positive and a negative patient that share no
+        patient, at least 1.
     """
     truth = np.asarray(y, dtype=np.float64)
     _, unit = np.unique(np.asarray(groups), return_inverse=True)
@@ -108,7 +129,10 @@ def class_counts(y: ArrayLike, groups: ArrayLike) -> dict[str, NDArray[np.int64]
 
 
 def too_few(y: ArrayLike, groups: ArrayLike, least: int | None = None) -> list[str]:
-    """Of each label of ``y`` (N,L) in {0, 1, NaN}: why it is too few to evaluate; "" where it is enough."""
+    """Return for each label why it has too few images or patients to be evaluated; "" if enough.
+
+    ``y`` (N, L) and ``groups`` (N,) as in ``class_counts``; ``least`` replaces ``LEAST``.
+    """
     found, least = class_counts(y, groups), LEAST if least is None else least
     few = min(LEAST_PATIENTS, least)
     notes = []
@@ -122,16 +146,16 @@ def too_few(y: ArrayLike, groups: ArrayLike, least: int | None = None) -> list[s
 
 def _few(images: list[int], patients: list[int], least: int, few: int) -> str:
     told = [f"{n} test images of {who} patients" for n, who in zip(images, patients, strict=True)]
-    return f"{TOO_FEW}: {told[0]} with it, {told[1]} without; needed: {least} images of {few} patients of either class"
+    needed = f"{least} images of {few} patients of either class"
+    return f"{TOO_FEW}: {told[0]} with it, {told[1]} without; needed: {needed}"
 
 
 def set_aside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metric ``rows`` (with n and n_patients) without values where these are too few, and why in ``note``."""
+    """Return metric rows without values where n or n_patients is too small; ``note`` says why."""
     out = []
     for row in rows:
-        if row["value"] == row["value"] and (
-            row["n"] < LEAST or row["n_patients"] < LEAST_PATIENTS
-        ):
+        few = row["n"] < LEAST or row["n_patients"] < LEAST_PATIENTS
+        if few and row["value"] == row["value"]:
             told = f"{row['n']} test cases of {row['n_patients']} patients"
             note = f"{TOO_FEW}: {told}; needed: {LEAST}, from {LEAST_PATIENTS} patients"
             row = row | dict.fromkeys(("value", "low", "high"), np.nan) | {"note": note}
@@ -140,8 +164,10 @@ def set_aside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mark_rare(row: dict[str, Any], shown: int, what: str) -> dict[str, Any]:
-    """``row`` with a note where fewer than ``LEAST`` test images or reports bear ``what`` it counts: its value is kept,
-    and pages show the note in its place."""
+    """Add a note to a metric row if ``shown``, its number of ``what``, is below ``LEAST``.
+
+    The value stays, but pages show the note instead.
+    """
     if shown >= LEAST:
         return row
     return row | {"note": f"{TOO_FEW}: {shown} {what}; needed: {LEAST}"}

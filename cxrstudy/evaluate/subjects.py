@@ -1,4 +1,4 @@
-"""Whose numbers they are: encoders by name, whom they were pretrained on, and what nobody may evaluate."""
+"""Evaluated encoders: how a name opens one, its pretraining patients, and refusal of leaks."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,22 @@ class LeakError(ValueError):
 
 
 def open_subject(name: str, size: int, seed: int) -> Subject:
-    """(encoder, what it is, patients it was pretrained on) for a value of the parameter ``encoder``.
+    """Open the encoder that a value of the parameter ``encoder`` names.
 
-    The encoder is None for ``covariates``, not trained on the labels yet for ``supervised:NAME`` (an architecture, or
-    an encoder that training goes on from), and ``Embeddings`` for a table of vectors; whom that one's encoder
-    has seen may be said in a ``patients.txt`` beside it.
+    Args:
+        name: a folder or published weights, ``pixels``, ``random:NAME``, ``covariates``,
+            ``supervised:NAME`` (an architecture, or an encoder to continue), or a table of vectors.
+        size: height and width of the images, in pixels.
+        seed: of random weights.
+
+    Returns:
+        (encoder, subject, patients in its pretraining). The encoder is None for ``covariates``, not
+        yet trained for ``supervised:NAME``, and ``Embeddings`` for a table of vectors, whose
+        patients are read from a ``patients.txt`` beside it, if any.
+
+    Raises:
+        MissingWeights: there are no such weights or table.
+        LeakError: the pretraining patients of an encoder are not known.
     """
     blank = {"paradigm": "control", "encoder": name, "n_images": 0, "samples_seen": 0}
     if name == "covariates":
@@ -39,58 +50,63 @@ def open_subject(name: str, size: int, seed: int) -> Subject:
         if not path.is_file():
             raise encoders.MissingWeights(f"no table of embeddings at {path}")
         info = blank | {"paradigm": "embeddings", "encoder": path.name}
-        return (
-            embeddings.read_embeddings(path),
-            info,
-            encoders.listed_patients(path.parent) or set(),
-        )
+        listed = encoders.listed_patients(path.parent)
+        return embeddings.read_embeddings(path), info, listed or set()
     folder = encoders.encoder_folder(path)
     encoder = encoders.load_encoder(folder or name, size=size, seed=seed)
     if folder is None:
         control = name == "pixels" or name.startswith("random:")
-        return (
-            encoder,
-            blank | {"paradigm": "control" if control else "open weights", "seed": seed},
-            set(),
-        )
+        paradigm = "control" if control else "open weights"
+        return encoder, blank | {"paradigm": paradigm, "seed": seed}, set()
     listed = encoders.listed_patients(folder)
     if encoder.info.get("n_images") and listed is None:
         raise LeakError(
-            f"{folder}: patients.txt is missing: nobody can tell whom it was pretrained on; run it again"
+            f"{folder}: patients.txt is missing, so the patients of its pretraining are unknown; "
+            "run it again"
         )
     return encoder, dict(encoder.info), listed or set()
 
 
-def refuse_leak(seen: set[str], judged: pd.DataFrame, name: str) -> None:
-    """LeakError, with their number and the first, when patients of ``judged`` (column ``patient_id``) are among those
-    ``seen`` in the pretraining of encoder ``name``."""
-    shared = sorted(seen & set(judged["patient_id"]))
+def refuse_leak(seen: set[str], evaluated: pd.DataFrame, name: str) -> None:
+    """Refuse to evaluate an encoder on patients of its pretraining.
+
+    Args:
+        seen: patients of the pretraining.
+        evaluated: a table with the column ``patient_id``.
+        name: of the encoder, for the message.
+
+    Raises:
+        LeakError: patients are in both; with their number and the first.
+    """
+    shared = sorted(seen & set(evaluated["patient_id"]))
     if shared:
         raise LeakError(
-            f"{len(shared)} patients who judge encoder {name} were in its pretraining (first: {shared[0]}); "
-            "pretrain on splits that hold none of them"
+            f"{len(shared)} patients of the evaluation of encoder {name} were in its pretraining "
+            f"(first: {shared[0]}); pretrain on splits without them"
         )
 
 
 def refuse_overlap(train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame) -> None:
-    """LeakError, with their number and the first, when training or validation patients of a probe are test patients.
+    """Refuse to test a probe on patients of its training or validation.
 
-    Tables with a column ``patient_id``: what is fitted on a patient, or chosen on one, must not be judged on them.
+    The tables have the column ``patient_id``.
+
+    Raises:
+        LeakError: test patients are among the others; with their number and the first.
     """
-    shared = sorted(
-        (set(train["patient_id"]) | set(validation["patient_id"])) & set(test["patient_id"])
-    )
+    fitted_on = set(train["patient_id"]) | set(validation["patient_id"])
+    shared = sorted(fitted_on & set(test["patient_id"]))
     if shared:
         raise LeakError(
-            f"{len(shared)} test patients are training or validation patients too (first: {shared[0]}); "
-            "name splits, and data sets, that share no patient"
+            f"{len(shared)} test patients are training or validation patients too "
+            f"(first: {shared[0]}); name splits and data sets that share no patient"
         )
 
 
 def described(
     p: study.Classify, prepared: Prepared, cohort: Cohort, name: str, subject: dict[str, Any]
 ) -> dict[str, Any]:
-    """``subject``, opened by its ``name``, with what it was evaluated on."""
+    """Add to a subject what it was evaluated on, and return it."""
     subject |= {
         "trained_on": subject.get("institution"),
         "data": Path(p.data).name,
@@ -102,9 +118,6 @@ def described(
     if name.startswith(SUPERVISED):
         subject["samples_seen"] = p.supervised_samples
     if p.shuffle_labels:  # a control, whatever its encoder
-        subject |= {
-            "paradigm": "control",
-            "encoder": f"shuffled labels, {subject['encoder']}",
-            "base": None,
-        }
+        encoder = f"shuffled labels, {subject['encoder']}"
+        subject |= {"paradigm": "control", "encoder": encoder, "base": None}
     return subject

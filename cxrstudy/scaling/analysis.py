@@ -2,7 +2,7 @@
 
 ``analyse`` reads records and per-image scores and writes these files, which the book formats:
 
-    values.parquet       the macro metric of every evaluated encoder, seeds together, with its interval
+    values.parquet       the macro metric of every evaluated encoder over seeds, with its interval
     contrasts.parquet    ``contrasts.all_contrasts``
     crossovers.parquet, overtakes.parquet   what is read off them (``verdicts``)
     claims.parquet       ``claims.ledger``

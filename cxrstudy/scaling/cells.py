@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
     @property
     def family(self) -> "Cell":
-        """All curves of the cell's paradigm on its task and metric, whatever they were trained on."""
+        """All curves of the cell's paradigm on its task and metric, on any training images."""
         return Cell(self.task, self.metric, "", paradigm_of(self.arm), "", 0.0, 0.0)
 
     @property
@@ -240,7 +240,7 @@ def _joined(runs: list[Measured]) -> Measured:
 
 
 def _log_errors(cells: Cells) -> Iterator[tuple[Cell, Measured]]:
-    """The logarithm of the error of AUROC cells, where no value and no resample is at its ceiling."""
+    """Yield the log error of AUROC cells in which no value and no resample is 1."""
     for cell, own in cells.items():
         below = (own.values < 1).all() and (np.isnan(own.draws) | (own.draws < 1)).all()
         if cell.metric == "auroc" and below:

@@ -1,15 +1,15 @@
 """Verdicts on the claims of ``hypotheses``, computed from cells by the inference engine.
 
-
 - *supported*: the interval is above 0 and the effect reaches the smallest effect of interest. A
   claim about in-house images also needs a control at equal compute that they beat.
-- *contradicted*: the interval is below 0. For a claim that an effect is there at all (``presence``):
-  below the smallest effect of interest; p then tests against that bound.
-- *inconclusive*: neither, or one seed alone; *not testable*: runs are missing, or a base model is
-  not above random weights of its architecture by the smallest effect of interest.
+- *contradicted*: the interval is below 0. For a claim that there is an effect at all
+  (``presence``): below the smallest effect of interest; p then tests against that bound.
+- *inconclusive*: neither, or one seed alone.
+- *not testable*: runs are missing, or a base model is not above random weights of its architecture
+  by the smallest effect of interest.
 
-A claim on *any* of k options takes the best of them with its lower end at 1 - .05/k, a claim on
-*every* option the worst with its upper end so (Bonferroni; Berger 1982).
+A claim on *any* of k options takes the best of them, with its lower end at 1 - .05/k. A claim on
+*every* option takes the worst, with its upper end at that level (Bonferroni; Berger 1982).
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,10 +39,14 @@ COLUMNS = ["id", "claim", "source", "scope", "contrast", "effect", "low", "high"
 
 # ---- the ledger ----------------------------------------------------------------------------------
 def ledger(
-    table: pd.DataFrame, *, cells: Cells | None = None,
+    table: pd.DataFrame,
+    *,
+    cells: Cells | None = None,
     seed_variance: contrasts.SeedVariance | None = None,
-    claims: Sequence[Claim] = CLAIMS, resamples: int = 1000, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    claims: Sequence[Claim] = CLAIMS,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Return every claim with its verdict on the records of one study, one row each.
 
     Args:
@@ -71,9 +75,9 @@ def ledger(
 
 
 def _before_runs(claim: Claim) -> str:
-    arms = [
-        f" {'or' if claim.each else 'and'} ".join(arm) for arm in (claim.one, claim.other) if arm
-    ]
+    """Return a claim's contrast in words."""
+    joined = " or " if claim.each else " and "
+    arms = [joined.join(arm) for arm in (claim.one, claim.other) if arm]
     measures = " or ".join(f"{task} ({metric})" for task, metric in claim.measures)
     return f"{' minus '.join(arms)}, {measures}, {SIZES[claim.contrast][2]}"
 
@@ -81,7 +85,7 @@ def _before_runs(claim: Claim) -> str:
 def _tested(
     claim: Claim, cells: Cells, known: contrasts.SeedVariance, gate: Mapping[Cell, str]
 ) -> dict[str, Any]:
-    """Effect, interval, p, verdict and scope of a claim."""
+    """Return effect, interval, p, verdict and scope of a claim."""
     options, words, left = _options(claim, cells, gate)
     found = [contrasts.ends_of(weights, cells, known) for weights in options]
     if any(ends is None for _, ends, _, _ in found):
@@ -91,7 +95,7 @@ def _tested(
     effect, _, sources, seeds = found[decides]
 
     def ends(level: float) -> tuple[float, float]:
-        """The end that decides is at 1 - (1 - level)/k, the other at the level itself."""
+        """Return the deciding end at 1 - (1 - level)/k and the other at the level itself."""
         strict = 1 - (1 - level) / k
         lows, highs = (
             [e(at)[side] for _, e, _, _ in found if e is not None]
@@ -118,10 +122,9 @@ def _tested(
     which = {"any": f"the greatest of {k}: ", "every": f"the least of {k}: "}.get(claim.each, "")
     why += _harm(claim, options[decides], cells)
     why += "".join(f"; left out: {reason}" for reason in left)
-    return {
-        "effect": effect, "low": low, "high": high, "p": p, "seeds": seeds, "variance_sources": sources,
-        "verdict": said, "why": why, "contrast": which + words[decides], "scope": _scope(used, cells),
-    }  # fmt: skip
+    row: dict[str, Any] = {"effect": effect, "low": low, "high": high, "p": p, "seeds": seeds}
+    row |= {"variance_sources": sources, "verdict": said, "why": why}
+    return row | {"contrast": which + words[decides], "scope": _scope(used, cells)}
 
 
 def verdict(
@@ -141,7 +144,7 @@ def verdict(
 def _beyond_control(
     weights: Mapping[Cell, float], cells: Cells, known: contrasts.SeedVariance
 ) -> tuple[str, str]:
-    """Verdict of a gain once the same training on other images is taken off, where that was run."""
+    """Return the verdict of a gain over the same training on other images, if that was run."""
     pairs = []
     for cell, weight in weights.items():
         if weight > 0 and cell.in_house and cell.n_images == max(c.n_images for c in weights):
@@ -163,18 +166,15 @@ def _beyond_control(
 
 
 def _one_base(claim: Claim, used: set[Cell], cells: Cells) -> bool:
-    """Whether an arm of a comparison went on from one base model alone, in all of the study."""
+    """Return whether an arm of a comparison has only one base model in the whole study."""
     metric = {(cell.task, cell.metric, cell.data) for cell in used}
     alike = [c for c in cells if c.in_house and c[:3] in metric]
-    return any(
-        len({c.start for c in alike if c.arm in arm}) <= 1
-        for arm in (claim.one, claim.other)
-        if arm
-    )
+    arms = (arm for arm in (claim.one, claim.other) if arm)
+    return any(len({c.start for c in alike if c.arm in arm}) <= 1 for arm in arms)
 
 
 def _harm(claim: Claim, weights: Mapping[Cell, float], cells: Cells) -> str:
-    """Of a gain: what the smallest subset lost, which growth from there would count as a gain."""
+    """Return what the smallest and the largest subset of a gain have over their base models."""
     if claim.contrast != "gain":
         return ""
     told = []
@@ -183,9 +183,8 @@ def _harm(claim: Claim, weights: Mapping[Cell, float], cells: Cells) -> str:
         sizes = sorted(c for c in cells if c.in_house and c.curve == top.curve)
         base = cells[base_of(top)].values.mean()
         least, most = (cells[c].values.mean() - base for c in (sizes[0], sizes[-1]))
-        told.append(
-            f"{paradigm} {least:+.4f} with {sizes[0].n_images:,.0f}, {most:+.4f} with the most"
-        )
+        few = f"{least:+.4f} with {sizes[0].n_images:,.0f}"
+        told.append(f"{paradigm} {few}, {most:+.4f} with the most")
     return f"; against their base models: {'; '.join(told)}"
 
 
@@ -205,7 +204,7 @@ def _scope(used: set[Cell], cells: Cells) -> str:
 def _options(
     claim: Claim, cells: Cells, gate: Mapping[Cell, str]
 ) -> tuple[list[dict[Cell, float]], list[str], list[str]]:
-    """Weights over cells of every option that can be tested, each in words; what others lack."""
+    """Return for each testable option its weights over cells and its name; and what others lack."""
     options, words, left = [], [], []
     for measure in claim.measures:
         own, unclear = _longest(cells, measure)
@@ -225,7 +224,7 @@ def _options(
 def _longest(
     cells: Cells, measure: tuple[str, str]
 ) -> tuple[dict[str, dict[float, Cell]], dict[str, str]]:
-    """By paradigm, the cells of its longest curve by size, with its base model at 0; or why none."""
+    """Return the cells by size of each paradigm's longest curve (base model at 0), or why none."""
     found: dict[str, list[list[Cell]]] = {}
     for curve in contrasts.curves({c: m for c, m in cells.items() if c[:2] == measure}):
         found.setdefault(curve[0].arm, []).append(curve)
@@ -250,7 +249,7 @@ def _weights(
     cells: Cells,
     gate: Mapping[Cell, str],
 ) -> tuple[dict[Cell, float], str]:
-    """Weights over cells of one option, and in words."""
+    """Return the weights over cells of one option, and its name."""
     sides = []
     for arm in (arm for arm in arms if arm):
         side = [paradigm for paradigm in arm if paradigm in own]
@@ -280,7 +279,7 @@ def _weights(
 def _common_sizes(
     claim: Claim, everyone: list[str], own: Mapping[str, dict[float, Cell]], cells: Cells
 ) -> list[float]:
-    """The subset sizes that all paradigms have; of a slope, from where each passed its base model."""
+    """Return the subset sizes of all paradigms; for a slope, those that pass the base model."""
     there = []
     for paradigm in everyone:
         curve = [cell for n, cell in sorted(own[paradigm].items()) if n]

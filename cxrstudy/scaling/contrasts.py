@@ -351,8 +351,8 @@ def _signed(estimate: Estimate, metric: str) -> Estimate:
     if metric != LOG_ERROR:
         return estimate
     e = estimate
-    ends = {"low": -e.high, "high": -e.low, "low90": -e.high90, "high90": -e.low90}
-    return replace(e, effect=-e.effect, **ends)
+    turned = replace(e, effect=-e.effect, low=-e.high, high=-e.low)
+    return replace(turned, low90=-e.high90, high90=-e.low90)
 
 
 def untestable(cells: Cells, seed_variance: SeedVariance) -> dict[Cell, str]:

@@ -1,9 +1,9 @@
 """Scaling laws of a study's curves: the form that predicts held-out sizes best, and its fit.
 
-Each curve is fitted from the subset size on at which it passes its base model. Below that size, more
-data only undoes harm, and an exponent would describe repetition. The law that is quoted is the one
-that hold-out extrapolation chose. It is drawn and planned by beyond the largest size only where it
-predicted held-out sizes better than the last value did, by more than their noise.
+Each curve is fitted from the subset size on at which it passes its base model. Below that size,
+more data only undoes harm, and an exponent would describe repetition. The law that is quoted is the
+one that hold-out extrapolation chose. It is used beyond the largest size only where it predicted
+held-out sizes better than the last value did, by more than their noise.
 """
 
 from collections.abc import Iterator
@@ -57,10 +57,11 @@ def curves_of(cells: Cells) -> Iterator[Curve]:
 
 
 def _noise(n: Floats, own: list[Measured]) -> dict[str, Any]:
-    """How ``fit_scaling`` treats noise: from the seeds with at least 4 degrees of freedom between them.
+    """Return the noise of runs as ``fit_scaling`` takes it.
 
-    Otherwise each run's bootstrap standard deviation is its lower bound, without the part that all
-    runs share: the same test patients move a curve as a whole and cannot bend it.
+    With at least 4 degrees of freedom between seeds, it is estimated from them. Otherwise each
+    run's bootstrap standard deviation is a lower bound, without the part that all runs share: the
+    same test patients shift a whole curve and do not change its shape.
     """
     if len(n) - len(np.unique(n)) >= 4 or len(n) < 2:
         return {"robust": True}
@@ -74,8 +75,8 @@ def laws(cells: Cells) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return the law of every curve.
 
     Returns:
-        fits: one row a curve: what names it, from_n (smallest size fitted), sizes, runs, form (that
-        was chosen), exponent with its 95% interval low and high, floor, refused (why there is none),
+        fits: one row a curve: its name, from_n (smallest size fitted), sizes, runs, form (the one
+        chosen), exponent with its 95% interval low and high, floor, refused (why there is no law),
         law_error and last_error (median absolute error on the largest size, left out: of the chosen
         form, of the last value) and extrapolates (whether the law did better by more than the
         standard error of the held-out mean).
@@ -105,7 +106,7 @@ def laws(cells: Cells) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 
 
 def _noise_of_held_out(curve: Curve) -> float:
-    """Standard error of the mean at the largest size, between its seeds; 0 where it has one seed."""
+    """Return the standard error of the largest size's mean over seeds; 0 if it has one seed."""
     own = curve.error[curve.n == curve.n.max()] if len(curve.n) else curve.error
     return float(own.std(ddof=1) / np.sqrt(len(own))) if len(own) > 1 else 0.0
 

@@ -1,9 +1,9 @@
-"""'I have n images: what would continued pretraining bring, and what would ten times as many?'
+"""The planner: what would continued pretraining on n images bring, and on ten times as many?
 
-The answer is a grid of numbers with the words to say them. ``consult`` reads it here;
-``book/assets/planner.js`` reads it by the same rules in the reader's browser. Between measured sizes
-the answer is a contrast of the two nearest cells. Beyond the largest size there is an answer only
-where the curve's law predicted held-out sizes better than the last value did (``laws``).
+The answer is a grid of numbers with the words to say them. ``consult`` reads it here, and
+``book/assets/planner.js`` reads it by the same rules in the browser. Between measured sizes the
+answer is a contrast of the two nearest cells. Beyond the largest size there is an answer only where
+the curve's law predicted held-out sizes better than the last value did (``laws``).
 """
 
 import itertools

@@ -1,8 +1,8 @@
-"""Sensitivity analysis: how claims and the gain of in-house images change with one factor of a study.
+"""Sensitivity analysis: how claims and gains of in-house images depend on one factor of a study.
 
-One factor at a time differs from the reference setting (how often reports name devices, label errors,
-the distance between scanners ...). Settings have one seed: they take the variance between seeds of
-the larger studies, and say so.
+One factor at a time differs from the reference setting: how often reports name devices, label
+errors, the distance between scanners, and so on. Settings have one seed. They take the variance
+between seeds from the larger studies, and ``variance_sources`` says so.
 """
 
 import re
@@ -40,19 +40,19 @@ def by_setting(
     Args:
         tables: tidy tables by "factor=value"; the first is the reference, and its runs may be given
             again under other factors.
-        repeats: tidy tables of studies with several seeds, whose variance between seeds is taken.
-        resamples: of the test patients; ``seed`` of these.
+        repeats: tidy tables of studies with several seeds, which give the variance between seeds.
+        resamples: of the test patients; ``seed`` is theirs.
 
     Returns:
         (ledger, contrasts): as ``claims.ledger`` and ``contrasts.all_contrasts``, after the columns
-        factor, setting (the value as written) and reference (whether it holds the reference's runs).
+        factor, setting (the value as written) and reference (whether it has the reference's runs).
 
     Raises:
-        ValueError: a key that is no factor=value.
+        ValueError: a key is not factor=value.
     """
     wrong = [key for key in tables if not re.fullmatch(r"[^=]+=[^=]+", key)]
     if wrong:
-        raise ValueError(f"tables: {wrong[0]!r} is no factor=value, such as 'mention=0.3'")
+        raise ValueError(f"tables: {wrong[0]!r} is not factor=value, such as 'mention=0.3'")
     runs = {key: frozenset(table["folder"]) for key, table in tables.items()}
     first = next(iter(tables), "")
     read = {

@@ -21,7 +21,7 @@ ONE_SEED, UNTESTABLE = "undecided (one seed)", "not testable"
 # verdicts on a claim
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 ONE_BASE = " (one base)"
-VERDICTS = (SUPPORTED, SUPPORTED + ONE_BASE, CONTRADICTED, CONTRADICTED + ONE_BASE)
+VERDICTS: tuple[str, ...] = (SUPPORTED, SUPPORTED + ONE_BASE, CONTRADICTED, CONTRADICTED + ONE_BASE)
 VERDICTS += (INCONCLUSIVE, UNTESTABLE)
 # what an interval includes
 BOTH, PATIENTS = "patients and seeds", "patients only"

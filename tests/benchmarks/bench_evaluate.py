@@ -1,11 +1,11 @@
 """Speed of the patient bootstrap and of the probe against loops over scikit-learn.
 
-    python tests/benchmarks/bench_evaluate.py            # the full sizes: some 10 minutes on 2 cores
-    python tests/benchmarks/bench_evaluate.py --quick    # a tenth of each
+    python tests/benchmarks/bench_evaluate.py           # full sizes: 10 minutes on 2 cores
+    python tests/benchmarks/bench_evaluate.py --quick   # a tenth of each
 
-Both sides run in one process, alternating, on the same data; a side that would take minutes is timed on a part of its
-loop (the printed share) and scaled up, since each turn of a loop costs the same. Ratios are given as median and range
-over rounds. What both sides computed is compared as well.
+Both sides run in one process, alternating, on the same data. A side that would take minutes is
+timed on a part of its loop (the printed share) and scaled up, because each iteration costs the
+same. Ratios are given as median and range over rounds. The results of both sides are compared too.
 """
 
 import argparse
@@ -33,9 +33,10 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def report(what: str, ours: list[float], theirs: list[float], share: float, gap: str) -> None:
     """One line: seconds of each side and their ratio, round by round."""
     ratios = [their / share / our for our, their in zip(ours, theirs, strict=True)]
+    other, ratio = statistics.median(theirs) / share, statistics.median(ratios)
     print(
-        f"{what}: {statistics.median(ours):.3f} s against {statistics.median(theirs) / share:.1f} s "
-        f"(timed on {share:.1%}): {statistics.median(ratios):.0f}x, {min(ratios):.0f} to {max(ratios):.0f}; {gap}",
+        f"{what}: {statistics.median(ours):.3f} s against {other:.1f} s (timed on {share:.1%}): "
+        f"{ratio:.0f}x, {min(ratios):.0f} to {max(ratios):.0f}; {gap}",
         flush=True,
     )
 

@@ -5,8 +5,8 @@
 
 Sides alternate in one process, on the same images, encoder and batch. The bare side's images are
 float tensors in memory, normalised and of the encoder's size. ``encode`` reads memory-mapped bytes,
-normalises and pools them. ``encode_maps`` writes feature maps in half precision. Ratios are medians,
-with their range, of rounds of this process's CPU time, or of wall time on a GPU.
+normalises and pools them. ``encode_maps`` writes feature maps in half precision. Ratios are
+medians, with their range, of rounds of this process's CPU time, or of wall time on a GPU.
 """
 
 import argparse
@@ -69,7 +69,8 @@ def bench(name: str, size: int, n: int, rounds: int, folder: Path) -> None:
             before, own, after = timed(bare), timed(call), timed(bare)
             ratios[what].append(2 * own / (before + after))
     for what, values in ratios.items():
-        told = f"{statistics.median(values):.3f} of the bare pass, {min(values):.3f} to {max(values):.3f}"
+        reach = f"{min(values):.3f} to {max(values):.3f}"
+        told = f"{statistics.median(values):.3f} of the bare pass, {reach}"
         print(f"{name} at {size} px, {n} images, {what}: {told}", flush=True)
 
 

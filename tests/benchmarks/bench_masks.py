@@ -1,13 +1,13 @@
-"""Speed and memory of clDice and tip error on 1,000 masks against the usual full-frame use of a library.
+"""Speed and memory of clDice and tip error on 1,000 masks against full-frame use of a library.
 
     python tests/benchmarks/bench_masks.py            # 1,000 masks of 512 px: a minute or so
     python tests/benchmarks/bench_masks.py --quick    # 100
 
-All sides run in one process, alternating, on the same masks: true ones of the synthetic institution, and
-predictions made of them by a shift and a gap. The usual use is scikit-image's skeletonize of the whole
-image; MONAI's differentiable soft_skel, which others use as a metric too, takes part where monai is installed. Peak
-memory is what NumPy and Python allocated (tracemalloc), beyond the masks themselves, in a round of its own. Ratios:
-median and range over rounds.
+All sides run in one process, alternating, on the same masks: true masks of the synthetic
+institution, and predictions made of them by a shift and a gap. The usual use is scikit-image's
+skeletonize of the whole image. MONAI's differentiable soft_skel, which others use as a metric too,
+is measured if monai is installed. Peak memory is what NumPy and Python allocate (tracemalloc)
+beyond the masks themselves, in a separate round. Ratios: median and range over rounds.
 """
 
 import argparse
@@ -100,15 +100,15 @@ def compare(n: int, size: int, rounds: int) -> None:
             seconds, values[name] = timed(call)
             if turn:  # the first round warms up
                 times[name].append(seconds)
-    print(
-        f"clDice, {n} masks of {size} px: ours {statistics.median(times['ours']):.2f} s, {peak(both):.1f} MB"
-    )
+    own = f"{statistics.median(times['ours']):.2f} s, {peak(both):.1f} MB"
+    print(f"clDice, {n} masks of {size} px: ours {own}")
     for name in list(sides)[1:]:
         ratios = [their / our for our, their in zip(times["ours"], times[name], strict=True)]
         gap = np.abs(values["ours"] - values[name]).max()
         print(
             f"  {name}: {statistics.median(times[name]):.2f} s, {peak(sides[name]):.1f} MB: "
-            f"{statistics.median(ratios):.1f}x, {min(ratios):.1f} to {max(ratios):.1f}; values differ by {gap:.1e}"
+            f"{statistics.median(ratios):.1f}x, {min(ratios):.1f} to {max(ratios):.1f}; "
+            f"values differ by {gap:.1e}"
         )
     same = all(
         np.array_equal(ours, np.argwhere(skeletonize(mask)))
@@ -121,9 +121,8 @@ def compare(n: int, size: int, rounds: int) -> None:
         timed(lambda: tip_error(pred, np.zeros((n, 2)), 0.7, skeletons=lines))[0]
         for _ in range(rounds)
     ]
-    print(
-        f"tip error: {statistics.median(alone):.2f} s; {statistics.median(shared):.3f} s where clDice left skeletons"
-    )
+    reused = f"{statistics.median(shared):.3f} s with the skeletons of clDice"
+    print(f"tip error: {statistics.median(alone):.2f} s; {reused}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Speed of pretraining steps beside lightly's and open_clip's, of loading, of bfloat16, and of a GPU.
+"""Speed of pretraining steps against lightly and open_clip, of loading, bfloat16, and a GPU.
 
     pip install --no-deps --target /tmp/peer lightly==1.6.0 lightly-utils aenum lightning-utilities
-    PYTHONPATH=/tmp/peer python tests/benchmarks/bench_pretrain.py dinov2 clip loader bf16       # some 10 minutes
-    python tests/benchmarks/bench_pretrain.py gpu                                                # where there is one
+    PYTHONPATH=/tmp/peer python tests/benchmarks/bench_pretrain.py dinov2 clip loader bf16
+    python tests/benchmarks/bench_pretrain.py gpu  # on a machine with one
 
-Both sides run in one process on one thread, alternating, with the same trunk, batch, resolution and head sizes. A
-ratio is theirs over ours, a round each: its median, its range, and a 95% interval by resampling rounds. Rows are kept
-in ``book/recorded/benchmarks.csv`` (``--out``); those of the same name, setting and hardware give way.
+Both sides run in one process on one thread, alternating, with the same trunk, batch, resolution and
+head sizes. A ratio is theirs over ours, one for each round: its median, its range, and a 95%
+interval by resampling rounds. Rows are written to ``book/recorded/benchmarks.csv`` (``--out``) and
+replace those of the same name, setting and hardware.
 """
 
 import argparse
@@ -63,16 +64,18 @@ REFERENCE: dict[str, Any] = {
     "gamma": 0.0,
     "blur": 0.5,
 }
-VITS = {  # trunk, its arguments, px, local px, local crops, batch, prototypes and hidden width of the head
+VITS = {  # trunk, arguments, px, local px, local crops, batch, prototypes, hidden width of the head
     "ViT p8 d192 L6, 64 px, 2 local crops of 32 px": (
         "vit_tiny_patch16_224", {"patch_size": 8, "depth": 6}, 64, 32, 2, 32, 2048, 512
     ),
-    "ViT-S/16, 224 px, 8 local crops of 96 px": ("vit_small_patch16_224", {}, 224, 96, 8, 4, 65536, 2048),
+    "ViT-S/16, 224 px, 8 local crops of 96 px": (
+        "vit_small_patch16_224", {}, 224, 96, 8, 4, 65536, 2048
+    ),
 }  # fmt: skip
 
 
 def memory(kept: bool) -> None:
-    """glibc's allocator as our runs have it (``encoders.keep_memory``), or where its own adaptation ends."""
+    """Set glibc's allocator as in our runs (``encoders.keep_memory``), or as it adapts itself."""
     libc = ctypes.CDLL("libc.so.6")
     for option, ours, theirs in ((-3, 2**30, 2**25), (-1, 2**31 - 1, 2**26)):
         libc.mallopt(option, ours if kept else theirs)
@@ -116,17 +119,21 @@ def keep(
         "command": f"python tests/benchmarks/bench_pretrain.py {name}",
     }
     ROWS.append(row)
+    own, theirs = row["images_per_second"], row["peer_images_per_second"]
     print(
-        f"{name}: {setting}: {row['images_per_second']:.1f} images/s, {peer} {row['peer_images_per_second']:.1f}: "
+        f"{name}: {setting}: {own:.1f} images/s, {peer} {theirs:.1f}: "
         f"{row['ratio']:.2f}x [{low:.2f}, {high:.2f}], {ratios.min():.2f} to {ratios.max():.2f}",
         flush=True,
     )
 
 
-# ---- dinov2 beside lightly -----------------------------------------------------------------------------------------
+# ---- dinov2 beside lightly ---------------------------------------------------------------------
 class Lightly:
-    """The loop of lightly's DINOv2 example (docs.lightly.ai, self-supervised-learning/examples/dinov2), its own parts:
-    masked timm trunk, heads, losses, momentum, masks, and its image-by-image transform."""
+    """The loop of lightly's DINOv2 example, with its own parts.
+
+    These are masked timm trunk, heads, losses, momentum, masks and the image-by-image transform
+    (docs.lightly.ai, self-supervised-learning/examples/dinov2).
+    """
 
     def __init__(
         self,
@@ -208,16 +215,18 @@ class Lightly:
 
 
 def bench_dinov2(rounds: int) -> None:
-    """The whole loop, views included, and the step alone on views that stand; lightly's example is in float32, ours in
-    float32 too and then as ``precision: auto`` has it on this machine."""
+    """Time the whole loop with views, and the step alone on given views.
+
+    lightly's example is in float32. Ours is in float32 too, then in ``precision: auto``.
+    """
     for setting, case in VITS.items():
         for asked in dict.fromkeys((torch.float32, precision("auto", torch.device("cpu")))):
             dinov2_case(rounds, asked, f"{setting}, {str(asked).removeprefix('torch.')}", *case)
 
 
 def dinov2_case(
-    rounds: int, dtype: torch.dtype, setting: str, name: str, arguments: dict[str, Any], size: int, local: int,
-    crops: int, batch: int,
+    rounds: int, dtype: torch.dtype, setting: str, name: str, arguments: dict[str, Any],
+    size: int, local: int, crops: int, batch: int,
     prototypes: int, hidden: int
 ) -> None:  # fmt: skip
     own = {**arguments, "img_size": size, "dynamic_img_size": True}
@@ -264,9 +273,9 @@ def dinov2_case(
     )
 
 
-# ---- clip beside open_clip -----------------------------------------------------------------------------------------
+# ---- clip beside open_clip ---------------------------------------------------------------------
 def bench_clip(rounds: int) -> None:
-    """Our step, its augmentation included, beside open_clip's model, loss and step on the same images and tokens."""
+    """Compare our step and augmentation with open_clip's model, loss and step on the same input."""
     for name, size, batch in (("resnet18", 64, 64), ("davit_tiny", 224, 8)):
         clip_case(rounds, name, size, batch)
 
@@ -288,9 +297,10 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
     mine = torch.optim.AdamW(objective.param_groups(), lr=1e-4, fused=True)
     model = open_clip.CLIP(
         256,
-        {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear",
-         "image_size": size},
-        {"context_length": 96, "vocab_size": 512, "width": 256, "heads": 4, "layers": 4, "no_causal_mask": True},
+        {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "",
+         "timm_proj": "linear", "image_size": size},
+        {"context_length": 96, "vocab_size": 512, "width": 256, "heads": 4, "layers": 4,
+         "no_causal_mask": True},
     ).to(memory_format=torch.channels_last)  # fmt: skip
     loss_of, take = open_clip.ClipLoss(), np.arange(batch)
     theirs_optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -322,9 +332,9 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
     keep("clip", setting, f"open_clip {open_clip.__version__}", batch, *seconds)
 
 
-# ---- loading, bfloat16 ---------------------------------------------------------------------------------------------
+# ---- loading, bfloat16 -------------------------------------------------------------------------
 def bench_loader(rounds: int) -> None:
-    """Ten steps of the loop that read their images from the memory map, beside ten on one batch that is held."""
+    """Compare ten steps that read images from the memory map with ten on one batch in memory."""
     prepared = prepare_data(
         study.Data(
             n_images=4096, fractions={"pretrain": 1.0}, out="/tmp/cxrstudy-bench/study-00000a"
@@ -356,7 +366,7 @@ def bench_loader(rounds: int) -> None:
 
 
 def bench_bf16(rounds: int) -> None:
-    """Training steps of a ViT and of the small CNN under bfloat16 autocast beside float32: does this CPU gain?"""
+    """Compare training steps of a ViT and of the small CNN in bfloat16 autocast and in float32."""
     for name, arguments, size, batch in (
         ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 6, "img_size": 64}, 64, 64),
         ("vit_small_patch16_224", {}, 224, 8),
@@ -403,10 +413,13 @@ def bench_bf16(rounds: int) -> None:
         )
 
 
-# ---- a GPU ---------------------------------------------------------------------------------------------------------
+# ---- a GPU -------------------------------------------------------------------------------------
 def bench_gpu(rounds: int) -> None:
-    """dinov2 with ViT-B/14 at 224 and 518 px and clip's image tower DaViT-base at 224 px in bfloat16, compiled and not:
-    images/s, share of the card's measured matrix rate (MFU), memory, and the three costliest kernels."""
+    """Time dinov2 (ViT-B/14, 224 and 518 px) and clip's image tower (DaViT-base, 224 px).
+
+    In bfloat16, compiled and not: images/s, share of the card's measured matrix rate (MFU), memory,
+    and the three costliest kernels.
+    """
     if not torch.cuda.is_available():
         sys.exit("gpu: no GPU is visible to torch")
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
@@ -475,7 +488,7 @@ def gpu_step(
     towers: list[Encoder],
     step: Callable[[], None],
 ) -> None:
-    """Time one step, count its operations as they are without compilation, and name its costliest kernels."""
+    """Time one step, count its operations without compilation, and name its costliest kernels."""
     with flop.counter() as counter:
         step()
     if compiled:

@@ -1,10 +1,11 @@
-"""Where the time of one full evaluation goes: classify, segment and report of one encoder, at their defaults.
+"""Time by step of one encoder's full evaluation: classify, segment and report, at their defaults.
 
-    python tests/benchmarks/bench_stages.py --data runs/mini/data/study-4e23d7 --encoder book/recorded/bases/clip-hybrid
+    python tests/benchmarks/bench_stages.py --data runs/mini/data/study-4e23d7 \\
+        --encoder book/recorded/bases/clip-hybrid
 
 Seconds of CPU time of this process on one thread, because other programs on the machine disturb the
-clock. A step's time excludes the other steps that it calls. Runs go to a scratch folder (--out) that
-is deleted afterwards. Takes about 2 minutes of CPU.
+clock. A step's time excludes the other steps that it calls. Runs go to a scratch folder (--out),
+which is deleted afterwards. Takes about 2 minutes of CPU.
 """
 
 import argparse
@@ -87,7 +88,7 @@ class Clock:
         return run
 
     def watch(self) -> None:
-        """Put a timed function wherever one of STEPS stands, under whatever name it was imported."""
+        """Replace each of STEPS by a timed function, under every name it was imported as."""
         ours = [module for name, module in list(sys.modules.items()) if name.startswith("cxrstudy")]
         for step, places in STEPS.items():
             for owner, name in places:

@@ -1,9 +1,9 @@
-"""Print how long the sentences of the book, the notebooks, README, cards and docstrings are, in words.
+"""Print the length in words of sentences of book, notebooks, README, cards and docstrings.
 
     python tests/benchmarks/sentences.py [FILE ...]
 
-Aim for prose pages: a mean of at most 20 words, at most 5% above 35. Code, tables, headings, formulas and list markers
-are left out; a link counts by its text.
+Aim for prose pages: a mean of at most 20 words, at most 5% above 35. Code, tables, headings,
+formulas and list markers are left out; a link counts by its text.
 """
 
 import ast
@@ -42,7 +42,7 @@ def sentences(text: str) -> Iterator[int]:
 
 
 def texts(path: Path) -> str:
-    """What a person reads in a file: Markdown, a notebook's Markdown cells, or the docstrings of Python code."""
+    """Return the prose of a file: Markdown, a notebook's Markdown cells, or docstrings of code."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return prose(source)
@@ -63,7 +63,8 @@ def report(name: str, counts: list[int]) -> str:
     if not counts:
         return f"{name:<44} no sentence"
     share = sum(count > LONG for count in counts) / len(counts)
-    return f"{name:<44} mean {sum(counts) / len(counts):5.1f}  above {LONG}: {share:5.1%}  of {len(counts)}"
+    mean = sum(counts) / len(counts)
+    return f"{name:<44} mean {mean:5.1f}  above {LONG}: {share:5.1%}  of {len(counts)}"
 
 
 def main(names: list[str]) -> None:

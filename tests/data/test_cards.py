@@ -76,7 +76,7 @@ def no_rows(n):
     )
 
 
-# ---- the repository's own ------------------------------------------------------------------------
+# ---- the repository's own ----------------------------------------------------------------------
 @pytest.mark.parametrize("name", CARDS)
 def test_every_card_of_the_repository_parses_and_is_complete(name):
     card = read_card(name)
@@ -151,7 +151,7 @@ def test_the_synthetic_card_gives_the_rows_of_describe():
     assert len(load_manifest("synthetic")) == read_card("synthetic").counts["default_images"]
 
 
-# ---- the reader ----------------------------------------------------------------------------------
+# ---- the reader --------------------------------------------------------------------------------
 @pytest.mark.parametrize(("missing", "blank"), [("absent", 0.0), ("unknown", math.nan)])
 def test_values_of_label_columns_become_ours(tmp_path, missing, blank):
     write_rows(tmp_path, rows(Edema=["1.0", "0.0", "-1.0", ""]))
@@ -289,7 +289,7 @@ def test_a_parquet_table_gives_what_the_same_table_in_csv_gives(tmp_path):
     pd.testing.assert_frame_equal(load_manifest(card, root=tmp_path), from_csv, check_dtype=False)
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- what is refused ---------------------------------------------------------------------------
 def refused(card, root, *said, error=CardError):
     with pytest.raises(error) as caught:
         load_manifest(card, root=root)

@@ -24,7 +24,7 @@ def edit(path, old, new, encoding="utf-8", ends="\n"):
     return path
 
 
-# ---- cards ---------------------------------------------------------------------------------------
+# ---- cards -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("told", "cells"),
     [
@@ -115,7 +115,7 @@ def test_a_card_without_labels_or_reports_gives_its_images(tmp_path):
     )
 
 
-# ---- tables --------------------------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------
 def test_ages_sexes_and_views_are_understood_or_counted_by_value(tmp_path):
     own = {
         "years": ["013M", "058Y", "8 months", ">89", "40-49", "-1", "40-49", ""],

@@ -46,7 +46,7 @@ def write_dicom(pixels, path, photometric="MONOCHROME2"):
     return path
 
 
-# ---- one file ------------------------------------------------------------------------------------
+# ---- one file ----------------------------------------------------------------------------------
 def test_an_8_bit_png_comes_out_as_it_is(tmp_path):
     pixels = read_image(save(NOISE, tmp_path / "x.png"), 32)
     assert pixels.dtype == np.uint8
@@ -147,7 +147,7 @@ def test_a_file_that_holds_no_image_is_refused_by_its_path_with_a_reason(tmp_pat
         assert len(caught.value.reason) > 5, name
 
 
-# ---- a data set ----------------------------------------------------------------------------------
+# ---- a data set --------------------------------------------------------------------------------
 def manifest_of(paths, **columns):
     ids = [path.name for path in paths]
     own = {
@@ -283,7 +283,7 @@ def test_windows_that_leave_no_picture_and_bits_beyond_those_stored_are_counted_
     assert list(listed["image_id"]) == ["1.png", "2.png"]
 
 
-# ---- the synthetic institution, and a data run ---------------------------------------------------
+# ---- the synthetic institution, and a data run -------------------------------------------------
 def test_synthetic_rows_are_drawn_in_their_order(tmp_path):
     manifest = cards.load_manifest("synthetic", institution="public-2", n_images=CHUNK + 20, seed=4)
     manifest = manifest.sample(frac=1, random_state=1).reset_index(drop=True)

@@ -31,7 +31,7 @@ def listed(folder, cells, names=NAMES, separator="|", absent=0.0, may=(), rows=N
     }
 
 
-# ---- lists ---------------------------------------------------------------------------------------
+# ---- lists -------------------------------------------------------------------------------------
 CELLS = {
     "['cardiomegaly', 'pleural effusion']": ["cardiomegaly", "pleural effusion"],
     '["cardiomegaly", "pleural effusion"]': ["cardiomegaly", "pleural effusion"],
@@ -140,7 +140,7 @@ def test_a_cell_that_the_separator_does_not_part_is_refused_by_its_line(tmp_path
     }  # a name with a comma
 
 
-# ---- values --------------------------------------------------------------------------------------
+# ---- values ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("key", ["1", "1.0", "1.", "+1", "1e0", " 1 ", "1,0"])
 @pytest.mark.parametrize("cell", ["1", "1.0", "1.00", " 1", "True", "true"])
 def test_numbers_compare_as_numbers(key, cell):

@@ -42,7 +42,7 @@ manifests = st.lists(ids, min_size=1, max_size=12, unique=True).flatmap(
 )
 
 
-# ---- nested subsets ------------------------------------------------------------------------------
+# ---- nested subsets ----------------------------------------------------------------------------
 @quick
 @given(manifest=manifests, seed=seeds, data=st.data())
 def test_subsets_are_exact_nested_and_hold_whole_patients_but_for_the_last(manifest, seed, data):
@@ -98,7 +98,7 @@ def test_the_error_of_a_subset_says_what_can_be_had():
         nested_subset(table([f"p{k}" for k in range(54)]), 3000)
 
 
-# ---- splits --------------------------------------------------------------------------------------
+# ---- splits ------------------------------------------------------------------------------------
 weights = st.lists(st.integers(0, 10), min_size=1, max_size=5).filter(sum)
 
 
@@ -164,7 +164,7 @@ def test_fractions_that_do_not_sum_to_one_are_refused(fractions):
     assert f"which sum to {sum(fractions.values()):g}" in str(caught.value)
 
 
-# ---- validation ----------------------------------------------------------------------------------
+# ---- validation --------------------------------------------------------------------------------
 def sound():
     extra = {
         "view": ["PA", None, "LATERAL", "AP"],
@@ -236,7 +236,7 @@ def test_the_first_bad_row_is_named_with_how_many_there_are():
         validate(manifest)
 
 
-# ---- files ---------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------
 texts = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=20))
 
 
@@ -277,7 +277,7 @@ def test_a_file_that_is_no_manifest_is_refused_by_its_name(tmp_path):
         assert str(path) in str(caught.value)
 
 
-# ---- labels --------------------------------------------------------------------------------------
+# ---- labels ------------------------------------------------------------------------------------
 @quick
 @given(names=st.permutations([*LABELS[:4], "hernia", "emphysema"]), data=st.data())
 def test_label_arrays_have_the_columns_asked_for_in_their_order_and_nan_for_unknown(names, data):

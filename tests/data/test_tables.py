@@ -37,7 +37,7 @@ def refused(*said, **call):
         assert part in str(caught.value)
 
 
-# ---- encodings and kinds of file -----------------------------------------------------------------
+# ---- encodings and kinds of file ---------------------------------------------------------------
 PACKERS = {"csv": bytes, "csv.gz": gzip.compress, "csv.bz2": bz2.compress, "csv.xz": lzma.compress}
 
 
@@ -108,7 +108,7 @@ def test_what_is_no_table_is_refused_by_its_kind(tmp_path, data, said):
     refused(said, path=path)
 
 
-# ---- rows and lines ------------------------------------------------------------------------------
+# ---- rows and lines ----------------------------------------------------------------------------
 cell = st.text(st.sampled_from('ab ,;"\n\té'), max_size=5)
 
 
@@ -164,7 +164,7 @@ def test_separators_at_line_ends_do_not_count(tmp_path):
     assert read(tmp_path / "t.csv")[1] == [["1", "a"], ["2", "b"]]
 
 
-# ---- columns -------------------------------------------------------------------------------------
+# ---- columns -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("sign", [";", "\t", "|"])
 def test_another_separator_is_named_with_the_remedy(tmp_path, sign):
     (tmp_path / "t.csv").write_text(f"id{sign}name\n1{sign}a, b\n")
@@ -207,7 +207,7 @@ def test_cells_that_look_missing_are_kept_where_the_card_gives_them_a_meaning(tm
     ]  # fmt: skip
 
 
-# ---- Parquet -------------------------------------------------------------------------------------
+# ---- Parquet -----------------------------------------------------------------------------------
 day = datetime.datetime(2020, 1, 2)
 COLUMNS = [
     (pa.array([5, None]), ["5", None]), (pa.array([5.0, None]), ["5", None]),

@@ -39,7 +39,7 @@ def quiet(path):
         return read_embeddings(path)
 
 
-# ---- which columns are the vector ----------------------------------------------------------------
+# ---- which columns are the vector --------------------------------------------------------------
 @pytest.mark.parametrize(
     "kind", [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64, list]
 )
@@ -188,7 +188,7 @@ def test_noise_beside_an_integer_label_does_not_tell_the_label(tmp_path):
     assert row["low"] < 0.6
 
 
-# ---- which row is which image --------------------------------------------------------------------
+# ---- which row is which image ------------------------------------------------------------------
 @pytest.mark.parametrize(
     "ids", [[5, 6, 7], np.array([5.0, 6.0, 7.0]), ["5", "6", "7"], np.int16([5, 6, 7])]
 )
@@ -239,7 +239,7 @@ def test_ids_that_are_missing_twice_or_have_lost_digits_are_refused(tmp_path):
         read_embeddings(tmp_path / "other.parquet")
 
 
-# ---- other files ---------------------------------------------------------------------------------
+# ---- other files -------------------------------------------------------------------------------
 def test_npz_of_other_arrays_and_files_of_another_kind_are_refused_with_the_way(tmp_path):
     for arrays, said in [
         ({"ids": IDS, "vectors": X}, "holds ids, vectors, where image_id and vectors are needed"),

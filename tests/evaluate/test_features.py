@@ -50,7 +50,7 @@ def encoder(name="random:cnn_mini", seed=0):
     return encoders.load_encoder(name, size=32, seed=seed)
 
 
-# ---- one pass ------------------------------------------------------------------------------------
+# ---- one pass ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["cnn_mini", "davit_mini", "hybrid_mini", "vit_tiny_patch16_224"])
 def test_the_last_layer_is_that_of_forward_features_and_others_follow_it(name):
     one, x = encoder(f"random:{name}"), torch.randn(2, 1, 32, 32)
@@ -123,7 +123,7 @@ def test_no_more_than_a_batch_is_held_in_memory(
     assert len(alive) == 5
 
 
-# ---- memory-mapped maps --------------------------------------------------------------------------
+# ---- memory-mapped maps ------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["random:cnn_mini", "random:hybrid_mini"])
 def test_mapped_maps_fill_the_rows_asked_for_keep_their_layout_and_leave_no_file(
     prepared, tmp_path, name
@@ -148,7 +148,7 @@ def test_maps_beyond_half_precision_are_clipped_and_those_that_are_no_numbers_re
         encode_maps(one, prepared, np.arange(4), 1, home=tmp_path)
 
 
-# ---- others' vectors -----------------------------------------------------------------------------
+# ---- others' vectors ---------------------------------------------------------------------------
 def vectors(prepared, tmp_path, form, change=None):
     ids = prepared.manifest["image_id"].to_numpy(str)
     x = encode(encoder(), prepared, np.arange(len(ids)), pooling="mean")
@@ -212,7 +212,7 @@ def test_only_the_images_of_the_evaluation_must_be_in_the_table(prepared, folder
 def test_patients_listed_beside_a_table_are_refused_as_a_leak(prepared, folder, tmp_path):
     path = vectors(prepared, tmp_path, "npz")
     (tmp_path / "patients.txt").write_text(prepared.manifest["patient_id"].iloc[0])
-    with pytest.raises(LeakError, match="1 patients who judge encoder"):
+    with pytest.raises(LeakError, match="1 patients of the evaluation of encoder"):
         classify(prepared, folder, path)
 
 

@@ -48,7 +48,7 @@ def of_file(mask, path, size):
     return found.masks[0].any(0)
 
 
-# ---- files ---------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------
 def test_a_thin_line_of_a_large_file_stays_whole(tmp_path):
     mask = np.zeros((2048, 2048), bool)
     rows, columns = line(100, 1030, 1900, 700)
@@ -73,7 +73,7 @@ def test_no_pixel_of_a_file_is_lost_whatever_the_factor(tmp_path, side):
         assert found[tuple(place)]
 
 
-# ---- overlap -------------------------------------------------------------------------------------
+# ---- overlap -----------------------------------------------------------------------------------
 @many
 @given(p=blobs(), data=st.data())
 def test_dice_and_iou_are_the_sets_own(p, data):
@@ -165,7 +165,7 @@ def test_masks_that_do_not_fit_are_refused(metric, pred, truth, said):
         metric(pred, truth)
 
 
-# ---- centre lines --------------------------------------------------------------------------------
+# ---- centre lines ------------------------------------------------------------------------------
 @many
 @given(p=blobs())
 def test_skeletons_are_those_of_the_whole_image(p):
@@ -220,7 +220,7 @@ def test_pieces_are_counted_across_corners(p):
         assert found == count
 
 
-# ---- tips ----------------------------------------------------------------------------------------
+# ---- tips --------------------------------------------------------------------------------------
 @many
 @given(
     column=st.integers(0, 69),

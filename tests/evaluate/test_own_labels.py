@@ -62,7 +62,7 @@ def run(prepared, **changes):
     return protocol.run(study.validated("classify", own | changes), prepared)
 
 
-# ---- no labels -----------------------------------------------------------------------------------------------------
+# ---- no labels ---------------------------------------------------------------------------------
 BASELINES = [
     {"encoder": "pixels"},
     {"encoder": "covariates"},
@@ -152,7 +152,7 @@ def test_figures_say_that_there_is_nothing_to_draw():
         assert "No label" in shown.alt or "no labels" in shown.alt
 
 
-# ---- labels under their own names ----------------------------------------------------------------------------------
+# ---- labels under their own names --------------------------------------------------------------
 def test_labels_under_their_own_names_are_evaluated_as_findings(prepared, clip):
     rng = np.random.default_rng(3)
     names = ("COVID-19 pneumonia", "tuberculosis", "edema", "picc", "a:b")
@@ -195,7 +195,7 @@ def test_a_label_that_every_encoder_tells_has_an_interval_with_a_width_and_its_c
         )
 
 
-# ---- too few -------------------------------------------------------------------------------------------------------
+# ---- too few -----------------------------------------------------------------------------------
 def few_in_test(prepared, split, count, value=1.0):
     """A label that so many images of a split have (``value`` 0: lack), and half of all others."""
     rng = np.random.default_rng(5)
@@ -274,11 +274,12 @@ def test_a_fold_too_few_by_itself_is_evaluated_with_the_others(prepared):
     assert result.metrics[0]["positives"] >= 10 and result.metrics[0]["value"] > 0
 
 
-# ---- pages ---------------------------------------------------------------------------------------------------------
+# ---- pages -------------------------------------------------------------------------------------
 def row(task, label, value, n=100, positives=40, **more):
-    return {"task": task, "label": label, "metric": "auroc", "value": value, "low": value, "high": value} | {
-        "n": n, "positives": positives, "n_patients": 60, "run": "r", "folder": "", "note": np.nan
-    } | more  # fmt: skip
+    row = {"task": task, "label": label, "metric": "auroc"}
+    row |= dict.fromkeys(("value", "low", "high"), value)
+    row |= {"n": n, "positives": positives, "n_patients": 60}
+    return row | {"run": "r", "folder": "", "note": np.nan} | more
 
 
 def test_a_page_says_on_what_its_numbers_rest():

@@ -270,7 +270,7 @@ def test_real_labels_and_patients():
     assert all(r["low"] < r["value"] < r["high"] for r in records)
 
 
-# ---- more metrics --------------------------------------------------------------------------------
+# ---- more metrics ------------------------------------------------------------------------------
 def test_evaluate_weighs_labels_by_their_positives_and_judges_decisions():
     rng = np.random.default_rng(0)
     y = (rng.random((300, 3)) < [0.4, 0.1, 0.0]).astype(float)

@@ -89,7 +89,7 @@ def flipped(prepared, *splits):
     return Prepared(manifest, prepared.images, prepared.info)
 
 
-# ---- leaks ---------------------------------------------------------------------------------------
+# ---- leaks -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_labelled_patient_who_was_pretrained_on_is_refused_with_encoder_and_patient(
     prepared, tmp_path, split
@@ -164,7 +164,7 @@ def test_a_patient_on_whom_the_probe_is_fitted_or_chosen_is_refused_as_a_test_pa
             run(data, also=[same.out], **changes)
 
 
-# ---- who is scored, and by what ------------------------------------------------------------------
+# ---- who is scored, and by what ----------------------------------------------------------------
 def test_fixed_splits_score_the_test_rows_and_know_nothing_of_their_labels(prepared):
     result = run(prepared)
     test = prepared.manifest[prepared.manifest["split"] == "test"]
@@ -256,7 +256,7 @@ def test_without_labels_asked_for_all_of_the_vocabulary_that_have_both_classes_a
     assert "edema" not in result.names
 
 
-# ---- numbers -------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def by_subject(prepared):
     return {
@@ -365,7 +365,7 @@ def test_pixels_of_a_marked_label_are_found(prepared):
     assert 0.25 < table["edema", "auroc"] < 0.75
 
 
-# ---- features ------------------------------------------------------------------------------------
+# ---- features ----------------------------------------------------------------------------------
 @settings(deadline=None, max_examples=25)
 @given(
     n=st.integers(1, 3),
@@ -444,7 +444,7 @@ def test_covariates_are_view_sex_and_age_and_need_none_of_them():
     assert math.isfinite(covariates(table.assign(age=None)).sum())
 
 
-# ---- malposition, laterality, subgroups ----------------------------------------------------------
+# ---- malposition, laterality, subgroups --------------------------------------------------------
 def test_metadata_of_drawn_images_are_the_institutions_truth(prepared):
     told = cohort.row_metadata(prepared, ["train", "test"])
     truth = synthetic.describe(np.arange(IMAGES))
@@ -533,7 +533,7 @@ def test_subgroups_are_the_rows_of_the_group_alone(prepared):
     assert set(ages) <= {"0-39", "40-59", "60-79", "80-130"} and len(set(ages)) > 1
 
 
-# ---- thresholds, few labels, controls, other data ------------------------------------------------
+# ---- thresholds, few labels, controls, other data ----------------------------------------------
 def test_thresholds_and_probabilities_come_from_validation_alone(prepared):
     result = run(prepared)
     test_flipped = run(flipped(prepared, "test"))

@@ -110,7 +110,7 @@ def without_seconds(result):
     return {key: value for key, value in result["info"].items() if not key.startswith("seconds")}
 
 
-# ---- what is learned -----------------------------------------------------------------------------
+# ---- what is learned ---------------------------------------------------------------------------
 def test_what_an_image_shows_is_written_and_another_image_is_not_its_report(learned):
     found, loss = scores(learned), learned["history"]["loss"]
     assert loss.iloc[-10:].mean() < 0.2 * loss.iloc[0]
@@ -193,7 +193,7 @@ def test_a_training_may_be_all_warm_up(features, changes):
     np.testing.assert_allclose(history["lr"], p.lr * np.arange(1, p.steps + 1) / p.steps)
 
 
-# ---- the loss and the search ---------------------------------------------------------------------
+# ---- the loss and the search -------------------------------------------------------------------
 @pytest.mark.parametrize("prompt", ["", "Describe the x-ray."])
 def test_reports_of_other_lengths_beside_it_change_no_reports_loss(features, prompt):
     tokens, reports, _ = features
@@ -337,7 +337,7 @@ def test_a_tokenizer_has_the_size_asked_for_and_learns_words():
     assert len(tokenizer("2024")["input_ids"]) == 4
 
 
-# ---- patch features ------------------------------------------------------------------------------
+# ---- patch features ----------------------------------------------------------------------------
 def test_tokens_are_the_encoders_patches_in_half_precision_whatever_the_order(prepared):
     encoder, rows = encoders.load_encoder("random:cnn_mini", size=32), np.array([7, 3, 150, 3])
     tokens = encode_tokens(encoder, prepared, rows, grid=0)
@@ -395,7 +395,7 @@ def test_an_encoder_runs_once_over_each_image(clear, monkeypatch):
     assert sum(seen) == 35
 
 
-# ---- who is judged -------------------------------------------------------------------------------
+# ---- who is judged -----------------------------------------------------------------------------
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_patient_who_was_pretrained_on_is_refused_before_anything_is_computed(
     prepared, tmp_path, split
@@ -478,10 +478,10 @@ def test_subjects_say_what_they_are(learned):
     )
 
 
-# ---- a language model of a folder ----------------------------------------------------------------
+# ---- a language model of a folder --------------------------------------------------------------
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny causal language model with a tokenizer, as Hugging Face's; it asks for odd decoding."""
+    """A tiny Hugging Face causal language model with a tokenizer; it sets unusual decoding."""
     where = tmp_path_factory.mktemp("models") / "tiny-llm"
     tokenizer = train_tokenizer(CORPUS, 320)
     shape = {
@@ -596,7 +596,7 @@ def test_a_tokenizer_that_knows_more_than_its_model_is_refused(folder, tmp_path)
         open_model(str(tmp_path), 0)
 
 
-# ---- shown ---------------------------------------------------------------------------------------
+# ---- shown -------------------------------------------------------------------------------------
 def test_examples_mark_what_is_agreed_missed_and_invented_and_nothing_else():
     truth, mine = (
         "Cardiomegaly. No edema. Left effusion <2 cm.",

@@ -63,7 +63,7 @@ def of(prepared, split):
     return sorted(set(prepared.manifest.loc[prepared.manifest["split"] == split, "patient_id"]))
 
 
-# ---- true masks ----------------------------------------------------------------------------------
+# ---- true masks --------------------------------------------------------------------------------
 def test_synthetic_masks_are_those_of_the_images(prepared):
     rows = np.array([200, 3, 3, 57])
     found, batch = load_masks(prepared, rows), synthetic.sample(rows, size=64)
@@ -78,8 +78,10 @@ def test_synthetic_masks_are_those_of_the_images(prepared):
 
 @pytest.fixture
 def real(tmp_path):
-    """Three x-rays of 200 x 100 px, an ETT on the first, absent on the second, unknown on the third, a
-    synthetic row; the NGT has no column."""
+    """Three x-rays of 200 x 100 px and a synthetic row; the NGT has no column.
+
+    The ETT is on the first, absent on the second, unknown on the third.
+    """
     mask = np.zeros((200, 100), np.uint8)
     mask[60:130, 40:44] = 7
     Image.fromarray(mask).save(tmp_path / "ett.png")
@@ -123,7 +125,7 @@ def test_a_mask_that_cannot_be_read_is_named_with_row_and_column(real, tmp_path,
     )
 
 
-# ---- feature maps --------------------------------------------------------------------------------
+# ---- feature maps ------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "layers", "sides"),
     [
@@ -233,7 +235,7 @@ def test_continuity_of_mapped_maps_is_that_of_the_encoder(prepared, tmp_path):
         assert found["value"] == pytest.approx(expected["value"], abs=1e-3)  # half precision
 
 
-# ---- heads ---------------------------------------------------------------------------------------
+# ---- heads -------------------------------------------------------------------------------------
 def some_maps(*shapes, n=3):
     rng = np.random.default_rng(0)
     return [rng.normal(3, 2, size=(n, *shape)).astype(np.float16) for shape in shapes]
@@ -299,7 +301,7 @@ def test_thresholds_are_judged_by_the_dice_of_all_pixels(prepared, tmp_path):
             assert found[k, d] == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()))
 
 
-# ---- the protocol --------------------------------------------------------------------------------
+# ---- the protocol ------------------------------------------------------------------------------
 def test_a_decoder_on_a_frozen_random_encoder_beats_drawing_nothing(result):
     table = pd.DataFrame(result["metrics"]).set_index(["label", "metric"])
     assert table.loc[("macro", "dice"), "low"] > 0.02  # nothing drawn is 0
@@ -388,7 +390,7 @@ def test_data_without_masks_is_refused_with_the_remedy(prepared):
         run(Prepared(manifest, prepared.images, prepared.info))
 
 
-# ---- numbers -------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------
 def test_scores_are_the_mask_metrics_of_what_was_drawn(prepared, result):
     assert [case["which"] for case in result["cases"]] == ["best", "median", "worst"] * 2
     for case in result["cases"]:
@@ -456,7 +458,7 @@ def test_a_missed_tube_has_no_tip_error_and_counts_as_missed():
     assert found.loc[("picc", "dice"), "value"] == 0.375
 
 
-# ---- continuity ----------------------------------------------------------------------------------
+# ---- continuity --------------------------------------------------------------------------------
 @pytest.mark.parametrize("noise", [False, True])
 def test_continuity_is_one_where_patches_tell_the_tube_and_a_half_where_they_do_not(
     prepared, monkeypatch, noise
@@ -540,7 +542,7 @@ def test_continuity_counts_tubes_and_says_whose(prepared):
         continuity.continuity(encoder, prepared, rows, 1, devices=["stent"])
 
 
-# ---- pictures and notebook -----------------------------------------------------------------------
+# ---- pictures and notebook ---------------------------------------------------------------------
 def test_pictures_say_what_they_show_and_withhold_what_they_must(prepared, result):
     shown = pictures.overlays(prepared, result["cases"], title="Here.")
     assert shown.alt.startswith(

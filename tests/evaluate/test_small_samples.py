@@ -1,4 +1,4 @@
-"""Small samples: exact intervals against the law that they come from, and what is too few to evaluate."""
+"""Small samples: exact intervals by their probability law, and what is too few to evaluate."""
 
 import json
 
@@ -25,7 +25,7 @@ shares = st.floats(0, 1)
 RECORDED = [name for name in ("nih", "study-cpu") if (recorded.place(name) / "runs.csv").is_file()]
 
 
-# ---- exact intervals -----------------------------------------------------------------------------------------------
+# ---- exact intervals ---------------------------------------------------------------------------
 @quick
 @given(value=shares, n=st.integers(1, 10**6), level=st.floats(0.5, 0.999))
 def test_an_exact_interval_holds_its_value_lies_in_0_to_1_and_has_a_width(value, n, level):
@@ -59,7 +59,7 @@ def test_of_all_and_of_none_the_bound_is_the_root_of_half_alpha(n):
 
 
 def test_the_bound_of_a_perfect_auroc_holds_as_often_as_it_says():
-    """Two normal classes, one patient each image: where a sample separates them, the true AUROC is above the bound."""
+    """Two normal classes, one image a patient: if separated, the true AUROC is above the bound."""
     rng = np.random.default_rng(0)
     for shift in (1.5, 2.5, 3.5):
         true, n, held, flat = scipy.stats.norm.cdf(shift / 2**0.5), 8, 0, 0
@@ -92,9 +92,9 @@ def test_an_interval_that_has_a_width_stays_as_it_is_bit_for_bit(low, high, valu
         assert found[0] <= value <= found[1] and found[0] < found[1] and found[2]
 
 
-# ---- metrics -------------------------------------------------------------------------------------------------------
+# ---- metrics -----------------------------------------------------------------------------------
 def separated(positives, negatives, *, each=1):
-    """Scores (N,1) that tell labels (N,1) without fault, and patients of ``each`` images, one class a patient."""
+    """Scores (N,1) that separate labels (N,1), and patients of ``each`` images, one class each."""
     y = np.repeat([1.0] * positives + [0.0] * negatives, each)[:, None]
     return (
         y * 2 + np.linspace(0, 0.5, len(y))[:, None],
@@ -235,7 +235,7 @@ def test_no_recorded_value_moves(name):
             ]
 
 
-# ---- retrieval, differences ----------------------------------------------------------------------------------------
+# ---- retrieval, differences --------------------------------------------------------------------
 def test_recall_of_all_and_of_none_has_a_width():
     for rank, ends in ((1.0, (0.025 ** (1 / 30), 1)), (99.0, (0, 1 - 0.025 ** (1 / 30)))):
         row = zeroshot.recall(np.full((60, 2), rank), np.arange(60) // 2, resamples=20)[0]

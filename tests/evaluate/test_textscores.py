@@ -53,7 +53,7 @@ def value(generated, truth, label, metric, **more):
     return table([generated], [truth], **more)[label, metric]["value"]
 
 
-# ---- easy cases ----------------------------------------------------------------------------------
+# ---- easy cases --------------------------------------------------------------------------------
 def test_identical_reports_have_every_score_at_one():
     rows = table(REPORTS, REPORTS)
     assert {label for label, _ in rows} >= {
@@ -145,7 +145,7 @@ def test_tracheostomy_tubes_and_the_like_are_lines_and_tubes():
     assert rows["findings", "f1_micro"]["value"] == 0
 
 
-# ---- references ----------------------------------------------------------------------------------
+# ---- references --------------------------------------------------------------------------------
 def bears(reports, positive=("present", "uncertain")):
     said = [extract_labels(text) for text in reports]
     return np.array(
@@ -275,7 +275,7 @@ def test_a_reports_own_scores_are_those_of_it_alone():
         )
 
 
-# ---- wrong input ---------------------------------------------------------------------------------
+# ---- wrong input -------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("mine", "truth", "more", "said"),
     [
@@ -291,7 +291,7 @@ def test_wrong_input_is_refused_with_its_place(mine, truth, more, said):
         evaluate(mine, truth, **{"groups": ["x"] * len(truth)} | more)
 
 
-# ---- what is scored, and the control -------------------------------------------------------------
+# ---- what is scored, and the control -----------------------------------------------------------
 def test_a_part_of_a_report_is_cut_out_and_history_left_out():
     whole = "INDICATION: Fever.\nFINDINGS: Clear\n lungs.\n\nIMPRESSION: Normal.\n"
     manifest = pd.DataFrame({"report": [whole, "IMPRESSION: Edema.", None, "Lungs are clear.", ""]})

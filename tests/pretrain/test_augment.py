@@ -15,7 +15,7 @@ def drawn(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# ---- augment -------------------------------------------------------------------------------------
+# ---- augment -----------------------------------------------------------------------------------
 def test_augmentation_is_a_pure_function_of_its_generator_and_each_image_has_its_own_draw():
     x = torch.rand(1, 1, 16, 16).expand(6, -1, -1, -1).contiguous()
     one = augment(x, drawn(1))
@@ -45,7 +45,7 @@ def test_brightness_and_contrast_stay_within_what_is_said():
         assert abs(float(change.mean())) < 0.1 * most
 
 
-# ---- crops ---------------------------------------------------------------------------------------
+# ---- crops -------------------------------------------------------------------------------------
 def test_crops_are_a_pure_function_of_their_generator_and_whole_images_stay_what_they_are():
     x = torch.rand(3, 1, 24, 24, generator=drawn(5))
     one = crops(x, 4, (0.3, 1.0), 16, drawn())

@@ -36,7 +36,7 @@ def rows_of(n, dim, seed, dtype=torch.float64):
 
 
 def naive(image, text, positive, scale):
-    """UniCL as in the paper, pair by pair: the mean over anchors, then over their positives, in both directions."""
+    """UniCL as in the paper: the mean over anchors, then over positives, in both directions."""
     n = len(image)
     total = 0.0
     for anchors, others in ((image, text), (text, image)):
@@ -53,7 +53,7 @@ def naive(image, text, positive, scale):
 ids = st.lists(st.integers(-3, 3), min_size=2, max_size=9)
 
 
-# ---- losses --------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------
 @quick
 @given(n=st.integers(2, 12), dim=st.integers(1, 8), seed=seeds, scale=scales)
 def test_where_all_ids_differ_unicl_is_clip(n, dim, seed, scale):
@@ -159,7 +159,7 @@ def test_shapes_that_do_not_fit_are_refused(image, text, targets):
     assert all(str(shape) in str(caught.value) for shape in (image, text, targets))
 
 
-# ---- texts ---------------------------------------------------------------------------------------------------------
+# ---- texts -------------------------------------------------------------------------------------
 def labelled(**columns):
     return pd.DataFrame({f"label:{name}": values for name, values in columns.items()})
 

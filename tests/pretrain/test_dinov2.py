@@ -49,7 +49,7 @@ def train(model, steps, batch=16):
     return losses
 
 
-# ---- steps ---------------------------------------------------------------------------------------
+# ---- steps -------------------------------------------------------------------------------------
 def test_a_few_dozen_steps_learn_and_do_not_collapse():
     curve = train(DINOv2(small_encoder(), FEW), 120)
     last = {part: np.mean([c[part] for c in curve[-20:]]) for part in curve[0]}
@@ -181,7 +181,7 @@ def test_no_step_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-# ---- runs ----------------------------------------------------------------------------------------
+# ---- runs --------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def distilled(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "dino-base"

@@ -52,7 +52,7 @@ def wave(*shape, at=0.0):
     return torch.tensor([math.sin(1.7 * k + at + 0.01 * k * k) for k in range(n)]).reshape(shape)
 
 
-# ---- the same calls of the reference's code and of ours: each returns {name: numbers} ------------
+# ---- the same calls of the reference's code and of ours: each returns {name: numbers} ----------
 SIZES = {"channels": 5, "prototypes": 6, "hidden": 8, "bottleneck": 4}
 MLP = ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias", "mlp.4.weight", "mlp.4.bias"]
 
@@ -242,7 +242,7 @@ def agree(found, wanted):
         torch.testing.assert_close(values.detach(), expected, rtol=1e-6, atol=1e-6)
 
 
-# ---- the reference -------------------------------------------------------------------------------
+# ---- the reference -----------------------------------------------------------------------------
 def test_values_and_gradients_are_those_the_reference_gave():
     pins = json.loads(PINS.read_text())
     agree(ours(), {name: torch.tensor(values) for name, values in pins["numbers"].items()})
@@ -255,7 +255,7 @@ def test_values_and_gradients_are_those_the_reference_gives():
     assert digests(our_masks) == digests(their_masks)
 
 
-# ---- head and losses -----------------------------------------------------------------------------
+# ---- head and losses ---------------------------------------------------------------------------
 def test_a_new_head_scores_by_cosine_and_its_gain_stays_one():
     torch.manual_seed(0)
     head = Head(32, 500, 300, 64)
@@ -352,7 +352,7 @@ def test_koleo_and_its_gradient_are_finite_for_duplicates_whatever_the_precision
         assert x.grad.float().isfinite().all() or dtype == torch.float16
 
 
-# ---- masks ---------------------------------------------------------------------------------------
+# ---- masks -------------------------------------------------------------------------------------
 @settings(deadline=None, max_examples=30)
 @given(grid=st.sampled_from([(4, 4), (8, 8), (5, 9), (37, 37)]), n=st.integers(1, 12), seed=seeds)
 def test_masks_are_drawn_by_their_generator_and_never_mask_more_than_asked(grid, n, seed):

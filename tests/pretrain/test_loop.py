@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 INFO = {"kind": "synthetic", "institution": "synthetic:study"}
 
 
-# ---- parts ---------------------------------------------------------------------------------------
+# ---- parts -------------------------------------------------------------------------------------
 def test_the_precision_asked_for_is_the_one_used(monkeypatch):
     cpu = torch.device("cpu")
     assert precision("fp32", cpu) == torch.float32
@@ -57,7 +57,7 @@ def test_the_share_of_reports_that_the_context_cuts():
     assert text.cut(["o", "", "one two three one two three"]) == 0.5
 
 
-# ---- runs ----------------------------------------------------------------------------------------
+# ---- runs --------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory):
     """Prepare images of which a third have no report."""
@@ -282,7 +282,7 @@ def test_half_precision_runs_and_says_so(data, tmp_path):
     assert all(weight.dtype == torch.float32 for weight in encoder.parameters())
 
 
-# ---- refused -------------------------------------------------------------------------------------
+# ---- refused -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

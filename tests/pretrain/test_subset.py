@@ -55,7 +55,7 @@ def asked(paradigm, n_images=2, **changes):
     return study.validated("pretrain", own | {"data": "yours"} | changes)
 
 
-# ---- the order -----------------------------------------------------------------------------------
+# ---- the order ---------------------------------------------------------------------------------
 @quick
 @given(n=st.integers(1, 40), epochs=st.integers(1, 5), seed=st.integers(0, 2**32), data=st.data())
 def test_each_epoch_is_a_permutation_and_any_slice_is_that_of_the_whole(n, epochs, seed, data):
@@ -92,7 +92,7 @@ def test_each_epoch_and_seed_has_its_own_order():
     assert len(orders) == 16
 
 
-# ---- which images --------------------------------------------------------------------------------
+# ---- which images ------------------------------------------------------------------------------
 kinds = st.lists(
     st.tuples(st.sampled_from([*NONE, "a", "b"]), st.sampled_from([0.0, 1.0, math.nan])), min_size=9
 )
@@ -186,7 +186,7 @@ def test_counts_warning_and_batch_size_are_stated():
         subset_rows(held(manifest), asked("dinov2", 8, batch_size=9))
 
 
-# ---- labels --------------------------------------------------------------------------------------
+# ---- labels ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "labels",
     [{}, {"covid": [math.nan] * 12}, {"covid": [0.0, math.nan] * 6, "tb": [math.nan] * 12}],
@@ -213,7 +213,7 @@ def test_labels_under_ones_own_name_are_in_prompts():
     np.testing.assert_array_equal(texts.prompt_labels, [[1, 1], [0, 0], [1, 0]])
 
 
-# ---- runs on data of other kinds -----------------------------------------------------------------
+# ---- runs on data of other kinds ---------------------------------------------------------------
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")

@@ -166,7 +166,7 @@ def test_a_label_of_one_class_counts_in_no_run(runs, monkeypatch):
     assert own.values == pytest.approx(only)
 
 
-# ---- laws, from records --------------------------------------------------------------------------
+# ---- laws, from records ------------------------------------------------------------------------
 def test_a_curve_that_cannot_be_fitted_has_a_reason_and_the_others_are_fitted(runs):
     base(0.2)
     ladder("clip", {n: 0.2 + 0.5 * np.log10(n / 50) for n in (100, 400, 1600, 6400, 25600)})

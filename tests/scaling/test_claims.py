@@ -1,4 +1,4 @@
-"""Claims: verdicts computed from made-up cells with known truths, and from made-up and recorded studies."""
+"""Verdicts on claims: of simulated cells with known truths, of simulated and recorded studies."""
 
 import dataclasses
 
@@ -85,7 +85,7 @@ def values(**last):
     return {(p, n): (0.8 if n == 100 else v) for p, v in last.items() for n in (100, 10_000)}
 
 
-# ---- verdicts ------------------------------------------------------------------------------------
+# ---- verdicts ----------------------------------------------------------------------------------
 finite = st.floats(-1, 1)
 
 
@@ -200,7 +200,7 @@ def test_true_nulls_are_rarely_supported():
     assert found / 400 <= 0.05
 
 
-# ---- contrasts over sizes ------------------------------------------------------------------------
+# ---- contrasts over sizes ----------------------------------------------------------------------
 sizes = st.lists(st.integers(10, 10**6), min_size=2, max_size=8, unique=True).map(sorted)
 
 
@@ -232,7 +232,7 @@ def test_ids_are_unique_and_every_contrast_is_known():
     assert all(claim.source and claim.text for claim in CLAIMS)
 
 
-# ---- tables of records ---------------------------------------------------------------------------
+# ---- tables of records -------------------------------------------------------------------------
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path))
@@ -267,7 +267,7 @@ def test_an_added_claim_is_one_entry(runs):
     assert row["id"] == "own" and row["effect"] > 0
 
 
-# ---- several studies -----------------------------------------------------------------------------
+# ---- several studies ---------------------------------------------------------------------------
 @given(st.lists(st.floats(0, 1) | st.just(float("nan")), min_size=1, max_size=12))
 def test_holm_is_monotone_never_smaller_and_by_its_definition(p):
     found, raw = holm(p), np.array(p)
@@ -320,11 +320,15 @@ def test_settings_take_the_variance_between_seeds_of_larger_studies(runs, tmp_pa
 
 def test_changes_name_verdicts_that_differ_and_effects_that_reverse():
     row = {"id": "a", "claim": "A", "factor": "f"}
+    columns = ("setting", "reference", "effect", "low", "high", "verdict")
     rows = [
-        row | {"setting": "1", "reference": True, "effect": 0.1, "low": 0.05, "high": 0.2, "verdict": SUPPORTED},
-        row | {"setting": "2", "reference": False, "effect": -0.1, "low": -0.2, "high": -0.05, "verdict": CONTRADICTED},
-        row | {"setting": "3", "reference": False, "effect": 0.1, "low": 0.0, "high": 0.2, "verdict": UNTESTABLE},
-    ]  # fmt: skip
+        row | dict(zip(columns, values, strict=True))
+        for values in (
+            ("1", True, 0.1, 0.05, 0.2, SUPPORTED),
+            ("2", False, -0.1, -0.2, -0.05, CONTRADICTED),
+            ("3", False, 0.1, 0.0, 0.2, UNTESTABLE),
+        )
+    ]
     found = changes(pd.DataFrame(rows)).set_index("setting")
     assert found.loc["2", ["differs", "reverses"]].tolist() == [True, True]
     assert found.loc["3", ["differs", "reverses"]].tolist() == [False, False]

@@ -1,4 +1,4 @@
-"""The inference engine: it gives what each older engine gave under that engine's convention, and covers the truth."""
+"""The inference engine reproduces earlier engines under their conventions, and covers the truth."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_patients_only_gives_the_paired_differences_of_the_first_engine(study, t
 
 
 def test_differences_of_paradigms_are_no_wider_than_the_second_engine(study):
-    """It took a size's own variance where that is larger than the pooled one, and joined the sides by their ends."""
+    """It took a size's own variance if larger than the pooled one, and joined sides by ends."""
     cells, variance, pinned = study
     estimates = {}
     for one, other, weights in contrasts.paradigms(cells):
@@ -92,7 +92,7 @@ def test_differences_of_paradigms_are_no_wider_than_the_second_engine(study):
 
 
 def test_claims_keep_their_effects_and_their_sign(study):
-    """The claims' engine drew seeds at random: its intervals agree within the noise of that draw."""
+    """The claims' engine drew seeds at random: intervals agree within the noise of that draw."""
     cells, variance, pinned = study
     ledger = {row["id"]: row for row in pinned["ledger"]}
     own = {
@@ -129,7 +129,7 @@ def test_all_contrasts_has_every_kind_and_says_what_its_intervals_include():
     assert UNTESTABLE not in set(tubes.loc[~dinov2, "verdict"])
 
 
-# ---- laws ----------------------------------------------------------------------------------------------------------
+# ---- laws --------------------------------------------------------------------------------------
 def cell(n, arm="clip"):
     return Cell("findings", "auroc", "data", arm, "base", 1000.0, float(n))
 
@@ -281,7 +281,7 @@ def test_slopes_start_where_the_base_model_is_passed():
     ],
 )
 def test_intervals_cover_the_truth(seeds, between):
-    """93 to 97% of simulated studies, growth and slope, where seeds vary as much as patients or not at all."""
+    """93 to 97% of simulated studies, growth and slope; seeds vary as much as patients or not."""
     rng, hits, trials, resamples = np.random.default_rng(7), np.zeros(2), 1000, 300
     sizes = 10.0 ** np.arange(1, 6)
     truth = {cell(n): 0.01 * k for k, n in enumerate(sizes)}
@@ -305,7 +305,7 @@ def test_intervals_cover_the_truth(seeds, between):
 
 
 def test_equivalence_is_declared_of_a_difference_at_the_margin_in_5_percent():
-    """Two one-sided tests at 5%: with the truth at the margin, equivalence is wrong one time in 20."""
+    """Two one-sided tests at 5%: with the truth at the margin, 1 in 20 is wrongly equivalent."""
     rng, wrong, trials = np.random.default_rng(8), 0, 1500
     noise = rng.normal(size=(2, 400)) * 0.0015
     for _ in range(trials):
@@ -321,7 +321,7 @@ def test_equivalence_is_declared_of_a_difference_at_the_margin_in_5_percent():
 
 
 def test_variance_between_seeds_and_of_patients_are_told_apart_where_they_are_known():
-    """Simulated: seeds of SD 0.03, patients of SD 0.02 shared by all seeds, 0.01 of each seed's own."""
+    """Simulated: seeds SD 0.03; patients SD 0.02 shared by all seeds, 0.01 of each seed alone."""
     rng, found = np.random.default_rng(0), []
     for _ in range(200):
         seeds, own = 0.03 * rng.normal(size=6), 0.01 * rng.normal(size=6)

@@ -20,7 +20,7 @@ def power_floor(n):
     return 0.1 + 0.2 * (n / 200) ** -0.6
 
 
-# ---- the choice of a form ------------------------------------------------------------------------
+# ---- the choice of a form ----------------------------------------------------------------------
 @pytest.mark.parametrize("law", [power, power_floor])
 @pytest.mark.parametrize("given_sigma", [False, True])
 def test_the_form_behind_the_runs_is_chosen(law, given_sigma):
@@ -76,7 +76,7 @@ def test_errors_that_do_not_fall_choose_no_form():
     assert not found["chosen"].any() and found["refused"].str.contains("does not fall").all()
 
 
-# ---- extrapolation -------------------------------------------------------------------------------
+# ---- extrapolation -----------------------------------------------------------------------------
 @given(seed=st.integers(0, 999))
 @settings(deadline=None, max_examples=5)
 def test_every_held_out_run_is_predicted_and_the_order_of_runs_does_not_matter(seed):

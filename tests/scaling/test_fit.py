@@ -41,7 +41,7 @@ def noisy(curve, rng, sd=0.02):
     return curve * (1 + sd * rng.normal(size=np.shape(curve)))
 
 
-# ---- the optimum ---------------------------------------------------------------------------------
+# ---- the optimum -------------------------------------------------------------------------------
 @forms
 @given(**drawn)
 @settings(deadline=None, max_examples=8)
@@ -116,7 +116,7 @@ def test_interval_is_the_profile_likelihood(form):
             assert 2 * found.cost - rss == pytest.approx(1.6449**2, rel=0.05)
 
 
-# ---- intervals -----------------------------------------------------------------------------------
+# ---- intervals ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("form", "noise"),
     [("power", "relative"), ("power_floor", "constant"), ("power_floor", "known")],
@@ -199,7 +199,7 @@ def test_one_seed_a_size_is_wide_and_covers_the_truth(form):
     assert np.mean(covered) > 0.87 and np.median(ratio) > 1.7
 
 
-# ---- noise ---------------------------------------------------------------------------------------
+# ---- noise -------------------------------------------------------------------------------------
 def test_sigma_is_kept_unless_the_residuals_refute_it():
     n, rng = THREE_SEEDS, np.random.default_rng(1)
     error = law("power_floor", n, 0.3, 0.1, 0.3, 3e4) + 0.01 * rng.normal(size=15)
@@ -250,7 +250,7 @@ def test_the_exponent_of_the_noise_is_estimated_from_the_runs():
     assert given_sigma.noise_exponent is None and given_sigma.alternative_fits == ()
 
 
-# ---- outliers ------------------------------------------------------------------------------------
+# ---- outliers ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("sigma", [None, 0.02])
 def test_an_outlying_run_does_not_drive_a_robust_fit(sigma):
     curve, rng = law("power", SIX), np.random.default_rng(7)
@@ -300,7 +300,7 @@ def test_robust_changes_little_without_outliers_and_nothing_with_few_degrees_of_
     assert (robust.weights == 1).all() and robust.interval(1e5) == plain.interval(1e5)
 
 
-# ---- refusals, or wide intervals -----------------------------------------------------------------
+# ---- refusals, or wide intervals ---------------------------------------------------------------
 def refused_calls():
     """Return arguments that differ from a good call, each with the reason of its refusal."""
     good = law("power_floor", SIZES, 0.4, 0.1)

@@ -1,6 +1,6 @@
 """The recorded analyses are what this code computes from the recorded scores.
 
-``golden/`` holds what the engines before this one gave, patients only: test_contrasts reproduces it.
+``golden/`` has the results of earlier engines, patients only; test_contrasts reproduces them.
 Analyses are remade, where a change is meant, by ``cxrstudy record`` or notebooks/analyse.ipynb.
 """
 

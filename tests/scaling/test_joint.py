@@ -72,7 +72,7 @@ def test_joint_refusals_name_the_reason():
             fit_joint(**({"n": n, "d": d, "loss": np.full(8, 2.0)} | arguments))
 
 
-# ---- published data ------------------------------------------------------------------------------
+# ---- published data ----------------------------------------------------------------------------
 @needs_tables
 def test_published_laws_come_out_as_published_and_as_recorded():
     rows = public_laws.laws(TABLES)

@@ -1,4 +1,4 @@
-"""Laws of a study's curves: fitted from where the base model is passed, used beyond only where they predict."""
+"""Laws of curves: fitted from where the base model is passed, used only where they predict."""
 
 import numpy as np
 import pytest

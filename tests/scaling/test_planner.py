@@ -1,4 +1,4 @@
-"""The planner: contrasts between measured sizes, the control first, and no promise beyond what predicts."""
+"""The planner: contrasts between measured sizes, the control first, no promise beyond the laws."""
 
 import json
 
