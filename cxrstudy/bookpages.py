@@ -17,7 +17,7 @@ HARM = (
     "Macro AUROC of continued encoders minus that of their base model: the mean over seeds, with "
     "the interval over resampled test patients alone. In the rows of mini and of real x-rays, half "
     "of the base model is mixed in again (`wise_ft_alpha`). The recorded studies use the continued "
-    "encoder alone; their harm is on [their pages](results-recorded-study-gpu) and on "
+    "encoder alone; their harm is on [findings](findings), [tubes](tubes) and "
     "[the claims](claims)."
 )
 RATES = ("images_per_second", "peer_images_per_second")

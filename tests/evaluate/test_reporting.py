@@ -178,7 +178,7 @@ def test_a_run_is_repeated_by_its_seed_and_changed_by_another(prepared):
 
 def test_a_loss_that_is_not_finite_stops_with_what_to_do(features):
     tokens, reports, _ = features
-    p = parameters(lr=1e20, clip=1e20, steps=20)
+    p = parameters(lr=1e20, grad_clip_norm=1e20, steps=20)
     with pytest.raises(FloatingPointError, match="lower lr"):
         fit_generator(ReportGenerator(p, tokens, reports), p, (tokens, reports), (tokens, reports))
 
