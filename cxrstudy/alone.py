@@ -37,13 +37,10 @@ def parameters(name: str, preset: str = "") -> str:
 
 def _needs(values: dict[str, Any]) -> list[str]:
     """Return the runs whose folders some parameters name."""
-    each = [item for key, value in values.items() if key != "out" for item in _items(value)]
-    folders = [item.split("/") for item in each if item.startswith("runs/")]
+    named = [value for key, value in values.items() if key != "out"]
+    each = [item for value in named for item in (value if isinstance(value, list) else [value])]
+    folders = [str(item).split("/") for item in each if str(item).startswith("runs/")]
     return [parts[3] for parts in folders if len(parts) == 4]  # runs/PRESET/STAGE/RUN
-
-
-def _items(value: Any) -> list[str]:
-    return [str(item) for item in (value if isinstance(value, list) else [value])]
 
 
 def _find(name: str, preset: str) -> dict[str, Any]:

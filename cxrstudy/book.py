@@ -190,7 +190,7 @@ def run_snakemake(top: Path, plan: dict[str, Any], cores: int) -> None:
 
 # ---- static files --------------------------------------------------------------------------------
 def _static(book: Path) -> Iterable[Path]:
-    """The book's files that are copied as they are."""
+    """Return the book's files that are copied unchanged."""
     for path in sorted(p for p in book.rglob("*") if p.is_file()):
         aside = {"__pycache__", "recorded"} & set(path.parts)
         if not aside and path.suffix != ".ipynb" and path.name not in ("_toc.yml", "Snakefile"):
@@ -198,7 +198,7 @@ def _static(book: Path) -> Iterable[Path]:
 
 
 def _bundles() -> Iterable[tuple[Path, str]]:
-    """Third-party scripts, from the installed packages that carry them: (file, name in assets)."""
+    """Return (file, name in assets) of third-party scripts, from installed packages."""
     for package, name, target in BUNDLES:
         files = importlib.metadata.files(package) or []
         found = next((Path(str(f.locate())) for f in files if f.name == name), None)

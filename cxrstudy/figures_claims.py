@@ -119,7 +119,7 @@ def by_setting(
 
 
 def _ordered(rows: pd.DataFrame) -> list[str]:
-    """The settings of a factor by rising value, the reference first where they are words."""
+    """Return a factor's settings by rising value; the reference first if they are words."""
     names = list(dict.fromkeys(rows["setting"]))
     number = pd.to_numeric(pd.Series(names), errors="coerce")
     return sorted(names, key=float) if number.notna().all() else names
@@ -168,7 +168,7 @@ def laws(
 
 
 def _size_axis(axes: Any, sizes: pd.Series) -> None:
-    """A log axis with numbers at every second measured size."""
+    """Set a log axis with numbers at every second measured size."""
     known = sorted(sizes.unique())
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(known[::-2][::-1]))
@@ -177,7 +177,7 @@ def _size_axis(axes: Any, sizes: pd.Series) -> None:
 
 
 def _legend(figure: plt.Figure, marks: Mapping[str, tuple[str, str]]) -> None:
-    """The marks that occur, below a figure."""
+    """Put the marks that occur below a figure."""
     handles = []
     for name, (colour, marker) in marks.items():
         ring = {"marker": "o", "mfc": "none", "ms": 11} if marker == "ring" else {"marker": marker}

@@ -9,7 +9,7 @@ from cxrstudy.tables import TITLES, interval
 
 
 def _rows(laws: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the table ``laws`` with their task in words."""
+    """Return the rows of the table ``laws`` with their task in words."""
     return laws.assign(task=laws["task"].map(TITLES).fillna(laws["task"]).str.lower())
 
 

@@ -24,7 +24,6 @@ from cxrstudy.shown import (
     nothing,
     show,
 )
-from cxrstudy.shown import words as words
 
 MARKED = {  # how names in a report are marked: in both reports, in one alone
     "agreed": "color:#111;background:#cfe8d5;border-bottom:2px solid #1b6b3a",

@@ -354,7 +354,7 @@ def short_answer(source: str, tables: Tables) -> str:
 
 
 def _gain_answer(task: str, own: pd.DataFrame) -> str:
-    """The gain over the base model of a task's largest subsets."""
+    """Return the gain over the base model of a task's largest subsets."""
     if len(own) == 1:
         row = next(own.itertuples())
         images = human(row.n_images)
@@ -369,7 +369,7 @@ def _gain_answer(task: str, own: pd.DataFrame) -> str:
 
 
 def _unlearned(source: str, tables: Tables) -> str:
-    """Which base models are not clearly above random weights of their architecture."""
+    """Return the base models not clearly above random weights of their architecture."""
     rows = tables["contrasts"]
     rows = rows[(rows["kind"] == OVER_RANDOM) & (rows["metric"] == "auroc")]
     rows = rows[rows["task"].isin(TASKS) & (rows["low"] < MARGIN["auroc"])]

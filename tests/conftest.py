@@ -6,13 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported: two threads collapse under any other load
+# before torch is imported: two threads are very slow beside any other load
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -87,6 +87,15 @@ def clone(where: Path) -> Walk:
     return Walk(where, where / "runs")
 
 
+@pytest.fixture
+def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
+    """A copy of the repository, which this process uses too."""
+    place = clone(tmp_path)
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(place.root))
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(place.runs))
+    return place
+
+
 @pytest.fixture(scope="session")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     """The smoke preset, run once from nothing."""
@@ -102,6 +111,15 @@ def book(walked: Walk) -> Path:
     done = walked.call("book")
     assert done.returncode == 0, done.stdout + done.stderr
     return walked.root / "_build" / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser without a window."""
+    from pages import chromium
+
+    with chromium() as opened:
+        yield opened
 
 
 # ---- pretraining (here, as a second conftest.py would hide this one from `from conftest import`)

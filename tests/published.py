@@ -40,6 +40,18 @@ def oracle(module):
 
 
 # ---- random checkpoints in the published layouts -----------------------------------------------
+def damage(path, how):
+    """Overwrite a file: empty, cut in half, zeros, or other content."""
+    content = path.read_bytes()
+    kept = {
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "zeros": bytes(len(content)),
+        "words": b"not this",
+    }
+    path.write_bytes(kept[how])
+
+
 def draw(shapes, seed=0):
     """Draw float32 tensors of a scale that keeps every layer active, the same on any machine."""
     rng = np.random.default_rng(seed)

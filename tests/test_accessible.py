@@ -2,26 +2,20 @@
 
 import importlib.resources
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import Walk
-from pages import chromium, needs_browser
+from pages import needs_browser
 from test_book import Tags, pages
 
 # what the theme does and we leave: (rule, what its selector or markup holds, why)
 THEMES: tuple[tuple[str, str, str], ...] = ()
 SERIOUS = ("serious", "critical")
 FEW = ("index.html", "results-smoke.html", "search.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
 
 
 def violations(browser: Any, paths: Iterable[Path], scheme: str, width: int) -> list[str]:

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from published import draw, picture, put, rad_dino_shapes, small_registry
+from published import damage, draw, picture, put, rad_dino_shapes, small_registry
 
 from cxrstudy import encoders, modelcard, study
 from cxrstudy.data import synthetic
@@ -18,17 +18,6 @@ from cxrstudy.pretrain.loop import pretrain
 from cxrstudy.weights import UNVERIFIED, TornFile
 
 torch.set_num_threads(1)
-
-
-def damage(path, how):
-    content = path.read_bytes()
-    kept = {
-        "empty": b"",
-        "cut": content[: len(content) // 2],
-        "zeros": bytes(len(content)),
-        "words": b"not this",
-    }
-    path.write_bytes(kept[how])
 
 
 @pytest.fixture

@@ -304,12 +304,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(top)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
-
-
 @pytest.fixture
 def visit(site, browser):
     def opened_page(*how, **more):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import ROOT, Walk, clone
+from conftest import ROOT, Walk
 from hospitals import hospital
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +14,6 @@ from hypothesis import strategies as st
 from cxrstudy import grid, new, preflight, study
 
 REAL = ROOT.parent / "shared" / "data"
-
-
-@pytest.fixture
-def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
-    place = clone(tmp_path)
-    monkeypatch.setenv("CXRSTUDY_ROOT", str(place.root))
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(place.runs))
-    return place
 
 
 def written(walk: Walk, root: Path, name: str = "own") -> dict:

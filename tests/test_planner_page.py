@@ -16,7 +16,6 @@ from pages import (
     beyond,
     built,
     call,
-    chromium,
     needs_browser,
     scaffold,
     visits,
@@ -85,12 +84,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 cell.metadata["tags"] = ["remove-cell"]
         nbformat.write(notebook, page)
     return built(top)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -59,14 +59,6 @@ classify:
 """
 
 
-@pytest.fixture
-def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
-    place = clone(tmp_path)
-    monkeypatch.setenv("CXRSTUDY_ROOT", str(place.root))
-    monkeypatch.setenv("CXRSTUDY_RUNS", str(place.runs))
-    return place
-
-
 def check(
     walk: Walk, root: Path | str, text: str = PRESET, **settings: Any
 ) -> list[preflight.Problem]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_ladders import base, judge, ladder
 
-from cxrstudy import datasets, figures, grid, plots, recorded, sources, study, tables, text
+from cxrstudy import datasets, figures, grid, plots, recorded, shown, sources, study, tables, text
 from cxrstudy.plans import write_plan
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling import analysis, verdicts
@@ -317,7 +317,7 @@ def test_wide_drawings_alone_scroll_on_a_phone():
 
 def test_a_table_of_sentences_names_each_cells_column_and_keeps_its_roles():
     table = pd.DataFrame({"claim": ["a < b"], "p": [""], "verdict": ["open"]}).set_index("claim")
-    soup = BeautifulSoup(plots.words(table, "one claim").markup, "html.parser")
+    soup = BeautifulSoup(shown.words(table, "one claim").markup, "html.parser")
     cells = [(cell["data-label"], cell.get_text()) for cell in soup.find_all("td")]
     assert cells == [("claim", "a < b"), ("p", ""), ("verdict", "open")]
     roles = [found["role"] for found in soup.find_all(True)]

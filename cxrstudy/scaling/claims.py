@@ -189,7 +189,7 @@ def _harm(claim: Claim, weights: Mapping[Cell, float], cells: Cells) -> str:
 
 
 def _scope(used: set[Cell], cells: Cells) -> str:
-    """On what a verdict rests."""
+    """Return base models, seeds and test set of a verdict."""
     kinds = ", ".join(sorted({cells[cell].kind for cell in used}))
     starts = ", ".join(sorted({cell.start for cell in used}))
     seen = sorted({cell.samples_seen for cell in used if cell.trained})

@@ -111,7 +111,7 @@ def ends_of(
     flat = all(is_flat(cells[cell].draws.mean(axis=0)) for cell in weights)
     hidden = min(cells[cell].hidden for cell in weights) if flat else 0.0
     random = [cell for cell in weights if cell.has_seeds]
-    keys = {cell: _variance_key(cell, seed_variance) for cell in random}
+    keys = {c: next((k for k in (c.curve, c.family) if k in seed_variance), None) for c in random}
     parts: dict[Cell, float] = {}
     for cell, key in keys.items():
         if key is not None:
@@ -133,11 +133,6 @@ def ends_of(
     sources = v.PATIENTS if None in keys.values() else sources
     seeds = min((len(cells[cell].values) for cell in random), default=0)
     return effect, ends if np.isfinite(effect) and len(draws) else None, sources, seeds
-
-
-def _variance_key(cell: Cell, seed_variance: SeedVariance) -> Cell | None:
-    """Return the curve or family whose variance between seeds a cell takes."""
-    return next((key for key in (cell.curve, cell.family) if key in seed_variance), None)
 
 
 def contrast(

@@ -195,7 +195,7 @@ def _naive(method: str, size: Floats, y: Floats, at: Floats) -> Floats:
 
 
 def _run_sd(size: Floats, y: Floats, sd: Floats | None) -> Floats:
-    """The standard deviation (K,) of each run: as given, else between seeds; 0 where unknown."""
+    """Return the standard deviation (K,) of runs: as given, else between seeds, else 0."""
     if sd is not None:
         return sd
     sizes = [y[size == n] for n in np.unique(size)]

@@ -138,7 +138,7 @@ class ScalingFit:
         return np.concatenate(curves).reshape(self.resamples, *at.shape)
 
     def _region(self, level: float, fine: int = 100) -> tuple[Floats, Floats, float]:
-        """A grid in a box around the level's region, its residual sums, and the threshold's root.
+        """Return a grid around a level's region, its residual sums, and the root of the threshold.
 
         The region has residual sums up to ``rss_min`` plus that root's square.
         """
@@ -291,7 +291,7 @@ def _with_noise_exponent(fit: ScalingFit, find: Callable[[CurveData], ScalingFit
 
 
 def _noise_exponent(fit: ScalingFit) -> tuple[float, float]:
-    """The posterior mean and standard deviation of the noise's exponent, flat on [-1, 2] before.
+    """Return the posterior mean and SD of the noise's exponent, with a flat prior on [-1, 2].
 
     The restricted likelihood (Patterson and Thompson 1971) about the fit's tangent plane allows for
     the residuals that a fit takes up.
@@ -321,7 +321,7 @@ def _noise_exponent(fit: ScalingFit) -> tuple[float, float]:
 
 
 def _require_fall(fit: ScalingFit) -> None:
-    """ValueError unless the errors fall beyond their noise (5%).
+    """Raise ValueError unless the errors fall beyond their noise (5%).
 
     Two tests: the slope of log error on log n, and the fit against a constant. Noise that was given
     and noise that the residuals show are tested apart: the errors must fall beyond both.

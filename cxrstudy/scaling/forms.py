@@ -80,7 +80,7 @@ class CurveData:
         return b, scale * coefficients[0], coefficients[1] if len(coefficients) == 2 else zero
 
     def _columns(self, grid: Floats, n: Floats) -> tuple[Floats | float, list[Floats]]:
-        """The curve at n (X,) as an offset plus coefficients times columns (M, X).
+        """Return the curve at n (X,) as an offset plus coefficients times columns (M, X).
 
         The coefficients are a for power, a and c for power_floor, c for m4.
         """
@@ -140,7 +140,7 @@ class CurveData:
         return np.fmin.reduce(values), np.fmax.reduce(values)
 
     def _tangents(self, p: Floats, u: Floats, rss_limit: float) -> list[Floats]:
-        """Curves (M, X) of power_floor where they touch the ellipse; NaN outside the bounds.
+        """Return curves (M, X) of power_floor that touch the ellipse; NaN outside the bounds.
 
         ``p`` (M, K) and ``u`` (X, M) are the column of a at the data and where the curve is read.
         """

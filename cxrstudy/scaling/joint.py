@@ -64,7 +64,7 @@ def fit_joint(n: ArrayLike, d: ArrayLike, loss: ArrayLike, *, delta: float = 1e-
     x = x - centre[:, None]
 
     def objective(p: Floats) -> tuple[Floats, Floats]:
-        """Values (S,) and gradients (S, 5) at p (S, 5): log terms at the centre, exponents."""
+        """Return values (S,), gradients (S, 5) at p (S, 5): log terms at the centre, exponents."""
         terms = p[:, :3, None] + np.pad(p[:, 3:, None] * x, ((0, 0), (1, 0), (0, 0)))  # (S, 3, K)
         total = special.logsumexp(terms, axis=1, keepdims=True)
         pull = np.exp(terms - total) * np.clip((total - target) / delta, -1, 1)

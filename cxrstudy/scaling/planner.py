@@ -103,7 +103,7 @@ def outlook(sizes: list[Cell], cells: Cells, known: contrasts.SeedVariance) -> d
 
 
 def _control(top: Cell, cells: Cells, known: contrasts.SeedVariance) -> dict[str, Any] | None:
-    """The largest subset minus its control at equal compute, where one was run."""
+    """Return the largest subset minus its control at equal compute, if one was run."""
     names = {
         OUT_OF_DOMAIN: "as many out-of-domain images",
         SEEN: "more steps on images already seen",
@@ -122,7 +122,7 @@ def _read(
     n_images: Floats, sizes: list[Cell], cells: Cells, known: contrasts.SeedVariance,
     law: Any, limit: float,
 ) -> dict[str, list[Any]]:  # fmt: skip
-    """NUMBERS and the verdict of the gain at some numbers of images."""
+    """Return NUMBERS and the verdict of the gain at some numbers of images."""
     base = base_of(sizes[0])
     found: dict[str, list[Any]] = {name: [] for name in ["n_images", *NUMBERS, "verdict"]}
     for n in n_images:
@@ -146,14 +146,14 @@ def _read(
 
 
 def _weights(n: float, sizes: list[Cell]) -> dict[Cell, float]:
-    """Weights of the two cells between which n is, linearly in log n; the last one beyond it."""
+    """Return weights of the two cells around n, linear in log n; of the last one beyond it."""
     at = np.log([cell.n_images for cell in sizes])
     shares = [np.interp(np.log(n), at, row) for row in np.eye(len(sizes))]
     return {cell: float(w) for cell, w in zip(sizes, shares, strict=True) if w > 0}
 
 
 def _law_adds(law: Any, n: float, largest: float) -> tuple[float, float, float]:
-    """What a law adds beyond the largest size, with its 95% interval; zeros within it."""
+    """Return what a law adds beyond the largest size, with its 95% interval; zeros within it."""
     if law is None or n <= largest:
         return 0.0, 0.0, 0.0
     draws = law.samples(np.array([largest, n]))
@@ -166,7 +166,7 @@ def _ends(
     weights: Mapping[Cell, float], cells: Cells, known: contrasts.SeedVariance,
     added: tuple[float, float, float],
 ) -> list[float]:  # fmt: skip
-    """Effect and interval of a contrast plus what a law adds, joined in quadrature."""
+    """Return effect and interval of a contrast plus what a law adds, in quadrature."""
     e = contrasts.contrast(weights, cells, known)
     more, low, high = added
     effect = e.effect + more
@@ -182,7 +182,7 @@ def _more(
     known: contrasts.SeedVariance,
     law: Any,
 ) -> list[float]:
-    """What ``more_n`` images add to n."""
+    """Return what ``more_n`` images add to n."""
     weights = _weights(more_n, sizes)
     for cell, w in _weights(n, sizes).items():
         weights[cell] = weights.get(cell, 0.0) - w
@@ -230,7 +230,7 @@ def consult(grid: Mapping[str, Any], n_images: ArrayLike) -> pd.DataFrame:
 
 
 def _sentence(grid: Mapping[str, Any], curve: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """A row in words: pieces of ``said``, chosen and filled as ``sentence`` of planner.js does."""
+    """Return a row in words: parts of ``said``, filled in like ``sentence`` of planner.js."""
     said = grid["said"]
     words = {name: curve[name] for name in ("name", "kind", "reason")} | {"metric": grid["metric"]}
     words["task"] = grid["titles"].get(curve["task"], curve["task"])
