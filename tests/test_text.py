@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_ladders import base, judge, ladder
 
-from cxrstudy import datasets, figures, grid, plots, recorded, shown, sources, study, tables, text
+from cxrstudy import (
+    datasets,
+    figures,
+    floors_text,
+    grid,
+    plots,
+    recorded,
+    shown,
+    sources,
+    study,
+    tables,
+    text,
+)
 from cxrstudy.plans import write_plan
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling import analysis, verdicts
@@ -186,15 +198,15 @@ def test_the_first_page_and_the_claims_agree_on_every_contrast_that_both_show():
 # ---- where a task is not solved ----------------------------------------------------------------
 def test_floors_stand_beside_tips_continuity_and_malposition():
     table, _ = sources.plan_table("recorded:study-gpu")
-    tips, nearness, placed = text.floors(table)
+    tips, nearness, placed = floors_text.floors(table)
     assert "No encoder locates tips" in tips and "errs by 3 mm" in tips
     assert "No base model reaches it" in nearness and "0.741" in nearness
     assert "No encoder solves this task" in placed
-    assert text.floors(table[table["task"] == "findings"]) == []
+    assert floors_text.floors(table[table["task"] == "findings"]) == []
 
 
 def test_reports_count_as_better_than_habit_with_intervals_apart(runs):
-    assert text.seeing(load_records(runs)) == ""
+    assert floors_text.seeing(load_records(runs)) == ""
     habit = [
         ("reports", f"{who}: findings", "f1_micro", 0.1)
         for who in ("other patient", "random report")
@@ -203,7 +215,7 @@ def test_reports_count_as_better_than_habit_with_intervals_apart(runs):
     record("clip-n200-s0-000001", [(*own, 0.3), *habit], stage="report")
     near = [("reports", "random report: findings", "f1_micro", 0.115), habit[0]]
     record("dinov2-n200-s0-000002", [(*own, 0.13), *near], stage="report", paradigm="dinov2")
-    assert "by 1 of 2 encoders" in text.seeing(load_records(runs))
+    assert "by 1 of 2 encoders" in floors_text.seeing(load_records(runs))
 
 
 def test_encoders_that_hardly_trained_are_counted_and_base_models_are_not(runs):
