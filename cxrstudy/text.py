@@ -345,6 +345,6 @@ def change_answer(settings: Tables) -> str:
         return ""
     told = rows["verdict"].value_counts()
     return (
-        f"In {len(rows)} comparisons of a [sensitivity analysis](sensitivity), in-house images are "
+        f"In {len(rows)} comparisons of a [sensitivity analysis](sensitivity.html), in-house images are "
         f"better than the control in {told.get(BETTER, 0)} and worse in {told.get(WORSE, 0)}."
     )
