@@ -345,6 +345,7 @@ def change_answer(settings: Tables) -> str:
         return ""
     told = rows["verdict"].value_counts()
     return (
-        f"In {len(rows)} comparisons of a [sensitivity analysis](sensitivity.html), in-house images are "
-        f"better than the control in {told.get(BETTER, 0)} and worse in {told.get(WORSE, 0)}."
+        f"In {len(rows)} comparisons of a [sensitivity analysis](sensitivity.html), in-house "
+        f"images are better than the control in {told.get(BETTER, 0)} and worse in "
+        f"{told.get(WORSE, 0)}."
     )
