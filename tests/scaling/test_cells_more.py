@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from cxrstudy.results import kept_scores, load_records
 from cxrstudy.scaling import contrasts, laws
 from cxrstudy.scaling.cells import LOG_ERROR, OUT_OF_DOMAIN, read_cells
+from cxrstudy.scaling.verdicts import UNTOLD
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_same_scores_have_no_difference_and_no_width(runs):
     (weights,) = rows_of(contrasts.gains, cells)
     gain = contrasts.contrast(weights, cells)
     assert (gain.effect, gain.low, gain.high) == (0, 0, 0)
-    assert contrasts.verdict(gain, 0.005) == contrasts.UNTOLD
+    assert contrasts.verdict(gain, 0.005) == UNTOLD
 
 
 def test_resamples_depend_on_their_seed_alone(runs):
