@@ -10,11 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from cxrstudy.scaling.verdicts import GAIN
+from cxrstudy.scaling.verdicts import BASE, BASELINE, GAIN, OUT_OF_DOMAIN, SEEN
 from cxrstudy.shown import COLOURS, MARKERS, STYLE, TASKS, Shown, log_sizes, show
 
 MEASURES = {"auroc": "AUROC", "dice": "Dice", "cl_dice": "clDice", "f1_micro": "micro F1"}
-CONTROLS = (" on images already seen", " out-of-domain")  # after a paradigm: its control
 Names = Mapping[str, str]  # what each paradigm is called in a legend
 
 
@@ -67,9 +66,9 @@ def _points(axes: Any, curve: pd.DataFrame, paradigm: str, names: Names, column:
 def _controls(values: pd.DataFrame, task: str) -> list[dict[str, Any]]:
     """Return the controls of a task with ``gain``, their mean minus that of their base model."""
     own = values[(values["task"] == task) & (values["metric"] == "auroc")]
-    bases = own[own["arm"] == "base model"].set_index(["data", "start"])["value"]
+    bases = own[own["arm"] == BASE].set_index(["data", "start"])["value"]
     found = []
-    for row in own[own["arm"].str.endswith(CONTROLS)].to_dict("records"):
+    for row in own[own["arm"].str.endswith((SEEN, OUT_OF_DOMAIN))].to_dict("records"):
         if (row["data"], row["start"]) in bases.index:
             found.append(row | {"gain": row["value"] - float(bases[row["data"], row["start"]])})
     return found
@@ -152,15 +151,15 @@ def curves(
 
 def _levels(axes: Any, own: pd.DataFrame, name: str) -> list[str]:
     """Draw base models and baselines as lines where they are near the curves; return all values."""
-    near = own[own["arm"].isin([*STYLE, "base model"])]
+    near = own[own["arm"].isin([*STYLE, BASE])]
     low, high = float(near["value"].min()), float(near["value"].max())
     room = max(0.02, 0.6 * (high - low))
-    shown = own[own["arm"].isin(["base model", "baseline"])].sort_values("value")
+    shown = own[own["arm"].isin([BASE, BASELINE])].sort_values("value")
     said = [f"{name}, {row.arm} {row.start}: {row.value:.3f}" for row in shown.itertuples()]
     shown = shown[shown["value"].between(low - room, high + room)]
     height = -np.inf
     for row in shown.itertuples():
-        is_base = row.arm == "base model"
+        is_base = row.arm == BASE
         plain = {"color": "#666", "lw": 0.9, "ls": "--"}
         style: Any = {"color": "#222", "lw": 1.4} if is_base else plain
         axes.axhline(row.value, **style)
@@ -191,7 +190,7 @@ def labels(rows: pd.DataFrame, *, xlabel: str, title: str = "") -> Shown:
         parts = str(name).split(", ")
         for paradigm in STYLE.keys() & parts:  # as in every other figure; hollow: its base model
             colour, marker, _ = STYLE[paradigm]
-        fill = "#fff" if "base model" in parts else colour
+        fill = "#fff" if BASE in parts else colour
         axes.hlines(at, own["low"], own["high"], color=colour, lw=1.6)
         axes.plot(own["value"], at, marker, color=colour, ms=5, label=name, mfc=fill, ls="")
     axes.set_yticks(range(len(names)), names, fontsize=8)

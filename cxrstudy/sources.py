@@ -101,15 +101,20 @@ def tables(records: list[str], runs: str) -> dict[str, pd.DataFrame]:
 # ---- which sources there are ---------------------------------------------------------------------
 def presets_run() -> list[str]:
     """Return the presets with a plan on this machine: mini first, then by name, smoke last."""
-    names = {path.parent.name for path in study.runs_root().glob("*/plan.json")} - left_out().keys()
+    return _presets_run(left_out())
+
+
+def _presets_run(lost: dict[str, str]) -> list[str]:
+    names = {path.parent.name for path in study.runs_root().glob("*/plan.json")} - lost.keys()
     known = (name for name in names if name in grid.preset_names())
     return sorted(known, key=lambda name: (name != "mini", name == "smoke", name))
 
 
 def every() -> list[str]:
     """Return every source: recorded studies, then presets that were run on this machine."""
+    lost = left_out()  # plans every preset: asked once
     kept = [f"{RECORDED}{name}" for name in recorded.presets()]
-    return [name for name in kept if name not in left_out()] + presets_run()
+    return [name for name in kept if name not in lost] + _presets_run(lost)
 
 
 def studies() -> list[str]:

@@ -14,7 +14,7 @@ import pandas as pd
 from cxrstudy import results, study
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.evaluate.small_samples import LEAST, TOO_FEW
-from cxrstudy.scaling.verdicts import GAIN, OVER_BASELINE, OVER_OTHERS, OVER_SEEN
+from cxrstudy.scaling.verdicts import BASE, BASELINE, GAIN, OVER_BASELINE, OVER_OTHERS, OVER_SEEN
 from cxrstudy.shown import TASKS, human
 
 TITLES = TASKS | {
@@ -55,9 +55,9 @@ def relative(row: Any) -> str:
 
 def encoder_name(row: Any) -> str:
     """Return what an evaluated encoder of the table ``values`` is called."""
-    if row.arm == "base model":
+    if row.arm == BASE:
         return f"base model {row.start}"
-    if row.arm == "baseline":
+    if row.arm == BASELINE:
         kind, _, of = str(row.start).partition(":")
         named = {
             "random": f"random weights of {of}",
@@ -77,7 +77,7 @@ def main_table(values: pd.DataFrame, metrics: Mapping[tuple[str, str], str]) -> 
     """
     rows = values.assign(
         encoder=[encoder_name(row) for row in values.itertuples()],
-        order=values["arm"].map({"baseline": 0, "base model": 1}).fillna(2),
+        order=values["arm"].map({BASELINE: 0, BASE: 1}).fillna(2),
         text=[interval(r.value, r.low, r.high) for r in values.itertuples()],
         column=[metrics.get(key) for key in zip(values["task"], values["metric"], strict=True)],
     )

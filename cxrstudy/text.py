@@ -115,10 +115,14 @@ def in_short(source: str, tables: Tables, table: pd.DataFrame) -> str:
 
 def largest(tables: Tables, kind: str) -> pd.DataFrame:
     """Return the contrasts of a kind at each curve's largest subset, macro AUROC."""
-    rows = tables["contrasts"]
-    rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS) & (rows["kind"] == kind)]
+    rows = _of_kind(tables, kind)
     most = rows.groupby(["task", "one", "start"])["n_images"].transform("max")
     return rows[rows["n_images"] == most]
+
+
+def _of_kind(tables: Tables, kind: str) -> pd.DataFrame:
+    rows = tables["contrasts"]
+    return rows[(rows["kind"] == kind) & (rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
 
 
 def count(tables: Tables) -> str:
@@ -200,8 +204,7 @@ def harm(tables: Tables, bound: float = MARGIN["auroc"]) -> str:
 
     The text says that none was harmed only if every interval excludes a loss of ``bound``.
     """
-    rows = tables["contrasts"]
-    rows = rows[(rows["kind"] == GAIN) & (rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    rows = _of_kind(tables, GAIN)
     if rows.empty:
         return ""
     lost = rows[rows["verdict"] == WORSE]
@@ -266,7 +269,7 @@ def short_answer(source: str, tables: Tables) -> str:
     tests = f"{gained['n'].max():,} test images of {gained['n_patients'].max():,} patients"
     said = [f"**On {kind} x-rays** ({recorded.name_of(source)}; {tests})."]
     said += [_gain_answer(TASKS[task], own) for task, own in gained.groupby("task", sort=False)]
-    rest = [_unlearned(source, tables), _control_answer(tables), *pixels(tables)]
+    rest = [_unlearned(tables), _control_answer(tables), *pixels(tables)]
     return " ".join(filter(None, [*said, *rest, _harm_answer(tables)]))
 
 
@@ -285,11 +288,10 @@ def _gain_answer(task: str, own: pd.DataFrame) -> str:
     )
 
 
-def _unlearned(source: str, tables: Tables) -> str:
+def _unlearned(tables: Tables) -> str:
     """Return the base models not clearly above random weights of their architecture."""
-    rows = tables["contrasts"]
-    rows = rows[(rows["kind"] == OVER_RANDOM) & (rows["metric"] == "auroc")]
-    rows = rows[rows["task"].isin(TASKS) & (rows["low"] < MARGIN["auroc"])]
+    rows = _of_kind(tables, OVER_RANDOM)
+    rows = rows[rows["low"] < MARGIN["auroc"]]
     each = [f"{row.one} on {TASKS[row.task].lower()}" for row in rows.itertuples()]
     if not each:
         return ""
@@ -323,8 +325,7 @@ def _listed(rows: pd.DataFrame) -> str:
 
 
 def _harm_answer(tables: Tables) -> str:
-    rows = tables["contrasts"]
-    rows = rows[(rows["kind"] == GAIN) & (rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    rows = _of_kind(tables, GAIN)
     lost = rows[rows["verdict"] == WORSE]
     if lost.empty:
         return ""

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from cxrstudy import results
 from cxrstudy.evaluate.metrics import auprc, auroc, bootstrap, counts, known_mean, units
 from cxrstudy.evaluate.small_samples import class_counts, exact_width
+from cxrstudy.scaling.verdicts import BASE, BASELINE, OUT_OF_DOMAIN, SEEN
 
 Floats = NDArray[np.float64]
 PARADIGMS = ("clip", "unicl", "dinov2", "clip+labels")
-BASE, BASELINE = "base model", "baseline"
-SEEN, OUT_OF_DOMAIN = " on images already seen", " out-of-domain"  # after the name of a paradigm
 LOG_ERROR = (
     "log_error"  # natural logarithm of 1 - AUROC: a difference is a relative change of error
 )
@@ -92,6 +91,12 @@ def paradigm_of(arm: str) -> str:
 def base_of(cell: Cell) -> Cell:
     """Return the cell of the base model that a trained cell started from."""
     return cell._replace(arm=BASE, samples_seen=0.0, n_images=0.0)
+
+
+def control_of(cell: Cell, cells: Cells) -> Cell | None:
+    """Return the control of a trained cell at equal compute; out-of-domain images come first."""
+    others = (cell._replace(arm=cell.arm + which) for which in (OUT_OF_DOMAIN, SEEN))
+    return next((other for other in others if other in cells), None)
 
 
 def read_cells(

@@ -20,7 +20,7 @@ import pandas as pd
 
 from cxrstudy.evaluate.small_samples import FLAT
 from cxrstudy.scaling import contrasts
-from cxrstudy.scaling.cells import OUT_OF_DOMAIN, SEEN, Cell, Cells, base_of, read_cells
+from cxrstudy.scaling.cells import Cell, Cells, base_of, control_of, read_cells
 from cxrstudy.scaling.hypotheses import CLAIMS, SIZES, Claim, NotTestable
 from cxrstudy.scaling.verdicts import (
     BETTER,
@@ -148,10 +148,8 @@ def _beyond_control(
     pairs = []
     for cell, weight in weights.items():
         if weight > 0 and cell.in_house and cell.n_images == max(c.n_images for c in weights):
-            for which in (OUT_OF_DOMAIN, SEEN):
-                if cell._replace(arm=cell.arm + which) in cells:
-                    pairs.append({cell: 1.0, cell._replace(arm=cell.arm + which): -1.0})
-                    break
+            control = control_of(cell, cells)
+            pairs += [] if control is None else [{cell: 1.0, control: -1.0}]
     if not pairs:
         return INCONCLUSIVE, "; no control at equal compute was run at this subset size"
     told, better = [], True

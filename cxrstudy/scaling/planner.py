@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from cxrstudy.scaling import contrasts, laws
-from cxrstudy.scaling.cells import OUT_OF_DOMAIN, SEEN, Cell, Cells, Floats, base_of
+from cxrstudy.scaling.cells import SEEN, Cell, Cells, Floats, base_of, control_of
 from cxrstudy.scaling.verdicts import MARGIN
 
 TITLES = {"findings": "findings", "lines_tubes": "lines and tubes"}
@@ -104,18 +104,15 @@ def outlook(sizes: list[Cell], cells: Cells, known: contrasts.SeedVariance) -> d
 
 def _control(top: Cell, cells: Cells, known: contrasts.SeedVariance) -> dict[str, Any] | None:
     """Return the largest subset minus its control at equal compute, if one was run."""
-    names = {
-        OUT_OF_DOMAIN: "as many out-of-domain images",
-        SEEN: "more steps on images already seen",
-    }
-    for arm, what in names.items():
-        other = top._replace(arm=top.arm + arm)
-        if other in cells:
-            found = contrasts.contrast({top: 1.0, other: -1.0}, cells, known)
-            said = contrasts.verdict(found, MARGIN[METRIC])
-            ends = {"effect": found.effect, "low": found.low, "high": found.high}
-            return {"n": top.n_images, "what": what, "verdict": said} | ends
-    return None
+    other = control_of(top, cells)
+    if other is None:
+        return None
+    seen = other.arm.endswith(SEEN)
+    what = "more steps on images already seen" if seen else "as many out-of-domain images"
+    found = contrasts.contrast({top: 1.0, other: -1.0}, cells, known)
+    said = contrasts.verdict(found, MARGIN[METRIC])
+    ends = {"effect": found.effect, "low": found.low, "high": found.high}
+    return {"n": top.n_images, "what": what, "verdict": said} | ends
 
 
 def _read(
@@ -128,20 +125,18 @@ def _read(
     for n in n_images:
         here = _weights(n, sizes)
         added = _law_adds(law, n, sizes[-1].n_images)
-        numbers: list[float | None] = [*_ends(here, cells, known, added)]
+        value = contrasts.contrast(here, cells, known)
+        numbers: list[float | None] = [*_ends(value, added)]
         said = None
         if base in cells:
-            gain = here | {base: -1.0}
-            numbers += _ends(gain, cells, known, added)
-            estimate = contrasts.contrast(gain, cells, known)
-            said = contrasts.verdict(estimate, MARGIN[METRIC])
+            gain = contrasts.contrast(here | {base: -1.0}, cells, known)
+            numbers += _ends(gain, added)
+            said = contrasts.verdict(gain, MARGIN[METRIC])
         else:
             numbers += [None] * 3
         numbers += _more(n, min(10 * n, limit), sizes, cells, known, law)
-        for name, value in zip(
-            ["n_images", *NUMBERS, "verdict"], [float(n), *numbers, said], strict=True
-        ):
-            found[name].append(value)
+        for name, entry in zip(found, [float(n), *numbers, said], strict=True):
+            found[name].append(entry)
     return found
 
 
@@ -162,12 +157,8 @@ def _law_adds(law: Any, n: float, largest: float) -> tuple[float, float, float]:
     return best, min(float(low), best), max(float(high), best)
 
 
-def _ends(
-    weights: Mapping[Cell, float], cells: Cells, known: contrasts.SeedVariance,
-    added: tuple[float, float, float],
-) -> list[float]:  # fmt: skip
+def _ends(e: contrasts.Estimate, added: tuple[float, float, float]) -> list[float]:
     """Return effect and interval of a contrast plus what a law adds, in quadrature."""
-    e = contrasts.contrast(weights, cells, known)
     more, low, high = added
     effect = e.effect + more
     below, above = np.hypot(e.effect - e.low, more - low), np.hypot(e.high - e.effect, high - more)
@@ -191,7 +182,8 @@ def _more(
         weights = {sizes[-1]: 0.0}
     there, here = _law_adds(law, more_n, largest), _law_adds(law, n, largest)
     added = tuple(a - b for a, b in zip(there, here, strict=True))
-    return _ends(weights, cells, known, (added[0], min(added), max(added)))
+    estimate = contrasts.contrast(weights, cells, known)
+    return _ends(estimate, (added[0], min(added), max(added)))
 
 
 def consult(grid: Mapping[str, Any], n_images: ArrayLike) -> pd.DataFrame:

@@ -55,9 +55,8 @@ def by_setting(
         raise ValueError(f"tables: {wrong[0]!r} is not factor=value, such as 'mention=0.3'")
     runs = {key: frozenset(table["folder"]) for key, table in tables.items()}
     first = next(iter(tables), "")
-    read = {
-        own: read_cells(tables[key], resamples=resamples, seed=seed) for key, own in runs.items()
-    }
+    once = {own: tables[key] for key, own in runs.items()}  # the reference has several keys
+    read = {own: read_cells(t, resamples=resamples, seed=seed) for own, t in once.items()}
     many = [read_cells(table, resamples=resamples, seed=seed) for table in repeats]
     pooled = family_variances([*read.values(), *many])
     found: dict[frozenset[str], tuple[pd.DataFrame, pd.DataFrame]] = {}

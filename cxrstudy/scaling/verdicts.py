@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+# arms: what an encoder is; the last two come after the name of a paradigm
+BASE, BASELINE = "base model", "baseline"
+SEEN, OUT_OF_DOMAIN = " on images already seen", " out-of-domain"
 # kinds of contrasts
 GAIN, GROWTH, SLOPE = "gain over base model", "largest - smallest subset", "per 10x data"
 OVER_SEEN = "gain over more steps on images already seen"
