@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cxrstudy import marks, study
+from cxrstudy.data.below import check_text
 from cxrstudy.data.ids import Spelling
 from cxrstudy.data.tables import CardError
 
@@ -62,6 +63,12 @@ class Table(_Strict):
         "", description="keep only the rows that meet this pandas query (e.g. frontal views)"
     )
 
+    @field_validator("path")
+    @classmethod
+    def _stays(cls, path: str) -> str:
+        check_text(path)
+        return path
+
     @field_validator("separator")
     @classmethod
     def _one_sign(cls, sign: str) -> str:
@@ -104,6 +111,13 @@ class Labels(_Strict):
         description="list: names that no row need list, as in a part of the data set; true: all",
     )
 
+    @field_validator("names")
+    @classmethod
+    def _no_markup(cls, names: dict[str, Any]) -> dict[str, Any]:
+        if wrong := [name for name in names if re.search(r"[<>`{}|\n]", name)]:
+            raise ValueError(f"{wrong[0]!r} is shown in pages: write it without < > ` {{ }} |")
+        return names
+
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:
@@ -144,6 +158,13 @@ class Card(_Strict):
         [], description="where images are below root: globs whose file names are image ids"
     )
     labels: Labels | None = None
+
+    @field_validator("images")
+    @classmethod
+    def _stay(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            check_text(pattern)
+        return patterns
 
     @property
     def is_drawn(self) -> bool:

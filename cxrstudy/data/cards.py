@@ -8,6 +8,7 @@ import pandas as pd
 
 from cxrstudy.data import columns as cells
 from cxrstudy.data import manifest as manifests
+from cxrstudy.data.below import link_message, links_out, refuse_links_out
 from cxrstudy.data.cardfile import Card, Labels, Table, place, read_card
 from cxrstudy.data.ids import read_ids
 from cxrstudy.data.labels import read_columns, read_list
@@ -141,6 +142,7 @@ def _rows(card: Card, table: Table, base: Path) -> Rows:
         raise CardError(f"table.path {table.path!r}: {error}; give a path below root") from None
     if not paths:
         raise CardError(f"no table {table.path} under {base}; {card.access}")
+    refuse_links_out(base, paths)
     used = [table.image_id, table.patient_id, *table.study_id]
     used += [c for c in (table.view, table.age, table.sex, table.report, table.pixel_spacing) if c]
     used += [*table.sides.values(), *table.masks.values(), *table.malposition.values()]
@@ -254,4 +256,7 @@ def _masks(rows: Rows, column: pd.Series, base: Path) -> pd.Series:
             f"{rows.place(row)}: column {column.name!r} names a mask {gone[0]!r} that is not under "
             f"{base} ({len(gone)} such masks); copy it there, or leave the cell empty"
         )
+    for file in links_out(base, found.values()):
+        row = column.index[column.map(found) == file][0]
+        raise CardError(f"{rows.place(row)}: column {column.name!r}: {link_message(base, file)}")
     return column.map(found).fillna("")

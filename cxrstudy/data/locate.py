@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cxrstudy.data.below import link_message, links_out
 from cxrstudy.data.tables import CardError, Rows
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
@@ -157,6 +158,9 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
             )
         if named:
             found[name] = f"{base}/{named[0]}"
+    for file in links_out(base, found.values()):
+        place = rows.place(ids.index[ids.map(found) == file][0])
+        raise CardError(f"{place}: column {ids.name!r}: {link_message(base, file)}")
     if not found:
         raise CardError(
             f"none of {len(ids)} images is under {base} as {', '.join(patterns)}: {len(files)} "
