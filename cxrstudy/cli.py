@@ -392,5 +392,9 @@ def doctor(data_root: str) -> None:
     sys.exit(checks.report(data_root))
 
 
+from cxrstudy import cli_data  # noqa: E402, F401  (adds commands to cxrstudy.cli.main)
+
 if __name__ == "__main__":
-    main()
+    from cxrstudy.cli import main as with_all
+
+    with_all()

@@ -1,0 +1,59 @@
+"""Commands on data sets; ``cli`` imports this module, so that they are among its own."""
+
+import click
+
+from cxrstudy import study
+from cxrstudy.cli import data_root_option, main
+
+
+@main.command()
+@click.argument("name")
+@click.argument("files", nargs=-1, type=click.Path(dir_okay=False))
+@click.option("--n", default=200, show_default=True, type=click.IntRange(1), help="Reports, about.")
+@click.option("--label", "labels", multiple=True, help="Only this label (repeatable).")
+@click.option("--seed", default=0, show_default=True, help="Of the random order of reports.")
+@click.option("--unblinded", is_flag=True, help="Show the mined label beside each question.")
+@click.option("--score", is_flag=True, help="Score FILES: the marks of one reader, or of two.")
+@data_root_option
+def audit(
+    name: str,
+    files: tuple[str, ...],
+    n: int,
+    labels: tuple[str, ...],
+    seed: int,
+    unblinded: bool,
+    score: bool,
+    data_root: str,
+) -> None:
+    """Audit labels mined from reports of the card NAME: draw a sheet, or score its marks.
+
+    The sheet is one HTML file for a browser, with a CSV file for a spreadsheet. With --score, FILES
+    are CSV files that readers saved [default: those in the sheet's folder].
+    """
+    from cxrstudy import audit as audits
+    from cxrstudy.data.tables import CardError
+
+    ingested = study.root() / "ingested" / name
+    try:
+        if score:
+            table = audits.score(name, files)
+            columns = ["label", "reader", "read", *audits.METRICS]
+            columns += ["kappa"] * ("kappa" in table)
+            click.echo(table[columns].to_string(index=False, float_format="{:.3f}".format))
+            click.echo(f"written: {audits.folder(table.attrs['card'])}/audit.json and audit.csv")
+            return
+        if files:
+            raise study.StudyError(f"{files[0]}: files are read with --score only")
+        root = data_root or (str(ingested) if ingested.is_dir() else "")
+        out, sample, never = audits.write_sheet(
+            name, root=root, n=n, labels=labels, seed=seed, blinded=not unblinded
+        )
+    except (CardError, OSError) as error:
+        raise study.StudyError(str(error)) from None
+    click.echo(
+        f"{sample['item'].nunique()} reports, {len(sample)} marks to make for "
+        f"{sample['label'].nunique()} labels: {out / 'sheet.html'} (or sheet.csv)"
+    )
+    if never:
+        click.echo(f"mentioned in no report, so not in the sheet: {', '.join(never)}")
+    click.echo(f"they hold reports: do not pass them on. Then: cxrstudy audit {name} --score FILE")
