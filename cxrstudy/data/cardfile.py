@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cxrstudy import marks, study
 from cxrstudy.data.below import check_text
 from cxrstudy.data.ids import Spelling
 from cxrstudy.data.tables import CardError
+from cxrstudy.data.vocabulary import LABELS
 
 
 class _Strict(BaseModel):
@@ -89,8 +90,9 @@ class Table(_Strict):
 class Labels(_Strict):
     """How the data set's labels become ours (1, 0, missing = unknown)."""
 
-    encoding: Literal["list", "columns"] = Field(
-        description="list: one column, names joined; columns: one a label"
+    encoding: Literal["list", "columns", "reports"] = Field(
+        description="list: one column, names joined; columns: one a label; reports: mined from the "
+        "report, in English"
     )
     column: str | None = Field(None, description="list: that column")
     separator: str = Field(
@@ -106,6 +108,11 @@ class Labels(_Strict):
     missing: Literal["absent", "unknown"] = Field(
         description="what a label that is not given means"
     )
+    uncertain: Literal["unknown", "present", "absent"] | None = Field(
+        None,
+        description="reports: what an uncertain mention means; not given: unknown",
+        exclude_if=lambda value: value is None,  # as cards without it were hashed
+    )
     may_be_absent: list[str] | bool = Field(
         [],
         description="list: names that no row need list, as in a part of the data set; true: all",
@@ -117,6 +124,30 @@ class Labels(_Strict):
         if wrong := [name for name in names if re.search(r"[<>`{}|\n]", name)]:
             raise ValueError(f"{wrong[0]!r} is shown in pages: write it without < > ` {{ }} |")
         return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_reports(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("encoding") != "reports":
+            return values
+        return {"names": {name: name for name in LABELS}, "missing": "unknown"} | values
+
+    @model_validator(mode="after")
+    def _fit(self) -> "Labels":
+        if self.encoding != "reports":
+            if self.uncertain:
+                raise ValueError("`uncertain` is for encoding: reports only; see `values`")
+            return self
+        from cxrstudy.data.reports import NAMES  # reads its word lists, not needed otherwise
+
+        if wrong := [n for group in self.theirs.values() for n in group if n not in NAMES]:
+            known = ", ".join(NAMES)
+            raise ValueError(
+                f"reports are read for no {wrong[0]!r}{marks.near(wrong[0], NAMES)}; known: {known}"
+            )
+        if self.column or self.values:
+            raise ValueError("encoding: reports takes neither `column` nor `values`")
+        return self
 
     @field_validator("values", mode="before")
     @classmethod

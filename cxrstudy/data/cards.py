@@ -33,7 +33,7 @@ def load_manifest(
     the manifest, by reason: ``not kept by query``, ``no image id``, ``no patient id``, ``no study
     id``, ``no image file``. ``attrs["not_understood"]`` counts cells that became missing, over all
     images found: our column (``age``, ``sex``, ``view``, ``pixel_spacing``, ``malposition:NAME``)
-    -> cell -> how often.
+    -> cell -> how often. ``attrs["mined"]`` is the record of labels that were mined from reports.
 
     Args:
         card: name or path of a card.
@@ -122,7 +122,11 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     columns |= facts
     for device, column in table.masks.items():
         columns[f"mask:{device}"] = _masks(rows, rows.frame.loc[kept, column], base)
-    if card.labels:
+    mined = None
+    if card.labels and card.labels.encoding == "reports":
+        found, mined = _mined(card.labels, columns)
+        columns |= found
+    elif card.labels:
         columns |= _labels(card.labels, rows, kept)
     manifest = manifests.validate(
         pd.DataFrame(columns).reset_index(drop=True),
@@ -131,6 +135,8 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     manifest.attrs["rows"] = len(rows.frame)
     manifest.attrs["left_out"] = left_out
     manifest.attrs["not_understood"] = not_understood
+    if mined:
+        manifest.attrs["mined"] = mined
     return manifest
 
 
@@ -153,7 +159,7 @@ def _rows(card: Card, table: Table, base: Path) -> Rows:
             used += theirs
         elif card.labels.column:
             used.append(card.labels.column)
-        else:
+        elif card.labels.encoding == "list":
             raise CardError(
                 "labels.encoding is list, so labels.column must name the column that lists them"
             )
@@ -240,6 +246,18 @@ def _labels(labels: Labels, rows: Rows, kept: pd.Index) -> dict[str, pd.Series]:
         return read_columns(rows, kept, labels.theirs, labels.values, absent)
     column, may_be_absent = str(labels.column), labels.may_be_absent
     return read_list(rows, kept, column, labels.separator, labels.theirs, absent, may_be_absent)
+
+
+def _mined(labels: Labels, columns: dict[str, Any]) -> tuple[dict[str, pd.Series], dict[str, Any]]:
+    """Return labels mined from the reports, and the record of ``mining.mine_labels``."""
+    from cxrstudy.data.mining import mine_labels  # reads word lists that most cards do not need
+
+    if "report" not in columns:
+        raise CardError(
+            "labels.encoding is reports, but the card has no reports: name `report` under table"
+        )
+    rule = {"uncertain": labels.uncertain or "unknown", "missing": labels.missing}
+    return mine_labels(columns["report"], columns["study_id"], labels.theirs, **rule)
 
 
 def _masks(rows: Rows, column: pd.Series, base: Path) -> pd.Series:

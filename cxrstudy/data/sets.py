@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cxrstudy import study
-from cxrstudy.data import cards, images
+from cxrstudy.data import cards, images, mining
 from cxrstudy.data.images import Prepared, note_root, open_prepared
 from cxrstudy.data.language import not_english
 from cxrstudy.data.manifest import assign_splits
@@ -103,6 +103,10 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     }
     if not card.is_drawn and "report" in manifest and (other := not_english(manifest["report"])):
         lost["not_understood"] = lost["not_understood"] | {"report": other}
+    if mined := manifest.attrs.get("mined"):
+        lost["mined"] = mined
+        if mined["not_english"]:
+            warnings.warn(mining.in_words(mined), stacklevel=2)
     lost = json.loads(json.dumps(lost, default=int))  # as it is read again: text and numbers
     parameters = p.model_copy(update={"root": "", "card": card.name}).model_dump(exclude={"out"})
     asked: list[Any] = [parameters, card.model_dump()]
