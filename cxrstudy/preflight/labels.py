@@ -88,7 +88,10 @@ def _one_sided(held: Holding, name: str) -> str:
         return f"; nothing says that it is present: see `values` and `names`, {at}"
     if card.missing == "absent":
         return "; every image has it, so there is no negative"
-    empty = "a name that is not listed" if card.encoding == "list" else "an empty cell"
+    empty = {
+        "list": "a name that is not listed",
+        "reports": "a label that a report does not mention",
+    }.get(card.encoding, "an empty cell")
     at = cards.place(held.p.card, "labels", "missing")
     return f"; if {empty} means absent, write `missing: absent`, {at}"
 
