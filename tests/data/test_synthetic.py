@@ -130,6 +130,48 @@ def test_a_word_after_the_name_changes_one_factor_of_the_same_patients(many, wor
     assert word != "mention95" or said[0] > 1.5 * said[1]
 
 
+def test_a_distant_institution_leaves_the_pools_in_scanner_case_mix_and_wording() -> None:
+    near = describe(np.arange(4000), institution="study")
+    same = describe(np.arange(4000), institution="study-distant0")
+    assert np.array_equal(near.labels, same.labels) and near.report == same.report
+    sites = [institution.institution(f"study-distant{k}") for k in range(3)]
+    pool = [institution.institution(f"public-{k}") for k in range(2 * institution.POOL)]
+    ends = [(min(values), max(values)) for values in zip(*map(_habits, pool), strict=True)]
+    inside = [
+        sum(low <= value <= high for value, (low, high) in zip(_habits(site), ends, strict=True))
+        for site in sites
+    ]
+    assert inside[0] == len(ends) and inside[2] == 0
+    for steps in (1, 2):
+        far = describe(np.arange(4000), institution=f"study-distant{steps}")
+        assert np.array_equal(far.patient_id, near.patient_id)
+        ratio = far.labels.mean(0) / near.labels.mean(0)
+        assert ratio.min() < 0.75**steps and ratio.max() > 1.2**steps
+
+
+def _habits(site: institution.Institution) -> list[float]:
+    """Return numbers that describe an institution: scanner, rates, wording."""
+    return [
+        site.fixed[0].gain,
+        site.fixed[0].noise,
+        *(rates[1] for rates in site.finding_rates.values()),
+        *(rates[1] for rates in site.device_rates.values()),
+        site.device_mention,
+        site.negation,
+    ]
+
+
+def test_the_unseen_pool_shares_no_institution_with_the_public_pool() -> None:
+    public, unseen = (
+        {p.split("-p")[0] for p in describe(np.arange(400), institution=name).patient_id}
+        for name in ("public", "unseen")
+    )
+    assert public == {f"public-{k}" for k in range(institution.POOL)}
+    assert unseen == {f"public-{k}" for k in range(institution.POOL, 2 * institution.POOL)}
+    image = sample([16 * 5], institution="public-9", size=32).image
+    assert torch.equal(image, sample([16 * (5 * 8 + 1)], institution="unseen", size=32).image)
+
+
 def test_a_word_that_names_no_factor_is_refused_by_name() -> None:
     for name in ("study-foo", "study-shift", "public-3-mention"):
         with pytest.raises(ValueError, match=name.rsplit("-", 1)[-1]):

@@ -13,7 +13,8 @@ from cxrstudy.data.synthetic.draws import Array, Draws
 from cxrstudy.data.synthetic.projection import PerRow
 
 Rate = tuple[float, float, float]
-POOL = 8  # institutions that "public" consists of
+POOL = 8  # institutions of a pool
+POOLS = {"public": 0, "unseen": POOL}  # name of a pool -> its first institution, public-K
 BLOCK = 16  # images per block; each patient has 1 to 4 consecutive images of one block
 RUNS = (  # images per patient, one pattern per block; assumed, with a mean of 2.1
     (1, 2, 3, 4, 2, 1, 3),
@@ -151,6 +152,36 @@ def _shifted_scanners(site: Institution, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _distant(site: Institution, steps: int) -> dict[str, Any]:
+    """Return scanners, case mix and wording ``steps`` away from the pools. Assumed.
+
+    Institutions of the pools multiply rates by .6 to 1.4, and mention .2 to .8 of the devices. One
+    step puts an institution at that edge, two steps outside. Every second label becomes more
+    frequent, the others rarer.
+    """
+    up, down = 1.4**steps, 0.6**steps
+
+    def moved(table: Mapping[str, Rate]) -> dict[str, Rate]:
+        factors = [up if k % 2 else down for k in range(len(table))]
+        return {
+            name: (min(a * f, 0.9), min(b * f, 0.9), min(c * f, 0.9))
+            for (name, (a, b, c)), f in zip(table.items(), factors, strict=True)
+        }
+
+    words: dict[str, Any] = {
+        "device_mention": 0.4 / 2**steps,  # .2 at the edge
+        "mild_mention": 0.5 * 0.8**steps,  # .4
+        "negation": 0.4 / 2**steps,  # .2
+        "hedge": min(0.36 * 1.25**steps, 0.9),  # .45
+        "dialect": 100 + steps,  # synonyms that no pool uses in this mixture
+    }
+    rates = {
+        "finding_rates": moved(site.finding_rates),
+        "device_rates": moved(site.device_rates),
+    }
+    return _shifted_scanners(site, steps) | rates | words if steps else {}
+
+
 # Suffixes of an institution's name, and the fields that each changes
 Change = Callable[[Institution, int], dict[str, Any]]
 SUFFIXES: tuple[tuple[str, Change], ...] = (
@@ -161,6 +192,7 @@ SUFFIXES: tuple[tuple[str, Change], ...] = (
         lambda site, k: {"label_miss": site.label_miss * k, "label_false": site.label_false * k},
     ),
     (r"shift(\d+)", _shifted_scanners),
+    (r"distant(\d+)", _distant),
 )
 
 
@@ -170,7 +202,8 @@ def institution(name: str) -> Institution:
     "study" is the study's own; "public-k", k from 0, each has its own mixture of patients and
     habits. Suffixes change one factor each for the same patients: "-faint" devices, "-mentionP"
     reports that mention P% of the devices, "-mislabelK" structured labels with K times the errors,
-    "-shiftK" scanners K steps outside the pool's range.
+    "-shiftK" scanners K steps outside the pool's range, "-distantK" scanners, case mix and wording
+    together: 0 inside the pools' range, 1 at its edge, 2 outside.
 
     Raises:
         ValueError: the name or a suffix is unknown.
@@ -185,7 +218,7 @@ def institution(name: str) -> Institution:
         else:
             raise ValueError(
                 f"unknown institution {name!r}: the suffix {suffix!r} is not faint, mentionP, "
-                "mislabelK or shiftK"
+                "mislabelK, shiftK or distantK"
             )
     return site
 
@@ -197,7 +230,8 @@ def _base_institution(base: str, name: str) -> Institution:
         return Institution(base)
     if kind != "public" or not number.isdecimal():
         raise ValueError(
-            f'unknown institution {name!r}: use "study", "public", or "public-0", "public-1", ...'
+            f'unknown institution {name!r}: use "study", "public", "unseen", or "public-0", '
+            '"public-1", ...'
         )
     d = Draws.start(0, "institution", [int(number)])
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from cxrstudy.data.synthetic import render, report_text
 from cxrstudy.data.synthetic.draws import Array
-from cxrstudy.data.synthetic.institution import BLOCK, POOL, Institution, PatientExams
+from cxrstudy.data.synthetic.institution import (
+    BLOCK,
+    POOL,
+    POOLS,
+    Institution,
+    PatientExams,
+)
 from cxrstudy.data.synthetic.institution import institution as find_institution
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
 
@@ -59,7 +65,8 @@ def sample(
     Args:
         indices: any integers from 0.
         institution: a name as `institution.institution` reads it. The blocks of 16 indices of
-            "public" are from public-0 to public-7 in turn.
+            "public" are from public-0 to public-7 in turn, those of "unseen" from public-8 to
+            public-15.
         size: pixels per side, 32 to 1024.
         seed: any integer.
         device: the torch device on which planes are computed and images stay. Devices other than
@@ -121,12 +128,14 @@ def _sample(
         raise ValueError("indices start at 0")
     base, *suffixes = re.split(r"-(?=[a-z])", name, maxsplit=1)
     with torch.no_grad():
-        if base != "public":
+        if base not in POOLS:
             return _sample_site(index, find_institution(name), size, seed, device)
         block = index // BLOCK
         number, own = block % POOL, block // POOL * BLOCK + index % BLOCK
         rows = [np.flatnonzero(number == k) for k in range(POOL)]
-        sites = [find_institution("-".join([f"public-{k}", *suffixes])) for k in range(POOL)]
+        first = POOLS[base]
+        names = ["-".join([f"public-{first + k}", *suffixes]) for k in range(POOL)]
+        sites = [find_institution(name) for name in names]
         pairs = zip(rows, sites, strict=True)
         parts = [_sample_site(own[r], site, size, seed, device) for r, site in pairs]
         return _join(parts, np.argsort(np.concatenate(rows)))
