@@ -54,7 +54,11 @@ def what_is(path: str | Path) -> str:
     What Pillow opens ends in "picture": "a PNG picture".
     """
     with open(path, "rb") as file:
-        start = file.read(1024)
+        return kind_of(file.read(1024))
+
+
+def kind_of(start: bytes) -> str:
+    """Return what a file is by its first 1,024 bytes, in the words of ``what_is``."""
     if not start:
         return "an empty file"
     for offset, magic, kind in STARTS:
