@@ -107,8 +107,8 @@ class Pretrain(OnData):
     base: str = Field("", description="encoder folder to continue from; empty = random weights")
     encoder: str = Field(
         "cnn_mini",
-        description="architecture if there is no base: cnn_mini, hybrid_mini, davit_mini or a timm "
-        "name",
+        description="architecture if there is no base: cnn_mini, hybrid_mini, vit_mini, davit_mini "
+        "or a timm name",
     )
     paradigm: Literal["clip", "unicl", "clip+labels", "dinov2"] = Field(
         "clip",

@@ -26,6 +26,11 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         {"patch_size": 2, "embed_dim": 128, "depth": 2, "num_heads": 4}
         | {"in_chans": 1, "dynamic_img_size": True},
     ),
+    "vit_mini": (  # a ViT with a class token, for clip and dinov2 alike: ViT-Ti of half the depth
+        "vit_tiny_patch16_224",
+        {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
+        | {"in_chans": 1, "dynamic_img_size": True},
+    ),
     "davit_mini": (
         "davit_tiny",
         {"embed_dims": (32, 64, 128), "depths": (1, 1, 2), "num_heads": (2, 4, 8)}
