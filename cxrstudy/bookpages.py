@@ -1,11 +1,11 @@
 """Pages of the book without a notebook: every run of this machine, and recorded measurements."""
 
 import csv
-import re
 from pathlib import Path
 
 from cxrstudy import recorded, sources, study
 from cxrstudy.run import headline_of, notebook_error, run_page, run_table
+from cxrstudy.shown import inert
 
 SPEED = (
     "Each row compares one of our training steps with another tool's, on the same model, batch, "
@@ -43,8 +43,8 @@ def runs() -> tuple[list[tuple[str, Path, str]], str]:
                 title = f"{preset}: {row['stage']} {row['name']}"
                 notebooks.append((page, row["notebook"], title))
             why = notebook_error(row["notebook"]) or "stopped before its end"
-            failed = f"**failed**: {why}".replace("|", "\\|")
-            said = headline_of(row["record"]) if row["record"] else failed
+            said = f"**failed**: {_plain(why)}"
+            said = _plain(headline_of(row["record"])) if row["record"] else said
             link = f"[{row['name']}](<{page}.ipynb>)"
             name = link if whole else f"{row['name']} (its notebook is cut short)"
             lines.append(f"| {name} | {row['stage']} | {said} |")
@@ -54,8 +54,7 @@ def runs() -> tuple[list[tuple[str, Path, str]], str]:
 
 def _plain(text: str) -> str:
     """Return the text of an error in one line, with its markup escaped."""
-    short = " ".join(text.replace(f"{study.root()}/", "").split())
-    return re.sub(r"([\\`*_{}\[\]<>|$#~@])", r"\\\1", short)
+    return inert(text.replace(f"{study.root()}/", ""))
 
 
 def measurements(folder: Path) -> str:

@@ -9,7 +9,7 @@ from cxrstudy import grid, recorded
 from cxrstudy.data.vocabulary import phrase
 from cxrstudy.recorded import RECORDED
 from cxrstudy.run import run_table
-from cxrstudy.shown import Shown, nothing, words
+from cxrstudy.shown import Shown, inert, nothing, without_html, words
 
 
 def prepared_sets(presets: list[str]) -> list[tuple[str, Any, Any]]:
@@ -43,14 +43,14 @@ def describe(name: str, prepared: Any, card: Any) -> str:
         for said, parts in counted
         if sum(parts.values())
     ]
-    warned = [f"**Warning: {sentence}**" for sentence in odd.losses(info, len(manifest))]
+    warned = [f"**Warning: {inert(sentence)}**" for sentence in odd.losses(info, len(manifest))]
     kind = "Synthetic" if info["kind"] == "synthetic" else "Real"
     size = (
         f"{len(manifest):,} images of {manifest['patient_id'].nunique():,} patients at "
-        f"{info['size']} px{'; ' * bool(lost)}{'; '.join(lost)}."
+        f"{info['size']} px{'; ' * bool(lost)}{inert('; '.join(lost))}."
     )
-    terms = f"Licence: {card.licence}. Cite: {card.citation}."
-    heading = f"## {card.title}{'' if card.title.endswith('?') else ':'} {name}"
+    terms = without_html(f"Licence: {card.licence}. Cite: {card.citation}.")
+    heading = f"## {inert(card.title)}{'' if card.title.endswith('?') else ':'} {name}"
     return f"{heading}\n\n" + " ".join([f"**{kind} x-rays.** {size}", *warned, terms])
 
 

@@ -101,6 +101,16 @@ def human(value: float) -> str:
     return f"{value:.3g}"
 
 
+def inert(text: object) -> str:
+    """Return text of a file or an error for Markdown: one line in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|$#~@&])", r"\\\1", " ".join(str(text).split()))
+
+
+def without_html(text: str) -> str:
+    """Return the Markdown of a card or preset, in which tags of HTML are words."""
+    return text.replace("<", "&lt;")
+
+
 def nothing(title: str, why: str) -> Shown:
     """Return a sentence in place of a figure that has nothing to draw."""
     text = f"{title} {why}".strip()

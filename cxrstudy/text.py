@@ -17,7 +17,7 @@ from cxrstudy.scaling.verdicts import (
     OVER_SEEN,
     WORSE,
 )
-from cxrstudy.shown import TASKS, human
+from cxrstudy.shown import TASKS, human, without_html
 from cxrstudy.tables import effect, interval
 
 Tables = Mapping[str, pd.DataFrame]
@@ -83,7 +83,7 @@ def described(source: str) -> str:
     """Return a preset's title and description."""
     preset = grid.load_preset(source.removeprefix(RECORDED))
     title = preset.title if preset.title.endswith((".", "?", "!")) else f"{preset.title}."
-    return f"*{title}* {preset.description}"
+    return without_html(f"*{title}* {preset.description}")
 
 
 def caution(source: str) -> str:
@@ -93,7 +93,8 @@ def caution(source: str) -> str:
     preset = grid.load_preset(source.removeprefix(RECORDED))
     cards = [read_card(values["card"]) for values in preset.data.values()]
     shown = (card for card in cards if card.caution)
-    return "\n\n".join(f"> **Read this first: {c.title}.** {c.caution}" for c in shown)
+    said = "\n\n".join(f"> **Read this first: {c.title}.** {c.caution}" for c in shown)
+    return without_html(said)
 
 
 def _list(items: Any) -> str:

@@ -42,7 +42,7 @@ def test_a_column_is_hashed_and_a_collision_is_refused():
     hashed = pseudonyms("study", column, KEY)
     assert list(hashed) == [pseudonym("study", value, KEY) for value in column]
     assert list(hashed.index) == [4, 2, 9]
-    with pytest.raises(StudyError, match=r"1 of 3 patient ids .* --key") as caught:
+    with pytest.raises(StudyError, match=r"1 of 3 patient ids .*--key") as caught:
         check_collisions("patient", {"Smith": "aa", "Jones": "aa", "Brown": "bb"})
     assert "Smith" not in str(caught.value)
 
@@ -103,5 +103,5 @@ def test_a_damaged_key_is_refused_and_never_replaced(tmp_path, content):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match="cannot be made"):
+    with pytest.raises(StudyError, match=r"cannot be (made|read)"):
         load_key(tmp_path / "file" / "site.key")
