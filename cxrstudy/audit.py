@@ -5,10 +5,10 @@ uncertain, absent, not mentioned), and each such stratum gives a simple random s
 follow one random order of the reports (permanent random numbers, Ohlsson 1995). So labels share
 reports, and a larger sheet contains a smaller one.
 
-In estimates, each of n reports read in a stratum of N counts N / n times. For intervals, reports
-that were not read are drawn from the posterior of the stratum's rate (beta, Jeffreys prior). So a
-stratum where readers found nothing still widens the interval, and one that was read whole does not.
-Patients are not resampled: reports were drawn, not patients, and only that draw is random here.
+In estimates, each of n reports read in a stratum of N counts N / n times. Intervals are exact
+(Clopper-Pearson) in each stratum, joined by simulation. So a stratum where readers found nothing
+still widens them, and one that was read whole does not. (A bootstrap has no width there; Jeffreys'
+prior held rare errors too seldom.) Patients are not resampled: reports were drawn, not patients.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ from cxrstudy.shown import Shown, nothing, words
 from cxrstudy.tables import interval
 
 MARKS = ("present", "absent", "uncertain", "cannot tell")
-SHARES = np.array([2, 1, 1, 2])  # of a sheet, by status: where errors weigh most
-DRAWS = 10_000  # of the posterior
+SHARES = np.array([4, 2, 1, 2])  # of a label's sample, by status: labels share the first two
+DRAWS = 4_000  # of each simulation
 METRICS = ("precision", "recall", "specificity", "f1", "npv")
 BLIND = "Mentions show where the program read something. First mark without them."
 
@@ -201,7 +201,8 @@ def _page(
         if not own["blinded"]:
             one["mined"] = [mining.STATUSES[code] for code in rows["status"]]
         items.append(one)
-    data = {"name": folder(own["card"]).name, "key": f"{own['card']}:{own['seed']}"}
+    data: dict[str, Any] = {"name": folder(own["card"]).name}
+    data["key"] = f"{own['card']}:{own['seed']}"
     data |= {"blinded": own["blinded"], "items": items}
     data["words"] = {name: phrase(name) for name in sample["label"].unique()}
     template = Path(__file__).with_name("audit_sheet.html")
@@ -257,22 +258,25 @@ def estimate(
         sample: rows of the label: ``status``, ``N``, ``n``.
         is_present: bool (rows,), what the reader says.
         values: (4,), the label's value of each status: 1, 0 or NaN.
-        seed: of the posterior's draws.
+        seed: of the simulation.
     """
     sizes, read, found = np.zeros((3, 4))
     for code, rows in sample.groupby("status"):
         sizes[code], read[code] = rows["N"].iloc[0], len(rows)
         found[code] = is_present[sample["status"].to_numpy() == code].sum()
-    whole = found * sizes / np.maximum(read, 1)
-    rng = np.random.default_rng(seed)
-    rates = rng.beta(found + 0.5, read - found + 0.5, (DRAWS, 4))
-    drawn = _metrics(found + rng.binomial((sizes - read).astype(int), rates), sizes, values)
+    rng, said = np.random.default_rng(seed), values == 1
+    fewest = rng.beta(np.maximum(found, 1e-9), read - found + 1, (DRAWS, 4))
+    most = rng.beta(found + 1, np.maximum(read - found, 1e-9), (DRAWS, 4))
+    unread = (sizes - read).astype(int)
+    # every metric rises with positives among those mined as present, and falls with the others
+    worst = found + rng.binomial(unread, np.where(said, fewest, most))
+    best = found + rng.binomial(unread, np.where(said, most, fewest))
+    low, high = _metrics(worst, sizes, values), _metrics(best, sizes, values)
     out: dict[str, float] = {}
-    for name, value in _metrics(whole, sizes, values).items():
+    for name, value in _metrics(found * sizes / np.maximum(read, 1), sizes, values).items():
         ends = [np.nan, np.nan]
-        if np.isfinite(value):  # Jeffreys' interval leaves out 0 and 1, where the estimate may be
-            ends = [*np.nanquantile(drawn[name], [0.025, 0.975])]
-            ends = [min(ends[0], float(value)), max(ends[1], float(value))]
+        if np.isfinite(value):
+            ends = [np.nanquantile(low[name], 0.025), np.nanquantile(high[name], 0.975)]
         out |= {name: float(value), f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
     return out
 
