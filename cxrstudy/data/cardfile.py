@@ -1,30 +1,44 @@
 """Data cards: Markdown with YAML front matter, which maps a data set's own tables to a manifest."""
 
-import codecs
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cxrstudy import marks, study
 from cxrstudy.data.below import check_text
+from cxrstudy.data.cardparts import (
+    Boxes,
+    Joined,
+    Polylines,
+    Position,
+    Reports,
+    Rule,
+    RunLengths,
+    Source,
+    Split,
+    Strict,
+    is_unset,
+)
 from cxrstudy.data.ids import Spelling
 from cxrstudy.data.tables import CardError
-from cxrstudy.data.vocabulary import LABELS
+from cxrstudy.data.vocabulary import DEVICES, LABELS
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Table(_Strict):
+class Table(Source):
     """Where the table is below root, and which of its columns is what."""
 
-    path: str = Field(description="CSV or Parquet, below root; a glob is allowed")
-    separator: str = Field(",", description="of CSV: the one sign between cells")
-    encoding: str = Field("", description="of CSV that is not UTF-8, say cp1252")
+    rows: Rule = Field(
+        "refuse",
+        description="several rows of one image: any (one says so), majority (of the readers), "
+        "first; not given: refused",
+        exclude_if=is_unset,
+    )
+    reader: str | None = Field(
+        None, description="column that names the reader of a row", exclude_if=is_unset
+    )
     ids: Spelling | None = Field(
         None,
         description="ids of patients and studies that differ only in spelling (blanks, case, "
@@ -39,7 +53,9 @@ class Table(_Strict):
     view: str | None = None
     age: str | None = None
     sex: str | None = None
-    report: str | None = None
+    report: str | list[str] | dict[str, str] | None = Field(
+        None, description="column; or several, joined as HEADER: text (a mapping names headers)"
+    )
     views: dict[str, Literal["PA", "AP", "LATERAL"] | None] = Field(
         {},
         description="their name of a view -> ours, or null; others become missing; "
@@ -51,43 +67,38 @@ class Table(_Strict):
     sides: dict[str, str] = Field(
         {}, description="our finding -> the column of its side: right, left, bilateral, empty"
     )
-    masks: dict[str, str] = Field(
-        {}, description="our device -> the column of its mask's file, below root; empty: none"
+    masks: dict[str, str | RunLengths] = Field(
+        {},
+        description="our device -> the column of its mask's file, below root, empty: none; or of "
+        "its run lengths",
     )
-    malposition: dict[str, str] = Field(
-        {}, description="our device -> column: 1 if its tip is malpositioned"
+    malposition: dict[str, str | Position] = Field(
+        {}, description="our device -> column: 1 if its tip is malpositioned; or states by name"
+    )
+    split: Split | None = Field(
+        None, description="the official split: its column and names", exclude_if=is_unset
     )
     pixel_spacing: str | None = Field(
         None, description="mm a pixel of the image file, for errors of tips in mm"
     )
-    query: str = Field(
-        "", description="keep only the rows that meet this pandas query (e.g. frontal views)"
-    )
 
-    @field_validator("path")
-    @classmethod
-    def _stays(cls, path: str) -> str:
-        check_text(path)
-        return path
-
-    @field_validator("separator")
-    @classmethod
-    def _one_sign(cls, sign: str) -> str:
-        sign = "\t" if sign == r"\t" else sign
-        if len(sign) != 1 or sign in '"\r\n':
-            raise ValueError(f'{sign!r} is not one sign; a tab is written "\\t"')
-        return sign
-
-    @field_validator("encoding")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        try:
-            return name and codecs.lookup(name).name
-        except LookupError:
-            raise ValueError(f"{name!r} is no encoding that Python knows; say, cp1252") from None
+    @property
+    def reports(self) -> dict[str, str]:
+        """Return header -> column of a report of several columns; a single one has no header."""
+        if isinstance(self.report, dict):
+            return self.report
+        if isinstance(self.report, list):
+            return {_header(column): column for column in self.report}
+        return {"": self.report} if self.report else {}
 
 
-class Labels(_Strict):
+def _header(column: str) -> str:
+    """Return the header of a report's column: IMPRESSION for ``section_impression``."""
+    name = re.sub(r"^(section|report)[_ ]", "", column.strip(), flags=re.IGNORECASE)
+    return name.replace("_", " ").upper()
+
+
+class Labels(Strict):
     """How the data set's labels become ours (1, 0, missing = unknown)."""
 
     encoding: Literal["list", "columns", "reports"] = Field(
@@ -169,7 +180,7 @@ class Labels(_Strict):
         return {k: [names] if isinstance(names, str) else names for k, names in self.names.items()}
 
 
-class Card(_Strict):
+class Card(Strict):
     """The front matter of a data card."""
 
     name: str
@@ -178,7 +189,7 @@ class Card(_Strict):
     licence: str
     access: str
     citation: str
-    counts: dict[str, Any] = {}
+    counts: dict[str, Any] = Field({})
     contamination: str = Field("", description="which public encoders have been trained on it")
     caution: str = Field("", description="what a reader must know before any number on it")
     show_images: bool = Field(
@@ -189,6 +200,31 @@ class Card(_Strict):
         [], description="where images are below root: globs whose file names are image ids"
     )
     labels: Labels | None = None
+    tables: list[Joined] = Field(
+        [], description="further tables, joined to the rows of table", exclude_if=is_unset
+    )
+    polylines: Polylines | None = Field(
+        None, description="courses of devices, which become masks", exclude_if=is_unset
+    )
+    boxes: Boxes | None = Field(
+        None, description="boxes: an image with one has the finding", exclude_if=is_unset
+    )
+    reports: Reports | None = Field(None, description="reports in files", exclude_if=is_unset)
+    verified: Literal["real", "layout"] | None = Field(
+        None,
+        description="real: read from the real files; layout: written from the documented layout, "
+        "real files not seen",
+        exclude_if=is_unset,
+    )
+
+    @model_validator(mode="after")
+    def _no_label_twice(self) -> "Card":
+        both = set(self.labels.names if self.labels else ()) & set(
+            self.boxes.names if self.boxes else ()
+        )
+        if both:
+            raise ValueError(f"{min(both)!r} is under labels.names and boxes.names: keep one")
+        return self
 
     @field_validator("images")
     @classmethod
@@ -201,6 +237,20 @@ class Card(_Strict):
     def is_drawn(self) -> bool:
         """Return whether its images are drawn; an export of them is read as files are."""
         return self.kind == "synthetic" and self.table is None
+
+
+def serves(card: Card) -> list[str]:
+    """Return what a card's data serve: findings, tubes present, placed or drawn, reports."""
+    names = {*(card.labels.names if card.labels else ()), *(card.boxes.names if card.boxes else ())}
+    table, drawn = card.table, card.is_drawn
+    found = {
+        "findings": drawn or bool(names - set(DEVICES)),
+        "tubes present": drawn or bool(names & set(DEVICES)),
+        "tubes placed": bool(table and table.malposition),
+        "tubes drawn": drawn or bool((table and table.masks) or card.polylines),
+        "reports": drawn or bool((table and table.report) or card.reports),
+    }
+    return [what for what, is_there in found.items() if is_there]
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,15 +8,25 @@ import pandas as pd
 
 from cxrstudy.data import columns as cells
 from cxrstudy.data import manifest as manifests
-from cxrstudy.data.below import link_message, links_out, refuse_links_out
+from cxrstudy.data.cardfacts import (
+    read_boxes,
+    read_masks,
+    read_positions,
+    read_reports,
+    read_split,
+)
 from cxrstudy.data.cardfile import Card, Labels, Table, place, read_card
+from cxrstudy.data.cardrows import read_rows, resolve
 from cxrstudy.data.ids import read_ids
+from cxrstudy.data.joins import one_row_an_image
 from cxrstudy.data.labels import read_columns, read_list
-from cxrstudy.data.locate import find_images, find_listed
-from cxrstudy.data.tables import CardError, Rows, read_tables
+from cxrstudy.data.locate import find_images
+from cxrstudy.data.tables import CardError, Rows
 from cxrstudy.data.vocabulary import FINDINGS, LABELS
 
 __all__ = ["Card", "CardError", "first_images", "load_manifest", "place", "read_card"]
+
+SEVERAL = "of an image that rows give to several patients"
 
 
 def load_manifest(
@@ -101,13 +111,17 @@ def _synthetic(institution: str, n_images: int, seed: int) -> pd.DataFrame:
 
 # ---- a data set of files -------------------------------------------------------------------------
 def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
-    rows = _rows(card, table, base)
+    rows, rule, notes = read_rows(card, table, base)
     kept, left_out = _kept(rows, table)
+    if table.split:
+        official, lost = read_split(table.split, rows, kept)
+        kept, left_out = official.index, left_out | lost
     patient = read_ids(rows, [table.patient_id], kept, "patient", table.ids)
     exam = read_ids(rows, table.study_id, kept, "study", table.ids)
     image = rows.frame.loc[kept, table.image_id]
-    _refuse_twice(card, table, rows, image)
-    path = find_images(base, card.images, image, rows)
+    if table.rows == "refuse":
+        _refuse_twice(card, table, rows, image)
+    path = find_images(base, [resolve(p, table) for p in card.images], image, rows)
     if without_file := int(path.isna().sum()):
         left_out["no image file"] = without_file
     path = path.dropna()
@@ -118,18 +132,25 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
         "study_id": exam[kept],
         "path": path,
     }
-    facts, not_understood = _facts(table, rows.frame.loc[kept])
-    columns |= facts
-    for device, column in table.masks.items():
-        columns[f"mask:{device}"] = _masks(rows, rows.frame.loc[kept, column], base)
+    report = read_reports(card, table, rows, kept, base, notes)
+    facts, not_understood = _facts(table, rows.frame.loc[kept], report)
+    columns |= facts | read_masks(card, table, rows, kept, base)
     mined = None
     if card.labels and card.labels.encoding == "reports":
         found, mined = _mined(card.labels, columns)
         columns |= found
     elif card.labels:
         columns |= _labels(card.labels, rows, kept)
+    columns |= read_boxes(card, rows, kept)
+    if table.split:
+        columns["official_split"] = official[kept]
+    manifest = pd.DataFrame(columns)
+    if rule != "refuse":
+        reader = rows.frame.loc[kept, table.reader] if table.reader else None
+        manifest, several = one_row_an_image(manifest, rule, reader, notes)
+        kept, left_out = manifest.index, left_out | ({SEVERAL: several} if several else {})
     manifest = manifests.validate(
-        pd.DataFrame(columns).reset_index(drop=True),
+        manifest.reset_index(drop=True),
         place=lambda row: f"card {card.name}, {rows.place(kept[row])}",
     )
     manifest.attrs["rows"] = len(rows.frame)
@@ -137,41 +158,9 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     manifest.attrs["not_understood"] = not_understood
     if mined:
         manifest.attrs["mined"] = mined
+    if notes:
+        manifest.attrs["notes"] = notes
     return manifest
-
-
-def _rows(card: Card, table: Table, base: Path) -> Rows:
-    """Read the rows of every table that the card names."""
-    try:
-        paths = sorted(p for p in base.glob(table.path) if not p.name.startswith(("._", "~$")))
-    except (NotImplementedError, ValueError) as error:
-        raise CardError(f"table.path {table.path!r}: {error}; give a path below root") from None
-    if not paths:
-        raise CardError(f"no table {table.path} under {base}; {card.access}")
-    refuse_links_out(base, paths)
-    used = [table.image_id, table.patient_id, *table.study_id]
-    used += [c for c in (table.view, table.age, table.sex, table.report, table.pixel_spacing) if c]
-    used += [*table.sides.values(), *table.masks.values(), *table.malposition.values()]
-    keep = [*table.views, *table.sexes]
-    if card.labels:
-        theirs = [name for names in card.labels.theirs.values() for name in names]
-        if card.labels.encoding == "columns":
-            used += theirs
-        elif card.labels.column:
-            used.append(card.labels.column)
-        elif card.labels.encoding == "list":
-            raise CardError(
-                "labels.encoding is list, so labels.column must name the column that lists them"
-            )
-        keep += [*card.labels.values, *theirs]
-    return read_tables(
-        paths,
-        used=used,
-        separator=table.separator,
-        encoding=table.encoding,
-        query=table.query,
-        keep=keep,
-    )
 
 
 def _kept(rows: Rows, table: Table) -> tuple[pd.Index, dict[str, int]]:
@@ -201,17 +190,23 @@ def _kept(rows: Rows, table: Table) -> tuple[pd.Index, dict[str, int]]:
 
 
 def _refuse_twice(card: Card, table: Table, rows: Rows, image: pd.Series) -> None:
+    """Refuse an image id in several rows of the table; rows that a join repeats are one."""
+    own = pd.DataFrame({"file": rows.file[image.index], "line": rows.line[image.index]})
+    image = image[~own.assign(image=image.to_numpy()).duplicated().to_numpy()]
     twice = image[image.duplicated(keep=False)]
     if len(twice):
         same = twice[twice == twice.iloc[0]]
         raise manifests.ManifestError(
             f"card {card.name}: {rows.places(same.index)}, column {table.image_id!r}, 'image_id': "
             f"{same.iloc[0]!r} appears a second time; image ids must be unique "
-            f"({twice.nunique()} such ids). Keep one row an image"
+            f"({twice.nunique()} such ids). Keep one row an image, or say what several rows mean: "
+            "`rows: any`, `majority` or `first` under table in the card"
         )
 
 
-def _facts(table: Table, raw: pd.DataFrame) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+def _facts(
+    table: Table, raw: pd.DataFrame, report: pd.Series | None
+) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
     """Return columns of the manifest parsed cell by cell, and cells that are not understood."""
     columns: dict[str, Any] = {}
     unknown: dict[str, dict[str, int]] = {}
@@ -229,10 +224,16 @@ def _facts(table: Table, raw: pd.DataFrame) -> tuple[dict[str, Any], dict[str, d
     if table.sex:
         read("sex", table.sex, cells.sex_parser(raw[table.sex]), table.sexes)
     read("pixel_spacing", table.pixel_spacing, cells.parse_spacing)
-    for device, column in table.malposition.items():
-        read(f"malposition:{device}", column, cells.parse_flag)
-    if table.report:
-        columns["report"] = raw[table.report]
+    for device, position in table.malposition.items():
+        name = f"malposition:{device}"
+        if isinstance(position, str):
+            read(name, position, cells.parse_flag)
+            continue
+        columns[name], counts = read_positions(position, raw)
+        if counts:
+            unknown[name] = counts
+    if report is not None:
+        columns["report"] = report
     for finding, column in table.sides.items():
         side = raw[column].fillna("")
         sides = {text: cells.parse_side(text) or text for text in side.unique()}
@@ -258,23 +259,3 @@ def _mined(labels: Labels, columns: dict[str, Any]) -> tuple[dict[str, pd.Series
         )
     rule = {"uncertain": labels.uncertain or "unknown", "missing": labels.missing}
     return mine_labels(columns["report"], columns["study_id"], labels.theirs, **rule)
-
-
-def _masks(rows: Rows, column: pd.Series, base: Path) -> pd.Series:
-    """Return the file of each mask, empty if there is none; refuse one that does not exist."""
-    names = column.dropna().unique()
-    try:
-        found = find_listed(base, names)
-    except CardError as error:
-        raise CardError(f"column {column.name!r}: {error}") from None
-    gone = [name for name in names if name not in found]
-    if gone:
-        row = column.index[column == gone[0]][0]
-        raise CardError(
-            f"{rows.place(row)}: column {column.name!r} names a mask {gone[0]!r} that is not under "
-            f"{base} ({len(gone)} such masks); copy it there, or leave the cell empty"
-        )
-    for file in links_out(base, found.values()):
-        row = column.index[column.map(found) == file][0]
-        raise CardError(f"{rows.place(row)}: column {column.name!r}: {link_message(base, file)}")
-    return column.map(found).fillna("")

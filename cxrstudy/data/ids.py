@@ -13,6 +13,7 @@ from cxrstudy.data.tables import CardError, Rows
 
 Spelling = Literal["exact", "normalised"]
 QUOTES = "'\"`\u00b4\u2018\u2019\u201c\u201d[](){},;"
+NORMAL = r"[1-9][0-9]*|[a-z][a-z0-9_.-]*"  # ids that ``normal_id`` returns as they are
 MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
 LOST = {  # what spreadsheets do to ids without a way back (except the first, if digits are few)
     r"\d(\.\d+)?[eE]\+\d+": "a spreadsheet or a floating-point column has cut its digits",
@@ -46,6 +47,17 @@ def normal_id(text: str) -> str:
     return text or "?"  # an id of punctuation alone
 
 
+def normal_ids(ids: pd.Series) -> pd.Series:
+    """Return ``normal_id`` of each id; missing ones stay so."""
+    odd = ids[~ids.str.fullmatch(NORMAL).fillna(True).astype(bool)]
+    if odd.empty:
+        return ids
+    changed = odd.map({text: normal_id(text) for text in odd.unique()})
+    result = ids.copy()
+    result[odd.index] = changed.astype(ids.dtype)
+    return result
+
+
 def read_ids(
     rows: Rows, columns: Sequence[str], kept: pd.Index, what: str, spelling: Spelling | None
 ) -> pd.Series:
@@ -65,7 +77,7 @@ def read_ids(
     parts = [rows.frame.loc[kept, column] for column in columns]
     if spelling == "exact":
         return parts[0].str.cat(parts[1:], sep="-")
-    normal = [part.map({text: normal_id(text) for text in part.unique()}) for part in parts]
+    normal = [normal_ids(part) for part in parts]
     written, same = (series[0].str.cat(series[1:], sep="-") for series in (parts, normal))
     pairs = pd.DataFrame({"written": written, "same": same}).drop_duplicates()
     twice = pairs[pairs.duplicated("same", keep=False)]

@@ -12,6 +12,7 @@ from cxrstudy.data.columns import number, plain
 from cxrstudy.data.tables import CardError, Rows
 from cxrstudy.marks import near
 
+OTHERS = "*"  # in ``labels.values``: every other cell
 QUOTED = r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\""
 LIST = (  # also numpy's array([...])
     r"(?:\w+\()?\s*(\[.*\]|\(\s*['\"].*\)|\{.*\})\s*(?:,\s*dtype=[^)]*)?\)?"
@@ -37,7 +38,8 @@ def listed_names(cell: str, separator: str) -> list[str]:
     return [name for name in map(plain, names) if name]
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return a name as names are compared: without case and outer blanks."""
     return plain(name).casefold()
 
 
@@ -71,18 +73,18 @@ def read_list(
     listed = {cell: listed_names(cell, separator) for cell in cells.dropna().unique()}
     parsed = {cell: {name.casefold() for name in found} for cell, found in listed.items()}
     there = set().union(*parsed.values()) if parsed else set()
-    wanted = {_folded(name) for group in names.values() for name in group}
+    wanted = {folded(name) for group in names.values() for name in group}
     for cell, given in parsed.items():
         if any(_holds_several(name, wanted, there) for name in given - wanted):
             raise CardError(
-                f"{rows.place(cells.index[cells == cell][0])}: column {column!r} holds {cell!r}, "
-                f"which labels.separator {separator!r} does not split into names: write the sign "
-                "between the names there"
+                f"{rows.place(cells.index[cells == cell][0], column)}: column {column!r} holds "
+                f"{cell!r}, which labels.separator {separator!r} does not split into names: write "
+                "the sign between the names there"
             )
-    excused = wanted if may_be_absent is True else set(map(_folded, may_be_absent or ()))
+    excused = wanted if may_be_absent is True else set(map(folded, may_be_absent or ()))
     for ours, group in names.items():
         for name in group:
-            if _folded(name) not in there | excused:
+            if folded(name) not in there | excused:
                 shown = sorted({each for found in listed.values() for each in found})
                 more = f" and {len(shown) - 30} more" if len(shown) > 30 else ""
                 raise CardError(
@@ -94,7 +96,7 @@ def read_list(
                 )
     columns = {}
     for ours, group in names.items():
-        own = set(map(_folded, group))
+        own = set(map(folded, group))
         present = cells[kept].map({cell: bool(found & own) for cell, found in parsed.items()})
         columns[f"label:{ours}"] = pd.Series(np.where(present.eq(True), 1.0, absent), index=kept)
     return columns
@@ -102,28 +104,29 @@ def read_list(
 
 def _holds_several(name: str, wanted: set[str], there: set[str]) -> bool:
     """Return whether a listed name is several names with another separator between them."""
-    pieces = {_folded(piece) for piece in re.split(r"[|;,/\t\n]|\s-\s", name)} - {""}
+    pieces = {folded(piece) for piece in re.split(r"[|;,/\t\n]|\s-\s", name)} - {""}
     return len(pieces) > 1 and bool(pieces & wanted) and pieces <= there | wanted
 
 
 def match_value(values: Mapping[str, Any]) -> Callable[[str], Any]:
     """Return a function from a cell to its value under ``values``; KeyError if it is not mapped.
 
-    Numbers compare as numbers (``1``, ``1.0`` and ``True`` are one), words without case.
+    Numbers compare as numbers (``1``, ``1.0`` and ``True`` are one), words without case. ``*`` maps
+    every other cell.
     """
     loose: dict[Any, set[Any]] = {}
     for key, value in values.items():
-        loose.setdefault(_folded(key), set()).add(value)
+        loose.setdefault(folded(key), set()).add(value)
         if number(key) is not None:
             loose.setdefault(number(key), set()).add(value)
 
     def value_of(cell: str) -> Any:
         if cell in values:
             return values[cell]
-        for key in (_folded(cell), number(cell)):
+        for key in (folded(cell), number(cell)):
             if len(loose.get(key, ())) == 1:
                 return next(iter(loose[key]))
-        raise KeyError(cell)
+        return values[OTHERS]
 
     return value_of
 
@@ -165,9 +168,9 @@ def read_columns(
                 shown = ", ".join(f"{cell!r} ({n})" for cell, n in list(unmapped.items())[:20])
                 more = f" and {len(unmapped) - 20} more values" if len(unmapped) > 20 else ""
                 raise CardError(
-                    f"{rows.place(bad.index[0])}: column {name!r} holds {bad.iloc[0]!r}, which "
-                    f"labels.values of the card does not map. Not mapped are {len(bad)} cells of "
-                    f"this column: {shown}{more}. The card maps "
+                    f"{rows.place(bad.index[0], name)}: column {name!r} holds {bad.iloc[0]!r}, "
+                    f"which labels.values of the card does not map. Not mapped are {len(bad)} "
+                    f"cells of this column: {shown}{more}. The card maps "
                     f"{', '.join(map(repr, values)) or 'nothing'}. Add the values as 1, 0 or null "
                     "(unknown)"
                 )

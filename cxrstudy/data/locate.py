@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrstudy.data.below import link_message, links_out
+from cxrstudy.data.below import check_text, link_message, links_out
 from cxrstudy.data.tables import CardError, Rows
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 OTHER_SUFFIXES = (".tif", ".tiff", ".bmp", ".jp2", ".jpe", ".ima", ".webp", ".gif")
 # names of files to compare with: whole or without a suffix, with case or without
 ORDER = (((), False), (SUFFIXES, False), ((), True), (SUFFIXES, True), (OTHER_SUFFIXES, True))
+FIELD = re.compile(r"\{([^{}:]+)(?::\.(\d+))?\}")  # of a path template
+OUT = r"(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]|^[a-zA-Z]:"  # of a path that may lead out of root
 Listing = tuple[tuple[str, ...], tuple[str, ...]]  # folders, files
 Index = Callable[[str], list[str]]  # a name as a table writes it -> the files that it may mean
 
@@ -117,23 +119,73 @@ def _spellings(name: str, base: Path) -> list[str]:
     return [path, *(path.removeprefix(own) for own in _roots(base)[1] if path.startswith(own))]
 
 
+def fields(template: str) -> list[str]:
+    """Return the columns that a path template names: ``p{subject_id:.2}/{study_id}.txt``."""
+    return [name for name, _ in FIELD.findall(template)]
+
+
+def fill(template: str, frame: pd.DataFrame) -> pd.Series:
+    """Return the path of each row by a template, missing where a cell of it is.
+
+    ``{column}`` stands for a cell, ``{column:.2}`` for its first two characters.
+    """
+    first, *rest = FIELD.split(template)
+    path = pd.Series(first, index=frame.index, dtype=str)
+    for name, length, text in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        cells = frame[name].str.strip()
+        path = path.str.cat([cells.str[: int(length)] if length else cells]) + text
+    return path
+
+
 def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows) -> pd.Series:
     """Return the file of each image id, missing if there is none.
 
     An id is a file's path below root (with or without root's own name), its path below the fixed
     part of a pattern, or its name, each with or without suffix. Case counts only if it
-    distinguishes two files.
+    distinguishes two files. Patterns with ``{column}`` are templates, filled from the row.
 
     Args:
         base: root of the data set.
-        patterns: globs below root.
+        patterns: globs and templates below root.
         ids: image ids; the index is that of ``rows``.
-        rows: the table, for messages.
+        rows: the table, for templates and messages.
 
     Raises:
         CardError: no file matches a pattern, no id names a file, an id names several files, two
             ids name one file, or an id leads out of root.
     """
+    found: dict[str, str] = {}
+    templates = [pattern for pattern in patterns if fields(pattern)]
+    if templates and len(templates) < len(patterns):
+        raise CardError("images: write globs or paths built from {columns}, not both")
+    for template in templates:
+        paths = fill(template, rows.frame.loc[ids.index])
+        named = paths.map(find_filled(base, paths, template, rows)).dropna()
+        found = dict(zip(ids[named.index], named, strict=True)) | found
+    if templates and not found:
+        raise CardError(
+            f"none of {len(ids)} images is under {base} as {', '.join(templates)}: the first would "
+            f"be {paths.iloc[0]!r}. Correct root, or `images` in the card"
+        )
+    if not templates:
+        found = _find_named(base, patterns, ids, rows)
+    for file in links_out(base, found.values()):
+        place = rows.place(ids.index[ids.map(found) == file][0])
+        raise CardError(f"{place}: column {ids.name!r}: {link_message(base, file)}")
+    paths = ids.map(found)
+    twice = paths[~ids.duplicated()].dropna()
+    twice = twice[twice.duplicated(keep=False)].sort_values()
+    if len(twice):
+        same = twice[twice == twice.iloc[0]].index
+        raise CardError(
+            f"{rows.places(same)}: {ids[same[0]]!r} and {ids[same[1]]!r} name one file, "
+            f"{twice.iloc[0]}"
+        )
+    return paths
+
+
+def _find_named(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows) -> dict[str, str]:
+    """Return id -> file of those that some glob finds."""
     files: dict[str, str] = {}  # path below root: fixed part of the pattern that found it
     for pattern in patterns:
         fixed = re.match(r"(?:[^*?[]*/)?", pattern.replace("\\", "/").removeprefix("./"))
@@ -158,9 +210,6 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
             )
         if named:
             found[name] = f"{base}/{named[0]}"
-    for file in links_out(base, found.values()):
-        place = rows.place(ids.index[ids.map(found) == file][0])
-        raise CardError(f"{place}: column {ids.name!r}: {link_message(base, file)}")
     if not found:
         raise CardError(
             f"none of {len(ids)} images is under {base} as {', '.join(patterns)}: {len(files)} "
@@ -168,16 +217,18 @@ def find_images(base: Path, patterns: Sequence[str], ids: pd.Series, rows: Rows)
             f"{ids.name!r}), the first file {next(iter(files))!r}: ids are file names or paths "
             "below root, with or without their suffix"
         )
-    paths = ids.map(found)
-    twice = paths.dropna()
-    twice = twice[twice.duplicated(keep=False)].sort_values()
-    if len(twice):
-        same = twice[twice == twice.iloc[0]].index
-        raise CardError(
-            f"{rows.places(same)}: {ids[same[0]]!r} and {ids[same[1]]!r} name one file, "
-            f"{twice.iloc[0]}"
-        )
-    return paths
+    return found
+
+
+def find_filled(base: Path, paths: pd.Series, template: str, rows: Rows) -> dict[str, str]:
+    """Return path -> file of those filled into a template that name a file below root."""
+    paths = paths.dropna()
+    for row, path in paths[paths.str.contains(OUT)].items():
+        try:
+            check_text(path)
+        except CardError as error:
+            raise CardError(f"{rows.place(row)}: {template}: {error}") from None
+    return find_listed(base, paths.unique())
 
 
 def _no_files(base: Path, patterns: Sequence[str], n: int) -> str:

@@ -9,8 +9,8 @@ import json
 import lzma
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from cxrstudy.data.columns import plain
 from cxrstudy.data.lexicon import word_set
+from cxrstudy.data.recordfiles import is_records, read_records
 from cxrstudy.marks import near
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -34,11 +35,14 @@ BOMS = {  # UTF-32 first: its mark begins as that of UTF-16
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-PACKED: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ": lzma.decompress,
+PACKED: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
 }
+# bytes and rows that a table may have: the largest public one has 4 million rows in 2 GB. A packed
+# file of a few kB can unpack to any size, so how much is read depends on its size too
+LARGEST, MOST_ROWS, SMALL, RATIO = 2**33, 10**8, 2**28, 50
 SAVE = "save it as CSV (UTF-8), as every spreadsheet program can, and name that file in table.path"
 NO_TABLE = (  # first bytes, what it is, what helps
     (b"\xd0\xcf\x11\xe0", "is a workbook of a spreadsheet program (.xls), not CSV", SAVE),
@@ -64,7 +68,8 @@ class Rows:
 
     ``frame`` is missing where a cell is empty, and indexed from 0 without gaps. ``file`` is each
     row's index in ``files``, ``line`` where it begins: the header of CSV is line 1, Parquet
-    counts rows from 1. ``units`` says of each file what ``line`` counts.
+    counts rows from 1. ``units`` says of each file what ``line`` counts. ``joined`` says of columns
+    that other tables gave: these rows, and which of them each row has (-1: none).
     """
 
     frame: pd.DataFrame
@@ -72,11 +77,42 @@ class Rows:
     file: np.ndarray
     units: list[str]
     line: np.ndarray
+    joined: dict[str, "tuple[Rows, np.ndarray]"] = field(default_factory=dict)
 
-    def place(self, row: Any) -> str:
-        """Return file and line of a row of ``frame`` by its index."""
+    def place(self, row: Any, column: str = "") -> str:
+        """Return file and line of a row of ``frame`` by its index, or of its cell in ``column``."""
+        if column in self.joined:
+            other, partner = self.joined[column]
+            if partner[row] >= 0:
+                return other.place(partner[row], column)
         file = self.file[row]
         return f"{self.files[file]}, {self.units[file]} {self.line[row]}"
+
+    def take(self, rows: np.ndarray) -> "Rows":
+        """Return some of the rows, by position; one may come several times."""
+        joined = {name: (other, own[rows]) for name, (other, own) in self.joined.items()}
+        frame = self.frame.take(rows).reset_index(drop=True)
+        return Rows(frame, self.files, self.file[rows], self.units, self.line[rows], joined)
+
+    def beside(self, other: "Rows", partner: np.ndarray, without: Collection[str] = ()) -> "Rows":
+        """Return these rows with the columns of ``other`` that they lack.
+
+        Args:
+            other: more columns.
+            partner: (N,) the row of ``other`` for each of these; -1: none.
+            without: columns of ``other`` that are not taken.
+        """
+        names = [c for c in other.frame if c not in self.frame and c not in without]
+        columns = {
+            name: pd.Series(
+                other.frame[name].array.take(partner, allow_fill=True), index=self.frame.index
+            )
+            for name in names
+        }
+        frame = pd.concat([self.frame, pd.DataFrame(columns, index=self.frame.index)], axis=1)
+        return replace(
+            self, frame=frame, joined=self.joined | dict.fromkeys(names, (other, partner))
+        )
 
     def places(self, rows: Iterable[Any], most: int = 3) -> str:
         """Return the places of the first few of several rows."""
@@ -93,30 +129,41 @@ def read_tables(
     encoding: str = "",
     query: str = "",
     keep: Collection[str] = (),
+    also: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
 ) -> Rows:
     """Read tables with the same columns, one below the other.
 
     Args:
-        paths: CSV (also packed by gzip, bzip2, xz or zip) or Parquet.
+        paths: CSV (also packed by gzip, bzip2, xz or zip), Parquet, JSON, JSON lines or Open-i XML.
         used: columns that every file must have, once.
         separator: between cells of a CSV file.
         encoding: of files that are neither UTF-8 nor marked as UTF-16 or UTF-32.
         query: columns named in it must be in every file or in none.
         keep: cells with a meaning although they look like a missing value (say, ``NA``).
+        also: columns that a file may have.
+        rename: name of a column in a file -> the name to give it.
 
     Raises:
         CardError: naming file, line and remedy.
     """
-    names = used if not query else [*used, *re.findall(r"`[^`]+`|\w+", query)]
-    are_parquet = [_is_parquet(path) for path in paths]
-    frames, lines = [], []
-    for path, is_parquet in zip(paths, are_parquet, strict=True):
-        if is_parquet:
-            frame, line = _read_parquet(path, {name.strip("`") for name in names})
+    given, names = rename or {}, {*used, *also}
+    wanted = names | {theirs for theirs, name in given.items() if name in names}
+    wanted |= {name.strip("`") for name in re.findall(r"`[^`]+`|\w+", query)}
+    frames, lines, units = [], [], []
+    for path in paths:
+        if _is_parquet(path):
+            frame, line, unit = *_read_parquet(path, wanted), "row"
+        elif is_records(path):
+            frame, line, unit = _read_records(path, encoding)
         else:
-            frame, line = _read_csv(path, separator, encoding, used)
-        frames.append(_headed(frame, path, used, query))
+            ours = {name: theirs for theirs, name in given.items()}
+            first = [ours.get(name, name) for name in used]
+            frame, line, unit = *_read_csv(path, separator, encoding, first), "line"
+        frame.columns = [{plain(k): v for k, v in given.items()}.get(plain(c), c) for c in frame]
+        frames.append(_headed(frame, path, used, query, also))
         lines.append(line)
+        units.append(unit)
     if not any(map(len, frames)):
         raise CardError(f"{', '.join(map(str, paths[:3]))}: there is a header, but no rows")
     asked = {c for frame in frames for c in frame if re.search(rf"\b{re.escape(c)}\b", query)}
@@ -130,7 +177,6 @@ def read_tables(
     for column in whole:
         whole[column] = whole[column].mask(whole[column].str.strip().isin(nothing))
     file = np.repeat(np.arange(len(paths)), [len(frame) for frame in frames])
-    units = ["row" if is_parquet else "line" for is_parquet in are_parquet]
     return Rows(whole, list(paths), file, units, np.concatenate(lines))
 
 
@@ -141,10 +187,13 @@ def _is_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _headed(frame: pd.DataFrame, path: Path, used: Collection[str], query: str) -> pd.DataFrame:
+def _headed(
+    frame: pd.DataFrame, path: Path, used: Collection[str], query: str, also: Collection[str]
+) -> pd.DataFrame:
     """Rename used columns to the card's names; blanks around a name in the file do not count."""
     columns = list(frame)
-    for name in dict.fromkeys(used):
+    there = set(map(plain, columns))
+    for name in dict.fromkeys((*used, *(name for name in also if plain(name) in there))):
         alike = [c for c in columns if c == name] or [c for c in columns if plain(c) == plain(name)]
         if len(alike) > 1:
             raise CardError(f"{path} has {len(alike)} columns {name!r}: rename one of them")
@@ -230,12 +279,13 @@ def _header(
     return record
 
 
-def _unpack(path: Path, data: bytes) -> bytes:
+def _unpack(path: Path, data: bytes, is_csv: bool = True) -> bytes:
     """Return the one table of a packed file; refuse a file that is no table of text."""
     try:
         for magic, unpack in PACKED.items():
             if data.startswith(magic):
-                return unpack(data)
+                with unpack(io.BytesIO(data)) as packed:
+                    return _within(path, packed, len(data))
         if data.startswith(b"PK\x03\x04"):
             return _unzip(path, data)
     except CardError:
@@ -244,7 +294,7 @@ def _unpack(path: Path, data: bytes) -> bytes:
         raise CardError(
             f"{path} cannot be unpacked ({error}); copy it again, or unpack it yourself"
         ) from None
-    for magic, kind, remedy in NO_TABLE:
+    for magic, kind, remedy in NO_TABLE if is_csv else NO_TABLE[:3]:
         if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(magic):
             raise CardError(f"{path} {kind}: {remedy}")
     return data
@@ -260,7 +310,20 @@ def _unzip(path: Path, data: bytes) -> bytes:
                 f"{path} holds {len(names)} files ({', '.join(names[:5])}): unpack it, and name "
                 "one in table.path"
             )
-        return packed.read(names[0])
+        with packed.open(names[0]) as file:
+            return _within(path, file, len(data))
+
+
+def _within(path: Path, packed: Any, size: int) -> bytes:
+    """Return what a packed file of ``size`` bytes holds; refuse an absurd size, unread."""
+    most = min(LARGEST, max(SMALL, RATIO * size))
+    data: bytes = packed.read(most + 1)
+    if len(data) > most:
+        raise CardError(
+            f"{path} has {size:,} bytes, and unpacked more than {most:,}, as no table of text has: "
+            "copy it again; if it is the table, unpack it yourself"
+        )
+    return data
 
 
 def _decode(path: Path, data: bytes, encoding: str) -> str:
@@ -298,10 +361,30 @@ def _decode(path: Path, data: bytes, encoding: str) -> str:
     return text.replace("\0", "")  # DICOM pads ids with zero bytes
 
 
+# ---- JSON and XML --------------------------------------------------------------------------------
+def _read_records(path: Path, encoding: str) -> tuple[pd.DataFrame, np.ndarray, str]:
+    try:
+        data = path.read_bytes()
+        columns, rows, places, unit = read_records(
+            path, _decode(path, _unpack(path, data, is_csv=False), encoding)
+        )
+    except OSError as error:
+        raise CardError(f"{path} cannot be read as a table ({error.strerror})") from None
+    except ValueError as error:
+        if isinstance(error, CardError):
+            raise
+        raise CardError(f"{path}, {error}") from None
+    return pd.DataFrame(rows, columns=columns, dtype=str), np.array(places, dtype=int), unit
+
+
 # ---- Parquet -------------------------------------------------------------------------------------
 def _read_parquet(path: Path, names: Collection[str]) -> tuple[pd.DataFrame, np.ndarray]:
     try:
+        if (rows := pq.read_metadata(path).num_rows) > MOST_ROWS:
+            raise CardError(f"{path} says that it has {rows:,} rows, as no table of images has")
         table = pq.read_table(path)
+    except CardError:
+        raise
     except Exception as error:  # pyarrow raises a dozen kinds
         raise CardError(f"{path} cannot be read as Parquet ({error}); write it again") from None
     wanted = set(map(plain, names))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cxrstudy import study
-from cxrstudy.data import cards, odd
+from cxrstudy.data import cardrows, odd
 from cxrstudy.data.images import open_prepared
 from cxrstudy.data.sets import content_digest, note_root, prepare_data
 
@@ -263,9 +263,9 @@ def test_the_notebooks_default_number_takes_all_of_a_smaller_set_and_says_so(dat
 def test_a_data_run_reads_its_table_once(data, tmp_path, monkeypatch, n_images):
     card, root = data
     reads = []
-    read_tables = cards.read_tables
+    read_tables = cardrows.read_tables
     monkeypatch.setattr(
-        cards, "read_tables", lambda *args, **how: reads.append(1) or read_tables(*args, **how)
+        cardrows, "read_tables", lambda *args, **how: reads.append(1) or read_tables(*args, **how)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
