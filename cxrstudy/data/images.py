@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,43 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
 
 def read_with_notes(path: str | Path, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the image as ``read_image`` does, and how it is odd (see ``odd.KINDS``)."""
-    path = Path(path)
+    image, notes = read_whole(path)
+    height, width = image.height, image.width
+    with _one_error(path):
+        pixels = square(image, size)
+    return pixels, (*notes, *odd.of_shape(height, width), *odd.of_greys(pixels))
+
+
+def read_whole(path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:
+    """Return an image file as a picture of its own size, 0 to 255, bone bright, and its notes.
+
+    Raises:
+        UnreadableImage: as ``read_image``.
+    """
+    with _one_error(path):
+        image, notes = _open(Path(path))
+        image.load()
+    return image, notes
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """Return a picture as uint8 (size, size): the shorter side resized, the centre cropped."""
+    width, height = image.size
+    scale = size / min(width, height)
+    if round(max(width, height) * scale) * size > dicom.MAX_PIXELS:
+        raise UnfitPicture("absurd dimensions", f"{height} rows, {width} columns", REMEDY)
+    resized = max(size, round(width * scale)), max(size, round(height * scale))
+    image = image.resize(resized, Image.Resampling.BOX)
+    top, left = (image.height - size) // 2, (image.width - size) // 2
+    grey = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+
+
+@contextmanager
+def _one_error(path: str | Path) -> Iterator[None]:
+    """Turn every error into UnreadableImage: one bad file must not end a run."""
     try:
-        image, notes = _open(path)
-        width, height = image.size
-        scale = size / min(width, height)
-        if round(max(width, height) * scale) * size > dicom.MAX_PIXELS:
-            reason = f"absurd dimensions: {height} rows, {width} columns"
-            raise UnreadableImage(path, reason, REMEDY)
-        resized = max(size, round(width * scale)), max(size, round(height * scale))
-        image = image.resize(resized, Image.Resampling.BOX)
+        yield
     except UnreadableImage:
         raise
     except UnfitPicture as error:
@@ -71,12 +99,8 @@ def read_with_notes(path: str | Path, size: int) -> tuple[np.ndarray, tuple[str,
     except OSError as error:
         reason = error.strerror or f"damaged or cut short ({' '.join(str(error).split())})"
         raise UnreadableImage(path, reason) from error
-    except Exception as error:  # Pillow raises a dozen kinds; one bad file must not end a run
+    except Exception as error:  # Pillow raises a dozen kinds
         raise UnreadableImage(path, f"damaged ({type(error).__name__}: {error})") from error
-    top, left = (image.height - size) // 2, (image.width - size) // 2
-    grey = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
-    pixels = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    return pixels, (*notes, *odd.of_shape(height, width), *odd.of_greys(pixels))
 
 
 def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
