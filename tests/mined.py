@@ -1,6 +1,5 @@
 """A hospital that has reports and no labels: its card mines them."""
 
-
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -15,16 +14,24 @@ REPORTS = [
 ]
 
 
-def hospital(folder, reports=REPORTS, labels="encoding: reports", table="report: text"):
-    """A card with mined labels, its table and a real image a row; two images of the first study."""
+def hospital(
+    folder, reports=REPORTS, labels="encoding: reports", table="report: text", pixels=False
+):
+    """A card with mined labels, its table and an image a row; two images of the first study.
+
+    Images are empty files without ``pixels``.
+    """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = [{"file": f"x{k}", "pid": f"p{k}", "text": text} for k, text in enumerate(reports)]
     rows.insert(1, rows[0] | {"file": "again"})
     frame = pd.DataFrame(rows)
     frame.to_csv(folder / "rows.csv", index=False)
     for k, name in enumerate(frame["file"]):
-        grey = np.random.default_rng(k).integers(0, 256, (40, 40), dtype=np.uint8)
-        Image.fromarray(grey).save(folder / "images" / f"{name}.png")
+        path = folder / "images" / f"{name}.png"
+        path.touch()
+        if pixels:
+            grey = np.random.default_rng(k).integers(0, 256, (40, 40), dtype=np.uint8)
+            Image.fromarray(grey).save(path)
     card = folder / "hospital.md"
     card.write_text(
         "---\nname: hospital\ntitle: A hospital\nkind: real\nlicence: own\naccess: ask\n"

@@ -93,7 +93,7 @@ def test_cards_of_other_encodings_are_hashed_as_before(tmp_path):
 
 
 def test_a_data_run_says_what_was_mined_and_warns_of_other_languages(tmp_path):
-    card = hospital(tmp_path / "data")
+    card = hospital(tmp_path / "data", pixels=True)
     values = {"card": str(card), "root": str(tmp_path / "data"), "n_images": 0, "size": 32}
     with pytest.warns(UserWarning, match="not in English"):
         prepared = prepare_data(study.Data(**values, out=str(tmp_path / "run")))
