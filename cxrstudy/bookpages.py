@@ -1,9 +1,10 @@
-"""Pages of the book without a notebook: every run of this machine, and recorded measurements."""
+"""Pages of the book without a notebook: every run, recorded measurements, all data cards."""
 
 import csv
 from pathlib import Path
 
 from cxrstudy import recorded, sources, study
+from cxrstudy.data import cardfile
 from cxrstudy.run import headline_of, notebook_error, run_page, run_table
 from cxrstudy.shown import inert
 
@@ -20,6 +21,16 @@ HARM = (
     "encoder alone; their harm is on [findings](findings), [tubes](tubes) and "
     "[the claims](claims)."
 )
+CARDS = (
+    "A data set enters by its card, a file in `data_cards/`; `cxrstudy new --card NAME --data-root "
+    "PATH` writes a preset for it. The first table says what labels, positions, masks and reports "
+    "of each set can serve. *Placed* means that it is known whether a tube's tip is correct, "
+    "*drawn* that there are masks or courses. Layout *read*: tests have read the real files. "
+    "Layout *documented*: the real files were not seen; tests read made-up rows in the documented "
+    "layout. What is not known is written as unknown."
+)
+SERVES = ("findings", "tubes present", "tubes placed", "tubes drawn", "reports")
+LAYOUTS = {"real": "read", "layout": "documented"}
 RATES = ("images_per_second", "peer_images_per_second")
 
 
@@ -104,3 +115,36 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def data_cards(folder: Path) -> str:
+    """Return the page of the data cards in ``folder``: what each serves, terms, contamination."""
+    head = ["card", "title", "images", "patients", *SERVES, "layout"]
+    held, terms, faults = [], [], []
+    for path in sorted(folder.glob("*.md")):
+        try:
+            card = cardfile.read_card(path)
+        except cardfile.CardError as error:
+            faults.append(f"- **{path.stem}** cannot be read: {_plain(str(error))}")
+            continue
+        none = "" if card.kind == "synthetic" else "unknown"
+        counts = [_count(card.counts.get(name, none)) for name in ("images", "patients")]
+        serves = ["yes" if each in cardfile.serves(card) else "" for each in SERVES]
+        name = f"**{card.name}**"
+        held.append(
+            [name, _plain(card.title), *counts, *serves, LAYOUTS.get(card.verified or "", "")]
+        )
+        terms.append([name, *map(_plain, (card.licence, card.access, card.contamination))])
+    lines = ["# Data cards", "", CARDS, "", *_table(head, held)]
+    names = ["card", "licence", "access, and where files must be", "encoders trained on it"]
+    lines += ["", "## Terms, and who trained on it", "", *_table(names, terms), "", *faults, ""]
+    return "\n".join(lines)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return ["```{table}", ":class: words", *lines, "```"]
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else _plain(str(value))

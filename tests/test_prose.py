@@ -26,7 +26,7 @@ import sentences
 BOOK = ROOT / "book"
 PAGES = sorted([*BOOK.glob("*.md"), BOOK / "objectives.ipynb", ROOT / "README.md"])
 BY_NAME = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
-WRITTEN = {"runs", "recorded"}  # by the build, and a page for each source: results-NAME
+WRITTEN = {"runs", "recorded", "cards"}  # by the build, and a page for each source: results-NAME
 
 
 def blocks(page: str, language: str) -> list[str]:
