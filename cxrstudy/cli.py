@@ -305,60 +305,6 @@ def runs(preset: str, how: str | None, parameters: str | None) -> None:
 
 
 @main.command()
-@click.option("--out", required=True, help="A new folder.")
-@click.option(
-    "--n", default=200, show_default=True, type=click.IntRange(1), help="How many x-rays."
-)
-@click.option(
-    "--institution", default="study", show_default=True, help='"study", "public", "public-0", ...'
-)
-@click.option(
-    "--size",
-    default=512,
-    show_default=True,
-    type=click.IntRange(32, 1024),
-    help="Height and width in px.",
-)
-@click.option(
-    "--bits",
-    default="16",
-    show_default=True,
-    type=click.Choice(["8", "12", "16"]),
-    help="Stored a pixel.",
-)
-@click.option(
-    "--start",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Index of the first x-ray.",
-)
-@click.option("--seed", default=0, show_default=True, help="Of the institution.")
-def export_synthetic(
-    out: str, n: int, institution: str, size: int, bits: str, start: int, seed: int
-) -> None:
-    """Write synthetic x-rays as DICOM, with reports, tables and masks, as from a hospital."""
-    from functools import partial
-
-    from cxrstudy.data import export
-    from cxrstudy.progress import track
-
-    values: dict[str, Any] = {
-        "n": n,
-        "institution": institution,
-        "size": size,
-        "start": start,
-        "seed": seed,
-    }
-    bar = partial(track, what=f"{export.CHUNK} x-rays")
-    try:
-        folder = export.export_synthetic(out, bits=int(bits), progress=bar, **values)
-    except ValueError as error:
-        raise study.StudyError(str(error)) from None
-    click.echo(f"{n} x-rays in {folder}; read them with the card synthetic_dicom and root={folder}")
-
-
-@main.command()
 @click.option("--card", required=True, help="A card of data_cards, or the path of one.")
 @data_root_option
 @click.option("--name", default="", help="Name of the preset.  [default: the card's]")

@@ -1,5 +1,7 @@
 """Commands on data sets; ``cli`` imports this module, so that they are among its own."""
 
+from typing import Any
+
 import click
 
 from cxrstudy import study
@@ -57,3 +59,57 @@ def audit(
     if never:
         click.echo(f"mentioned in no report, so not in the sheet: {', '.join(never)}")
     click.echo(f"they hold reports: do not pass them on. Then: cxrstudy audit {name} --score FILE")
+
+
+@main.command()
+@click.option("--out", required=True, help="A new folder.")
+@click.option(
+    "--n", default=200, show_default=True, type=click.IntRange(1), help="How many x-rays."
+)
+@click.option(
+    "--institution", default="study", show_default=True, help='"study", "public", "public-0", ...'
+)
+@click.option(
+    "--size",
+    default=512,
+    show_default=True,
+    type=click.IntRange(32, 1024),
+    help="Height and width in px.",
+)
+@click.option(
+    "--bits",
+    default="16",
+    show_default=True,
+    type=click.Choice(["8", "12", "16"]),
+    help="Stored a pixel.",
+)
+@click.option(
+    "--start",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Index of the first x-ray.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the institution.")
+@click.option("--as-pacs", is_flag=True, help="As an archive gives it, to try cxrstudy ingest on.")
+@click.option("--plant", is_flag=True, help="With --as-pacs: plant identifiers, to search for.")
+def export_synthetic(out: str, bits: str, as_pacs: bool, plant: bool, **values: Any) -> None:
+    """Write synthetic x-rays as DICOM, with reports, tables and masks, as from a hospital."""
+    from functools import partial
+
+    from cxrstudy.data import export, pacs
+    from cxrstudy.progress import track
+
+    if plant and not as_pacs:
+        raise study.StudyError("--plant goes with --as-pacs")
+    bar = partial(track, what=f"{export.CHUNK} x-rays")
+    write = partial(pacs.export_as_pacs, plant=plant) if as_pacs else export.export_synthetic
+    try:
+        folder = write(out, bits=int(bits), progress=bar, **values)
+    except ValueError as error:
+        raise study.StudyError(str(error)) from None
+    read = f"read them with the card synthetic_dicom and root={folder}"
+    if as_pacs:
+        tables = " ".join(f"--table {path}" for path in sorted((folder / "tables").iterdir()))
+        read = f"next: cxrstudy ingest {folder / 'archive'} --name NAME {tables}"
+    click.echo(f"{values['n']} x-rays in {folder}; {read}")

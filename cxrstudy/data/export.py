@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,39 +55,53 @@ def export_synthetic(
     Raises:
         ValueError: ``out`` is not empty, or ``bits`` is another number.
     """
+    with new_folder(out, bits) as scratch:
+        for folder in ("images", "masks", "reports"):
+            (scratch / folder).mkdir(parents=True)
+        tables: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+        for first in progress(range(start, start + n, CHUNK)):
+            index = np.arange(first, min(first + CHUNK, start + n))
+            batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
+            names = [f"{institution}-{seed}-{k:07d}" for k in index.tolist()]
+            for row, name in enumerate(names):
+                to_dicom(batch, row, name, seed, bits).save_as(
+                    scratch / "images" / f"{name}.dcm", enforce_file_format=True
+                )
+                each = np.asarray(batch.masks)[row] << np.arange(len(DEVICES))[:, None, None]
+                Image.fromarray(each.sum(0).astype(np.uint8)).save(
+                    scratch / "masks" / f"{name}.png"
+                )
+                (scratch / "reports" / f"{batch.study_id[row]}.txt").write_text(
+                    batch.report[row] + "\n", encoding="utf-8"
+                )
+            tables.append(_tables(batch, names))
+        for k, file in enumerate(("images.csv", "truth.csv")):
+            pd.concat([pair[k] for pair in tables]).to_csv(scratch / file, index=False)
+        facts = {"institution": institution, "seed": seed, "start": start, "n": n}
+        facts |= {"generator": synthetic.VERSION, "size": size, "bits": bits, "synthetic": True}
+        (scratch / "export.json").write_text(json.dumps(facts, indent=1))
+    return Path(out).expanduser()
+
+
+@contextmanager
+def new_folder(out: str | Path, bits: int) -> Iterator[Path]:
+    """Give a folder to fill that becomes ``out`` at the end: no partial export looks complete.
+
+    Raises:
+        ValueError: ``out`` is there and not empty, or ``bits`` is not 8, 12 or 16.
+    """
     out = Path(out).expanduser()
     if bits not in (8, 12, 16):
         raise ValueError(f"bits {bits}: a detector stores 8, 12 or 16 bits a pixel")
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ValueError(f"{out} is there already and not empty; name a new folder, or remove it")
-    scratch = out.with_name(f".{out.name}.partial")  # so that no partial export looks complete
+    scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    for folder in ("images", "masks", "reports"):
-        (scratch / folder).mkdir(parents=True)
-    tables: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-    for first in progress(range(start, start + n, CHUNK)):
-        index = np.arange(first, min(first + CHUNK, start + n))
-        batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
-        names = [f"{institution}-{seed}-{k:07d}" for k in index.tolist()]
-        for row, name in enumerate(names):
-            _dicom(batch, row, name, seed, bits).save_as(
-                scratch / "images" / f"{name}.dcm", enforce_file_format=True
-            )
-            bit = (np.asarray(batch.masks)[row] << np.arange(len(DEVICES))[:, None, None]).sum(0)
-            Image.fromarray(bit.astype(np.uint8)).save(scratch / "masks" / f"{name}.png")
-            (scratch / "reports" / f"{batch.study_id[row]}.txt").write_text(
-                batch.report[row] + "\n", encoding="utf-8"
-            )
-        tables.append(_tables(batch, names))
-    for k, file in enumerate(("images.csv", "truth.csv")):
-        pd.concat([pair[k] for pair in tables]).to_csv(scratch / file, index=False)
-    facts = {"institution": institution, "seed": seed, "start": start, "n": n}
-    facts |= {"generator": synthetic.VERSION, "size": size, "bits": bits, "synthetic": True}
-    (scratch / "export.json").write_text(json.dumps(facts, indent=1))
+    scratch.mkdir(parents=True)
+    yield scratch
     if out.is_dir():
         out.rmdir()
     scratch.rename(out)
-    return out
 
 
 def _tables(batch: synthetic.Batch, names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -107,7 +123,7 @@ def _tables(batch: synthetic.Batch, names: list[str]) -> tuple[pd.DataFrame, pd.
     return pd.DataFrame(who), pd.DataFrame(truth)
 
 
-def _dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) -> FileDataset:
+def to_dicom(batch: synthetic.Batch, row: int, name: str, seed: int, bits: int) -> FileDataset:
     """Return one x-ray as Digital X-Ray Image Storage - For Presentation (PS3.3 A.26).
 
     Its uids follow from the ids.
