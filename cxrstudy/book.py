@@ -27,6 +27,7 @@ BUNDLES = (  # package, file, name in assets
     ("sphinx-mathjax-offline", "tex-svg.js", "mathjax/tex-svg.js"),
     ("plotly", "plotly.min.js", "plotly.min.js"),
 )
+EXPLORED = ("explore-data.js", "itables.js", "results.csv", "results.parquet")  # by explorer.py
 
 
 class BuildError(RuntimeError):
@@ -77,7 +78,7 @@ def assemble(top: Path) -> dict[str, Any]:
     pages = page_plan(top)
     frame = [_copy(path, source / path.relative_to(book)) for path in _static(book)]
     frame += [_copy(path, source / "assets" / name) for path, name in _bundles()]
-    keep = {*frame, *_explored(source / "assets")}
+    keep = set(frame)
     toc = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
     chapters = {part["caption"]: part["chapters"] for part in toc["parts"]}
     for name in reversed(sources.studies()):
@@ -92,12 +93,14 @@ def assemble(top: Path) -> dict[str, Any]:
     written = {
         "runs.md": text,
         "recorded.md": bookpages.measurements(book / "recorded"),
+        "cards.md": bookpages.data_cards(study.root() / "data_cards"),
         "_toc.yml": yaml.safe_dump(toc, sort_keys=False),
     }
     for name, content in written.items():
         write_changed(source / name, content)
         keep.add(source / name)
-    made = {source / f"{name}.ipynb" for name in pages}
+    every, explored = sources.every(), [source / "assets" / name for name in EXPLORED]
+    made = {source / f"{name}.ipynb" for name in pages} | set(explored)
     for path in source.rglob("*"):  # pages of runs that are gone
         if path.is_file() and path not in keep | made and "__pycache__" not in path.parts:
             path.unlink()
@@ -105,6 +108,11 @@ def assemble(top: Path) -> dict[str, Any]:
         "root": str(study.root()),
         "code": sorted(str(path) for path in Path(__file__).parent.glob("*.py")),
         "pages": pages,
+        "explored": {
+            "files": [str(path.relative_to(top)) for path in explored],
+            "studies": every,
+            "reads": sorted({str(path) for name in every for path in sources.files(name)}),
+        },
         "sources": sorted(str(path) for path in keep),
         "frame": study.digest(about, 16),
     }
@@ -177,7 +185,9 @@ def run_snakemake(top: Path, plan: dict[str, Any], cores: int) -> None:
     write_text(top / "pages.log", text)
     if not done.returncode:
         return
-    failed = re.findall(r"^    output: src/(.+)\.ipynb$", text.partition("Error in rule")[2], re.M)
+    faults = text.partition("Error in rule")[2]
+    failed = re.findall(r"^    output: src/(.+)\.ipynb$", faults, re.M)
+    failed += ["explored"] if f"output: src/assets/{EXPLORED[0]}" in faults else []
     if failed:
         logs = [top / "pages" / f"{name}.log" for name in dict.fromkeys(failed)]
         ends = [path.read_text(errors="replace")[-1500:] for path in logs if path.is_file()]
@@ -205,12 +215,6 @@ def _bundles() -> Iterable[tuple[Path, str]]:
         if found is None:
             raise FileNotFoundError(f"{package} has no file {name}: install the locked version")
         yield found, target
-
-
-def _explored(assets: Path) -> list[Path]:
-    from cxrstudy import explorer  # draws figures, whose libraries take seconds to import
-
-    return explorer.write(assets, sources.every())
 
 
 def _copy(path: Path, target: Path) -> Path:

@@ -7,6 +7,7 @@ runs of one plan, recorded or of this machine. No curve joins two sources.
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cxrstudy.files import replacing, write_changed, write_text
 from cxrstudy.shown import STYLE, TASKS, Shown, human
 
 FILES = {"CSV": "results.csv", "Parquet": "results.parquet"}
-FIGURE, SCRIPT, TABLES = "scaling.svg", "explore-data.js", "itables.js"
+FIGURE, SCRIPT, TABLES = "scaling.svg", "explore-data.js", "itables.js"  # as book.EXPLORED has them
 RUN, KEY = ["source", "variant", "run"], ["task", "label", "metric"]
 NUMBERS = ["value", "low", "high", "n", "n_patients", "positives"]
 SUBJECT = ["n_images", "samples_seen", "seed", "paradigm", "source"]
@@ -81,6 +82,7 @@ def page_data(table: pd.DataFrame) -> dict[str, Any]:
     (task, label and metric in words).
     """
     runs = _runs(table)
+    places = runs["place"].tolist()
     keys = sorted(set(table[KEY].itertuples(index=False, name=None)), key=_rank)
     index = {key: k for k, key in enumerate(keys)}
     rows = zip(
@@ -96,7 +98,7 @@ def page_data(table: pd.DataFrame) -> dict[str, Any]:
             for row in runs[["run", *SUBJECT, *OF_A_RUN]].to_dict("records")
         ],
         "keys": [dict(zip(KEY, map(_words, key), strict=True)) for key in keys],
-        "rows": sorted(rows, key=lambda row: (runs["place"][row[0]], row[1], row[0])),
+        "rows": sorted(rows, key=lambda row: (places[row[0]], row[1], row[0])),
         "captions": {name: _caption(own) for name, own in runs.groupby("source", sort=False)},
         "styles": styles,
     }
@@ -314,3 +316,7 @@ def _plain(value: Any) -> Any:
     if not math.isfinite(value):
         return None
     return int(value) if value.is_integer() else float(f"{value:.4g}")
+
+
+if __name__ == "__main__":  # python -m cxrstudy.explorer FOLDER SOURCE ...: a rule of the book
+    write(Path(sys.argv[1]), sys.argv[2:])
