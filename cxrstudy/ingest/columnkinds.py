@@ -19,7 +19,7 @@ MOST = 0.9  # of the cells must be understood
 NAMES = 300  # different names that a column of lists may hold
 NONE = ("no_finding", "normal", "none", "o_b", "unauffallig")
 DATE = re.compile(
-    r"(?:19|20)\d\d([-./]?)[01]\d\1[0-3]\d.*|[0-3]?\d[-./][0-3]?\d[-./](?:19|20)?\d\d.*"
+    r"((19|20)\d\d([-./]?)[01]\d\3[0-3]\d|[0-3]?\d([-./])[0-3]?\d\4(19|20)?\d\d)([ T].*)?"
 )
 _LEXICON = read_lexicon("columns")
 
@@ -95,7 +95,8 @@ def kind_of_column(cells: pd.Series, table: str, column: str, name: str) -> Colu
         views = [bool(view_of_text(cell)) for cell in counts]
         if (part := share(views)) >= (0.5 if "view" in roles else MOST) and "sex" not in roles:
             return made("view", f"{part:.0%} of the cells are views")
-        if len(flags) == len(counts) and not {"age", "sex", "view", "birth"} & set(roles):
+        told = len(counts) > 1 or label_of(column)  # a constant is a label by its name alone
+        if told and len(flags) == len(counts) and not {"age", "sex", "view", "birth"} & set(roles):
             shown = ", ".join(f"{cell} {n}" for cell, n in counts.most_common())
             return made("label", f"cells: {shown}", label=label_of(column), values=flags)
     part = share([parse_age(cell) is not None for cell in counts])

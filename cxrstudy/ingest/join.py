@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -118,24 +118,27 @@ def _no_key(tables: Sequence[tuple[str, Rows, dict[str, int]]]) -> str:
 
 
 # ---- keys ----------------------------------------------------------------------------------------
+@lru_cache(maxsize=2**16)
+def _normal(text: str) -> str:
+    return normal_id(text)
+
+
+@lru_cache(maxsize=2**16)
 def _bare(text: str) -> str:
     """Return an id without any sign but letters and digits."""
     return normal_id(re.sub(r"[\W_]", "", text)) if re.search(r"\w", text) else text
 
 
-def _tail(parts: int) -> Spell:
-    """Return a function from a path to its last parts without the suffix of an image."""
-
-    def tail(path: str) -> str:
-        path = plain(path).replace("\\", "/").casefold()
-        while posixpath.splitext(path)[1] in SUFFIXES + OTHER_SUFFIXES:
-            path = posixpath.splitext(path)[0]
-        return "/".join(path.split("/")[-parts:])
-
-    return tail
+@lru_cache(maxsize=2**16)
+def _parts(path: str) -> list[str]:
+    """Return the parts of a path in lower case, without the suffix of an image."""
+    path = plain(path).replace("\\", "/").casefold()
+    while posixpath.splitext(path)[1] in SUFFIXES + OTHER_SUFFIXES:
+        path = posixpath.splitext(path)[0]
+    return path.split("/")
 
 
-SPELLINGS: tuple[Spell, ...] = (str.strip, normal_id, _bare)  # the strictest first
+SPELLINGS: tuple[Spell, ...] = (str.strip, _normal, _bare)  # the strictest first
 
 
 def _keeps_spelling(ids: Iterable[str]) -> bool:
@@ -202,7 +205,7 @@ def _archive_keys(frame: pd.DataFrame) -> list[_Key]:
     keys = [_Key("image", "SOPInstanceUID", frame["SOPInstanceUID"], SPELLINGS)]
     for n in range(1, DEEPEST + 1):
         name = f"last {n} parts of the path" if n > 1 else "name of the file"
-        keys.append(_Key("image", name, paths, (_tail(n),)))
+        keys.append(_Key("image", name, paths, (lambda path, n=n: "/".join(_parts(path)[-n:]),)))
     folder = paths.map(lambda path: posixpath.basename(posixpath.dirname(path)))
     for level, name, ids in (
         ("study", "StudyInstanceUID", frame["StudyInstanceUID"]),
