@@ -1,5 +1,7 @@
 """Commands on data sets; ``cli`` imports this module, so that they are among its own."""
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -113,3 +115,64 @@ def export_synthetic(out: str, bits: str, as_pacs: bool, plant: bool, **values: 
         tables = " ".join(f"--table {path}" for path in sorted((folder / "tables").iterdir()))
         read = f"next: cxrstudy ingest {folder / 'archive'} --name NAME {tables}"
     click.echo(f"{values['n']} x-rays in {folder}; {read}")
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--name", required=True, help="Of the card, the preset and the ingest folder.")
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    help="Table, or folder or glob of tables or of reports (repeatable).",
+)
+@click.option("--out", default="", help="The ingest folder.  [default: ingested/NAME in the clone]")
+@click.option("--key", default="", help="Key file.  [default: ~/.config/cxrstudy/NAME.key]")
+@click.option("--public-ids", default="", help="List of images that encoders were trained on.")
+@click.option("--keep-burned-in", is_flag=True, help="Keep images with text in their pixels.")
+@click.option(
+    "--workers", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all cores"
+)
+def ingest(
+    folders: tuple[str, ...],
+    name: str,
+    tables: tuple[str, ...],
+    out: str,
+    key: str,
+    public_ids: str,
+    keep_burned_in: bool,
+    workers: int,
+) -> None:
+    """Make a data card and a preset of an archive in FOLDERS and of tables beside it.
+
+    Files are told by their content, tables are joined by what their cells hold, and ids become
+    keyed hashes. What is guessed is in the card with its evidence, what is dropped is counted. Run
+    it again when the archive has grown, or when it was interrupted.
+    """
+    from cxrstudy.ingest import card, write
+    from cxrstudy.progress import track
+
+    place = write.ingest(
+        folders,
+        name,
+        tables=tables,
+        out=out,
+        key=key,
+        public_ids=public_ids,
+        keep_burned_in=keep_burned_in,
+        workers=workers,
+        say=click.echo,
+        progress=track,
+    )
+    click.echo(f"ingest folder: {place}; what was dropped and guessed: quality.json, dropped.csv")
+    preset = ""
+    try:
+        preset = card.write_preset(name, place, click.echo).stem
+    except study.StudyError as error:
+        click.echo(f"cxrstudy: no preset was written: {error}", err=True)
+    click.echo(f"read and correct the card:  data_cards/{name}.md")
+    click.echo("see its data-quality page:  cxrstudy book")
+    click.echo(f"check labels from reports:  cxrstudy audit {name} --n 200")
+    if not preset:
+        sys.exit(1)
+    click.echo(f"run the study:              make study PRESET={preset}")

@@ -1,0 +1,174 @@
+"""Facts of each image from its tags and from columns of tables, with what they rest on."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxrstudy.data.columns import parse_age, parse_sex, parse_spacing, plain
+from cxrstudy.data.ids import normal_id
+from cxrstudy.data.language import not_english
+from cxrstudy.ingest.columnkinds import KEYS, Column, names_of
+from cxrstudy.ingest.identifiers import clean_report
+
+OLDEST = 90  # years: higher ages are written as this, because they may identify a patient
+PERSONS = ("PatientName", "ReferringPhysicianName")  # tags with names that a report may repeat
+NAMED = re.compile(  # columns of tables with such names
+    "(?i)name|nombre|apellido|^nom|cognome|sobrenome|naam|nazwisko|physician|referr|radiolog"
+    "|arzt|medico|reader|author"
+)
+OWN = ("image_id", "patient_id", "study_id", "path", "view", "view_from", "age", "sex", "report")
+OWN = (*OWN, "pixel_spacing")  # type: ignore[assignment]  # of images.parquet; others are labels
+Parts = dict[str, int]  # where values come from -> images
+
+
+def first_of(sources: dict[str, pd.Series]) -> tuple[pd.Series, Parts]:
+    """Return the first known value of each row, and how many come from each source."""
+    value = pd.Series(np.nan, next(iter(sources.values())).index, dtype=object)
+    counts: Parts = {}
+    for name, found in sources.items():
+        new = value.isna() & found.notna()
+        value = value.where(~new, found)
+        counts[name] = int(new.sum())
+    counts["unknown"] = int(value.isna().sum())
+    return value, {name: n for name, n in counts.items() if n}
+
+
+def evidence(counts: Parts) -> str:
+    """Return where values come from in percent, most first: "ViewPosition 81%, unknown 2%"."""
+    total, said = sum(counts.values()), []
+    for name, n in sorted(counts.items(), key=lambda item: (item[0] == "unknown", -item[1])):
+        share = 100 * n / total
+        said.append(f"{name} {share:.0f}%" if share >= 1 else f"{name} under 1%")
+    return ", ".join(said)
+
+
+def ids(frame: pd.DataFrame, what: str, columns: Sequence[Column]) -> tuple[pd.Series, Parts, int]:
+    """Return the patient or study of each row in one spelling, the sources, and how many respelled.
+
+    Tags come first, then columns of tables that are called so, then the accession number.
+    """
+    named = [c.name for c in columns if c.kind in ("id", "") and what in names_of(c.column, KEYS)]
+    tags = {"patient": ["PatientID"], "study": ["StudyInstanceUID"]}[what]
+    last = ["AccessionNumber"] if what == "study" else []
+    sources = {}
+    for name in (*tags, *named, *last):
+        text = frame[name].fillna("").astype(str).str.strip()
+        sources[name if name not in named else f"column {name}"] = text.where(text != "")
+    value, counts = first_of(sources)
+    one = value.map({text: normal_id(text) for text in value.dropna().unique()})
+    return one, counts, value.nunique() - one.nunique()
+
+
+def ages(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.Series, Parts]:
+    """Return age in years, at most ``OLDEST``: from PatientAge, dates, or columns of tables."""
+    taken, born = (
+        pd.to_datetime(frame[name].str[:8], format="%Y%m%d", errors="coerce")
+        for name in ("StudyDate", "PatientBirthDate")
+    )
+    years = (taken - born).dt.days / 365.25
+    dates = {"PatientBirthDate and StudyDate": years.where(years.between(0, 130))}
+    value, counts = first_of(_parsed(frame, parse_age, ["PatientAge"], columns, dates))
+    return value.astype(float).clip(upper=OLDEST).round(1), counts
+
+
+def sexes(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.Series, Parts]:
+    """Return F, M or missing: from PatientSex, or columns of tables."""
+    return first_of(_parsed(frame, parse_sex, ["PatientSex"], columns))
+
+
+def spacings(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.Series, Parts]:
+    """Return mm a pixel: from PixelSpacing, ImagerPixelSpacing, or columns of tables."""
+    tags = ["PixelSpacing", "ImagerPixelSpacing"]
+    value, counts = first_of(_parsed(frame, parse_spacing, tags, columns))
+    return value.astype(float), counts
+
+
+def _parsed(
+    frame: pd.DataFrame,
+    parse: Any,
+    tags: Sequence[str],
+    columns: Sequence[str],
+    more: dict[str, pd.Series] | None = None,
+) -> dict[str, pd.Series]:
+    """Return source -> what ``parse`` makes of its cells: tags, then ``more``, then columns."""
+
+    def read(name: str) -> pd.Series:
+        text = frame[name].fillna("").astype(str)
+        return text.map({each: parse(each) if each.strip() else None for each in text.unique()})
+
+    found = {name: read(name) for name in tags} | (more or {})
+    return found | {f"column {name}": read(name) for name in columns}
+
+
+# ---- reports and labels --------------------------------------------------------------------------
+def reports(frame: pd.DataFrame, given: Sequence[Column]) -> tuple[pd.Series, str, Parts]:
+    """Return reports without what is left of identifiers, their columns, and these by kind.
+
+    Findings and impression are joined, under these headers. Of other texts the longest is taken.
+    """
+    columns = [each for each in given if each.kind == "report"]
+    text = {each.name: frame[each.name].fillna("").astype(str).str.strip() for each in columns}
+    longest = sorted(columns, key=lambda each: -text[each.name].str.len().mean())
+    parts = {each.label: each.name for each in reversed(longest) if each.label}
+    chosen = [each.name for each in longest[:1]]
+    whole = text[chosen[0]] if chosen else pd.Series("", frame.index, dtype=object)
+    if {"findings", "impression"} <= parts.keys():
+        chosen = [parts["findings"], parts["impression"]]
+        heads = zip(("FINDINGS", "IMPRESSION"), (text[name] for name in chosen), strict=True)
+        each = [part.where(part == "", f"{head}: " + part + "\n") for head, part in heads]
+        whole = (each[0] + each[1]).str.strip()
+    persons = [c.name for c in given if c.kind in ("id", "") and NAMED.search(c.column)]
+    names = zip(*(frame[name].fillna("") for name in (*PERSONS, *persons)), strict=True)
+    pairs = list(zip(whole, names, strict=True))
+    counts: Counter[str] = Counter()
+    clean: dict[Any, str | None] = {}
+    for pair in dict.fromkeys(pairs):
+        clean[pair], found = clean_report(*pair) if pair[0] else (None, {})
+        counts.update(found)
+    said = " and ".join(f"column {name}" for name in chosen)
+    return pd.Series([clean[p] for p in pairs], frame.index, dtype=object), said, dict(counts)
+
+
+def labels(
+    frame: pd.DataFrame, columns: Sequence[Column], texts: pd.Series
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return columns of labels as written, and what ``card.label_lines`` says of them.
+
+    Cells of no known meaning become missing, and are counted.
+    """
+    found: dict[str, Any] = {"names": {}, "rest": [], "values": {}, "counts": {}, "list": None}
+    made: dict[str, pd.Series] = {}
+    cells: Counter[str] = Counter()
+    means: dict[str, Any] = {}
+    for each in (each for each in columns if each.kind == "label"):
+        name = each.name if each.name not in OWN else f"{each.name} (label)"
+        text = frame[each.name].map(plain, na_action="ignore")
+        made[name] = text.where(text.isin(list(each.values)))
+        value = made[name].map(each.values)
+        said = f"{int((value == 1).sum()):,} yes, {int((value == 0).sum()):,} no"
+        if odd := int((text.notna() & made[name].isna()).sum()):
+            said += f", {odd:,} not understood"
+        found["counts"][name] = said
+        if each.label:
+            found["names"].setdefault(each.label, []).append(name)
+            cells.update(made[name].dropna().tolist())
+            means |= each.values
+        else:
+            found["rest"].append(name)
+    found["values"] = {cell: (means[cell], n) for cell, n in cells.most_common()}
+    if not found["names"] and (lists := [each for each in columns if each.kind == "list"]):
+        made[lists[0].name] = frame[lists[0].name]
+        theirs: dict[str, list[str]] = {}
+        for name, ours in lists[0].values.items():
+            theirs.setdefault(str(ours), []).append(name)
+        found["list"] = {"column": lists[0].name, "names": theirs}
+        found["list"] |= {"separator": lists[0].separator, "evidence": lists[0].evidence}
+    if len(there := texts.dropna()):
+        other = not_english(there)
+        found["english"] = 1 - sum(other.values()) / len(there)
+        found["languages"] = ", ".join(f"{name} {n:,}" for name, n in other.items())
+    return pd.DataFrame(made, index=frame.index), found
