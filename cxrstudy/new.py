@@ -131,6 +131,10 @@ def size_up(card: str, data_root: str) -> Sized:
         if folds == 3:
             shares["fold2"] = 0.334
         split = hold(held.p.model_copy(update={"fractions": shares}), tables)
+        if split.fault and folds:  # an official split is no fold
+            continue
+        if split.fault:
+            raise study.StudyError(split.fault)
         sized = Sized(described, split, folds)
         reports_only = folds and not sized.labels and held.reported.any()  # need fixed splits
         each_part = all(split.count([part]) for part in shares)
