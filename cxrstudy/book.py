@@ -143,6 +143,8 @@ def page_plan(top: Path) -> dict[str, dict[str, Any]]:
     pages["gallery"] = page("gallery", {"presets": own}, [])
     pages["sensitivity"] = page("sensitivity", {}, [f"{recorded.RECORDED}{sources.SENSITIVITY}"])
     pages["objectives"] = page("objectives", {}, [])
+    pages["quality"] = page("quality", {}, [])
+    pages["quality"]["reads"] += map(str, sources.ingests())
     pages["planner"] = page("planner", {"preset": studies[0]}, studies[:1])
     for name in studies:
         titled = (book / "results.ipynb").read_text(encoding="utf-8")

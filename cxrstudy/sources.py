@@ -220,3 +220,9 @@ def _record_fault(path: Path, *changed: int) -> str:
     except (ValueError, OSError) as error:
         return str(error)
     return ""
+
+
+def ingests() -> list[Path]:
+    """Return the quality.json of ingests in the clone, then of recorded ones."""
+    here = sorted((study.root() / "ingested").glob("*/quality.json"))
+    return here + sorted(recorded.place("ingest").glob("*.json"))
