@@ -121,9 +121,10 @@ def reports(frame: pd.DataFrame, given: Sequence[Column]) -> tuple[pd.Series, st
         heads = zip(("FINDINGS", "IMPRESSION"), (text[name] for name in chosen), strict=True)
         each = [part.where(part == "", f"{head}: " + part + "\n") for head, part in heads]
         whole = (each[0] + each[1]).str.strip()
-    persons = [c.name for c in given if c.kind in ("id", "") and NAMED.search(c.column)]
-    names = zip(*(frame[name].fillna("") for name in (*PERSONS, *persons)), strict=True)
-    pairs = list(zip(whole, names, strict=True))
+    columns = [c for c in given if c.kind in ("id", "") and NAMED.search(c.column)]
+    persons = frame[[*PERSONS, *(c.name for c in columns)]].fillna("").agg(tuple, axis=1)
+    all_of = persons.groupby(frame["patient"]).agg(lambda each: tuple(sorted(set().union(*each))))
+    pairs = list(zip(whole, frame["patient"].map(all_of), strict=True))
     counts: Counter[str] = Counter()
     clean: dict[Any, str | None] = {}
     for pair in dict.fromkeys(pairs):

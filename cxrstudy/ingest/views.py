@@ -26,7 +26,7 @@ OF_STUDY = (  # they may mean another image of the study
 )
 BASE = "book/recorded/bases/clip-hybrid"
 SIZE = 64  # px, what that base model takes
-LEAST = 36  # images of a view, to learn it from this export
+LEAST = 24  # images of a view, to learn it from this export
 MOST = 1000  # images of a view that are looked at
 WANTED = 0.95  # accuracy of what the classifier decides; the rest stays unknown
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
@@ -78,10 +78,8 @@ def _spaced(text: str) -> str:
     return re.sub(r"\bdecubito (supino|dorsal|prono)", "supino", flat)  # not on a side
 
 
-def guess_views(
-    frame: pd.DataFrame, column: str = ""
-) -> tuple[pd.Series, pd.Series, dict[str, int]]:
-    """Return the view of each image, the tag that says it, and how often tags contradict.
+def guess_views(frame: pd.DataFrame, column: str = "") -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Return the view of each image, the tag that says it, and what contradicts it.
 
     Tags on one image come first, the best first. Tags on a study count where it has one image.
     The direction of rows tells lateral views; words of a bedside image mean AP, where nothing
@@ -92,8 +90,8 @@ def guess_views(
         column: of a hospital's table that holds views, if any; it comes after the view code.
 
     Returns:
-        (view, view_from, contradictions): PA, AP, LATERAL, OTHER or ""; a column's name, "bedside"
-        or ""; "ViewPosition PA, SeriesDescription AP" -> images.
+        (view, view_from, contradiction): PA, AP, LATERAL, OTHER or ""; a column's name, "bedside"
+        or ""; "ViewPosition PA, SeriesDescription AP", the first one, or "".
     """
     known: dict[str, pd.Series] = {}
     for name in (*OF_IMAGE[:2], column, *OF_IMAGE[2:], *OF_STUDY):
@@ -115,15 +113,14 @@ def guess_views(
         )
     view = pd.Series("", frame.index, dtype=object)
     view_from = view.copy()
-    clash: Counter[str] = Counter()
+    clash = view.copy()
     for name, found in known.items():
         new = found.ne("") & view.eq("")
-        other = found.ne("") & view.ne("") & found.ne(view)
-        said = view_from[other] + " " + view[other] + f", {name} " + found[other]
-        clash.update(said.tolist())
+        other = found.ne("") & view.ne("") & found.ne(view) & clash.eq("")
+        clash = clash.mask(other, view_from + " " + view + f", {name} " + found)
         view, view_from = view.mask(new, found), view_from.mask(new, name)
     new = view.eq("") & bedside
-    return view.mask(new, "AP"), view_from.mask(new, "bedside"), dict(clash.most_common())
+    return view.mask(new, "AP"), view_from.mask(new, "bedside"), clash
 
 
 def _map(column: pd.Series, parse: Any) -> pd.Series:

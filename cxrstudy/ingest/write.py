@@ -196,8 +196,9 @@ def _read(run: Ingest) -> pd.DataFrame:
         run.facts["evidence"][f"{what}_id"] = said
     _drop(frame, frame["patient"].isna(), "ids", "no patient id")
     column = next(iter(run.of_kind("view")), "")
-    found, where, run.facts["contradictions"] = views.guess_views(frame[kept], column)
-    frame["view"], frame["view_from"] = found, where
+    frame["view"], frame["view_from"], clash = views.guess_views(frame[kept], column)
+    frame["clash"] = clash.reindex(frame.index, fill_value="")
+    run.facts["contradictions"] = clash[clash != ""].value_counts().to_dict()
     _drop(frame, frame["view"] == views.OTHER, "view", "oblique, decubitus, apical or of ribs")
     return frame
 
@@ -217,36 +218,49 @@ def _look(run: Ingest, frame: pd.DataFrame, keep_burned_in: bool) -> pd.DataFram
         "detector": int((by_eye & still).sum()),
     }
     if not keep_burned_in:
+        if found := int(((by_tag | by_eye) & still).sum()):
+            run.say(
+                f"{found:,} images seem to have text in their pixels and are set aside; look at"
+            )
+            run.say("some of them: --keep-burned-in keeps all")
         _drop(frame, by_tag | by_eye, "burned", "text burned into the pixels")
     _classify(run, frame)
     return frame
 
 
 def _classify(run: Ingest, frame: pd.DataFrame) -> None:
-    """Set the view of images of which no header tells it, where the classifier is sure."""
+    """Set the view of images of which no header tells it, or two differ, where pixels are sure.
+
+    The classifier learns from images whose headers agree. Of two headers that differ the first
+    counts, unless the classifier says what the other says.
+    """
     kept = frame[frame["drop_reason"] == ""]
-    unknown = kept[kept["view"] == ""]
-    known = kept[kept["view"] != ""].sort_values("pixel_hash")  # at random
-    known = known.groupby("view").head(views.MOST)
-    said = ""
-    if len(unknown) and len(known):
-        asked, seen = (
-            views.features(pixels.thumbs(rows, run.private)) for rows in (unknown, known)
-        )
-        patients = known["patient"].tolist()
-        found, measured = views.classify_views(asked, seen, known["view"].tolist(), patients)
-        frame.loc[unknown.index, "view"] = found
-        frame.loc[unknown.index, "view_from"] = np.where(found != "", "view classifier", "")
-        measured |= {"asked": len(unknown), "decided_of_asked": int((found != "").sum())}
-        run.facts["view_classifier"] = measured
+    clear = kept[(kept["view"] != "") & (kept["clash"] == "")].sort_values("pixel_hash")  # random
+    clear = clear.groupby("view").head(views.MOST)
+    asked = kept[(kept["view"] == "") | (kept["clash"] != "")]
+    said, two = "", int((kept["clash"] != "").sum())
+    if len(asked) and len(clear):
+        rows, known = (views.features(pixels.thumbs(part, run.private)) for part in (asked, clear))
+        patients = clear["patient"].tolist()
+        found, measured = views.classify_views(rows, known, clear["view"].tolist(), patients)
+        view = pd.Series(found, asked.index)
+        new = view[(asked["view"] == "") & (view != "")]
+        frame.loc[new.index, "view"], frame.loc[new.index, "view_from"] = new, "view classifier"
+        other = asked["clash"].str.extract(r", (.*) (\w+)$")
+        turned = view[(view == other[1]) & (asked["clash"] != "")]
+        how = other.loc[turned.index, 0] + " and the view classifier"
+        frame.loc[turned.index, "view"], frame.loc[turned.index, "view_from"] = turned, how
+        unknown = int((asked["view"] == "").sum())
+        run.facts["view_classifier"] = measured | {"asked": unknown, "decided_of_asked": len(new)}
         said = f"; the classifier was not used: {measured.get('unused')}"
         if "accuracy" in measured:
             said = f"; the classifier is right in {measured['accuracy']:.0%} of {measured['n']:,} "
             said += f"known views, in {measured['accuracy_decided'] or 0:.0%} where it decides"
+        if two:
+            said += f"; two headers differ in {two:,} images: the first counts, in {len(turned):,} "
+            said += "the other, which the classifier confirms"
     kept = frame[frame["drop_reason"] == ""]
     run.facts["view_from"] = kept["view_from"].replace("", "unknown").value_counts().to_dict()
-    clash = sum(run.facts["contradictions"].values())
-    said += f"; headers contradict each other in {clash:,} cases" if clash else ""
     run.facts["evidence"]["view"] = facts.evidence(run.facts["view_from"]) + said
 
 
