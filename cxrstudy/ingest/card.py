@@ -84,6 +84,10 @@ def _body(facts: Mapping[str, Any]) -> Iterator[str]:
             f"{match['rows']:,} rows and {match['images_matched']:,} of {match['images']:,} images "
             "match"
         )
+    if not (found := facts["labels_found"])["names"]:
+        for column in found["rest"]:
+            counts = found["counts"][column]
+            yield f"column {column} says yes or no, and has no name of ours: {counts}"
     for what, n in facts["contradictions"].items():
         yield f"headers contradict: {what}: {n:,}"
 

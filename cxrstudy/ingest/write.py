@@ -158,7 +158,6 @@ def _begin(
                 say(f"note: {path}, which an earlier ingest has read, is gone")
     described_now = {"name": name, "key": key_mark(secret)}
     every = list(dict.fromkeys([*before.get("folders", []), *asked["folders"]]))
-    write_text(call, json.dumps(asked, indent=1))
     write_text(described, json.dumps({**described_now, "folders": every}, indent=1))
     return Ingest(name, place, secret, asked["folders"], asked["tables"], workers, say, progress)
 
@@ -177,6 +176,8 @@ def _read(run: Ingest) -> pd.DataFrame:
     walked = walk(run.folders, run.private, run.workers, run.bar("headers"))
     is_image = walked["drop_reason"] == ""
     joined, matches = join(walked[is_image], run.tables)
+    call = {"folders": run.folders, "tables": run.tables}  # they fit, and are read again
+    write_text(run.private / "call.json", json.dumps(call, indent=1))
     frame = pd.concat([joined, walked[~is_image]], ignore_index=True)
     frame["drop_step"] = np.where(frame["drop_reason"] != "", "header", "")
     notes = Counter(note for text in joined["note"] for note in text.split("; ") if note)
@@ -191,7 +192,9 @@ def _read(run: Ingest) -> pd.DataFrame:
     for what in ("patient", "study"):
         found, counts, respelled = facts.ids(frame[kept], what, run.columns)
         frame[what] = found
-        said = f"keyed hash of {facts.evidence(counts)}"
+        said = "no study ids: each image is a study of its own"
+        if found.notna().any():
+            said = f"keyed hash of {facts.evidence(counts)}"
         said += f"; {respelled:,} ids were written in several ways" if respelled else ""
         run.facts["evidence"][f"{what}_id"] = said
     _drop(frame, frame["patient"].isna(), "ids", "no patient id")

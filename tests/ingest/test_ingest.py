@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pydicom
 import pytest
 from click.testing import CliRunner
 from conftest import Walk, clone
@@ -250,3 +251,29 @@ def test_the_command_says_what_comes_next(copy: tuple[Walk, Path], archive: Path
         assert words in done.output
     wrong = CliRunner().invoke(cli.main, ["ingest", str(archive / "archive"), "--name", "../x"])
     assert wrong.exit_code == 2
+
+
+def test_a_table_that_does_not_fit_is_refused_once_and_not_remembered(
+    copy: tuple[Walk, Path], archive: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("id,x\nnobody,1\nno one,2\n")
+    with pytest.raises(StudyError, match=r"wrong\.csv"):
+        write.ingest([str(archive / "archive")], "new", tables=[str(wrong)], say=[].append)
+    write.ingest([str(archive / "archive")], "new", say=[].append)
+    assert len(load_manifest("new", root=copy[0].root / "ingested" / "new")) > N / 2
+
+
+def test_public_images_are_counted_in_the_card(
+    copy: tuple[Walk, Path], archive: Path, tmp_path: Path
+) -> None:
+    walk, folder = copy
+    first = [os.readlink(folder / path) for path in rows(folder)["path"].head(3)]
+    uids = [pydicom.dcmread(path, force=True).SOPInstanceUID for path in first]
+    public = tmp_path / "training_images.csv"
+    public.write_text("\n".join(["dicom_id", *uids, "1.2.3.99999"]) + "\n")
+    again(archive, public_ids=str(public))
+    facts = json.loads((folder / "quality.json").read_text())["contamination"]
+    assert sorted(facts["public"]["listed"]) == sorted(rows(folder).index[:3])
+    text = (walk.root / "data_cards" / "own.md").read_text(encoding="utf-8")
+    assert "3 are in training_images.csv" in text
