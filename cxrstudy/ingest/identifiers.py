@@ -29,6 +29,10 @@ REPORTED = frozenset(_LEXICON["names"]["words"].split()) | {
     for group in read_lexicon(file).values()
     for word in WORD.findall(" ".join(group.values()).lower())
 }
+PLAIN = str.maketrans("\u0131\u0142\u00f8\u0111\u0130\u0141\u00d8\u0110", "ilodilod")  # no accents
+WRITTEN_OUT = str.maketrans(  # as a name is often typed
+    {"\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00df": "ss", "\u00f8": "oe", "\u00e5": "aa"}
+)
 Spans = list[tuple[int, int]]
 
 
@@ -61,12 +65,14 @@ def _folded(text: str) -> str:
     """Return a text without case and accents, as long as it was."""
     if text.isascii():
         return text.lower()
+    text = text.translate(PLAIN)
     return "".join(unicodedata.normalize("NFD", sign)[0].lower()[0] for sign in text)
 
 
 def _own_names(text: str, names: Iterable[str]) -> Spans:
     """Find parts of known names; one that is also a word of reports only beside another part."""
-    persons = [person.split("^")[:3] for name in names for person in _folded(name).split("=")]
+    known = [_folded(s) for name in names for s in (name, name.lower().translate(WRITTEN_OUT))]
+    persons = [person.split("^")[:3] for name in known for person in name.split("=")]
     parts = {part for person in persons for part in WORD.findall(" ".join(person))}
     folded = _folded(text)
     words = [m for m in WORD.finditer(folded) if m[0] in parts] if parts else []

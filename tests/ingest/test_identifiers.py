@@ -175,3 +175,16 @@ def test_in_real_reports_without_identifiers_hardly_anything_is_found_and_labels
                 assert extract_labels(cleaned) == extract_labels(text)
     assert reports > 1900
     assert found.total() <= 12, found
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("Isikdagli", "I\u015f\u0131kda\u011fl\u0131^\u00c7a\u011fr\u0131han"),
+        ("Muehlenschroeder", "M\u00fchlenschr\u00f6der^J\u00fcrgen"),
+        ("MUHLENSCHRODER", "M\u00fchlenschr\u00f6der^J\u00fcrgen"),
+        ("Zolkwianski", "\u017b\u00f3\u0142kwia\u0144ski"),
+    ],
+)
+def test_a_name_goes_that_is_typed_without_its_accents(written, name):
+    assert clean_report(f"seen with {written} today", [name])[0] == "seen with [name] today"
