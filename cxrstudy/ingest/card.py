@@ -12,6 +12,7 @@ import pandas as pd
 from cxrstudy import study
 from cxrstudy.data.columns import number
 from cxrstudy.files import write_text
+from cxrstudy.ingest.facts import few
 
 CARD = """\
 ---
@@ -62,6 +63,11 @@ def card_text(name: str, place: str, facts: Mapping[str, Any], frame: pd.DataFra
             lines.append(f"  {column}: {value}  # {facts['evidence'][column]}\n")
     if frame["pixel_spacing"].notna().any():
         lines.append(f"  pixel_spacing: pixel_spacing  # {facts['evidence']['pixel_spacing']}\n")
+    lines += ["  malposition:\n"] if facts["positions"] else []
+    for device, found in facts["positions"].items():
+        states = {key: value for key, value in found.items() if key != "said"}
+        shown = json.dumps(states, ensure_ascii=False)
+        lines.append(f"    {device}: {shown}  # {found['said']}\n")
     seen = facts.get("contamination", {}).get("said")
     return CARD.format(
         name=name,
@@ -76,7 +82,7 @@ def card_text(name: str, place: str, facts: Mapping[str, Any], frame: pd.DataFra
 def _body(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the card says below its front matter."""
     for step in facts["flow"]:
-        dropped = "".join(f"; {why}: {n:,}" for why, n in step["dropped"].items())
+        dropped = "".join(f"; {why}: {few(n)}" for why, n in step["dropped"].items())
         yield f"{step['step']}: {step['left']:,}{dropped}"
     for match in facts["tables"]:
         yield (
@@ -89,7 +95,7 @@ def _body(facts: Mapping[str, Any]) -> Iterator[str]:
             counts = found["counts"][column]
             yield f"column {column} says yes or no, and has no name of ours: {counts}"
     for what, n in facts["contradictions"].items():
-        yield f"headers contradict: {what}: {n:,}"
+        yield f"headers contradict: {what}: {few(n)}"
 
 
 def label_lines(name: str, found: Mapping[str, Any]) -> list[str]:
@@ -107,7 +113,7 @@ def label_lines(name: str, found: Mapping[str, Any]) -> list[str]:
         for cell, (value, count) in found["values"].items():
             key = cell.casefold() if number(cell) is None else number(cell)
             meaning = "null" if value is None else f"{value:g}"
-            values.setdefault(key, f"    {json.dumps(cell)}: {meaning}  # {count:,} cells")
+            values.setdefault(key, f"    {json.dumps(cell)}: {meaning}  # {few(count)} cells")
         lines += [*values.values(), "  names:"]
         for ours, columns in found["names"].items():
             note = "; ".join(found["counts"][column] for column in columns)

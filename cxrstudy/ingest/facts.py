@@ -11,7 +11,8 @@ import pandas as pd
 from cxrstudy.data.columns import parse_age, parse_sex, parse_spacing, plain
 from cxrstudy.data.ids import normal_id
 from cxrstudy.data.language import not_english
-from cxrstudy.ingest.columnkinds import KEYS, Column, names_of
+from cxrstudy.data.vocabulary import DEVICES
+from cxrstudy.ingest.columnkinds import KEYS, Column, label_of, names_of
 from cxrstudy.ingest.identifiers import clean_report
 
 OLDEST = 90  # years: higher ages are written as this, because they may identify a patient
@@ -22,6 +23,10 @@ NAMED = re.compile(  # columns of tables with such names
 )
 OWN = ("image_id", "patient_id", "study_id", "path", "view", "view_from", "age", "sex", "report")
 OWN = (*OWN, "pixel_spacing")  # type: ignore[assignment]  # of images.parquet; others are labels
+STATES = {  # of a device's tip, in cells of tables
+    "malpositioned": "(?i)mal ?posi|abnormal|misplac|wrong|incorrect|too (deep|high|low)|fehl",
+    "correct": "(?i)correct|normal|adequate|satisf|good|ok$|korrekt|regelrecht|in situ|bien",
+}
 Parts = dict[str, int]  # where values come from -> images
 
 
@@ -35,6 +40,11 @@ def first_of(sources: dict[str, pd.Series]) -> tuple[pd.Series, Parts]:
         counts[name] = int(new.sum())
     counts["unknown"] = int(value.isna().sum())
     return value, {name: n for name, n in counts.items() if n}
+
+
+def few(n: int) -> str:
+    """Return a count for the card, which may be passed on: none below ten."""
+    return f"{n:,}" if n >= 10 or not n else "under 10"
 
 
 def evidence(counts: Parts) -> str:
@@ -150,9 +160,9 @@ def labels(
         text = frame[each.name].map(plain, na_action="ignore")
         made[name] = text.where(text.isin(list(each.values)))
         value = made[name].map(each.values)
-        said = f"{int((value == 1).sum()):,} yes, {int((value == 0).sum()):,} no"
+        said = f"{few(int((value == 1).sum()))} yes, {few(int((value == 0).sum()))} no"
         if odd := int((text.notna() & made[name].isna()).sum()):
-            said += f", {odd:,} not understood"
+            said += f", {few(odd)} not understood"
         found["counts"][name] = said
         if each.label:
             found["names"].setdefault(each.label, []).append(name)
@@ -172,4 +182,27 @@ def labels(
         other = not_english(there)
         found["english"] = 1 - sum(other.values()) / len(there)
         found["languages"] = ", ".join(f"{name} {n:,}" for name, n in other.items())
+    return pd.DataFrame(made, index=frame.index), found
+
+
+def positions(
+    frame: pd.DataFrame, columns: Sequence[Column]
+) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Return columns of tables on where devices' tips are, and device -> what the card says of it.
+
+    All cells must name a state, and both states must occur.
+    """
+    made, found = {}, {}
+    for each in (each for each in columns if not each.kind and label_of(each.column) in DEVICES):
+        cells = frame[each.name].map(plain, na_action="ignore")
+        counts = cells[cells != ""].value_counts()
+        named: dict[str, list[str]] = {state: [] for state in STATES}
+        for cell in counts.index[:20]:
+            state = next((s for s, words in STATES.items() if re.match(words, cell)), None)
+            if state:
+                named[state].append(cell)
+        if len(counts) == sum(map(len, named.values())) and all(named.values()):
+            made[each.name] = cells
+            said = ", ".join(f"{few(int(counts[cells_].sum()))} {s}" for s, cells_ in named.items())
+            found[label_of(each.column)] = {"column": each.name, **named, "said": said}
     return pd.DataFrame(made, index=frame.index), found

@@ -321,7 +321,8 @@ def _rows(run: Ingest, kept: pd.DataFrame) -> pd.DataFrame:
     said["report"] = f"{columns}, {share}; identifiers found in them and replaced: {shown}"
     said["image_id"] = "keyed hash of SOPInstanceUID, or of patient and pixels"
     labels, run.facts["labels_found"] = facts.labels(kept, run.columns, made["report"])
-    return pd.concat([made, labels], axis=1)
+    places, run.facts["positions"] = facts.positions(kept, run.columns)
+    return pd.concat([made, labels, places], axis=1)
 
 
 def _merge(run: Ingest, made: pd.DataFrame, paths: dict[str, str]) -> pd.DataFrame:

@@ -65,7 +65,7 @@ def rows(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "images.parquet").set_index("image_id")
 
 
-def test_the_card_is_read_and_each_guess_bears_its_evidence(made: Any) -> None:
+def test_the_card_is_read_and_each_guess_bears_its_evidence(made: Any, archive: Path) -> None:
     walk, folder, _ = made
     manifest = load_manifest("own", root=folder)
     assert len(manifest) > N / 2
@@ -85,6 +85,10 @@ def test_the_card_is_read_and_each_guess_bears_its_evidence(made: Any) -> None:
     assert re.search(r"^  view: view  # ViewPosition \d+%.*unknown \d+%", front, re.MULTILINE)
     assert re.search(r"two headers differ in \d+ images", front)
     assert read_card("own").show_images is False
+    truth = pd.read_csv(archive / "tables" / "demographics.csv", dtype=str, encoding="utf-8-sig")
+    column = "Endotracheal Tube position"
+    both = set(truth[column].dropna()) >= {"correct", "malpositioned"}
+    assert both == ("malposition:endotracheal_tube" in manifest)
 
 
 def test_its_preset_loads_without_a_data_root_and_passes_the_checks(made: Any) -> None:
