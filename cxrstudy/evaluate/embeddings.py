@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from cxrstudy.data.tables import RATIO, SMALL
 
 READABLE = (".parquet", ".pq", ".npz")
 TABLES = (*READABLE, ".csv", ".tsv", ".npy", ".pkl", ".feather", ".xlsx")  # recognised as tables
@@ -122,6 +125,10 @@ class _Ambiguous(ValueError):
 
 # ---- files ---------------------------------------------------------------------------------------
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with zipfile.ZipFile(path) as packed:
+        held, size = sum(entry.file_size for entry in packed.infolist()), path.stat().st_size
+    if held > max(SMALL, RATIO * size):  # vectors hardly shrink
+        raise _Ambiguous(f"has {size:,} bytes, and unpacked {held:,}: an absurd size")
     with np.load(path, allow_pickle=False) as file:
         if "image_id" not in file or "vectors" not in file:
             raise _Ambiguous(
