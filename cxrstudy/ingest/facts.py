@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 
 from cxrstudy.data.columns import parse_age, parse_sex, parse_spacing, plain
 from cxrstudy.data.ids import normal_id
@@ -15,6 +16,7 @@ from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.ingest.columnkinds import KEYS, Column, label_of, names_of
 from cxrstudy.ingest.identifiers import clean_report
 
+CHUNK = 2000  # reports that a process cleans at a time
 OLDEST = 90  # years: higher ages are written as this, because they may identify a patient
 PERSONS = ("PatientName", "ReferringPhysicianName")  # tags with names that a report may repeat
 NAMED = re.compile(  # columns of tables with such names
@@ -115,7 +117,9 @@ def _parsed(
 
 
 # ---- reports and labels --------------------------------------------------------------------------
-def reports(frame: pd.DataFrame, given: Sequence[Column]) -> tuple[pd.Series, str, Parts]:
+def reports(
+    frame: pd.DataFrame, given: Sequence[Column], workers: int = 1
+) -> tuple[pd.Series, str, Parts]:
     """Return reports without what is left of identifiers, their columns, and these by kind.
 
     Findings and impression are joined, under these headers. Of other texts the longest is taken.
@@ -135,13 +139,26 @@ def reports(frame: pd.DataFrame, given: Sequence[Column]) -> tuple[pd.Series, st
     persons = frame[[*PERSONS, *(c.name for c in columns)]].fillna("").agg(tuple, axis=1)
     all_of = persons.groupby(frame["patient"]).agg(lambda each: tuple(sorted(set().union(*each))))
     pairs = list(zip(whole, frame["patient"].map(all_of), strict=True))
-    counts: Counter[str] = Counter()
-    clean: dict[Any, str | None] = {}
-    for pair in dict.fromkeys(pairs):
-        clean[pair], found = clean_report(*pair) if pair[0] else (None, {})
-        counts.update(found)
+    each_once = list(dict.fromkeys(pairs))
+    starts = range(0, len(each_once), CHUNK)
+    jobs = workers if len(starts) > 1 else 1  # processes take a second to start
+    cleaned = Parallel(n_jobs=jobs)(delayed(_clean)(each_once[k : k + CHUNK]) for k in starts)
+    texts = [text for part, _ in cleaned for text in part]
+    clean = dict(zip(each_once, texts, strict=True))
+    counts: Counter[str] = sum((found for _, found in cleaned), Counter())
     said = " and ".join(f"column {name}" for name in chosen)
     return pd.Series([clean[p] for p in pairs], frame.index, dtype=object), said, dict(counts)
+
+
+def _clean(pairs: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[str | None], Counter[str]]:
+    """Return reports without identifiers, None for empty ones, and how many of each kind."""
+    texts: list[str | None] = []
+    counts: Counter[str] = Counter()
+    for text, names in pairs:
+        clean, found = clean_report(text, names) if text else (None, {})
+        texts.append(clean)
+        counts.update(found)
+    return texts, counts
 
 
 def labels(

@@ -20,7 +20,7 @@ AGES = (0, 1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 131)  # limits of bands, in ye
 WORDS = (1, 10, 25, 50, 100, 200, 400, 10**9)  # limits of bands, in words
 ODDEST = 40  # images
 NEIGHBOURS = 5
-MOST = 20_000  # images that are compared with each other
+MOST = 10_000  # images that are compared with each other
 SAMPLE = 5_000  # reports whose sections are counted
 
 

@@ -314,7 +314,7 @@ def _rows(run: Ingest, kept: pd.DataFrame) -> pd.DataFrame:
     said["sex"] = facts.evidence(counts)
     made["pixel_spacing"], counts = facts.spacings(kept, [])
     said["pixel_spacing"] = facts.evidence(counts)
-    made["report"], columns, left = facts.reports(kept, run.columns)
+    made["report"], columns, left = facts.reports(kept, run.columns, run.workers)
     run.facts["identifiers"] = left
     shown = ", ".join(f"{kind} {n:,}" for kind, n in left.items()) or "none"
     share = f"{made['report'].notna().mean():.0%} of images"
