@@ -132,11 +132,12 @@ def table() -> None:
         half = len(images) // 2
         print(f"{name}: share of {half} + {half} images without planted text, at least n letters")
         for least in range(3, 10):
-            print(
-                f"  {least}: {(clean[:half] >= least).mean():.3f} {(clean[half:] >= least).mean():.3f}"
-            )
-        bare = [[i for i, s in zip(images[own], clean[own], strict=True) if s < 3]
-                for own in (slice(half), slice(half, None))]  # fmt: skip
+            shares = [(own >= least).mean() for own in (clean[:half], clean[half:])]
+            print(f"  {least}: {shares[0]:.3f} {shares[1]:.3f}")
+        bare = [
+            [image for image, score in zip(images[own], clean[own], strict=True) if score < 3]
+            for own in (slice(half), slice(half, None))
+        ]
         first, other = scores(bare[0][:20], 0), scores(bare[1][:20], 1)
         for least in range(3, 8):
             print(f"  recall at {least}: {recall(first, least):.3f} {recall(other, least):.3f}")
@@ -144,8 +145,10 @@ def table() -> None:
             own = np.array(other[height, contrast])
             print(f"  {height} px, contrast {contrast or 'white'}: {(own >= THRESHOLD).mean():.2f}")
         rng = np.random.default_rng(9)
-        made = [planted(i, m, h, None, rng, "DejaVuSans-Bold") for i in bare[1][:10] for m in MARKERS[:6]
-                for h in (10, 30)]  # fmt: skip
+        made = [
+            planted(image, marker, height, None, rng, "DejaVuSans-Bold")
+            for image, marker, height in product(bare[1][:10], MARKERS[:6], (10, 30))
+        ]
         marked = np.array([burned_in_text(image) for image in made])
         print(f"  side markers taken for text: {(marked >= THRESHOLD).sum()} of {len(marked)}")
 
