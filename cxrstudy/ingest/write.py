@@ -96,12 +96,10 @@ def ingest(
     """
     run = _begin(folders, name, tables, out, key, workers, say, progress)
     frame = _read(run)
+    _kept(frame)
     frame = _look(run, frame, keep_burned_in)
     _drop_copies(run, frame)
-    kept = frame[frame["drop_reason"] == ""]
-    if kept.empty:
-        most = ", ".join(f"{why} {n:,}" for why, n in frame["drop_reason"].value_counts().items())
-        raise study.StudyError(f"no image is left of {len(frame):,} files: {most}")
+    kept = _kept(frame)
     if public_ids:
         run.facts["contamination"] = duplicates.contamination(kept, public_ids)
         say(run.facts["contamination"]["said"])
@@ -109,6 +107,19 @@ def ingest(
     run.facts["flow"] = quality.flow(frame, STEPS)
     _finish(run, kept, whole)
     return run.place
+
+
+def _kept(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that are not dropped; refuse that there is none, with the reasons."""
+    kept = frame[frame["drop_reason"] == ""]
+    if kept.empty:
+        reasons = frame["drop_reason"].value_counts()
+        most = ", ".join(f"{why} {n:,}" for why, n in reasons.head(5).items())
+        remedy = ""
+        if reasons.index[0] == "no patient id":
+            remedy = ". Give a table with image and patient (--table): splits are by patient"
+        raise study.StudyError(f"no image is left of {len(frame):,} files: {most}{remedy}")
+    return kept
 
 
 def _begin(
@@ -128,6 +139,9 @@ def _begin(
     given = [str(Path(folder).expanduser().resolve()) for folder in folders]
     if inside := [folder for folder in given if place.is_relative_to(folder)]:
         raise study.StudyError(f"--out {place} is inside {inside[0]}: name a folder elsewhere")
+    for table in tables:
+        if not Path(table).expanduser().exists() and not re.search(r"[*?\[]", table):
+            raise study.StudyError(f"--table {table}: there is no such file or folder")
     private, described = place / "private", place / "ingest.json"
     before = json.loads(described.read_text("utf-8")) if described.is_file() else {}
     if place.is_dir() and any(place.iterdir()) and not before:
@@ -303,7 +317,7 @@ def _rows(run: Ingest, kept: pd.DataFrame) -> pd.DataFrame:
     said = run.facts["evidence"]
     made = kept[["image_id"]].copy()
     made["patient_id"] = pseudonyms("patient", kept["patient"], run.key)
-    exam = kept["study"].fillna("image " + kept["image_id"])
+    exam = kept["study"].astype(object).fillna("image " + kept["image_id"])
     made["study_id"] = pseudonyms("study", exam, run.key)
     made["path"] = "images/" + made["image_id"].str[:2] + "/" + made["image_id"]
     made["view"] = kept["view"].where(kept["view"].isin(VIEWS))

@@ -8,11 +8,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pydicom
 import pytest
 from click.testing import CliRunner
 from conftest import Walk, clone
+from PIL import Image
 
 from cxrstudy import cli, grid, preflight
 from cxrstudy.data.cards import load_manifest, read_card
@@ -281,3 +283,32 @@ def test_public_images_are_counted_in_the_card(
     assert sorted(facts["public"]["listed"]) == sorted(rows(folder).index[:3])
     text = (walk.root / "data_cards" / "own.md").read_text(encoding="utf-8")
     assert "3 are in training_images.csv" in text
+
+
+def test_pictures_without_tags_are_joined_by_their_names_and_need_a_patient(
+    copy: tuple[Walk, Path], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    (tmp_path / "bilder").mkdir()
+    lines = ["Bild;Patient;Geschlecht;Alter;Befund;Projektion"]
+    for k in range(30):
+        small = draw.integers(0, 255, (6, 6)).astype(np.uint8)
+        picture = Image.fromarray(small).resize((90, 100), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / "bilder" / f"b{k:03d}", format="PNG")
+        text = "Pleuraerguss rechts, Herz nicht verbreitert, Tubus regelrecht." + f" Nr {k}"
+        lines.append(f"b{k:03d};P{k // 2:05d};weiblich;5{k % 10};{text};{'p.a.' if k % 2 else ''}")
+    table = tmp_path / "liste.csv"
+    table.write_bytes("\n".join(lines).encode("cp1252"))
+    how: dict[str, Any] = {"say": [].append, "keep_burned_in": True}
+    with pytest.raises(StudyError, match=r"no patient id 30\. Give a table"):
+        write.ingest([str(tmp_path / "bilder")], "german", **how)
+    with pytest.raises(StudyError, match=r"nowhere\.csv: there is no such file"):
+        write.ingest([str(tmp_path / "bilder")], "german", tables=["nowhere.csv"], **how)
+    folder = write.ingest([str(tmp_path / "bilder")], "german", tables=[str(table)], **how)
+    manifest = load_manifest("german", root=folder)
+    assert manifest["patient_id"].nunique() == 15
+    assert manifest["sex"].eq("F").all() and manifest["age"].between(50, 59).all()
+    assert manifest["view"].eq("PA").sum() == 15
+    text = (copy[0].root / "data_cards" / "german.md").read_text(encoding="utf-8")
+    assert "no labels" in text and "German" in text
+    assert "no study ids" in text
