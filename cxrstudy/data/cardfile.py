@@ -119,6 +119,12 @@ class Labels(Strict):
     missing: Literal["absent", "unknown"] = Field(
         description="what a label that is not given means"
     )
+    unlisted: Literal["absent", "unknown"] | None = Field(
+        None,
+        description="what labels of a joined table mean where it has no such row; not given: "
+        "unknown",
+        exclude_if=is_unset,
+    )
     uncertain: Literal["unknown", "present", "absent"] | None = Field(
         None,
         description="reports: what an uncertain mention means; not given: unknown",
@@ -214,7 +220,7 @@ class Card(Strict):
         None,
         description="real: read from the real files; layout: written from the documented layout, "
         "real files not seen",
-        exclude_if=is_unset,
+        exclude=True,  # says nothing about the data, so it is no part of a run's name
     )
 
     @model_validator(mode="after")

@@ -34,12 +34,12 @@ def read_rows(card: Card, table: Table, base: Path) -> tuple[Rows, Rule, list[st
     named = [part for part in (card.polylines, card.boxes) if part]
     keys = [key for part in (*card.tables, *named) for key in part.keys]
     made = table.groups | {OF_TABLE, OF_IMAGE}
-    own = [name for name in used if name not in made]
+    own = [name for name in used if name not in {*made, table.reader}]  # a file may name none
     needed = [name for name in (*card.tables[0].keys,) if name not in made] if card.tables else own
     asked = [name.strip("`") for name in re.findall(r"`[^`]+`|\w+", table.query)]
-    rows = _read(table, "table", base, card.access, needed, [*own, *keys], keep)
+    rows = _read(table, "table", base, card.access, needed, [*used, *keys], keep)
     early = {c: pattern for c, pattern in table.extract.items() if c in rows.frame}
-    rows = explode(extract(rows, early, notes), table.explode)
+    rows = extract(explode(rows, table.explode), early, notes)
     if OF_IMAGE in table.extract:
         _need(rows, [table.image_id])
         rows = _with_image(card, table, rows, base)
@@ -48,7 +48,7 @@ def read_rows(card: Card, table: Table, base: Path) -> tuple[Rows, Rule, list[st
     for number, part in enumerate(card.tables):
         where = f"tables {number + 1} ({part.path})"
         other = _read(part, where, base, card.access, [*part.keys.values()], [*used, *asked], keep)
-        other = explode(extract(other, part.extract, notes), part.explode)
+        other = extract(explode(other, part.explode), part.extract, notes)
         other = _meets(other, part, where)
         _need(rows, part.keys, near_of=where)
         exact = table.ids == "exact"
@@ -195,7 +195,7 @@ def _drawn(part: Named, where: str, card: Card, base: Path, notes: list[str]) ->
         used.append(part.reader)
     keep = [name for names in part.theirs.values() for name in names]
     rows = _read(part, where, base, card.access, used, (), keep)
-    rows = _meets(explode(extract(rows, part.extract, notes), part.explode), part, where)
+    rows = _meets(extract(explode(rows, part.explode), part.extract, notes), part, where)
     names = rows.frame[part.label]
     there = {folded(name) for name in names.dropna().unique()}
     for ours, group in part.theirs.items():

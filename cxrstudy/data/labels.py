@@ -51,6 +51,7 @@ def read_list(
     names: Mapping[str, Collection[str]],
     absent: float,
     may_be_absent: Collection[str] | bool,
+    unlisted: float = np.nan,
 ) -> dict[str, pd.Series]:
     """Return ``label:OURS`` for the ``kept`` rows: 1 if the cell lists one of ``names[OURS]``.
 
@@ -64,6 +65,7 @@ def read_list(
         names: our name -> names in the table.
         absent: the value if no name of a label is listed.
         may_be_absent: names that no row need list; True for all.
+        unlisted: the value where a joined table has no row.
 
     Raises:
         CardError: no cell of the whole table lists a name, or ``separator`` does not separate the
@@ -98,7 +100,8 @@ def read_list(
     for ours, group in names.items():
         own = set(map(folded, group))
         present = cells[kept].map({cell: bool(found & own) for cell, found in parsed.items()})
-        columns[f"label:{ours}"] = pd.Series(np.where(present.eq(True), 1.0, absent), index=kept)
+        no = _of_blanks(rows, kept, column, absent, unlisted)
+        columns[f"label:{ours}"] = pd.Series(np.where(present.eq(True), 1.0, no), index=kept)
     return columns
 
 
@@ -137,6 +140,7 @@ def read_columns(
     names: Mapping[str, Collection[str]],
     values: Mapping[str, Any],
     absent: float,
+    unlisted: float = np.nan,
 ) -> dict[str, pd.Series]:
     """Return ``label:OURS`` for the ``kept`` rows: present if any column ``names[OURS]`` says so.
 
@@ -146,6 +150,7 @@ def read_columns(
         names: our name -> columns.
         values: cell -> 1, 0 or None (unknown).
         absent: the value of an empty cell.
+        unlisted: the value where a joined table has no row.
 
     Raises:
         CardError: a cell is not mapped.
@@ -174,6 +179,16 @@ def read_columns(
                     f"{', '.join(map(repr, values)) or 'nothing'}. Add the values as 1, 0 or null "
                     "(unknown)"
                 )
-            numbers.append(text.map(mapped).astype(float).where(text.notna(), absent))
+            blank = _of_blanks(rows, kept, name, absent, unlisted)
+            numbers.append(text.map(mapped).astype(float).where(text.notna(), blank))
         columns[f"label:{ours}"] = pd.concat(numbers, axis=1).max(axis=1)
     return columns
+
+
+def _of_blanks(
+    rows: Rows, kept: pd.Index, column: str, absent: float, unlisted: float
+) -> np.ndarray:
+    """Return (N,) what an empty cell means: ``unlisted`` where a joined table has no row."""
+    if column not in rows.joined:
+        return np.full(len(kept), absent)
+    return np.where(rows.joined[column][1][kept] < 0, unlisted, absent)

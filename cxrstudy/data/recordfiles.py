@@ -106,9 +106,9 @@ def _openi(text: str) -> tuple[list[str], list[list[str | None]]]:
 
 
 def _problems(code: str) -> list[str]:
-    """Return ``a``, ``a/b`` and ``a/c`` of a code ``a/b/c``: a problem and its qualifiers."""
-    problem, *qualifiers = code.split("/")
-    return [problem, *(f"{problem}/{each}" for each in qualifiers)]
+    """Return ``a``, ``a: b`` and ``a: c`` of a code ``a/b/c``: a problem and its qualifiers."""
+    problem, *qualifiers = (part.strip() for part in code.split("/"))
+    return [problem, *(f"{problem}: {each}" for each in qualifiers)]
 
 
 def _attribute(element: Any, name: str) -> str | None:

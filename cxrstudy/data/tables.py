@@ -192,7 +192,7 @@ def _headed(
 ) -> pd.DataFrame:
     """Rename used columns to the card's names; blanks around a name in the file do not count."""
     columns = list(frame)
-    there = set(map(plain, columns))
+    there, renamed = set(map(plain, columns)), {}
     for name in dict.fromkeys((*used, *(name for name in also if plain(name) in there))):
         alike = [c for c in columns if c == name] or [c for c in columns if plain(c) == plain(name)]
         if len(alike) > 1:
@@ -203,7 +203,8 @@ def _headed(
                 f"{path} has no column {name!r}; it has {', '.join(columns[:60])}{more}"
                 f"{near(name, columns)}"
             )
-        frame = frame.rename(columns={alike[0]: name})
+        renamed[alike[0]] = name
+    frame = frame.rename(columns=renamed)
     twice = {c for c in columns if columns.count(c) > 1}
     for name in twice:
         if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", query):
