@@ -12,7 +12,7 @@ changes less. Memory is the peak of one process for trees that double in size.
 """
 
 import argparse
-import resource
+import re
 import shutil
 import statistics
 import subprocess
@@ -106,11 +106,16 @@ def memory(root: Path) -> None:
 
 
 def peak(folders: list[str]) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most()
     with tempfile.TemporaryDirectory() as private:
         walk(folders, private)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{before / 1024:.0f} MB after imports, {after / 1024:.0f} MB at most")
+    print(f"{before} MB after imports, {most()} MB at most")
+
+
+def most() -> int:
+    """Peak memory of this process in MB; `ru_maxrss` would count that of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) // 1024
 
 
 if __name__ == "__main__":
