@@ -2,6 +2,9 @@
 
 import collections
 import csv
+import re
+import shutil
+import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -93,6 +96,62 @@ def test_the_small_films_have_the_labels_of_their_table():
         facts = (own["patient_id"], own["view_position"], own["patient_gender"])
         assert (row.patient_id, row.view, row.sex) == facts
         assert row.age == float(own["patient_age"])
+
+
+@pytest.fixture(scope="module")
+def openi(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
+    """Real reports and attributes of Open-i below one root; all but three images are empty."""
+    root = tmp_path_factory.mktemp("openi")
+    with tarfile.open(real("openi_reports") / "reports.tar.gz") as packed:
+        packed.extractall(root, filter="data")
+    for file in ("nlmcxr_dicom_metadata.csv.gz", *(f"{image}.png" for image in OPENED)):
+        shutil.copy(real("openi_images") / file, root)
+    text = {path.stem: path.read_text("utf-8") for path in root.glob("ecgen-radiology/*.xml")}
+    for image in re.findall(r'<parentImage id="([^"]+)"', "".join(text.values())):
+        if image not in OPENED:
+            (root / f"{image}.png").touch()
+    return root, load_manifest("openi", root=root)
+
+
+OPENED = ("CXR54_IM-2145-1001", "CXR54_IM-2145-1002", "CXR303_IM-1404-1001")
+
+
+def test_openi_has_the_reports_codes_and_views_of_its_files(openi):
+    root, manifest = openi
+    indexed = 0
+    by_study = dict(list(manifest.groupby("study_id")))
+    for path in sorted(root.glob("ecgen-radiology/*.xml")):
+        text = path.read_text("utf-8")
+        codes = re.findall("<major>(.*?)</major>", text)
+        images = re.findall(r'<parentImage id="([^"]+)"', text)
+        if not images or any(code.startswith("No Indexing") for code in codes):
+            continue
+        indexed += len(images)
+        own = by_study[f"CXR{path.stem}"]
+        assert sorted(own["image_id"]) == sorted(images)
+        heads = {code.split("/")[0].strip() for code in codes}
+        large = any(re.match("Cardiac Shadow/(.*/)?enlarged", code) for code in codes)
+        told = {"pleural_effusion": "Pleural Effusion" in heads}
+        told |= {"cardiomegaly": "Cardiomegaly" in heads or large}
+        told |= {"nodule_mass": bool({"Nodule", "Mass"} & heads)}
+        for name, there in told.items():
+            assert set(own[f"label:{name}"]) == {float(there)}, (path.stem, name)
+        found = re.search(r'Label="IMPRESSION">([^<]+)<', text)
+        if found and "&" not in found[1]:
+            assert found[1].strip() in own["report"].iloc[0]
+    assert len(manifest) == indexed
+    assert manifest["label:pleural_effusion"].sum() > 100
+    table = pd.read_csv(root / "nlmcxr_dicom_metadata.csv.gz", dtype=str).set_index("imageid")
+    view = {"PA": "PA", "AP": "AP"} | dict.fromkeys(("LL", "RL", "LATERAL"), "LATERAL")
+    for row in manifest.itertuples():
+        written = table["View Position"].get(row.image_id)
+        assert (None if pd.isna(row.view) else row.view) == view.get(written), row.image_id
+
+
+def test_images_of_openi_are_read(openi):
+    _, manifest = openi
+    for path in manifest.set_index("image_id").loc[list(OPENED), "path"]:
+        assert read_image(path, 32).std() > 0
 
 
 @pytest.mark.parametrize("name", ["kermany", "rsna_normal", "nih_64px"])
