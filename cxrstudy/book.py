@@ -143,6 +143,8 @@ def page_plan(top: Path) -> dict[str, dict[str, Any]]:
     pages["gallery"] = page("gallery", {"presets": own}, [])
     pages["sensitivity"] = page("sensitivity", {}, [f"{recorded.RECORDED}{sources.SENSITIVITY}"])
     pages["objectives"] = page("objectives", {}, [])
+    pages["atlas"] = page("atlas", {}, [])
+    pages["atlas"]["reads"] += map(str, (study.root() / "atlas").glob("*.csv"))
     pages["quality"] = page("quality", {}, [])
     pages["quality"]["reads"] += map(str, sources.ingests())
     pages["planner"] = page("planner", {"preset": studies[0]}, studies[:1])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -176,3 +177,61 @@ def ingest(
     if not preset:
         sys.exit(1)
     click.echo(f"run the study:              make study PRESET={preset}")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--out", default="", help="The file.  [default: NAME.zip]")
+@click.option("--site", default="", help="Name of your site in an atlas.  [default: NAME]")
+def share(name: str, out: str, site: str) -> None:
+    """Pack the tables of the finished study NAME, without any row of one image or patient."""
+    from cxrstudy import share as packs
+
+    path = packs.pack(name, out, site)
+    facts = packs.read_pack(path).manifest
+    for key, table in facts["tables"].items():
+        click.echo(f"  {key}.csv: {table['rows']:,} rows, {table['bytes']:,} bytes")
+    click.echo(
+        f"{path}: {facts['suppressed']:,} cells of fewer than {facts['fewest']} are blank. "
+        "Read it before you send it; then, with the packs of others: cxrstudy atlas PACK PACK"
+    )
+
+
+@main.command()
+@click.argument("packs", nargs=-1, required=True, type=click.Path(dir_okay=False))
+def atlas(packs: tuple[str, ...]) -> None:
+    """Join the PACKS of two or more sites for the book's page Atlas."""
+    from cxrstudy import atlas as joined
+
+    place = joined.write_atlas(packs)
+    _, tables = joined.read_atlas()
+    click.echo(f"{len(tables['pooled'])} contrasts pooled: {place}; see them: cxrstudy book")
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--croissant", is_flag=True, help="As Croissant JSON-LD, for catalogues of data sets."
+)
+@click.option("--out", default="", help="The file.  [default: printed]")
+@data_root_option
+def card(name: str, croissant: bool, out: str, data_root: str) -> None:
+    """Print the data card NAME; with a data root, Croissant names the table's hash too."""
+    from cxrstudy import croissant as exchange
+    from cxrstudy.data.cardfile import read_card
+    from cxrstudy.data.tables import CardError
+    from cxrstudy.files import write_text
+
+    try:
+        found = read_card(name)
+    except CardError as error:
+        raise study.StudyError(str(error)) from None
+    text = exchange.to_json(found, data_root) if croissant else ""
+    if not croissant:
+        path = Path(name) if name.endswith(".md") else study.root() / "data_cards" / f"{name}.md"
+        text = path.read_text(encoding="utf-8")
+    if not out:
+        click.echo(text, nl=False)
+        return
+    write_text(Path(out).expanduser(), text)
+    click.echo(f"written: {out}")
