@@ -149,7 +149,7 @@ def classify_views(
 
     A logistic probe learns from the export's images with a known view. PA against AP it is right
     in 96% of 1,000 real x-rays (ChestX-ray14), by cross-validation over patients; of 208 web images
-    (covid_notes) in 75%, and in 96% of the 24% that it decides.
+    (covid_notes) in 75%, and in 96% of the 26% that it decides.
 
     It decides nothing where a view that occurs has fewer than ``LEAST`` known images, because it
     would call that another one. A probe that learned from synthetic x-rays is no way out: it was
