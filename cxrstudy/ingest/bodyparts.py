@@ -11,18 +11,16 @@ CHEST, OTHER, BOTH, UNKNOWN = "chest", "other", "both", ""
 
 def fold(text: str) -> str:
     """Return a text in lower case without accents, ``_`` for blanks and signs and at both ends."""
-    text = unicodedata.normalize("NFKD", text.casefold())
+    text = unicodedata.normalize("NFKD", text.casefold().replace("\u0131", "i"))
     letters = "".join(c for c in text if not unicodedata.combining(c))
     return "_" + re.sub(r"[\W_]+", "_", letters).strip("_") + "_"
 
 
 def _pattern(group: str, before: str = "") -> re.Pattern[str]:
-    parts = "|".join("".join(text.split()) for text in read_lexicon("bodyparts")[group].values())
-    return re.compile(f"{before}(?:{''.join(map(_letter, parts))})")
-
-
-def _letter(sign: str) -> str:
-    return unicodedata.normalize("NFKD", sign)
+    """Return a pattern of any entry; scripts without blanks have no ``before`` a word."""
+    texts = {name: "".join(t.split()) for name, t in read_lexicon("bodyparts")[group].items()}
+    parts = (f"{before if name != 'asian' else ''}(?:{text})" for name, text in texts.items())
+    return re.compile(unicodedata.normalize("NFKD", "|".join(parts)))
 
 
 CHESTS, SPINES, OTHERS = _pattern("chest"), _pattern("spine"), _pattern("other", "_")

@@ -117,7 +117,7 @@ def kind_of_column(cells: pd.Series, table: str, column: str, name: str) -> Colu
         if ours and named >= found.total() / 5:
             what = f"lists of {len(found)} names, {len(ours)} of them ours"
             return made("list", what, values=ours, separator=separator)
-    if len(counts) >= len(cells) / 2 and max(map(len, counts)) <= 100:
+    if 1 < len(counts) >= len(cells) / 2 and max(map(len, counts)) <= 100:
         return made("id", f"{len(counts) / len(cells):.0%} of the cells differ")
     return made("", f"{len(counts):,} different cells, of no known kind")
 

@@ -302,11 +302,12 @@ def _notes(frame: pd.DataFrame, part: pd.Series) -> pd.Series:
 def _twins(kept: pd.DataFrame) -> pd.Series:
     """Return the reason of images for processing that are there for presentation too.
 
-    The irradiation event says which is which. Where it is missing, images of one study with the
-    same time of acquisition or the same view are the same, and so are any two of no known view.
+    The latter are all that are not for processing, since many do not say so. The irradiation event
+    says which is which. Where it is missing, images of one study with the same time of acquisition
+    or the same view are twins, and so are any two of no known view.
     """
     intent = kept["PresentationIntentType"].str.upper()
-    raw, shown = kept[intent == RAW], kept[intent == "FOR PRESENTATION"]
+    raw, shown = kept[intent == RAW], kept[intent != RAW]
     twins: list[int] = []
     study = "StudyInstanceUID"
     for names in (["IrradiationEventUID"], ["AcquisitionTime"], VIEW, [study]):
@@ -315,10 +316,8 @@ def _twins(kept: pd.DataFrame) -> pd.Series:
         asked = raw[(raw[names] != "").any(axis=1) & raw[study].isin(given[study])]
         same = pd.MultiIndex.from_frame(asked[keys]).isin(pd.MultiIndex.from_frame(given[keys]))
         twins += list(asked.index[same])
-        decided = asked if names == ["IrradiationEventUID"] else asked[same]
-        if names == VIEW:
-            decided = asked
-        raw = raw.drop(decided.index)
+        told = names in (["IrradiationEventUID"], VIEW)  # two that differ in it are no twins
+        raw = raw.drop(asked.index if told else asked.index[same])
     return pd.Series(TWIN, index=twins)
 
 

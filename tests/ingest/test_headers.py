@@ -193,6 +193,14 @@ def test_pictures_and_other_files(tmp_path):
         *((t, "other") for t in ("BWS seitl.", "thoracic spine AP", "TSPINE", "Columna dorsal")),
         *((t, "other") for t in ("Coluna torácica", "Brustwirbelsäule", "Kniegelenk", "Épaule")),
         *((t, "other") for t in ("RX main gauche", "rodilla", "ginocchio dx", "joelho", "Bekken")),
+        *(
+            (t, "chest")
+            for t in ("RTG klatki piersiowej", "Рентгенография ОГК", "흉부 촬영", "胸部")
+        ),
+        *(
+            (t, "other")
+            for t in ("Jama brzuszna", "Брюшная полость", "복부", "腹部", "右手", "Kar\u0131n")
+        ),
         *((t, "both") for t in ("CHEST AND ABDOMEN", "Thorax und Becken")),
         *((t, "") for t in ("main room", "NG tube placement", "port", "", "AP", "Übersicht")),
     ],
