@@ -374,7 +374,7 @@ def siim_acr(root: Path, n: int = 4) -> Path:
     return root
 
 
-def candid_ptx(root: Path, n: int = 5) -> Path:
+def candid_ptx(root: Path, n: int = 6) -> Path:
     """CANDID-PTX: DICOM without suffix, masks of chest tubes in a table that names positives."""
     rows, tubes, ribs = [], [], []
     for k in range(n):
@@ -385,6 +385,7 @@ def candid_ptx(root: Path, n: int = 5) -> Path:
         tubes += [[image, f"A{k}", relative_runs(drawn(box))] for box in TUBES.get(k, [])]
         ribs += [[image, f"B{k}", relative_runs(drawn((3, 3, 6, 6)))]] * (k == 2)
     rows.append(rows[1])  # an image that is listed again
+    rows += [[*own[:2], f"P99_{own[2]}", *own[3:]] for own in rows[5:6]]  # of another patient too
     header = "SOPInstanceUID,StudyInstanceUID,filename,Report,EncodedPixels"
     write_table(root / "Pneumothorax_reports.csv", header, rows)
     write_table(root / "chest_tube.csv", "anon_SOPUID,anon_annotation,mask_rle", tubes)

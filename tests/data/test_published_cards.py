@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from cxrstudy import bookpages, cli, grid, preflight
 from cxrstudy.data.cardfile import read_card
-from cxrstudy.data.cards import CardError, load_manifest
+from cxrstudy.data.cards import SEVERAL, CardError, load_manifest
 from cxrstudy.data.images import read_image
 from cxrstudy.data.manifest import ManifestError, assign_splits, label_names
 from cxrstudy.data.shapes import draw
@@ -267,7 +267,7 @@ def test_siim_knows_pneumothorax_by_its_masks_with_a_row_each(tmp_path):
 def test_candid_has_reports_and_labels_of_its_tables(tmp_path):
     manifest = made("candid_ptx", tmp_path)
     assert len(manifest) == 4
-    assert manifest.attrs["left_out"] == {"not kept by query": 1}
+    assert manifest.attrs["left_out"] == {"not kept by query": 1, SEVERAL: 2}
     assert list(manifest["patient_id"]) == ["P1", "P1", "P2", "P2"]
     assert list(manifest["label:pneumothorax"]) == [0, 1, 0, 1]
     assert list(manifest["label:chest_tube"]) == [0, 1, 0, 1]
