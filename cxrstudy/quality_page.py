@@ -226,6 +226,10 @@ def summary(facts: Mapping[str, Any]) -> str:
         said += f" In the last ingest, {_few(new['images'])} images were new."
     copies = sum(facts["duplicates"].values())
     said += f" {_few(copies)} pairs of copies were found; duplicates.csv lists them."
+    if notes := cells(facts.get("notes", {})):
+        said += (
+            f" Doubtful by their headers: {', '.join(f'{why} {n}' for why, n in notes.items())}."
+        )
     looked = facts.get("contamination", {}).get("said")
     return f"{said} Public images: {looked or 'not compared with a list of them.'}"
 

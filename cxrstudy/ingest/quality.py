@@ -45,7 +45,6 @@ def collect(manifest: pd.DataFrame, frame: pd.DataFrame, private: Path) -> dict[
         "spacing": _counts(manifest.assign(s=manifest["pixel_spacing"].round(2)), "s")
         if "pixel_spacing" in manifest
         else {},
-        "bits": _counts(frame.assign(b=frame["BitsStored"].astype("Int64")), "b"),
         "grey": _greys(frame),
         "labels": {
             name: _three(manifest[f"label:{name}"]) for name in manifests.label_names(manifest)
