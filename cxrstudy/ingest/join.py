@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -138,6 +138,10 @@ def _parts(path: str) -> list[str]:
     return path.split("/")
 
 
+def _tail(parts: int, path: str) -> str:
+    return "/".join(_parts(path)[-parts:])
+
+
 SPELLINGS: tuple[Spell, ...] = (str.strip, _normal, _bare)  # the strictest first
 
 
@@ -205,7 +209,7 @@ def _archive_keys(frame: pd.DataFrame) -> list[_Key]:
     keys = [_Key("image", "SOPInstanceUID", frame["SOPInstanceUID"], SPELLINGS)]
     for n in range(1, DEEPEST + 1):
         name = f"last {n} parts of the path" if n > 1 else "name of the file"
-        keys.append(_Key("image", name, paths, (lambda path, n=n: "/".join(_parts(path)[-n:]),)))
+        keys.append(_Key("image", name, paths, (partial(_tail, n),)))
     folder = paths.map(lambda path: posixpath.basename(posixpath.dirname(path)))
     for level, name, ids in (
         ("study", "StudyInstanceUID", frame["StudyInstanceUID"]),

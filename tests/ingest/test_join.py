@@ -206,6 +206,18 @@ def test_a_table_joins_on_ids_of_another(tmp_path):
     assert frame["Befund"].tolist() == [REPORTS[k // 2] for k in range(N)]
 
 
+def test_folders_are_studies_where_no_tag_says_it(tmp_path):
+    bare = dict.fromkeys(("SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID"), "")
+    paths = [f"/in/p{k // 4}/s{5000 + k // 2}/{k % 2}.jpg" for k in range(N)]
+    table(Anforderung=[f"s{5000 + k}" for k in range(N // 2)]).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    frame, [match] = join(archive(path=paths, **bare), [tmp_path / "t.csv"])
+    assert (match.level, match.key) == ("study", "folder")
+    assert frame["Befund"].tolist() == [REPORTS[k // 2] for k in range(N)]
+    assert frame["Anforderung"].tolist() == [f"s{5000 + k // 2}" for k in range(N)]
+
+
 @pytest.mark.parametrize("name", ["{}", "report_{}", "{} final"])
 def test_a_folder_of_reports(tmp_path, name):
     for k, text in enumerate(REPORTS):
