@@ -10,42 +10,22 @@ from typing import Any
 from cxrstudy import study
 from cxrstudy.data.cardfile import Card, serves
 
+CR = {  # terms of Croissant that are written here: name -> None, or its type
+    "citeAs": None, "column": None, "containedIn": None, "extract": None, "field": None,
+    "fileObject": None, "fileSet": None, "includes": None, "recordSet": None,
+    "source": None, "dataType": "@vocab",
+}  # fmt: skip
 CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
+    "sc": "https://schema.org/",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
+    "conformsTo": "dct:conformsTo",
+} | {
+    name: {"@id": f"cr:{name}", "@type": kind} if kind else f"cr:{name}"
+    for name, kind in CR.items()
 }
 FORMATS = {".csv": "text/csv", ".gz": "application/gzip", ".parquet": "application/x-parquet"}
 FORMATS |= {".dcm": "application/dicom", ".png": "image/png", ".jpg": "image/jpeg"}

@@ -3,7 +3,7 @@
 A pack is a zip file of CSV files, to be read before it is sent, and ``manifest.json``: schema, hash
 and size of each. Columns are on a list (``COLUMNS``): ids, paths, notes and names of folders are on
 none. Cells of fewer than ``FEWEST`` images, patients, positives or negatives are blank, and so is
-every total from which they could be computed.
+what they could be computed from.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ COLUMNS["claims"] = [
 MEASURED = ["value", "effect", "p", *ENDS, "low90", "high90", "least", "most", *COUNTS]
 TOTALS = ("macro", "all", "findings", "lines_tubes")  # labels, also after "other patient: "
 NAME = r"[A-Za-z0-9][\w -]{0,39}"
-TEXT = re.compile(r"[\w @.,:;+()%&'<>=-]{0,100}")
+TEXT = re.compile(r"(\w[\w @.,:+()%='-]{0,99})?")  # no markup, path or formula of a spreadsheet
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ def pack(name: str, out: str | Path = "", site: str = "") -> Path:
 def suppress(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], int]:
     """Return tables with the columns that may leave, and the number of cells that are blank.
 
-    In ``metrics``, a label's row is blank where a count is below ``FEWEST``. Totals over labels
-    then lose their counts, and their value too if it would give away the only blank label. In the
-    other tables, which hold totals alone, counts follow ``metrics``; a task whose total itself is
-    small is left out.
+    In ``metrics``, a label's row is blank where a count is below ``FEWEST``. Where it is the only
+    such label, that with the next fewest positives is blank too, or else the mean over labels
+    would give it away. Totals over labels lose their counts. In the other tables, which hold totals
+    alone, counts follow ``metrics``; a task whose total itself is small is left out.
     """
     found = {name: rows.copy() for name, rows in tables.items()}
     metrics = found["metrics"]
@@ -129,14 +129,18 @@ def suppress(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], 
     total = metrics["label"].astype(str).str.split(": ").str[-1].isin(TOTALS)
     negatives = counts["n"] - counts["positives"]
     small = (counts < FEWEST).any(axis=1) | (~total & negatives.between(1, FEWEST - 1))
-    groups = metrics.groupby(["run", "task", "metric"], dropna=False).ngroup()
-    lost = (small & ~total).groupby(groups).transform("sum")
-    blank = small | (total & (lost == 1))
-    metrics[COUNTS] = counts.mask(blank | (total & (lost > 0)))
+    family = metrics["label"].astype(str).str.rpartition(": ")[0]  # other patient: edema
+    groups = metrics.assign(family=family).groupby(["run", "task", "metric", "family"]).ngroup()
+    lost, labels = ((rows & ~total).groupby(groups).transform("sum") for rows in (small, ~total))
+    rest = counts["positives"].mask(small | total)
+    second = (lost == 1) & (rest == rest.groupby(groups).transform("min"))
+    alone = (lost > 0) & (lost == labels)  # all labels are small, and so is their mean
+    blank = small | second | alone
+    hidden = set(metrics.loc[small & ~total, "task"])
+    metrics[COUNTS] = counts.mask(blank | (total & metrics["task"].isin(hidden)))
     metrics.loc[blank, ["value", *ENDS]] = np.nan
     metrics["suppressed"] = blank.astype(int)
-    hidden = set(metrics.loc[small & ~total, "task"])
-    gone: set[str] = set()
+    gone = set(metrics.loc[alone, "task"])
     for name in ("values", "contrasts"):
         if name in found:
             counts = found[name][COUNTS].apply(pd.to_numeric)
@@ -154,9 +158,7 @@ def suppress(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], 
 
     for name, rows in found.items():
         if "data" in rows:
-            tasks = [
-                task.split("@") for task in rows["task"]
-            ]  # findings@DATA: tested on other data
+            tasks = [task.split("@") for task in rows["task"]]  # on other data: findings@DATA
             names = ["@".join([task, *map(coded, data)]) for task, *data in tasks]
             rows = rows.assign(data=rows["data"].map(coded), task=names)
         found[name] = rows.reindex(columns=COLUMNS[name]).reset_index(drop=True)
