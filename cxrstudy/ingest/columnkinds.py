@@ -61,9 +61,10 @@ def names_of(text: str, patterns: dict[str, re.Pattern[str]]) -> list[str]:
 
 def label_of(text: str) -> str:
     """Return our name of a finding or device, "" if a name means none or several."""
+    named = set(names_of(text, NAMED))
     said = extract_labels(fold(text).strip("_").replace("_", " ") + ".")
-    found = {name for name in LABELS if said.get(name) == "present"} or set(names_of(text, NAMED))
-    return next(iter(found)) if len(found) == 1 else ""
+    found = {name for name in LABELS if said.get(name) == "present"} or named
+    return next(iter(found)) if len(found) == 1 and "none" not in named else ""
 
 
 def kind_of_column(cells: pd.Series, table: str, column: str, name: str) -> Column:

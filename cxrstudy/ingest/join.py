@@ -100,15 +100,23 @@ def join(
                 if each.kind == "id" and each.column != match.column
             ]
         if len(later) == len(waiting):
-            raise StudyError(_no_key(later))
+            raise StudyError(_no_key(later, keys))
         waiting = later
     return frame, matches
 
 
-def _no_key(tables: Sequence[tuple[str, Rows, dict[str, int]]]) -> str:
+def _no_key(tables: Sequence[tuple[str, Rows, dict[str, int]]], keys: "Sequence[_Key]") -> str:
     """Return the message on tables without a key; columns that look like ids are not named."""
     said = []
     for name, table, _ in tables:
+        for column, key in ((c, key) for c in table.frame for key in keys):
+            sample = table.frame[column].dropna().unique()[:SAMPLE]
+            found, _, ambiguous = key.match(sample)
+            if ambiguous > len(sample) / 2 and not found:
+                return (
+                    f"{name}: values of column {column!r} fit several {key.level} ids of the "
+                    f"archive each ({key.name}). Give longer paths, or ids as the archive has them"
+                )
         columns = [repr(c) for c in table.frame if not re.search(r"\d{4}", c)]
         said.append(f"{name} (columns {', '.join(columns[:30])})")
     return (
@@ -130,16 +138,18 @@ def _bare(text: str) -> str:
 
 
 @lru_cache(maxsize=2**16)
-def _parts(path: str) -> list[str]:
-    """Return the parts of a path in lower case, without the suffix of an image."""
-    path = plain(path).replace("\\", "/").casefold()
+def _bare_path(path: str) -> str:
+    """Return a path without the suffix of an image."""
     while posixpath.splitext(path)[1] in SUFFIXES + OTHER_SUFFIXES:
         path = posixpath.splitext(path)[0]
-    return path.split("/")
+    return path
 
 
-def _tail(parts: int, path: str) -> str:
-    return "/".join(_parts(path)[-parts:])
+def _tail(parts: int, bare: bool, path: str) -> str:
+    """Return the last parts of a path in lower case."""
+    path = plain(path).replace("\\", "/").casefold()
+    path = _bare_path(path) if bare else path
+    return path if parts > path.count("/") else "/".join(path.split("/")[-parts:])
 
 
 SPELLINGS: tuple[Spell, ...] = (str.strip, _normal, _bare)  # the strictest first
@@ -209,7 +219,9 @@ def _archive_keys(frame: pd.DataFrame) -> list[_Key]:
     keys = [_Key("image", "SOPInstanceUID", frame["SOPInstanceUID"], SPELLINGS)]
     for n in range(1, DEEPEST + 1):
         name = f"last {n} parts of the path" if n > 1 else "name of the file"
-        keys.append(_Key("image", name, paths, (partial(_tail, n),)))
+        keys.append(
+            _Key("image", name, paths, tuple(partial(_tail, n, bare) for bare in (False, True)))
+        )
     folder = paths.map(lambda path: posixpath.basename(posixpath.dirname(path)))
     for level, name, ids in (
         ("study", "StudyInstanceUID", frame["StudyInstanceUID"]),

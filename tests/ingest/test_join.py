@@ -206,6 +206,19 @@ def test_a_table_joins_on_ids_of_another(tmp_path):
     assert frame["Befund"].tolist() == [REPORTS[k // 2] for k in range(N)]
 
 
+def test_a_suffix_tells_an_image_from_its_mask(tmp_path):
+    paths = [f"/in/images/{k}.jpg" for k in range(N // 2)]
+    paths += [f"/in/masks/{k}.png" for k in range(N // 2)]
+    t = pd.DataFrame({"file": [f"{k}.jpg" for k in range(N // 2)], "n": range(N // 2)})
+    t.to_csv(tmp_path / "t.csv", index=False)
+    frame, [match] = join(archive(path=paths), [tmp_path / "t.csv"])
+    assert (match.images_matched, match.ambiguous) == (N // 2, 0)
+    assert frame["n"][: N // 2].astype(int).tolist() == list(range(N // 2))
+    t.assign(file=t.index).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(StudyError, match=r"'file' fit several image ids .*name of the file"):
+        join(archive(path=paths), [tmp_path / "t.csv"])
+
+
 def test_folders_are_studies_where_no_tag_says_it(tmp_path):
     bare = dict.fromkeys(("SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID"), "")
     paths = [f"/in/p{k // 4}/s{5000 + k // 2}/{k % 2}.jpg" for k in range(N)]
@@ -326,6 +339,7 @@ def test_names_of_labels():
         "derrame pleural": "pleural_effusion",
         "No Finding": "",
         "Effusion or Edema": "",
+        "Infiltration": "",  # of ChestX-ray14: no consolidation
         "score": "",
     }
     assert {name: label_of(name) for name in names} == names
