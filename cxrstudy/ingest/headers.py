@@ -69,7 +69,7 @@ def _picture(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _tags(data: bytes, more: bool) -> dict[str, str]:
-    """Return the wanted tags of a Part 10 file or a bare data set; ``more``: the file goes on.
+    """Return the wanted tags of a Part 10 file or a bare data set; ``more``: the file continues.
 
     Whether VRs are explicit, and the byte order, is seen from the first element, since some files
     declare another transfer syntax than theirs.

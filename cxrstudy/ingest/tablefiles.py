@@ -19,7 +19,7 @@ from cxrstudy.study import StudyError
 
 PLAIN = ".csv .tsv .tab .gz .bz2 .xz .zip .xml .xlsx .xls .ods"  # workbooks are refused later
 TABLES = (*PARQUET, *recordfiles.RECORDS, *PLAIN.split())
-START = 2**16  # bytes from which separator and encoding are told
+START = 2**16  # bytes that give separator and encoding
 LINES = 200
 LARGEST = 2**20  # bytes of a report
 HELP = "@"  # begins the names of columns that say where a report was
@@ -67,7 +67,7 @@ def _table(files: list[Path]) -> Rows:
 
 
 def _start(path: Path) -> bytes:
-    """Return the first bytes of a table, unpacked; what is wrong is told when it is read."""
+    """Return the first bytes of a table, unpacked; `read_tables` says what is wrong."""
     try:
         with path.open("rb") as file:
             head = file.read(START)

@@ -67,7 +67,7 @@ def walk(
     ``drop_reason`` is empty for images that are kept for now. ``note`` says what is doubtful about
     them. Columns have the keywords of DICOM as names, "" where absent. Numbers are floats.
 
-    Headers are stored below ``private`` as they are read, so that a walk that is killed goes on,
+    Headers are stored below ``private`` as they are read, so that a walk that is killed continues,
     and a later walk reads only files that are new, or whose size or time has changed. Links are
     not followed, hidden files and folders not read.
 
@@ -102,7 +102,7 @@ def walk(
 
 # ---- the tree ------------------------------------------------------------------------------------
 def _roots(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Return the folders, each once, without those that lie in another."""
+    """Return the folders, each once, without those inside another."""
     for folder in folders:
         if not Path(folder).expanduser().is_dir():
             what = "is no folder" if Path(folder).expanduser().exists() else "is not there"
