@@ -51,7 +51,7 @@ def data_set() -> str:
     info = {"kind": "real", "size": 64, "left_out": {EVIL: 3}, "set_aside": {f"not grey {EVIL}": 9}}
     info |= {"odd": {EVIL: 1}, "rows": 20, "not_understood": {"age": {EVIL: 3}}}
     manifest = pd.DataFrame({"patient_id": ["a", "b"]})
-    card = SimpleNamespace(title=EVIL, licence=EVIL, citation=EVIL)
+    card = SimpleNamespace(title=EVIL, licence=EVIL, citation=EVIL, verified=None)
     said = datasets.describe("a", SimpleNamespace(manifest=manifest, info=info), card)
     return rendered(said) + counts(info, 2).to_html()
 
