@@ -4,11 +4,6 @@ Units are reports, one a study. For each label they are divided by their mined s
 uncertain, absent, not mentioned), and each such stratum gives a simple random sample. All samples
 follow one random order of the reports (permanent random numbers, Ohlsson 1995). So labels share
 reports, and a larger sheet contains a smaller one.
-
-In estimates, each of n reports read in a stratum of N counts N / n times. Intervals are exact
-(Clopper-Pearson) in each stratum, joined by simulation. So a stratum where readers found nothing
-still widens them, and one that was read whole does not. (A bootstrap has no width there; Jeffreys'
-prior held rare errors too seldom.) Patients are not resampled: reports were drawn, not patients.
 """
 
 import hashlib
@@ -27,15 +22,13 @@ from cxrstudy.data import cards, mining
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.tables import SEPARATORS, read_tables
 from cxrstudy.data.vocabulary import LABELS, phrase
+from cxrstudy.evaluate.agreement import MARKS, METRICS, estimate, kappa
 from cxrstudy.files import write_text
 from cxrstudy.marks import near
 from cxrstudy.shown import Shown, nothing, words
 from cxrstudy.tables import interval
 
-MARKS = ("present", "absent", "uncertain", "cannot tell")
 SHARES = np.array([4, 2, 1, 2])  # of a label's sample, by status: labels share the first two
-DRAWS = 4_000  # of each simulation
-METRICS = ("precision", "recall", "specificity", "f1", "npv")
 BLIND = "Mentions show where the program read something. First mark without them."
 
 
@@ -249,78 +242,6 @@ def read_marks(path: Path, sample: pd.DataFrame) -> pd.Series:
     return pd.Series([open_pairs[pair] for pair in pairs], sample.index)
 
 
-def estimate(
-    sample: pd.DataFrame, is_present: np.ndarray, values: np.ndarray, seed: int = 0
-) -> dict[str, float]:
-    """Return ``METRICS`` of one label for the whole data set, each with ``_low`` and ``_high``.
-
-    Args:
-        sample: rows of the label: ``status``, ``N``, ``n``.
-        is_present: bool (rows,), what the reader says.
-        values: (4,), the label's value of each status: 1, 0 or NaN.
-        seed: of the simulation.
-    """
-    sizes, read, found = np.zeros((3, 4))
-    for code, rows in sample.groupby("status"):
-        sizes[code], read[code] = rows["N"].iloc[0], len(rows)
-        found[code] = is_present[sample["status"].to_numpy() == code].sum()
-    rng, said = np.random.default_rng(seed), values == 1
-    fewest = rng.beta(np.maximum(found, 1e-9), read - found + 1, (DRAWS, 4))
-    most = rng.beta(found + 1, np.maximum(read - found, 1e-9), (DRAWS, 4))
-    unread = (sizes - read).astype(int)
-    # every metric rises with positives among those mined as present, and falls with the others
-    worst = found + rng.binomial(unread, np.where(said, fewest, most))
-    best = found + rng.binomial(unread, np.where(said, most, fewest))
-    low, high = _metrics(worst, sizes, values), _metrics(best, sizes, values)
-    out: dict[str, float] = {}
-    for name, value in _metrics(found * sizes / np.maximum(read, 1), sizes, values).items():
-        ends = [np.nan, np.nan]
-        if np.isfinite(value):
-            ends = [np.nanquantile(low[name], 0.025), np.nanquantile(high[name], 0.975)]
-        out |= {name: float(value), f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
-    return out
-
-
-def _metrics(found: np.ndarray, sizes: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Return ``METRICS`` from reports that a reader calls present (..., 4), of sizes (4,)."""
-    said, denied = values == 1, values == 0
-    true, positive = found[..., said].sum(-1), found.sum(-1)
-    mined, absent = sizes[said].sum(), sizes[denied].sum()
-    negative = sizes.sum() - positive
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = (
-            true / mined,
-            true / positive,
-            (negative - (mined - true)) / negative,
-            2 * true / (mined + positive),
-            (absent - found[..., denied].sum(-1)) / absent,
-        )
-    return dict(zip(METRICS, ratios, strict=True))
-
-
-def kappa(one: pd.Series, two: pd.Series, seed: int = 0) -> dict[str, float]:
-    """Return Cohen's kappa of two readers over the four marks, plain, not weighted by the design.
-
-    The interval is of the posterior of the 16 cells (Dirichlet, prior mass 1): it has a width also
-    where the readers agree everywhere.
-    """
-    code = [series.map(MARKS.index).to_numpy() for series in (one, two)]
-    table = np.bincount(code[0] * 4 + code[1], minlength=16).astype(float)
-    drawn = np.random.default_rng(seed).dirichlet(table + 1 / 16, DRAWS)
-
-    def of(cells: np.ndarray) -> np.ndarray:
-        square = cells.reshape(-1, 4, 4) / cells.reshape(-1, 16).sum(1)[:, None, None]
-        agreed = np.trace(square, axis1=1, axis2=2)
-        chance = (square.sum(1) * square.sum(2)).sum(1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(chance < 1 - 1e-12, (agreed - chance) / (1 - chance), np.nan)
-
-    value, ends = float(of(table)[0]), np.nanquantile(of(drawn), [0.025, 0.975])
-    low, high = (min(ends[0], value), max(ends[1], value)) if value == value else (np.nan,) * 2
-    agreed = float(table.reshape(4, 4).trace() / table.sum())
-    return {"kappa": value, "kappa_low": low, "kappa_high": high, "agreement": agreed}
-
-
 def score(card: str, files: Sequence[str | Path] = ()) -> pd.DataFrame:
     """Score the marks of one or two readers; write ``audit.json`` and ``audit.csv``.
 
@@ -365,9 +286,9 @@ def score(card: str, files: Sequence[str | Path] = ()) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table.attrs["card"] = name
     found = design | {"readers": len(marks), "read": int(sample["item"].nunique())}
-    if len(marks) == 2:
-        found["kappa"] = kappa(*marks)
     found["rows"] = json.loads(table.to_json(orient="records"))  # null where not defined
+    if len(marks) == 2:
+        found["kappa"] = json.loads(pd.Series(kappa(*marks)).to_json())
     write_text(out / "audit.csv", table.to_csv(index=False))
     write_text(out / "audit.json", json.dumps(found, indent=1))
     return table
@@ -384,26 +305,13 @@ def in_book(prepared: Any) -> list[Shown]:
     if not (out / "audit.json").is_file():
         return [said, nothing("", "No audit of the mined labels has been done.")]
     found = json.loads((out / "audit.json").read_text())
-    return [said, table_of(pd.read_csv(out / "audit.csv"), found, record)]
-
-
-def table_of(
-    table: pd.DataFrame, found: Mapping[str, Any], record: Mapping[str, Any] | None = None
-) -> Shown:
-    """Return a table that ``score`` wrote, with what it means.
-
-    Args:
-        table: ``audit.csv``.
-        found: ``audit.json``.
-        record: of the mined labels now; a sentence says if the audit was of others.
-    """
+    table = pd.read_csv(out / "audit.csv")
     names = {"f1": "F1", "npv": "negative predictive value"}
     shown = {"label": table["label"].map(phrase), "reader": table["reader"].astype(str)}
     shown |= {f"mined {word}": table[word] for word in mining.STATUSES[::-1]}
     for metric in [*METRICS, *(["kappa"] if "kappa" in table else [])]:
         ends = table[[metric, f"{metric}_low", f"{metric}_high"]].astype(float)
         shown[names.get(metric, metric)] = [interval(*row) for row in ends.to_numpy()]
-    old = record is not None and found["mined"] != record
     caption = (
         f"Labels mined from reports against {found['readers']} reader(s) of {found['read']:,} of "
         f"{found['reports']:,} reports, {'' if found['blinded'] else 'not '}blinded to what was "
@@ -411,6 +319,11 @@ def table_of(
         "calls present, of those read (of all). Estimates, with 95% intervals, are for all "
         "reports in English. "
         + ("Kappa is Cohen's, of the four marks, not weighted. " if "kappa" in table else "")
-        + ("The labels have changed since this audit: draw and mark it again." if old else "")
+        + (
+            "The labels have changed since this audit: draw and mark it again."
+            if found["mined"] != record
+            else ""
+        )
     )
-    return words(pd.DataFrame(shown).set_index("label"), "Audit of the mined labels.", caption)
+    rows = pd.DataFrame(shown).set_index("label")
+    return [said, words(rows, "Audit of the mined labels.", caption)]

@@ -11,6 +11,11 @@ from cxrstudy.recorded import RECORDED
 from cxrstudy.run import run_table
 from cxrstudy.shown import Shown, inert, nothing, without_html, words
 
+VERIFIED = {
+    "real": "verified on the real files",
+    "layout": "written for the layout as documented; the real files have not been seen",
+}
+
 
 def prepared_sets(presets: list[str]) -> list[tuple[str, Any, Any]]:
     """Return (name, prepared data, card) of finished data runs here, each data set once."""
@@ -49,6 +54,8 @@ def describe(name: str, prepared: Any, card: Any) -> str:
         f"{len(manifest):,} images of {manifest['patient_id'].nunique():,} patients at "
         f"{info['size']} px{'; ' * bool(lost)}{inert('; '.join(lost))}."
     )
+    warned += [f"Of its tables: {inert('; '.join(info['notes']))}."] if info.get("notes") else []
+    warned += [f"The card is {VERIFIED[card.verified]}."] if card.verified else []
     terms = without_html(f"Licence: {card.licence}. Cite: {card.citation}.")
     heading = f"## {inert(card.title)}{'' if card.title.endswith('?') else ':'} {name}"
     return f"{heading}\n\n" + " ".join([f"**{kind} x-rays.** {size}", *warned, terms])

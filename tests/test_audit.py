@@ -20,6 +20,7 @@ from pages import CONTRAST, PHONE, beyond, needs_browser, visits
 from cxrstudy import audit, study
 from cxrstudy.cli import main
 from cxrstudy.data.mining import STATUSES, read_statuses
+from cxrstudy.evaluate import agreement
 
 sys.path.insert(0, str(ROOT / "tests" / "data"))
 from test_reports import CODES, OPENI, curated
@@ -124,7 +125,7 @@ def test_a_sheet_of_every_report_gives_the_exact_values_without_width(sizes, see
     codes = population(sizes, seed)
     truth = truths(codes, rates, seed)
     rows = audit.draw(codes, len(codes) + 1).query("label == 'one'")
-    found = audit.estimate(rows, truth[rows["item"]].to_numpy(), VALUES)
+    found = agreement.estimate(rows, truth[rows["item"]].to_numpy(), VALUES)
     said, denied = codes["one"] == 3, codes["one"] == 0 + 1
     wanted = {
         "precision": truth[said].mean() if said.any() else np.nan,
@@ -162,7 +163,7 @@ def test_intervals_hold_the_truth_at_least_as_often_as_they_say(sizes, rates, re
         chosen = np.concatenate(drawn)
         rows = pd.DataFrame({"status": codes[chosen]})
         rows = rows.assign(N=np.array(sizes)[rows["status"]])
-        found = audit.estimate(rows, truth[chosen], VALUES)
+        found = agreement.estimate(rows, truth[chosen], VALUES)
         for name, value in exact.items():
             assert found[f"{name}_low"] <= found[name] + 0.02 and found[name] <= 1
             held[name] += found[f"{name}_low"] <= value <= found[f"{name}_high"]
@@ -171,17 +172,17 @@ def test_intervals_hold_the_truth_at_least_as_often_as_they_say(sizes, rates, re
 
 def test_nothing_missed_in_a_few_of_many_is_no_proof_of_recall():
     rows = pd.DataFrame({"status": [3] * 10 + [0] * 10, "N": [10] * 10 + [5000] * 10, "n": 10})
-    found = audit.estimate(rows, rows["status"].eq(3).to_numpy(), VALUES)
+    found = agreement.estimate(rows, rows["status"].eq(3).to_numpy(), VALUES)
     assert found["recall"] == 1 and found["recall_low"] < 0.1
     assert found["precision_low"] == found["precision"] == 1  # all ten were read
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(*[st.sampled_from(audit.MARKS)] * 2), min_size=2, max_size=60))
+@given(st.lists(st.tuples(*[st.sampled_from(agreement.MARKS)] * 2), min_size=2, max_size=60))
 def test_kappa_is_cohens(pairs):
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     one, two = (pd.Series(list(marks)) for marks in zip(*pairs, strict=True))
-    found = audit.kappa(one, two)
+    found = agreement.kappa(one, two)
     assert found["agreement"] == pytest.approx((one == two).mean())
     if len(set(one) | set(two)) > 1:
         assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(one, two))

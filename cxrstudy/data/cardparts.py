@@ -181,6 +181,12 @@ class Split(Strict):
         "divide; null: leave these images out",
         min_length=1,
     )
+    override: str = Field(
+        "",
+        description="why the official split is not respected: patients are then split by the data "
+        "run's fractions",
+        exclude_if=is_unset,
+    )
 
 
 class Reports(Strict):

@@ -44,6 +44,8 @@ def load_manifest(
     id``, ``no image file``. ``attrs["not_understood"]`` counts cells that became missing, over all
     images found: our column (``age``, ``sex``, ``view``, ``pixel_spacing``, ``malposition:NAME``)
     -> cell -> how often. ``attrs["mined"]`` is the record of labels that were mined from reports.
+    ``attrs["notes"]`` says how many rows of joined tables match, what was made of several rows of
+    an image, and the like; it is not there if there is nothing to say.
 
     Args:
         card: name or path of a card.
@@ -113,8 +115,12 @@ def _synthetic(institution: str, n_images: int, seed: int) -> pd.DataFrame:
 def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     rows, rule, notes = read_rows(card, table, base)
     kept, left_out = _kept(rows, table)
-    if table.split:
-        official, lost = read_split(table.split, rows, kept)
+    split = table.split
+    if split and split.override:
+        notes.append(f"the official split (column {split.column!r}) is not used: {split.override}")
+    elif split:
+        official, lost = read_split(split, rows, kept)
+        notes.append(f"the official split (column {split.column!r}) is respected")
         kept, left_out = official.index, left_out | lost
     patient = read_ids(rows, [table.patient_id], kept, "patient", table.ids)
     exam = read_ids(rows, table.study_id, kept, "study", table.ids)
@@ -142,7 +148,7 @@ def _real(card: Card, table: Table, base: Path) -> pd.DataFrame:
     elif card.labels:
         columns |= _labels(card.labels, rows, kept)
     columns |= read_boxes(card, rows, kept)
-    if table.split:
+    if split and not split.override:
         columns["official_split"] = official[kept]
     manifest = pd.DataFrame(columns)
     if rule != "refuse":
@@ -243,10 +249,11 @@ def _facts(
 
 def _labels(labels: Labels, rows: Rows, kept: pd.Index) -> dict[str, pd.Series]:
     absent = 0.0 if labels.missing == "absent" else np.nan
+    unlisted = 0.0 if labels.unlisted == "absent" else np.nan
     if labels.encoding == "columns":
-        return read_columns(rows, kept, labels.theirs, labels.values, absent)
-    column, may_be_absent = str(labels.column), labels.may_be_absent
-    return read_list(rows, kept, column, labels.separator, labels.theirs, absent, may_be_absent)
+        return read_columns(rows, kept, labels.theirs, labels.values, absent, unlisted)
+    column, rare = str(labels.column), labels.may_be_absent
+    return read_list(rows, kept, column, labels.separator, labels.theirs, absent, rare, unlisted)
 
 
 def _mined(labels: Labels, columns: dict[str, Any]) -> tuple[dict[str, pd.Series], dict[str, Any]]:

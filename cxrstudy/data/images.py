@@ -20,6 +20,7 @@ from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.filetypes import DICOM, what_is
 from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
 from cxrstudy.data.picturefiles import UnfitPicture, read_picture
+from cxrstudy.data.shapes import map_files
 from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
@@ -119,7 +120,7 @@ def note_root(folder: str | Path, root: str | Path) -> None:
 
 
 def file_columns(manifest: pd.DataFrame) -> list[str]:
-    """Return the columns with paths of files: images and masks."""
+    """Return the columns with paths of files: images and masks (or references, see shapes)."""
     return ["path", *manifest.columns[manifest.columns.str.startswith("mask:")]]
 
 
@@ -129,14 +130,14 @@ def relative_to_root(manifest: pd.DataFrame, root: str | Path) -> pd.DataFrame:
     starts = {os.path.abspath(each) + os.sep for each in (base, base.resolve())}
     starts.add(os.path.join(base, ""))
 
-    def cut(path: object) -> object:
-        if isinstance(path, str):
-            for start in starts:
-                if path.startswith(start):
-                    return path[len(start) :].replace(os.sep, "/")
+    def cut(path: str) -> str:
+        for start in starts:
+            if path.startswith(start):
+                return path[len(start) :].replace(os.sep, "/")
         return path
 
-    return manifest.assign(**{name: manifest[name].map(cut) for name in file_columns(manifest)})
+    files = file_columns(manifest)
+    return manifest.assign(**{c: manifest[c].map(lambda v: map_files(v, cut)) for c in files})
 
 
 def _draw(paths: pd.Series, size: int) -> np.ndarray:
@@ -273,10 +274,10 @@ def open_prepared(folder: str | Path) -> Prepared:
     if (folder / "root.txt").is_file():
         root = (folder / "root.txt").read_text(encoding="utf-8").removesuffix("\n")
 
-        def join(path: object) -> object:
-            is_file = isinstance(path, str) and path and not path.startswith("synthetic:")
-            return os.path.join(root, str(path)) if is_file else path
+        def join(path: str) -> str:
+            return path if path.startswith("synthetic:") else os.path.join(root, path)
 
-        joined = {column: manifest[column].map(join) for column in file_columns(manifest)}
+        files = file_columns(manifest)
+        joined = {c: manifest[c].map(lambda cell: map_files(cell, join)) for c in files}
         manifest = manifest.assign(**joined)
     return Prepared(manifest, images, info)

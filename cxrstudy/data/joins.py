@@ -48,11 +48,7 @@ def extract(rows: Rows, patterns: Mapping[str, str], notes: list[str]) -> Rows:
                 f"the first holds {shown}"
             )
         if count := int(lost.sum()):
-            row = lost.index[lost.to_numpy()][0]
-            notes.append(
-                f"{rows.place(row, column)}: column {column!r} holds {cells[row]!r}, which does "
-                f"not fit the pattern under extract ({count:,} such cells)"
-            )
+            notes.append(f"{count:,} cells of column {column!r} do not fit the pattern of extract")
         rows = replace(rows, frame=rows.frame.assign(**found))
     return rows
 

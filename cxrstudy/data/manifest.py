@@ -1,12 +1,13 @@
 """Manifests: the one table, a row an image, that every data set becomes; splits and nested subsets.
 
 Columns: image_id, patient_id, study_id, path (strings; image_id unique); view, sex (strings or
-missing); age (years); report (string or missing); pixel_spacing (mm); split (by ``assign_splits``).
+missing); age (years); report (string or missing); pixel_spacing (mm); official_split (our names of
+the data set's own split, joined by ``+``); split (by ``assign_splits``).
 
 Columns a name of the vocabulary: ``label:NAME`` (as recorded: 1, 0 or missing = unknown),
 ``truth:NAME`` (the truth, if known, as of the synthetic institution), ``side:NAME`` (right, left,
-bilateral or empty), ``malposition:NAME`` (1: a device's tip is malpositioned), ``mask:NAME`` (path
-of a device's mask, or empty).
+bilateral or empty), ``malposition:NAME`` (1: a device's tip is malpositioned), ``mask:NAME`` (a
+device's mask: its path, or a reference of ``shapes``, a line each; or empty).
 """
 
 import hashlib
@@ -110,7 +111,9 @@ def assign_splits(
     """Return a copy with column ``split``; each patient is in one split.
 
     A patient's split is a keyed hash of the patient id. It depends only on (patient id, fractions,
-    seed), so it stays when images or patients are added.
+    seed), so it stays when images or patients are added. A column ``official_split`` is respected:
+    it names each image's split, or several (``pretrain+train``), which then share the patients by
+    their fractions.
 
     Args:
         manifest: images.
@@ -120,6 +123,7 @@ def assign_splits(
 
     Raises:
         ValueError: fractions are negative or do not sum to 1.
+        ManifestError: a patient is in two official splits, or one has no share of the fractions.
     """
     fractions = dict(sorted(fractions.items()))
     shares = np.array(list(fractions.values()), dtype=float)
@@ -130,8 +134,42 @@ def assign_splits(
             f"{shares.sum():g}"
         )
     position = _unit_hash(manifest["patient_id"], f"split:{seed}")
+    if "official_split" in manifest:
+        return manifest.assign(split=_official(manifest, fractions, position))
     index = np.searchsorted(np.cumsum(shares)[:-1], position, side="right")
     return manifest.assign(split=np.array(list(fractions), dtype=object)[index])
+
+
+def _official(
+    manifest: pd.DataFrame, fractions: dict[str, float], position: np.ndarray
+) -> np.ndarray:
+    """Return the split of each image within its official split."""
+    pairs = manifest[["patient_id", "official_split"]].drop_duplicates()
+    twice = pairs[pairs["patient_id"].duplicated(keep=False)]
+    if len(twice):
+        said = [
+            f"{patient!r} ({', '.join(sorted(own['official_split']))})"
+            for patient, own in twice.groupby("patient_id", sort=False)
+        ]
+        raise ManifestError(
+            f"{len(said)} patients are in several official splits: {', '.join(said[:5])}. Correct "
+            "the table, leave them out by `query`, or write why the split is not used: `override` "
+            "under table.split of the card"
+        )
+    split = np.full(len(manifest), "", dtype=object)
+    for official in pairs["official_split"].unique():
+        names = [name for name in sorted(official.split("+")) if fractions.get(name, 0) > 0]
+        if not names:
+            given = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
+            raise ManifestError(
+                f"the official split {official!r} has no share in fractions ({given}): give it one "
+                "in `data` of the preset, or write `override` under table.split of the card"
+            )
+        own = (manifest["official_split"] == official).to_numpy()
+        shares = np.cumsum([fractions[name] for name in names])
+        index = np.searchsorted(shares[:-1] / shares[-1], position[own], side="right")
+        split[own] = np.array(names, dtype=object)[index]
+    return split
 
 
 def nested_subset(manifest: pd.DataFrame, n_images: int, *, seed: int = 0) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import unicodedata
 import warnings
 from functools import lru_cache
@@ -17,6 +18,7 @@ from cxrstudy.data import cards, images, mining
 from cxrstudy.data.images import Prepared, note_root, open_prepared
 from cxrstudy.data.language import not_english
 from cxrstudy.data.manifest import assign_splits
+from cxrstudy.data.shapes import files_of
 from cxrstudy.progress import Progress
 
 __all__ = ["content_digest", "note_root", "open_data", "prepare_data"]
@@ -52,8 +54,10 @@ def _digest(card: cards.Card, n_images: int, seed: int, contents: Contents) -> s
 
 def _changes(card: cards.Card, base: Path) -> list[tuple[int, int]]:
     """Return time stamps and sizes of the tables and of the folders of the images."""
-    tables = sorted(base.glob(card.table.path)) if card.table else []
-    parts = {part.as_posix() for pattern in card.images for part in Path(pattern).parents}
+    sources = [part for part in (card.table, *card.tables, card.polylines, card.boxes) if part]
+    tables = [path for source in sources for path in sorted(base.glob(source.path))]
+    patterns = [re.sub(r"\{[^}]*\}", "*", pattern) for pattern in card.images]
+    parts = {part.as_posix() for pattern in patterns for part in Path(pattern).parents}
     few = [p for p in sorted(parts - {".", "/"}) if p.count("*") <= 1 and not p.startswith("/")]
     folders = [folder for part in few for folder in sorted(base.glob(part)) if folder.is_dir()]
     stats = map(os.stat, [*tables, base, *folders])
@@ -78,7 +82,7 @@ def _contents(manifest: pd.DataFrame, root: str) -> Contents:
     hashed = hashlib.blake2b("\0".join(below.columns).encode(), digest_size=16)
     hashed.update(pd.util.hash_pandas_object(below, index=False).to_numpy().tobytes())
     files = manifest[images.file_columns(manifest)].fillna("").to_numpy().ravel()
-    return hashed.hexdigest(), tuple(file for file in files if file)
+    return hashed.hexdigest(), tuple(file for cell in files for file in files_of(cell))
 
 
 def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
@@ -103,6 +107,8 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     }
     if not card.is_drawn and "report" in manifest and (other := not_english(manifest["report"])):
         lost["not_understood"] = lost["not_understood"] | {"report": other}
+    if notes := manifest.attrs.get("notes"):
+        lost["notes"] = notes
     if mined := manifest.attrs.get("mined"):
         lost["mined"] = mined
         if mined["not_english"]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cxrstudy.data import synthetic
+from cxrstudy.data import shapes, synthetic
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, label_array
 from cxrstudy.data.vocabulary import DEVICES
@@ -62,9 +62,11 @@ def load_masks(prepared: Prepared, rows: np.ndarray) -> Masks:
     """Return true masks of some rows of a prepared data set, at its size.
 
     Those of synthetic rows are rendered again. For others ``mask:NAME`` holds the path of an 8-bit
-    image of the x-ray's own size (not zero = device), resized as ``read_image`` does. A pixel is on
-    if any of the file's pixels in it is, so that thin lines are not interrupted. The tip is found
-    by `masks.tips`. Spacing comes from ``pixel_spacing`` (mm a pixel of that file), if any.
+    image of the x-ray's own size (not zero = device), or a reference to run lengths or a polyline
+    (`data.shapes`); of several, a line each, the union is taken. It is resized as ``read_image``
+    does. A pixel is on if any of the mask's pixels in it is, so that thin lines are not
+    interrupted. The tip is found by `masks.tips`. Spacing comes from ``pixel_spacing`` (mm a pixel
+    of that file), if any.
 
     Raises:
         ManifestError: A mask cannot be read; the message names file, row and column.
@@ -78,10 +80,12 @@ def load_masks(prepared: Prepared, rows: np.ndarray) -> Masks:
     for k in np.flatnonzero(~synthetic_row).tolist():
         row = manifest.iloc[k]
         for d, name in enumerate(DEVICES):
-            path = row.get(f"mask:{name}")
-            if isinstance(path, str) and path:
+            cell = row.get(f"mask:{name}")
+            for mask in cell.split("\n") if isinstance(cell, str) and cell else ():
                 image = f"row {int(np.asarray(rows)[k])} (image {row['image_id']})"
-                found.masks[k, d], scale = _read_mask(path, size, f"{image}, column 'mask:{name}'")
+                where = f"{image}, column 'mask:{name}'"
+                on, scale = _read_mask(mask, row["path"], size, where)
+                found.masks[k, d] |= on
                 found.spacing[k] = float(row.get("pixel_spacing", np.nan)) * scale
         found.tips[k] = measures.tips(found.masks[k])
     with np.errstate(invalid="ignore"):
@@ -100,22 +104,33 @@ def _render_masks(found: Masks, paths: pd.Series, places: np.ndarray, size: int)
         found.spacing[rows] = batch.pixel_spacing
 
 
-def _read_mask(path: str, size: int, where: str) -> tuple[np.ndarray, float]:
-    """Return a mask file as bool (size,size), and how many of its pixels one of ours is wide."""
+def _read_mask(mask: str, image: str, size: int, where: str) -> tuple[np.ndarray, float]:
+    """Return a mask of ``image`` as bool (size,size), and how many of its pixels are one of ours.
+
+    Args:
+        mask: path of its file, or a reference of `shapes`.
+        image: path of the x-ray.
+        size: height and width of the result.
+        where: row and column, for messages.
+    """
     try:
-        with Image.open(path) as file:
-            on = np.asarray(file if file.mode in ("1", "L", "P") else file.convert("L")) != 0
+        if shapes.is_reference(mask):
+            on = shapes.draw(mask, image)
+        else:
+            with Image.open(mask) as file:
+                on = np.asarray(file if file.mode in ("1", "L", "P") else file.convert("L")) != 0
     except Exception as error:  # of a dozen kinds
         raise ManifestError(
-            f"mask {path}, {where}: cannot be read ({type(error).__name__}: {error}); give an "
-            "8-bit image, not zero where the device is, or leave the cell empty if there is no mask"
+            f"mask {mask:.80}, {where}: cannot be read ({type(error).__name__}: {error}); give an "
+            "8-bit image, not zero where the device is, or run lengths or a polyline within the "
+            "image, or leave the cell empty if there is no mask"
         ) from error
     scale = min(on.shape) / size
     width, height = (max(size, round(side / scale)) for side in (on.shape[1], on.shape[0]))
     fractions = Image.fromarray(on.astype(np.float32))
-    image = fractions.resize((width, height), Image.Resampling.BOX)
+    resized = fractions.resize((width, height), Image.Resampling.BOX)
     top, left = (height - size) // 2, (width - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size))) > 0, scale
+    return np.asarray(resized.crop((left, top, left + size, top + size))) > 0, scale
 
 
 # ---- feature maps --------------------------------------------------------------------------------

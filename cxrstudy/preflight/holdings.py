@@ -38,6 +38,7 @@ class Holding:
     where: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     not_understood: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_split(self) -> bool:
@@ -164,10 +165,14 @@ def hold(p: study.Data, tables: Tables) -> Holding:
     if 0 < p.n_images < len(manifest):
         rows = nested_subset(manifest, p.n_images, seed=p.seed)
     if sums_to_one(p.fractions):
-        split = assign_splits(rows, fractions=p.fractions, seed=p.seed)
+        try:
+            split = assign_splits(rows, fractions=p.fractions, seed=p.seed)
+        except ValueError as error:
+            return Holding(p, fault=str(error), where=_card_line(p.card, str(error)))
     else:
         split = rows.assign(split="")
-    return Holding(p, len(rows), len(manifest), split, **attrs)
+    notes = list(manifest.attrs.get("notes") or [])
+    return Holding(p, len(rows), len(manifest), split, **attrs, notes=notes)
 
 
 def _card_line(card: str, message: str) -> str:

@@ -104,6 +104,7 @@ def _table(c: Asked, key: str, held: Holding) -> Iterator[Problem]:
     patients = held.rows["patient_id"].nunique()
     text = f"data {key}: {held.n:,} images of {patients:,} patients"
     yield Problem("note", "", f"{text}; left out of the table: {why}" if why else text)
+    yield from (Problem("note", "", f"data {key}: {note}") for note in held.notes)
     if out > odd.MANY * (out + held.whole):
         text = f"{out:,} of {out + held.whole:,} rows of the table are left out: {why}"
         yield c.warning(text, *at)

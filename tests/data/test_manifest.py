@@ -357,3 +357,34 @@ def test_images_that_a_paradigm_can_use_have_a_report_or_a_prompt(paradigm, want
     assert usable(manifest, paradigm).tolist() == wanted
     bare = manifest.drop(columns=["report", *labels])
     assert usable(bare, paradigm).tolist() == [paradigm == "dinov2"] * 5
+
+
+# ---- official splits ---------------------------------------------------------------------------
+FRACTIONS = {"pretrain": 0.5, "train": 0.2, "validation": 0.1, "test": 0.2}
+
+
+def officially(patients, splits):
+    frame = pd.DataFrame({"patient_id": patients, "official_split": splits})
+    return assign_splits(frame, fractions=FRACTIONS, seed=3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.sampled_from("ab")), min_size=1, max_size=60))
+def test_an_official_split_is_respected_and_divided_by_patients(rows):
+    split = {"a": "pretrain+train", "b": "test"}
+    patients = [f"{part}{k}" for k, part in rows]
+    found = officially(patients, [split[part] for _, part in rows])
+    assert found.groupby("patient_id")["split"].nunique().max() == 1
+    for own, name in zip(found["official_split"], found["split"], strict=True):
+        assert name in own.split("+")
+
+
+def test_shares_within_an_official_split_are_those_of_the_fractions():
+    found = officially([f"p{k}" for k in range(20_000)], ["pretrain+train"] * 20_000)
+    assert found["split"].value_counts(normalize=True)["train"] == pytest.approx(2 / 7, abs=0.01)
+
+
+def test_a_patient_in_two_official_splits_and_a_split_without_a_share_are_refused():
+    with pytest.raises(ManifestError, match=r"1 patients.*'p1' \(test, train\).*override"):
+        officially(["p1", "p1", "p2"], ["train", "test", "test"])
+    with pytest.raises(ManifestError, match=r"'dev' has no share in fractions \(pretrain 0.5"):
+        officially(["p1"], ["dev"])
