@@ -14,7 +14,7 @@ import pandas as pd
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import patients_hash
-from cxrstudy.evaluate import features, zeroshot
+from cxrstudy.evaluate import features, reidentification, zeroshot
 from cxrstudy.evaluate.calibration import best_threshold, fit_platt
 from cxrstudy.evaluate.classification import fit_probe, subgroups
 from cxrstudy.evaluate.cohort import (
@@ -65,6 +65,7 @@ class _Fold:
     test: Arrays  # of the test rows: `FittedProbe.predict` and `zeroshot.text_scores`
     external: dict[str, Arrays]  # `FittedProbe.predict` by data set
     few_labels: dict[tuple[int, int], np.ndarray]  # log odds by (labelled patients, seed)
+    same_patient: pd.Series  # of `reidentification.patient_aurocs`
 
 
 # ---- the evaluation ------------------------------------------------------------------------------
@@ -86,6 +87,12 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
     arrays = {key: np.concatenate([fold.test[key] for fold in folds]) for key in folds[0].test}
     own = score_cohort(p, cohort, arrays, cohort.not_fitted())
     metrics = own.metrics + excluded_rows(cohort)
+    metrics += reidentification.metric_row(
+        pd.concat([fold.same_patient for fold in folds]),
+        len(own.test),
+        resamples=p.resamples,
+        seed=p.seed,
+    )
     has_text = any(fold.has_text for fold in folds)
     reasons = not_evaluated(p, cohort, metrics, has_text=has_text)
     elsewhere = {}
@@ -187,7 +194,9 @@ def _evaluate_folds(
                 x, _ = extract_features(p, one.encoder, None, other.prepared, rows, progress)
                 elsewhere[key] = fitted.predict(x, rows)
         few_labels = _few_labels(p, cohort, part, one.x) if cohort.names else {}
-        yield _Fold(fitted, one.text is not None, arrays, elsewhere, few_labels)
+        ids = (part.test[name].to_numpy() for name in ("patient_id", "study_id"))
+        own = reidentification.patient_aurocs(one.x[test], *ids)
+        yield _Fold(fitted, one.text is not None, arrays, elsewhere, few_labels, own)
 
 
 def _encode(
