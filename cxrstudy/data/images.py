@@ -1,9 +1,10 @@
 """Turn manifest rows into pixels once: every image is read or drawn and kept in one array."""
 
+import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,11 +163,12 @@ def prepare(
 ) -> Prepared:
     """Write ``manifest.parquet``, ``images.npy`` (N, size, size) and ``prepared.json`` to ``out``.
 
-    Unreadable images are left out and listed in ``quarantine.csv`` (image_id, path, reason). Odd
-    ones stay and are listed in ``odd.csv`` (image_id, path, kind; an image may have several).
-    ``prepared.json`` counts both by kind: ``set_aside``, ``odd``. A warning is given if many
-    images are lost. Paths are stored relative to ``root`` (see ``note_root``). A complete folder
-    with the same ``info`` and size is returned unchanged.
+    Unreadable images, and copies of images of another split, are left out and listed in
+    ``quarantine.csv`` (image_id, path, reason). Odd ones stay and are listed in ``odd.csv``
+    (image_id, path, kind; an image may have several). ``prepared.json`` counts both by kind:
+    ``set_aside``, ``odd``. A warning is given on copies, and if many images are lost. Paths are
+    stored relative to ``root`` (see ``note_root``). A complete folder with the same ``info`` and
+    size is returned unchanged.
 
     Raises:
         ManifestError: no image can be read.
@@ -186,7 +188,7 @@ def prepare(
     unreadable: dict[int, UnreadableImage] = {}
     kept: list[int] = []
     kinds: list[tuple[int, str]] = []
-    for row, found in enumerate(_pixels(manifest, size, progress)):
+    for row, found in enumerate(_without_copies(manifest, _pixels(manifest, size, progress))):
         if isinstance(found, UnreadableImage):
             unreadable[row] = found
             continue
@@ -223,9 +225,30 @@ def prepare(
         "odd": odd.count(kind for _, kind in kinds),
     }
     write_text(done, json.dumps(info, indent=1))
-    for sentence in odd.losses(info, len(kept)):
+    copies = [str(error.reason) for error in unreadable.values() if error.kind == odd.COPY]
+    for sentence in [*odd.copied(copies), *odd.losses(info, len(kept))]:
         warnings.warn(sentence, stacklevel=2)
     return open_prepared(out)
+
+
+def _without_copies(manifest: pd.DataFrame, found: Iterable[Any]) -> Iterator[Any]:
+    """Yield what was read of each row; an UnreadableImage for copies of images of another split.
+
+    Copies in two splits would be tested on what was learned. They are set aside, and do not end the
+    run, since one pair among 100,000 images is no reason to read all of them again. Within a split
+    they stay. Pictures of one grey are no copies.
+    """
+    first: dict[bytes, int] = {}
+    names = manifest.get("split", manifest["image_id"]).to_numpy()
+    ids, paths = manifest["image_id"].to_numpy(), manifest["path"].to_numpy()
+    for row, each in enumerate(found):
+        if isinstance(each, UnreadableImage) or "split" not in manifest or np.ptp(each[0]) == 0:
+            yield each
+            continue
+        other = first.setdefault(hashlib.blake2b(each[0], digest_size=16).digest(), row)
+        alike = f"{ids[row]} of {names[row]} has the pixels of {ids[other]} of {names[other]}"
+        copy = UnreadableImage(paths[row], alike, REMEDY, kind=odd.COPY)
+        yield each if names[row] == names[other] else copy
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[float, float]:

@@ -27,6 +27,7 @@ LEAST_SIDE = 32  # px
 MOST_ASPECT = 3.0  # a chest film is at most some 1.3 times as long as wide
 FEW_GREYS = 32  # of 256, between the 1st and the 99th percentile
 MANY = 0.05  # of the images: a loss beyond this is reported as a warning
+COPY = "copy of an image in another split"  # why an image is set aside
 ASKED = "not kept by query"  # the reason of rows that are left out on purpose
 
 
@@ -77,13 +78,24 @@ def losses(info: dict[str, Any], images: int) -> list[str]:
     ]
 
 
+def copied(pairs: list[str], most: int = 5) -> list[str]:
+    """Return a sentence on images set aside as copies of images in another split, if any."""
+    more = f"; and {len(pairs) - most:,} more" if len(pairs) > most else ""
+    return [
+        f"{len(pairs):,} images are copies of images in another split and are set aside: "
+        f"{'; '.join(pairs[:most])}{more} (all in quarantine.csv). If their patients are one, "
+        "correct the patient ids of the table, or leave copies out by table.query in the card"
+    ][: len(pairs)]
+
+
 def counts(info: dict[str, Any], images: int) -> pd.DataFrame:
     """Return the number of rows and images that a data run lost or found odd, by (what, why)."""
     left, aside, kinds = (info.get(name) or {} for name in ("left_out", "set_aside", "odd"))
     total = info.get("rows") or images + sum(left.values()) + sum(aside.values())
     rows = [("rows of the table", "", total)]
     rows += [("left out", reason, n) for reason, n in left.items()]
-    rows += [("could not be read", kind, n) for kind, n in aside.items()]
+    read = {COPY: "set aside"}
+    rows += [(read.get(kind, "could not be read"), kind, n) for kind, n in aside.items()]
     rows += [("images prepared", "", images)]
     rows += [("odd, and kept", kind, n) for kind, n in kinds.items()]
     for column, values in (info.get("not_understood") or {}).items():

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from cxrstudy import study
-from cxrstudy.data import cards, synthetic
+from cxrstudy.data import cards, odd, synthetic
 from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.images import CHUNK, open_prepared, prepare, read_image
 from cxrstudy.data.manifest import ManifestError, label_array
@@ -333,3 +333,23 @@ def test_a_data_run_splits_patients_and_says_what_it_holds(tmp_path, monkeypatch
     prepare_data(p.model_copy(update={"seed": 1}))
     assert stamps(folder) != before
     assert json.loads((folder / "prepared.json").read_text())["asked"] != prepared.info["asked"]
+
+
+def test_a_copy_in_another_split_is_set_aside_and_the_pair_is_named(tmp_path):
+    other = RNG.integers(0, 256, (32, 32), dtype=np.uint8)
+    pixels = {"a": NOISE, "b": NOISE, "c": other, "d": other, "e": NOISE * 0, "f": NOISE * 0}
+    table = pd.DataFrame(
+        {"image_id": list(pixels), "split": ["train", "test", *["test"] * 3, "train"]}
+    )
+    table["path"] = [str(save(each, tmp_path / f"{name}.png")) for name, each in pixels.items()]
+    table["patient_id"] = table["study_id"] = list("abcdef")
+    with pytest.warns(
+        UserWarning, match="1 images are copies.*b of test has the pixels of a of tr"
+    ):
+        prepared = prepare(table, tmp_path / "out", size=32, info={})
+    assert prepared.manifest["image_id"].tolist() == ["a", "c", "d", "e", "f"]
+    assert prepared.info["set_aside"] == {odd.COPY: 1}
+    assert pd.read_csv(tmp_path / "out" / "quarantine.csv")["image_id"].tolist() == ["b"]
+    np.testing.assert_array_equal(prepared.images[1], other)
+    together = prepare(table.drop(columns="split"), tmp_path / "all", size=32, info={})
+    assert len(together.manifest) == 6 and together.info["set_aside"] == {}
