@@ -208,6 +208,8 @@ def _page(
 def read_marks(path: Path, sample: pd.DataFrame) -> pd.Series:
     """Return the marks of one reader in the order of ``sample``.
 
+    ``attrs["shown"]`` counts those made while mentions were shown.
+
     Raises:
         StudyError: naming each line that is foreign, twice, without a mark, or with another word,
             and the rows of the sheet that are not in the file.
@@ -239,7 +241,9 @@ def read_marks(path: Path, sample: pd.DataFrame) -> pd.Series:
             "another sheet, draw that again (same --n, --seed, --label)"
         )
     pairs = zip(sample["item"], sample["label"], strict=True)
-    return pd.Series([open_pairs[pair] for pair in pairs], sample.index)
+    marks = pd.Series([open_pairs[pair] for pair in pairs], sample.index)
+    marks.attrs["shown"] = int((rows.frame.get("mentions shown", pd.Series()) == "yes").sum())
+    return marks
 
 
 def score(card: str, files: Sequence[str | Path] = ()) -> pd.DataFrame:
@@ -286,6 +290,7 @@ def score(card: str, files: Sequence[str | Path] = ()) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table.attrs["card"] = name
     found = design | {"readers": len(marks), "read": int(sample["item"].nunique())}
+    found["mentions_shown"] = sum(each.attrs["shown"] for each in marks)
     found["rows"] = json.loads(table.to_json(orient="records"))  # null where not defined
     if len(marks) == 2:
         found["kappa"] = json.loads(pd.Series(kappa(*marks)).to_json())
@@ -315,7 +320,8 @@ def in_book(prepared: Any) -> list[Shown]:
     caption = (
         f"Labels mined from reports against {found['readers']} reader(s) of {found['read']:,} of "
         f"{found['reports']:,} reports, {'' if found['blinded'] else 'not '}blinded to what was "
-        "mined: what reports say, not what images show. By mined status: reports that the reader "
+        f"mined (mentions shown for {found['mentions_shown']} of {table['read'].sum()} marks): "
+        "what reports say, not what images show. By mined status: reports that the reader "
         "calls present, of those read (of all). Estimates, with 95% intervals, are for all "
         "reports in English. "
         + ("Kappa is Cohen's, of the four marks, not weighted. " if "kappa" in table else "")
