@@ -397,3 +397,15 @@ def test_a_card_says_what_its_data_serve():
     assert serves(read_card("site")) == ["findings", "tubes present", "reports"]
     assert serves(read_card("nih_chestxray14")) == ["findings"]
     assert "tubes drawn" in serves(read_card("synthetic"))
+
+
+def test_the_example_of_all_keys_in_the_template_is_a_card(tmp_path) -> None:
+    text = (ROOT / "data_cards" / "site.md").read_text(encoding="utf-8")
+    example = next(part for part in text.split("```")[1::2] if "polylines:" in part)
+    names = ("name", "title", "licence", "access", "citation")
+    front = "".join(f"{name}: example\n" for name in names) + "kind: real"
+    path = tmp_path / "example.md"
+    path.write_text(f"---\n{front}{example.removeprefix('yaml')}---\n# Example\n")
+    card = read_card(path)
+    assert card.table is not None and card.table.split is not None and card.polylines is not None
+    assert card.table.groups == {"patient", "study"} and card.tables[0].keys["study"] == "study"
