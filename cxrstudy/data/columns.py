@@ -48,6 +48,7 @@ SIDES = by_word({"right": "right|r", "left": "left|l", "bilateral": "bilateral|b
 FLAGS = {word: 1.0 for word in ("1", "true", "yes", "y")}
 FLAGS |= {word: 0.0 for word in ("0", "false", "no", "n")}
 BLANK = word_set("|na|n/a|nan|<na>|#na|#n/a|#n/a n/a|null|none|nat|-nan|unknown|not known", "|")
+NOT_BLANK = r"[!-~]*\d[!-~]*|[!-~]{10,}"  # no word of BLANK has a digit or ten letters
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d"), "-")
 
@@ -134,7 +135,9 @@ def is_blank(text: object) -> bool:
 
 def blank_cells(column: pd.Series) -> pd.Series:
     """Return of each cell of a column whether it says that nothing is known."""
-    return column.isna() | column.isin([text for text in column.unique() if is_blank(text)])
+    unique = pd.Series(column.unique())
+    seen = unique.astype("str").str.fullmatch(NOT_BLANK).fillna(False).astype(bool)
+    return column.isna() | column.isin([text for text in unique[~seen] if is_blank(text)])
 
 
 def understand(

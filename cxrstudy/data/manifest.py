@@ -61,7 +61,11 @@ def validate(
     if manifest.empty:
         raise ManifestError(f"{where}: holds no rows")
     for column in REQUIRED:
-        text = manifest[column].map(lambda value: isinstance(value, str) and value != "")
+        cells = manifest[column]
+        if pd.api.types.is_string_dtype(cells) and not pd.api.types.is_object_dtype(cells):
+            text = cells.notna() & (cells != "")
+        else:
+            text = cells.map(lambda value: isinstance(value, str) and value != "")
         refuse(~text, column, "is not a non-empty string")
     twice = manifest["image_id"].duplicated()
     refuse(twice, "image_id", "appears a second time; image ids must be unique")
@@ -187,8 +191,10 @@ def nested_subset(manifest: pd.DataFrame, n_images: int, *, seed: int = 0) -> pd
             f"to {len(manifest)}, or n_images: 0 in a preset's `data` for all"
         )
     patient = _unit_hash(manifest["patient_id"], f"subset:{seed}")
-    ids = (manifest[name].to_numpy(str) for name in ("image_id", "patient_id"))
-    return manifest.iloc[np.lexsort((*ids, patient))[:n_images]].reset_index(drop=True)
+    rows = np.flatnonzero(patient <= np.partition(patient, n_images - 1)[n_images - 1])
+    ids = (manifest[name].iloc[rows].to_numpy(str) for name in ("image_id", "patient_id"))
+    order = np.lexsort((*ids, patient[rows]))[:n_images]
+    return manifest.iloc[rows[order]].reset_index(drop=True)
 
 
 def label_names(manifest: pd.DataFrame, prefix: str = "label") -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cxrstudy.data.arrowtext import as_text
+from cxrstudy.data.arrowtext import as_text, read_plain_csv
 from cxrstudy.data.columns import plain
 from cxrstudy.data.lexicon import word_set
 from cxrstudy.data.recordfiles import is_records, read_records
@@ -234,6 +234,10 @@ def _read_csv(
                 continue
             if not header:
                 header = _header(record, text, separator, path, used)
+                first = line == 1 + above  # the header is the first line
+                fast = read_plain_csv(text, separator, len(header)) if first else None
+                if fast is not None:
+                    return fast.set_axis(header, axis=1), np.arange(len(fast)) + 2 + above
                 continue
             while len(record) > len(header) and not record[-1]:  # separators at a line's end
                 record.pop()
