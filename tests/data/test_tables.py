@@ -14,9 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cxrstudy.data import arrowtext, tables
 from cxrstudy.data.tables import CardError, read_tables
 
 TEXT = "id,name,report\n01,Émile,fine\n02,Zoë,\n"
@@ -244,3 +245,30 @@ def test_a_float_with_lost_digits_does_not_pass_for_a_whole_number(tmp_path):
 def test_an_index_of_pandas_is_a_column(tmp_path):
     pd.DataFrame({"name": ["a"]}, index=pd.Index([7], name="id")).to_parquet(tmp_path / "t.parquet")
     assert read(tmp_path / "t.parquet")[1] == [["7", "a"]]
+
+
+ENDS = st.sampled_from(["\n", "\r\n", "\r"])
+CELLS = st.text(st.sampled_from("a1é .-'=#\t\x0b\u2028"), max_size=4)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.lists(CELLS, min_size=2, max_size=3), max_size=5), ENDS, st.booleans())
+def test_plain_tables_are_the_same_whether_read_fast_or_not(monkeypatch, tmp_path, rows, end, last):
+    text = end.join([";".join(row) for row in [["a", "b"], *rows]]) + end * last
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode())
+    found = []
+    for fast in (arrowtext.read_plain_csv, lambda *_: None):
+        monkeypatch.setattr(tables, "read_plain_csv", fast)
+        try:
+            frame, lines = tables._read_csv(path, ";", "", ["a"])
+            found.append(
+                (
+                    frame.astype(object).to_numpy().tolist(),
+                    list(lines),
+                    frame.dtypes.astype(str).tolist(),
+                )
+            )
+        except CardError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
