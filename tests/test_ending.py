@@ -143,7 +143,7 @@ def test_a_signal_that_ends_it_ends_all_that_it_started_and_the_same_call_resume
     process = started(walk)
     assert len(at_work(walk)) >= 5  # snakemake, and a papermill and a kernel for each run
     process.send_signal(getattr(signal, name))
-    said, _ = process.communicate(timeout=40)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the same call resumes" in said.splitlines()[-1]
     assert not at_work(walk)
@@ -215,7 +215,7 @@ def test_with_snakemake_killed_what_it_had_started_is_ended_too(walk: Walk) -> N
     (walk.runs / "child").touch()
     process = started(walk)
     kill_all([pid for pid, name in at_work(walk).items() if name == "snakemake"])
-    process.communicate(timeout=40)
+    process.communicate(timeout=120)
     assert process.returncode == 1
     assert not at_work(walk)
 

@@ -9,7 +9,8 @@ from cxrstudy.evaluate import embeddings
 from cxrstudy.preflight.asked import Asked, Keys, Problem
 from cxrstudy.presets import Curve
 
-OURS = ("cnn_mini", "hybrid_mini", "davit_mini")  # as `encoders.SMALL`, whose import takes seconds
+# as `encoders.SMALL`, whose import takes seconds
+OURS = ("cnn_mini", "hybrid_mini", "vit_mini", "davit_mini")
 
 
 def folder_of(name: str) -> Path | None:
@@ -84,10 +85,13 @@ def unfit(name: str, size: int) -> str:
         name: an architecture of ours or of timm, or a name of published weights.
     """
     if name in OURS:  # hybrid_mini: convolutions to an eighth, then patches of 2
-        if name != "hybrid_mini" or not 1 <= size % 8 <= 4:
+        rest = size % 8
+        if not rest or name not in ("hybrid_mini", "vit_mini"):
+            return ""
+        if name == "hybrid_mini" and rest > 4:
             return ""
         near = f"say size={size // 8 * 8} or size={(size // 8 + 1) * 8}"
-        return f"size={size}: the patches of hybrid_mini do not divide {size} px; {near}"
+        return f"size={size}: the patches of {name} do not divide {size} px; {near}"
     import torch
 
     from cxrstudy import encoders, weights
