@@ -119,7 +119,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def data_cards(folder: Path) -> str:
     """Return the page of the data cards in ``folder``: what each serves, terms, contamination."""
-    head = ["card", "title", "images", "patients", *SERVES, "layout"]
+    head = ["card", "images", "patients", *SERVES, "layout"]
     held, terms, faults = [], [], []
     for path in sorted(folder.glob("*.md")):
         try:
@@ -130,14 +130,13 @@ def data_cards(folder: Path) -> str:
         none = "" if card.kind == "synthetic" else "unknown"
         counts = [_count(card.counts.get(name, none)) for name in ("images", "patients")]
         serves = ["yes" if each in cardfile.serves(card) else "" for each in SERVES]
-        name = f"**{card.name}**"
-        held.append(
-            [name, _plain(card.title), *counts, *serves, LAYOUTS.get(card.verified or "", "")]
-        )
-        terms.append([name, *map(_plain, (card.licence, card.access, card.contamination))])
+        held.append([f"**{card.name}**", *counts, *serves, LAYOUTS.get(card.verified or "", "")])
+        parts = {"Licence": card.licence, "Access": card.access}
+        parts["Encoders trained on it"] = card.contamination
+        terms += ["", f"### {card.name}", "", f"{_plain(card.title)}.", ""]
+        terms += [f"- *{name}*: {_plain(text) or 'unknown'}" for name, text in parts.items()]
     lines = ["# Data cards", "", CARDS, "", *_table(head, held)]
-    names = ["card", "licence", "access, and where files must be", "encoders trained on it"]
-    lines += ["", "## Terms, and who trained on it", "", *_table(names, terms), "", *faults, ""]
+    lines += ["", "## Terms, and who trained on it", *terms, "", *faults, ""]
     return "\n".join(lines)
 
 
