@@ -65,6 +65,7 @@ def identifiers(export: Path) -> dict[str, set[str]]:
     found["UIDs"] = {uid for name in names for uid in re.findall(r"[0-9.]{30,}\d", name)}
     common = (
         r"(?i)version|image.*|im\d+|dicom\w*|\w{1,5}(\.\w+)?|\d{1,6}|autorun.inf|dicomdir|thumbs.db"
+        r"|\.ds_store"  # Sphinx names it too
     )
     found["names of files"] = {n for n in names if not re.fullmatch(common, n)}
     return found
