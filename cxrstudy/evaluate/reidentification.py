@@ -57,7 +57,7 @@ def patient_aurocs(x: np.ndarray, patients: np.ndarray, studies: np.ndarray) -> 
 def metric_row(by_patient: pd.Series, n_images: int, *, resamples: int, seed: int) -> list[dict]:
     """Return the row of the record, or none with fewer than ``LEAST`` patients of two studies.
 
-    The interval resamples the patients that are looked for.
+    The interval resamples the patients that are looked for; ``positives`` counts them too.
     """
     n = len(by_patient)
     if n < LEAST:
@@ -67,5 +67,5 @@ def metric_row(by_patient: pd.Series, n_images: int, *, resamples: int, seed: in
     low, high = np.percentile(means, [2.5, 97.5])
     return [
         {"task": TASK, "label": LABEL, "metric": "auroc", "value": float(by_patient.mean())}
-        | {"low": float(low), "high": float(high), "n": n_images, "n_patients": n}
+        | {"low": float(low), "high": float(high), "n": n_images, "positives": n, "n_patients": n}
     ]
