@@ -27,7 +27,6 @@ BUNDLES = (  # package, file, name in assets
     ("sphinx-mathjax-offline", "tex-svg.js", "mathjax/tex-svg.js"),
     ("plotly", "plotly.min.js", "plotly.min.js"),
 )
-EXPLORED = ("explore-data.js", "itables.js", "results.csv", "results.parquet")  # by explorer.py
 
 
 class BuildError(RuntimeError):
@@ -99,7 +98,7 @@ def assemble(top: Path) -> dict[str, Any]:
     for name, content in written.items():
         write_changed(source / name, content)
         keep.add(source / name)
-    every, explored = sources.every(), [source / "assets" / name for name in EXPLORED]
+    every, explored = sources.every(), [source / "assets" / name for name in sources.EXPLORED]
     made = {source / f"{name}.ipynb" for name in pages} | set(explored)
     for path in source.rglob("*"):  # pages of runs that are gone
         if path.is_file() and path not in keep | made and "__pycache__" not in path.parts:
@@ -191,7 +190,7 @@ def run_snakemake(top: Path, plan: dict[str, Any], cores: int) -> None:
         return
     faults = text.partition("Error in rule")[2]
     failed = re.findall(r"^    output: src/(.+)\.ipynb$", faults, re.M)
-    failed += ["explored"] if f"output: src/assets/{EXPLORED[0]}" in faults else []
+    failed += ["explored"] if f"output: src/assets/{sources.EXPLORED[0]}" in faults else []
     if failed:
         logs = [top / "pages" / f"{name}.log" for name in dict.fromkeys(failed)]
         ends = [path.read_text(errors="replace")[-1500:] for path in logs if path.is_file()]

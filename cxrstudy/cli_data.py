@@ -146,7 +146,7 @@ def ingest(
 ) -> None:
     """Make a data card and a preset of an archive in FOLDERS and of tables beside it.
 
-    Files are told by their content, tables are joined by what their cells hold, and ids become
+    Files are recognised by content, tables are joined by what their cells hold, and ids become
     keyed hashes. What is guessed is in the card with its evidence, what is dropped is counted. Run
     it again when the archive has grown, or when it was interrupted.
     """

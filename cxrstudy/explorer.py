@@ -20,8 +20,9 @@ from cxrstudy.data.vocabulary import PHRASES
 from cxrstudy.files import replacing, write_changed, write_text
 from cxrstudy.shown import STYLE, TASKS, Shown, human
 
-FILES = {"CSV": "results.csv", "Parquet": "results.parquet"}
-FIGURE, SCRIPT, TABLES = "scaling.svg", "explore-data.js", "itables.js"  # as book.EXPLORED has them
+FIGURE = "scaling.svg"
+SCRIPT, TABLES, *_files = sources.EXPLORED
+FILES = dict(zip(("CSV", "Parquet"), _files, strict=True))
 RUN, KEY = ["source", "variant", "run"], ["task", "label", "metric"]
 NUMBERS = ["value", "low", "high", "n", "n_patients", "positives"]
 SUBJECT = ["n_images", "samples_seen", "seed", "paradigm", "source"]

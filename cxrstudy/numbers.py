@@ -1,10 +1,16 @@
-"""Numbers as people write them: ``1e-4``, which YAML 1.1 and all tools here read as text."""
+"""Numbers as people write them (``1e-4``), and counts that may point to a person."""
 
 import re
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
+SMALL = 10  # counts below may point to a person: they leave no page, card or pack
 EXPONENT = re.compile(r"[-+]?(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")
+
+
+def few(n: int) -> str:
+    """Return a count as text; one from 1 to ``SMALL`` - 1 is not told."""
+    return f"{n:,}" if n >= SMALL or not n else f"under {SMALL}"
 
 
 def typed(value: Any, annotation: Any) -> Any:

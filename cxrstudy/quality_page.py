@@ -13,10 +13,10 @@ import pandas as pd
 
 from cxrstudy import sources
 from cxrstudy.data.vocabulary import phrase
+from cxrstudy.numbers import SMALL, few
 from cxrstudy.shown import COLOURS, Shown, nothing, show, words
 
-SMALL = 10  # counts below may point to a person
-HIDDEN, FEW = "hidden", f"under {SMALL}"
+HIDDEN, FEW = "hidden", few(1)
 WIDE = 46  # characters of a line in the flow diagram
 SHOWN = 10  # rows of a table of values
 Counts = Mapping[str, int]
@@ -46,11 +46,11 @@ def cells(counts: Counts) -> dict[str, str]:
 
     Of a single one, the total would tell it: the next smallest is then hidden too.
     """
-    few = [name for name, n in counts.items() if 0 < n < SMALL]
+    low = [name for name, n in counts.items() if 0 < n < SMALL]
     others = sorted((n, name) for name, n in counts.items() if n >= SMALL)
-    also = {others[0][1]} if len(few) == 1 and others else set()
+    also = {others[0][1]} if len(low) == 1 and others else set()
     return {
-        name: FEW if name in few else HIDDEN if name in also else f"{n:,}"
+        name: FEW if name in low else HIDDEN if name in also else f"{n:,}"
         for name, n in counts.items()
     }
 
@@ -89,8 +89,8 @@ def flow(facts: Mapping[str, Any]) -> Shown:
 
 def _left(steps: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
     """Return each step and what it left; not where the difference would tell a count under ten."""
-    few = [0 < sum(step["dropped"].values()) < SMALL for step in steps]
-    hide = {k if k < len(steps) - 1 else k - 1 for k, is_few in enumerate(few) if is_few}
+    low = [0 < sum(step["dropped"].values()) < SMALL for step in steps]
+    hide = {k if k < len(steps) - 1 else k - 1 for k, is_low in enumerate(low) if is_low}
     return [(step, HIDDEN if k in hide else f"{step['left']:,}") for k, step in enumerate(steps)]
 
 
@@ -223,19 +223,15 @@ def summary(facts: Mapping[str, Any]) -> str:
         f"{facts['studies']:,} studies."
     )
     if new := facts.get("new"):
-        said += f" In the last ingest, {_few(new['images'])} images were new."
+        said += f" In the last ingest, {few(new['images'])} images were new."
     copies = sum(facts["duplicates"].values())
-    said += f" {_few(copies)} pairs of copies were found; duplicates.csv lists them."
+    said += f" {few(copies)} pairs of copies were found; duplicates.csv lists them."
     if notes := cells(facts.get("notes", {})):
         said += (
             f" Doubtful by their headers: {', '.join(f'{why} {n}' for why, n in notes.items())}."
         )
     looked = facts.get("contamination", {}).get("said")
     return f"{said} Public images: {looked or 'not compared with a list of them.'}"
-
-
-def _few(n: int) -> str:
-    return f"{n:,}" if n >= SMALL or not n else FEW
 
 
 def views_in_words(facts: Mapping[str, Any]) -> str:
@@ -248,7 +244,7 @@ def views_in_words(facts: Mapping[str, Any]) -> str:
             f"By cross-validation over patients it is right in {found['accuracy']:.1%} of them. "
             f"It decides above a probability of {found['threshold']:.2f}: of the known images "
             f"{found['decided']:.0%}, right in {found['accuracy_decided'] or 0:.1%}; of the "
-            f"{_few(found['asked'])} unknown ones {_few(found['decided_of_asked'])}."
+            f"{few(found['asked'])} unknown ones {few(found['decided_of_asked'])}."
         )
     clash = cells(facts["contradictions"])
     return said + (

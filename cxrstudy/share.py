@@ -21,9 +21,10 @@ import pandas as pd
 
 from cxrstudy import sources, study
 from cxrstudy.files import replacing
+from cxrstudy.numbers import SMALL
 from cxrstudy.recorded import RECORDED
 
-SCHEMA, FEWEST = 1, 10
+SCHEMA, FEWEST = 1, SMALL
 LARGEST_FILE, LARGEST_PACK, MOST_ROWS = 20_000_000, 60_000_000, 200_000
 COUNTS = ["n", "n_patients", "positives"]
 ENDS = ["low", "high"]

@@ -18,6 +18,8 @@ from cxrstudy.run import read_plan, read_plans, variant_name
 
 ANALYSIS = "analysis"  # the folder of a recorded study's analysis
 SENSITIVITY = "sensitivity"  # the folder below book/recorded with the sensitivity analysis
+# what `explorer` writes; here, because to name it is no reason to import plotting libraries
+EXPLORED = ("explore-data.js", "itables.js", "results.csv", "results.parquet")
 
 
 def plan_table(source: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]:

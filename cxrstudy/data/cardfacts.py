@@ -120,7 +120,7 @@ def read_positions(position: Position, raw: pd.DataFrame) -> tuple[pd.Series, di
 def read_reports(
     card: Card, table: Table, rows: Rows, kept: pd.Index, base: Path, notes: list[str]
 ) -> pd.Series | None:
-    """Return the report of each row, missing where there is none; None if the card names none.
+    """Return the report of each row, missing if it has none; None if the card names none.
 
     Raises:
         CardError: no file of a report is there.

@@ -107,7 +107,7 @@ class Joined(Source):
 
 
 class Named(Joined):
-    """A table with a row a drawn thing, whose name stands in a column."""
+    """A table with a row a drawn thing, whose name is in a column."""
 
     label: str = Field(description="column with the name of what is drawn")
     names: Names = Field(description="our name -> theirs, or several of theirs")

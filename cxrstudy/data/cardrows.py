@@ -150,7 +150,7 @@ def _read(
 
 
 def _with_image(card: Card, table: Table, rows: Rows, base: Path) -> Rows:
-    """Return rows with the path of their image below root, missing where there is none."""
+    """Return rows with the path of their image below root, missing if it has none."""
     ids = rows.frame[table.image_id].dropna().drop_duplicates()
     files = find_images(base, [resolve(p, table) for p in card.images], ids, rows)
     below = files.dropna().str.removeprefix(f"{base}/")
@@ -221,7 +221,7 @@ def _drawn(part: Named, where: str, card: Card, base: Path, notes: list[str]) ->
 
 
 def _lines(rows: Rows, part: Polylines, own: pd.Series, group: pd.Series, n: int) -> pd.Series:
-    """Return the references of the lines of each key, missing where there is none."""
+    """Return the references of the lines of each key, missing if it has none."""
     found: dict[int, list[str]] = {}
     for row in own.index[own & (group >= 0)]:
         cell = rows.frame[part.points][row]

@@ -59,10 +59,7 @@ def export_synthetic(
         for folder in ("images", "masks", "reports"):
             (scratch / folder).mkdir(parents=True)
         tables: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-        for first in progress(range(start, start + n, CHUNK)):
-            index = np.arange(first, min(first + CHUNK, start + n))
-            batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
-            names = [f"{institution}-{seed}-{k:07d}" for k in index.tolist()]
+        for names, batch in draw(n, institution, size, seed, start, progress):
             for row, name in enumerate(names):
                 to_dicom(batch, row, name, seed, bits).save_as(
                     scratch / "images" / f"{name}.dcm", enforce_file_format=True
@@ -81,6 +78,16 @@ def export_synthetic(
         facts |= {"generator": synthetic.VERSION, "size": size, "bits": bits, "synthetic": True}
         (scratch / "export.json").write_text(json.dumps(facts, indent=1))
     return Path(out).expanduser()
+
+
+def draw(
+    n: int, institution: str, size: int, seed: int, start: int, progress: Progress
+) -> Iterator[tuple[list[str], synthetic.Batch]]:
+    """Yield names and images of ``start`` to ``start + n``, ``CHUNK`` at a time."""
+    for first in progress(range(start, start + n, CHUNK)):
+        index = np.arange(first, min(first + CHUNK, start + n))
+        batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
+        yield [f"{institution}-{seed}-{k:07d}" for k in index.tolist()], batch
 
 
 @contextmanager

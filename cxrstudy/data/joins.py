@@ -251,7 +251,7 @@ def one_row_an_image(
         manifest: rows of the manifest, several an image. The index is kept, of the first of each.
         rule: any, majority (of the readers that say 0 or 1; a tie is unknown) or first.
         reader: of each row; rows of one reader are ``any`` first. None: each row is a reader.
-        notes: gets what was told.
+        notes: gets sentences on what differed.
 
     Raises:
         CardError: rows of an image are in several official splits.

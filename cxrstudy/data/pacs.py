@@ -1,5 +1,6 @@
 """Write the synthetic institution as an archive gives it: files in disorder, tables beside them."""
 
+import itertools
 import json
 import zlib
 from io import BytesIO
@@ -15,7 +16,7 @@ from pydicom.encaps import encapsulate
 from pydicom.fileset import FileSet
 
 from cxrstudy.data import synthetic
-from cxrstudy.data.export import CHUNK, VIEW_POSITION, new_folder, to_dicom
+from cxrstudy.data.export import VIEW_POSITION, draw, new_folder, to_dicom
 from cxrstudy.data.pacsfiles import EXTRAS, FOREIGN, beside
 from cxrstudy.data.pacspeople import LANGUAGES, Exam, Planted, exam_of, random
 from cxrstudy.data.pacstables import write_tables
@@ -86,11 +87,10 @@ def export_as_pacs(
     with new_folder(out, bits) as scratch:
         (scratch / "archive").mkdir()
         archive = _Archive(scratch / "archive", n, seed, bits, plant)
-        for first in progress(range(start, start + n, CHUNK)):
-            index = np.arange(first, min(first + CHUNK, start + n))
-            batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
-            for row, k in enumerate(index.tolist()):
-                archive.add(batch, row, f"{institution}-{seed}-{k:07d}", k - start)
+        count = itertools.count()
+        for names, batch in draw(n, institution, size, seed, start, progress):
+            for row, name in enumerate(names):
+                archive.add(batch, row, name, next(count))
         archive.finish()
         (scratch / "truth").mkdir()
         pd.DataFrame(archive.truth).to_csv(scratch / "truth" / "files.csv", index=False)
@@ -118,7 +118,7 @@ class _Archive:
         self.syntaxes = rng.permutation(np.resize(np.arange(len(SYNTAXES)), n)).tolist()
 
     def add(self, batch: synthetic.Batch, row: int, name: str, k: int) -> None:
-        """Write image ``k``, and what lies beside the first image of its study."""
+        """Write image ``k``, and the other files of the folder of its study."""
         exam, view = exam_of(batch, row, self.seed), str(batch.view[row])
         extra = "" if exam.study in self.exams else EXTRAS[len(self.exams) % len(EXTRAS)]
         truth = {

@@ -30,7 +30,7 @@ Beside = Iterator[tuple[str, FileDataset | bytes, dict[str, Any]]]
 def beside(
     extra: str, ds: FileDataset, path: str, exam: Exam, truth: dict[str, Any], report: str
 ) -> Beside:
-    """Give what lies beside an image: (kind, data set or bytes, what else is true of it).
+    """Return the other files of an image's folder: (kind, data set or bytes, other facts).
 
     A fact ``suffix`` is part of the file's name, ``moved`` asks for another patient's header.
 

@@ -3,7 +3,7 @@
 Each of n reports read in a stratum of N counts N / n times. Intervals are exact (Clopper-Pearson)
 in each stratum, joined by simulation. So a stratum where readers found nothing still widens them,
 and one that was read whole does not. A bootstrap has no width there; Jeffreys' prior held rare
-errors too seldom. Patients are not resampled: reports were drawn, not patients.
+errors too rarely. Patients are not resampled: reports were drawn, not patients.
 """
 
 import numpy as np
@@ -63,6 +63,15 @@ def _metrics(found: np.ndarray, sizes: np.ndarray, values: np.ndarray) -> dict[s
     return dict(zip(METRICS, ratios, strict=True))
 
 
+def cohens_kappa(counts: np.ndarray) -> np.ndarray:
+    """Return Cohen's kappa (...) of tables (..., K, K); NaN where chance agrees everywhere."""
+    shares = counts / counts.sum((-2, -1), keepdims=True)
+    agreed = np.trace(shares, axis1=-2, axis2=-1)
+    chance = (shares.sum(-2) * shares.sum(-1)).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(chance < 1 - 1e-12, (agreed - chance) / (1 - chance), np.nan)
+
+
 def kappa(one: pd.Series, two: pd.Series, seed: int = 0) -> dict[str, float]:
     """Return Cohen's kappa of two readers over the four marks, plain, not weighted by the design.
 
@@ -71,16 +80,9 @@ def kappa(one: pd.Series, two: pd.Series, seed: int = 0) -> dict[str, float]:
     """
     code = [series.map(MARKS.index).to_numpy() for series in (one, two)]
     table = np.bincount(code[0] * 4 + code[1], minlength=16).astype(float)
-    drawn = np.random.default_rng(seed).dirichlet(table + 1 / 16, DRAWS)
-
-    def of(cells: np.ndarray) -> np.ndarray:
-        square = cells.reshape(-1, 4, 4) / cells.reshape(-1, 16).sum(1)[:, None, None]
-        agreed = np.trace(square, axis1=1, axis2=2)
-        chance = (square.sum(1) * square.sum(2)).sum(1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(chance < 1 - 1e-12, (agreed - chance) / (1 - chance), np.nan)
-
-    value, ends = float(of(table)[0]), np.nanquantile(of(drawn), [0.025, 0.975])
+    drawn = np.random.default_rng(seed).dirichlet(table + 1 / 16, DRAWS).reshape(-1, 4, 4)
+    value = float(cohens_kappa(table.reshape(4, 4)))
+    ends = np.nanquantile(cohens_kappa(drawn), [0.025, 0.975])
     low, high = (min(ends[0], value), max(ends[1], value)) if value == value else (np.nan,) * 2
     agreed = float(table.reshape(4, 4).trace() / table.sum())
     return {"kappa": value, "kappa_low": low, "kappa_high": high, "agreement": agreed}

@@ -12,7 +12,7 @@ import pandas as pd
 from cxrstudy import study
 from cxrstudy.data.columns import number
 from cxrstudy.files import write_text
-from cxrstudy.ingest.facts import few
+from cxrstudy.numbers import few
 
 CARD = """\
 ---

@@ -12,7 +12,7 @@ bits differ. The bands are drawn at random, since neighbouring bits are alike in
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 
 from cxrstudy import study
 from cxrstudy.data.dicom import UnreadableImage
-from cxrstudy.data.images import open_prepared, read_image, read_whole
+from cxrstudy.data.images import open_prepared, read_image
 from cxrstudy.ingest.tablefiles import read_source
 
 HASHES = ("pixel_hash", "polarity_free_hash", "perceptual_hash")
@@ -46,25 +46,12 @@ SUFFIX = r"(\.(png|jpe?g|dcm|dicom|tiff?|jp2|nii|gz|0))+$"
 
 
 # ---- hashes --------------------------------------------------------------------------------------
-def fingerprint(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Return `HASHES` of image files, a row a path in their order, as hexadecimal text.
-
-    ``pixel_hash`` is of the decoded greys (8 bits, bone bright) and their shape, whatever the
-    container; ``polarity_free_hash`` is equal also for the inverted picture. They are missing for
-    a file that cannot be read and an image of one grey.
-    """
-    return pd.DataFrame([_of_file(path) for path in paths], columns=list(HASHES), dtype=object)
-
-
-def _of_file(path: str | Path) -> dict[str, str]:
-    try:
-        return hash_image(read_whole(path)[0])
-    except UnreadableImage:
-        return {}
-
-
 def hash_image(image: Image.Image) -> dict[str, str]:
-    """Return `HASHES` of a picture of one channel, 0 to 255, bone bright; none of one grey."""
+    """Return `HASHES` of a picture of one channel, 0 to 255, bone bright; none of one grey.
+
+    They are hexadecimal text. ``pixel_hash`` is of the greys (8 bits) and their shape, whatever the
+    container; ``polarity_free_hash`` is equal also for the inverted picture.
+    """
     grey = np.asarray(image, dtype=np.float32)
     if grey.min() == grey.max():
         return {}

@@ -15,6 +15,7 @@ from cxrstudy.data.language import not_english
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.ingest.columnkinds import KEYS, Column, label_of, names_of
 from cxrstudy.ingest.identifiers import clean_report
+from cxrstudy.numbers import few
 
 CHUNK = 2000  # reports that a process cleans at a time
 OLDEST = 90  # years: higher ages are written as this, because they may identify a patient
@@ -23,8 +24,10 @@ NAMED = re.compile(  # columns of tables with such names
     "(?i)name|nombre|apellido|^nom|cognome|sobrenome|naam|nazwisko|physician|referr|radiolog"
     "|arzt|medico|reader|author"
 )
-OWN = ("image_id", "patient_id", "study_id", "path", "view", "view_from", "age", "sex", "report")
-OWN = (*OWN, "pixel_spacing")  # type: ignore[assignment]  # of images.parquet; others are labels
+OWN = (  # of images.parquet; other columns are labels
+    *("image_id", "patient_id", "study_id", "path", "view", "view_from", "age", "sex", "report"),
+    "pixel_spacing",
+)
 STATES = {  # of a device's tip, in cells of tables
     "malpositioned": "(?i)mal ?posi|abnormal|misplac|wrong|incorrect|too (deep|high|low)|fehl",
     "correct": "(?i)correct|normal|adequate|satisf|good|ok$|korrekt|regelrecht|in situ|bien",
@@ -42,11 +45,6 @@ def first_of(sources: dict[str, pd.Series]) -> tuple[pd.Series, Parts]:
         counts[name] = int(new.sum())
     counts["unknown"] = int(value.isna().sum())
     return value, {name: n for name, n in counts.items() if n}
-
-
-def few(n: int) -> str:
-    """Return a count for the card, which may be passed on: none below ten."""
-    return f"{n:,}" if n >= 10 or not n else "under 10"
 
 
 def evidence(counts: Parts) -> str:

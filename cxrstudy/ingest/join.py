@@ -167,14 +167,11 @@ class _Key:
     name: str
     ids: pd.Series
     spellings: tuple[Spell, ...]
+    _spelled: dict[int, dict[str, list[str]]] = field(default_factory=dict)
 
     @cached_property
     def known(self) -> list[str]:
         return [text for text in self.ids.unique() if text]
-
-    @cached_property
-    def _spelled(self) -> dict[int, dict[str, list[str]]]:
-        return {}
 
     def spelled(self, k: int) -> dict[str, list[str]]:
         """Return the ids by their ``k``-th spelling."""

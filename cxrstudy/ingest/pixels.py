@@ -1,7 +1,7 @@
 """Look at the pixels of each image once: hashes, burned-in text, greys and a small copy.
 
-What was seen is stored below ``private``, in parts, so that an ingest that is killed goes on and a
-later one looks only at images that are new or changed.
+What was seen is stored below ``private``, in parts, so that a killed ingest continues, and a later
+one looks only at images that are new or changed.
 """
 
 import hashlib

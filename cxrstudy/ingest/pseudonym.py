@@ -1,4 +1,4 @@
-"""Replace ids by keyed hashes: without the key file nobody can hash a guessed id and compare."""
+"""Replace ids by keyed hashes: a guessed id cannot be hashed without the key file."""
 
 import hashlib
 import os

@@ -13,6 +13,7 @@ from cxrstudy.data import manifest as manifests
 from cxrstudy.data.language import not_english
 from cxrstudy.data.mining import read_statuses
 from cxrstudy.data.reports import NAMES, sections
+from cxrstudy.evaluate.agreement import cohens_kappa
 from cxrstudy.ingest import pixels
 from cxrstudy.ingest.views import features
 
@@ -134,15 +135,15 @@ def agreement(manifest: pd.DataFrame, texts: pd.Series) -> dict[str, dict[str, A
         known = label.notna() & said.notna()
         if not known.any():
             continue
-        a, b = label[known].to_numpy(float), said[known].to_numpy(float)
-        by_chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-        kappa = ((a == b).mean() - by_chance) / (1 - by_chance) if by_chance < 1 else None
+        pairs = (2 * label[known] + said[known]).to_numpy(int)
+        counts = np.bincount(pairs, minlength=4)  # neither, report only, table only, both
+        kappa = float(cohens_kappa(counts.reshape(2, 2)))
         found[name] = {
-            "both": int(((a == 1) & (b == 1)).sum()),
-            "report_only": int(((a == 0) & (b == 1)).sum()),
-            "table_only": int(((a == 1) & (b == 0)).sum()),
-            "neither": int(((a == 0) & (b == 0)).sum()),
-            "kappa": None if kappa is None else round(float(kappa), 3),
+            "both": int(counts[3]),
+            "report_only": int(counts[1]),
+            "table_only": int(counts[2]),
+            "neither": int(counts[0]),
+            "kappa": None if np.isnan(kappa) else round(kappa, 3),
         }
     return found
 

@@ -170,9 +170,9 @@ def _begin(
                 paths.append(path)
             else:
                 say(f"note: {path}, which an earlier ingest has read, is gone")
-    described_now = {"name": name, "key": key_mark(secret)}
     every = list(dict.fromkeys([*before.get("folders", []), *asked["folders"]]))
-    write_text(described, json.dumps({**described_now, "folders": every}, indent=1))
+    now = {"name": name, "key": key_mark(secret), "folders": every}
+    write_text(described, json.dumps(now, indent=1))
     return Ingest(name, place, secret, asked["folders"], asked["tables"], workers, say, progress)
 
 

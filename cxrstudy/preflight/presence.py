@@ -85,10 +85,8 @@ def unfit(name: str, size: int) -> str:
         name: an architecture of ours or of timm, or a name of published weights.
     """
     if name in OURS:  # hybrid_mini: convolutions to an eighth, then patches of 2
-        rest = size % 8
-        if not rest or name not in ("hybrid_mini", "vit_mini"):
-            return ""
-        if name == "hybrid_mini" and rest > 4:
+        cut = {"hybrid_mini": 1 <= size % 8 <= 4, "vit_mini": size % 8 > 0}
+        if not cut.get(name):
             return ""
         near = f"say size={size // 8 * 8} or size={(size // 8 + 1) * 8}"
         return f"size={size}: the patches of {name} do not divide {size} px; {near}"

@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, RLELossless
 
 from cxrstudy.data import synthetic
-from cxrstudy.data.images import prepare
+from cxrstudy.data.dicom import UnreadableImage
+from cxrstudy.data.images import prepare, read_whole
 from cxrstudy.ingest.duplicates import (
     ALIKE,
     HASHES,
@@ -23,11 +24,22 @@ from cxrstudy.ingest.duplicates import (
     TWO_PATIENTS,
     contamination,
     find_duplicates,
-    fingerprint,
     hash_image,
     later_copies,
 )
 from cxrstudy.study import StudyError, root
+
+
+def fingerprint(paths) -> pd.DataFrame:
+    """Return the hashes of image files, a row a path; missing for one that cannot be read."""
+    rows = []
+    for path in paths:
+        try:
+            rows.append(hash_image(read_whole(path)[0]))
+        except UnreadableImage:
+            rows.append({})
+    return pd.DataFrame(rows, columns=list(HASHES), dtype=object)
+
 
 SHARED = root().parent / "shared" / "data"
 REAL = pytest.mark.skipif(not SHARED.is_dir(), reason="real samples are not part of the project")
