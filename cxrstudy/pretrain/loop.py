@@ -17,6 +17,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from cxrstudy import modelcard, study
 from cxrstudy.data import images as stores
 from cxrstudy.files import write_text
 from cxrstudy.pretrain import checkpoint, distributed, flops
+from cxrstudy.pretrain.batches import prefetch, read_batches, step_draws
 from cxrstudy.pretrain.build import Run, build_run
 from cxrstudy.pretrain.monitor import (
     CHECKS,
@@ -84,23 +86,25 @@ def pretrain(
     monitor = Monitor(p, run.prepared, run.rows, score, run.checks)
     saved = run.started = time.monotonic()
 
-    # ---- training
-    for step in progress(range(run.resumed_from, run.steps)):
-        if step % max(1, run.steps // CHECKS) == 0 and distributed.rank() == 0:
-            monitor.check(run.objective.encoder, run.edges[step], run.curve)
-        lr, loss, parts = train_step(run, step)
-        # reading a value waits for the device, so it is done at few steps
-        log = step % LOG_STEPS == 0 or step == run.steps - 1
-        save = time.monotonic() - saved > p.checkpoint_seconds
-        save = save or bool(p.checkpoint_steps and (step + 1) % p.checkpoint_steps == 0)
-        if log or save:
-            flush_losses(run)
-        if log:
-            point = {"step": step, "samples_seen": run.edges[step + 1], "loss": float(loss)}
-            run.curve.append(point | {"lr": lr} | {n: float(part) for n, part in parts.items()})
-        if save:
-            saved = time.monotonic()
-            save_checkpoint(run, step + 1)
+    # ---- training: the operations of the first step are counted, in this thread
+    with contextlib.closing(prefetch(read_batches(run), p.accumulate)) as batches:
+        for step in progress(range(run.resumed_from, run.steps)):
+            if step % max(1, run.steps // CHECKS) == 0 and distributed.rank() == 0:
+                monitor.check(run.objective.encoder, run.edges[step], run.curve)
+            lr, loss, parts = train_step(run, step, batches)
+            # reading a value waits for the device, so it is done at few steps
+            log = step % LOG_STEPS == 0 or step == run.steps - 1
+            save = time.monotonic() - saved > p.checkpoint_seconds
+            save = save or bool(p.checkpoint_steps and (step + 1) % p.checkpoint_steps == 0)
+            if log or save:
+                flush_losses(run)
+            if log:
+                point = {"step": step, "samples_seen": run.edges[step + 1], "loss": float(loss)}
+                point |= {"lr": lr} | {name: float(part) for name, part in parts.items()}
+                run.curve.append(point)
+            if save:
+                saved = time.monotonic()
+                save_checkpoint(run, step + 1)
     seconds = run.seconds_training()
     save_checkpoint(run, run.steps)
 
@@ -116,39 +120,33 @@ def pretrain(
 
 
 # ---- one step ------------------------------------------------------------------------------------
-def train_step(run: Run, step: int) -> tuple[float, Tensor, dict[str, Tensor]]:
-    """Take one step of the optimiser.
+def train_step(
+    run: Run, step: int, batches: Iterator[dict[str, Tensor]]
+) -> tuple[float, Tensor, dict[str, Tensor]]:
+    """Take one step of the optimiser, on the next ``accumulate`` parts from ``batches``.
 
     Returns:
         Learning rate, loss, and parts of the loss, the last two as scalars on the device.
     """
-    p, objective = run.p, run.objective
-    world, rank = distributed.world_size(), distributed.rank()
+    p, objective, world = run.p, run.objective, distributed.world_size()
 
     # 1. Learning rate, and the random state of this step
     lr = learning_rate(step, run.steps, p.lr, p.warmup, **objective.lr_schedule)
     lr = objective.set_learning_rates(run.optimiser, lr, step, run.steps)
-    rng = np.random.default_rng([p.seed, step, 1])
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    torch.manual_seed(int(rng.integers(2**62)))  # for drop path
+    torch.manual_seed(step_draws(p, step)[2])  # for drop path
 
     # 2. Gradients of the batch, part by part
     run.optimiser.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=run.device)
-    batch = run.batch(step)  # (B,)
     with contextlib.nullcontext() if run.flops else flops.counter() as counter:
-        for part in np.split(batch, p.accumulate):  # (B / accumulate,)
-            low, high = (k * len(part) // world for k in (rank, rank + 1))
-            pixels = torch.from_numpy(run.prepared.images[run.rows[part[low:high]]])  # (N, H, W)
-            x = objective.encoder.normalise(pixels.to(run.device, non_blocking=True))  # (N,1,H,W)
+        for _ in range(p.accumulate):
+            batch = next(batches)
             with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-                part_loss, parts = objective.step_loss(
-                    x, part, low, rng, generator, step, run.steps
-                )
+                part_loss, parts = objective(batch, step, run.steps)
             (part_loss / p.accumulate).backward()
             loss += part_loss.detach() / p.accumulate
     if counter:  # counted once: steps differ only in the length of texts
-        run.flops = counter.get_total_flops() * world / len(batch)
+        run.flops = counter.get_total_flops() * world / (run.edges[step + 1] - run.edges[step])
 
     # 3. Update of the weights
     if world > 1:
@@ -268,13 +266,18 @@ def save_encoder(objective: Any, folder: Path, patients: set[str]) -> None:
 
 
 def subject_of(p: study.Pretrain, prepared: stores.Prepared, encoder: str) -> dict[str, Any]:
-    """Return what the numbers of a record are about."""
+    """Return what the numbers of a record are about.
+
+    The institution bears the names of splits other than ``pretrain`` and folds: parts of one pool
+    are not the same images.
+    """
+    parts = [name for name in p.splits if name != "pretrain" and not name.startswith("fold")]
     return {
         "paradigm": p.paradigm,
         "n_images": p.n_images,
         "samples_seen": p.samples_seen,
         "seed": p.seed,
-        "institution": prepared.info["institution"],
+        "institution": prepared.info["institution"] + f" ({' + '.join(parts)})" * bool(parts),
         "generator": prepared.info.get("generator"),
         "kind": prepared.info["kind"],
         "data": Path(p.data).name,
