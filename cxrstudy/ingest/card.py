@@ -138,17 +138,17 @@ def label_lines(name: str, found: Mapping[str, Any]) -> list[str]:
 
 # ---- files that users may edit -------------------------------------------------------------------
 def write_unedited(path: Path, text: str, private: Path, say: Callable[[str], None]) -> Path:
-    """Write a file, or NAME.new.md (or .yml) beside it if it was edited; return what was written.
+    """Write a file, or NAME.new.md (.yml) in the ingest folder if it was edited; return ``path``.
 
     What was written last is remembered below ``private``.
     """
     known = _memory(private)
     there = path.read_text(encoding="utf-8") if path.is_file() else text
     if there not in (text,) and known.get(path.name) != _digest(there):
-        new = path.with_suffix(f".new{path.suffix}")
-        say(f"{path.relative_to(study.root())} was edited and is kept; the new one is {new.name}")
+        new = private.parent / f"{path.stem}.new{path.suffix}"  # elsewhere it would be a card too
+        say(f"{path.relative_to(study.root())} was edited and is kept; what is new is in {new}")
         write_text(new, text)
-        return new
+        return path
     if not path.is_file() or there != text:
         write_text(path, text)
     write_text(private / "written.json", json.dumps(known | {path.name: _digest(text)}, indent=1))
@@ -177,7 +177,7 @@ def _digest(text: str) -> str:
 
 
 def write_preset(name: str, place: Path, say: Callable[[str], None]) -> Path:
-    """Write the preset of an ingest, sized to what is there, or a new one beside an edited one.
+    """Write the preset of an ingest, sized to what is there; return it. An edited one is kept.
 
     Raises:
         StudyError: there are too few images for a study.
@@ -191,9 +191,10 @@ def write_preset(name: str, place: Path, say: Callable[[str], None]) -> Path:
     line = f"    root: {json.dumps(shown)}  # the ingest folder\n"
     text = re.sub(r"(^    card: .*\n)", lambda found: found[1] + line, text, flags=re.MULTILINE)
     text = text.replace(f"`cxrstudy new --card {name}`", "`cxrstudy ingest`")
-    written = write_unedited(path, text.replace(" --data-root PATH", ""), place / "private", say)
-    say(
-        f"preset {written.relative_to(root)}: {len(sized.paradigms)} scaling curves, about "
-        f"{max(1, round(sized.minutes()))} minutes on this machine (an estimate)"
-    )
-    return written
+    text = text.replace(" --data-root PATH", "")
+    if write_unedited(path, text, place / "private", say).read_text(encoding="utf-8") == text:
+        say(
+            f"preset {path.relative_to(root)}: {len(sized.paradigms)} scaling curves, about "
+            f"{max(1, round(sized.minutes()))} minutes on this machine (an estimate)"
+        )
+    return path

@@ -206,13 +206,14 @@ def test_an_edited_card_and_preset_are_kept(copy: tuple[Walk, Path], archive: Pa
     path.write_text(edited)
     said = again(archive)
     assert path.read_text() == edited
-    assert (walk.root / "data_cards" / "own.new.md").is_file()
+    assert (folder / "own.new.md").is_file()  # beside the card it would be one
     assert any("own.md was edited and is kept" in line for line in said)
     preset = walk.root / "notebooks" / "presets" / "own.yml"
     preset.write_text(preset.read_text().replace("title: own", "title: mine"))
-    card.write_preset("own", folder, said.append)
+    assert card.write_preset("own", folder, said.append) == preset
     assert "title: mine" in preset.read_text()
-    assert (walk.root / "notebooks" / "presets" / "own.new.yml").is_file()
+    assert (folder / "own.new.yml").is_file()
+    assert grid.preset_names().count("own.new") == 0
 
 
 @pytest.mark.parametrize("inside", [True, False])
