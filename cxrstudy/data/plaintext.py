@@ -20,12 +20,12 @@ _BLOCKS = r"p|div|li|ul|ol|tr|table|tbody|h[1-6]|hr|section|pre|dl|dt|dd"
 _BREAK = re.compile(  # a line's end, and what a browser, HL7 or a spreadsheet puts for a character
     r"(?P<line>\r+\n|\r|[\v\f\x1c-\x1e\x85\u2028\u2029\xb6\u240a\u240d\u2424]|(?:%0d)?%0a|%0d"
     r"|(?:_x000[da]_)+(?:\r?\n)?"
-    r"|\\+r\\+n|\\+[rn]|\\+(?:u(?:000|x0)[a-d]|u202[89]|x0[a-d](?![\\\da-f]))"
+    r"|\\{1,9}+(?:r\\{1,9}+n|[rn]|u(?:000|x0)[a-d]|u202[89]|x0[a-d](?![\\\da-f]))"
     r"|\\\.(?:br|sp\d*|ce)\\|\\x0[ad](?:0a)?\\|\\(?:par|line)\b ?|\^m(?:\r?\n)?"
     rf"|{_LT}(?:br|cr|lf|crlf|nl|newline){_REST}{_GT}(?:[ \t]*\r?\n)?"
     rf"|(?:{_LT}/?(?:{_BLOCKS}){_REST}{_GT}\s*)+"
     r"|~(?![ \t]?\d))"
-    rf"|(?P<cell>{_LT}/?t[dh]{_REST}{_GT}|\\+(?-i:t)(?![a-z\\]))"
+    rf"|(?P<cell>{_LT}/?t[dh]{_REST}{_GT}|\\{{1,9}}+(?-i:t)(?![a-z\\]))"
     rf"|(?P<bold>{_LT}/?(?:b|strong|u|i|em|span|font|mark){_REST}{_GT})"
     rf"|(?P<gone>{_LT}/?(?:html|body|head|a|sup|sub|small|code){_REST}{_GT}|\\[hn]\\"
     r"|[\xad\ufeff\u200b-\u200f\u2060])"
@@ -36,8 +36,8 @@ _BREAK = re.compile(  # a line's end, and what a browser, HL7 or a spreadsheet p
 _HL7 = {"t": "&", "f": "|", "s": "^", "r": "~"}
 _NAME = r"[A-Za-z][A-Za-z0-9 \t/&,;.()'-]{1,60}?"
 _MARKED = re.compile(  # **X**, __X__, [X], <X>, and where a line begins ## X ##, == X ==, | X |
-    rf"[*_\[{{<][*_\[{{</]*+[ \t]*+({_NAME})[ \t]*:?[ \t]*/?[*_\]}}>]++[ \t]*:?"
-    rf"|^[ \t]*+[#=~|>(+-]++[ \t]*+({_NAME})[ \t]*:?[ \t]*(?:[#=~|)+-]++[ \t]*:?|$)",
+    rf"[*_\[{{<][*_\[{{</]*+[ \t]*+({_NAME})[ \t]*+(?::[ \t]*+)?/?[*_\]}}>]++[ \t]*:?"
+    rf"|^[ \t]*+[#=~|>(+-]++[ \t]*+({_NAME})[ \t]*+(?::[ \t]*+)?(?:[#=~|)+-]++[ \t]*:?|$)",
     re.M,
 )
 _EMPHASIS = re.compile(r"\*\*+|(?<![_\w])__(?=[^\W_])|(?<=[^\W_])__(?![_\w])")

@@ -158,7 +158,8 @@ def _headers(text: str) -> list[Head]:
         at, mark = m.start(), m[0]
         head = None
         if mark == ":":
-            dotted = None if at > before else _DOTTED.search(text, line, at)
+            # only so far back: text of nothing but colons would take the square of its length
+            dotted = None if at > before else _DOTTED.search(text, max(line, at - 90), at)
             begin = dotted.start() if dotted else before
             head = _colon(text, begin, at, line) if at - begin < 90 else None
             head = head or _suffix(text, before, at, lower)
@@ -207,9 +208,10 @@ def _colon(text: str, before: int, at: int, line: int) -> Head | None:
 
 def _suffix(text: str, before: int, at: int, lower: bool) -> Head | None:
     """Return a header in capitals, or with one, after other words: a line end was lost."""
-    if lower and (ending := _LAST_WORD.search(text, before, at)) and ending[0] in _CORE:
+    near = max(before, at - 60)
+    if lower and (ending := _LAST_WORD.search(text, near, at)) and ending[0] in _CORE:
         return ending.start(), at + 1, section_of(ending[0]) or ""
-    m = _SUFFIX.search(text, max(before, at - 60), at)
+    m = _SUFFIX.search(text, near, at)
     if not m or not m[1].strip():
         return None
     words = [(w.start(), w[0]) for w in re.finditer(r"[A-Za-z]+", m[1])]
