@@ -199,10 +199,19 @@ class Classify(Evaluation):
     fold_encoders: list[str] = Field([], description="cross-fitting: one encoder for each fold")
     folds: list[str] = Field([], description="cross-fitting: splits that are folds; empty = none")
     tasks: list[
-        Literal["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"]
+        Literal[
+            "findings",
+            "lines_tubes",
+            "malposition",
+            "laterality",
+            "zero_shot",
+            "retrieval",
+            "nuisance",
+        ]
     ] = Field(
         ["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"],
-        description="what is evaluated, if data and encoder allow it",
+        description="what is evaluated, if data and encoder allow it; also nuisance: what else the "
+        "features hold",
     )
     labels: list[str] = Field([], description="labels to probe; empty = all of the data set")
     pooling: str = Field(

@@ -98,9 +98,9 @@ class Asked:
         curve = self.preset.curves[k]
         return bool(self.folds) and curve.evaluated == curve.data
 
-    def pools(self, k: int, splits: list[str]) -> list[list[str]]:
-        """Return the splits that runs of a curve train on: if cross-fitted, all folds but one."""
-        if not self.folded(k):
+    def pools(self, splits: list[str], *, folded: bool) -> list[list[str]]:
+        """Return the splits that runs train on: if cross-fitted, all folds but one."""
+        if not folded:
             return [splits]
         return [[f for f in self.folds if f != left] for left in self.folds]
 

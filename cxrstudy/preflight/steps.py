@@ -184,7 +184,7 @@ def curves(c: Asked) -> Iterator[Problem]:
 
 def _size(c: Asked, k: int, p: study.Pretrain, held: Holding) -> Iterator[Problem]:
     """Check one subset size against the images that its paradigm can use."""
-    pools = c.pools(k, p.splits)
+    pools = c.pools(p.splits, folded=c.folded(k))
     there, in_all = (min(held.count(s, what) for s in pools) for what in (p.paradigm, "dinov2"))
     named = "the folds but one" if c.folded(k) else f"split {' and '.join(p.splits)}"
     about, needs = "" if held.manifest is not None else "about ", ""
