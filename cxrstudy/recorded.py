@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from cxrstudy import results, run, study
 from cxrstudy.files import replacing, write_text
+from cxrstudy.plans import plan_path, plans_by_path
 
 RECORDED = "recorded:"  # before the name of a recorded study
 LIMIT = 10_000_000  # bytes of a recorded study: it is part of every clone
@@ -43,10 +44,22 @@ def place(preset: str) -> Path:
 
 def name_of(source: str) -> str:
     """Return how titles name a source, which is a preset or ``recorded:NAME``."""
-    kept = source.startswith(RECORDED)
-    return (
-        f"{source.removeprefix(RECORDED)}, recorded" if kept else f"{source}, run on this machine"
-    )
+    if source.startswith(RECORDED):
+        return f"{source.removeprefix(RECORDED)}, recorded"
+    changed = variant_alone(source)
+    return f"{source}, run on this machine{changed and f' with {changed}'}"
+
+
+def variant_alone(source: str) -> str:
+    """Return the ``--set`` variant that stands for a preset which was never run as it is written.
+
+    It is the one that was planned last; "" if the preset itself was run, or nothing of it.
+    """
+    if source.startswith(RECORDED) or plan_path(source).is_file():
+        return ""
+    plans = {path: plan for path, plan in plans_by_path(source).items() if plan}
+    last = max(plans, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return str(plans[last]["variant"]) if last else ""
 
 
 def presets() -> list[str]:

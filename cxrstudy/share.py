@@ -22,7 +22,7 @@ import pandas as pd
 from cxrstudy import sources, study
 from cxrstudy.files import replacing
 from cxrstudy.numbers import SMALL
-from cxrstudy.recorded import RECORDED
+from cxrstudy.recorded import RECORDED, variant_alone
 
 SCHEMA, FEWEST = 1, SMALL
 LARGEST_FILE, LARGEST_PACK, MOST_ROWS = 20_000_000, 60_000_000, 200_000
@@ -82,6 +82,8 @@ def pack(name: str, out: str | Path = "", site: str = "") -> Path:
     source = name if name in sources.every() else f"{RECORDED}{name}"
     if source not in sources.every():
         raise study.StudyError(f"no results of {name!r} here: cxrstudy run --preset {name}")
+    if changed := variant_alone(source):
+        raise study.StudyError(f"{name} was run with {changed} only: cxrstudy run --preset {name}")
     name, site = source.removeprefix(RECORDED), site or source.removeprefix(RECORDED)
     if not re.fullmatch(NAME, site):
         raise study.StudyError(f"--site {site!r}: up to 40 letters, digits, blanks, - and _")

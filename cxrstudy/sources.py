@@ -12,7 +12,7 @@ import pandas as pd
 
 from cxrstudy import grid, recorded, results, study
 from cxrstudy.plans import plans_by_path
-from cxrstudy.recorded import RECORDED
+from cxrstudy.recorded import RECORDED, variant_alone
 from cxrstudy.results import read_record
 from cxrstudy.run import read_plan, read_plans, variant_name
 
@@ -31,7 +31,7 @@ def plan_table(source: str, variant: str = "") -> tuple[pd.DataFrame, list[str]]
         return recorded.load(name, variant), [r.name for r in left if r.stage in recorded.SCORES]
     planned = [
         study.runs_root() / source / run["stage"] / run["name"]
-        for run in read_plan(source, variant)
+        for run in read_plan(source, variant or variant_alone(source))
     ]
     there = [folder for folder in planned if (folder / "record.json").is_file()]
     return results.load_records(there), [folder.name for folder in planned if folder not in there]
@@ -41,7 +41,10 @@ def variants(source: str) -> list[str]:
     """Return the ``--set`` variants of a source that have results."""
     if source.startswith(RECORDED):
         return recorded.variants(source.removeprefix(RECORDED))
-    return [p["variant"] for p in read_plans() if p["preset"] == source and p["variant"]]
+    shown = ("", variant_alone(source))  # as the preset itself
+    return [
+        p["variant"] for p in read_plans() if p["preset"] == source and p["variant"] not in shown
+    ]
 
 
 def analysis(source: str, variant: str = "") -> dict[str, pd.DataFrame]:
@@ -50,6 +53,7 @@ def analysis(source: str, variant: str = "") -> dict[str, pd.DataFrame]:
     Empty where it has not been run. Tables hold the rows of ``variant`` alone.
     """
     folder = _folder(source, variant)
+    variant = variant if source.startswith(RECORDED) else ""  # here each has a folder of its own
     tables = {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
     return {
         name: rows[rows["variant"] == variant].drop(columns="variant").reset_index(drop=True)
@@ -78,7 +82,7 @@ def _folder(source: str, variant: str) -> Path:
     """Return the folder of a source's analysis, which need not exist."""
     if source.startswith(RECORDED):
         return recorded.place(source.removeprefix(RECORDED)) / ANALYSIS
-    for run in read_plan(source, variant):
+    for run in read_plan(source, variant or variant_alone(source)):
         if run["stage"] == "analyse":
             return study.runs_root() / source / "analyse" / str(run["name"])
     return study.runs_root() / source / "analyse" / "none"
@@ -107,7 +111,7 @@ def presets_run() -> list[str]:
 
 
 def _presets_run(lost: dict[str, str]) -> list[str]:
-    names = {path.parent.name for path in study.runs_root().glob("*/plan.json")} - lost.keys()
+    names = {path.parent.name for path in study.runs_root().glob("*/plan*.json")} - lost.keys()
     known = (name for name in names if name in grid.preset_names())
     return sorted(known, key=lambda name: (name != "mini", name == "smoke", name))
 

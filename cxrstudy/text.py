@@ -57,10 +57,14 @@ def provenance(table: pd.DataFrame, missing: list[str], source: str) -> str:
         f"Code at {_list(once['commit'].unique())}. Seeds: {_list(sorted(int(s) for s in seeds))}. "
         f"Data: {_list(kinds)}."
     )
+    changed = recorded.variant_alone(source)
     if missing:
         some = _list(missing[:3]) + ", ..." * (len(missing) > 3)
         text += f" **{len(missing)} evaluations have no result yet** ({some}); "
-        text += f"`{command(source)}` runs them."
+        text += f"{'the same call' if changed else f'`{command(source)}`'} runs them."
+    if changed:
+        text += f" **It was run with changed values only: `{changed}`.** "
+        text += f"`{command(source)}` runs it as it is written."
     if kinds == ["synthetic"]:
         text += " These are **synthetic x-rays**: the numbers say nothing about patients."
     if "real" in kinds:

@@ -1,5 +1,6 @@
 """Sentences of the book's pages say what the tables of the analysis say, and no more."""
 
+import os
 import time
 from types import SimpleNamespace
 
@@ -18,13 +19,14 @@ from cxrstudy import (
     grid,
     plots,
     recorded,
+    share,
     shown,
     sources,
     study,
     tables,
     text,
 )
-from cxrstudy.plans import write_plan
+from cxrstudy.plans import plan_path, write_plan
 from cxrstudy.results import load_records, write_record
 from cxrstudy.scaling import analysis, verdicts
 
@@ -159,6 +161,34 @@ def test_with_nothing_analysed_nothing_is_claimed(runs):
     assert "no result yet" in text.short_answer("mini", {})
     assert "Nothing of preset" in text.provenance(table, [], "mini")
     assert figures.gains({"contrasts": pd.DataFrame(columns=verdict_columns())}, {}) is None
+
+
+def plan_of(variant, *parts):
+    plan = [grid.Run(part.name, part.parent.name, "mini", {}, ()) for part in parts]
+    return write_plan(plan_path("mini", variant), "mini", plan, variant)
+
+
+def test_a_preset_that_was_run_with_changed_values_only_is_shown_with_them(runs):
+    for k, (variant, value) in enumerate({"lr=0.1": 0.7, "samples_seen=320": 0.8}.items()):
+        done = runs / "mini" / "analyse" / f"analyse-{k}"
+        done.mkdir(parents=True)
+        rows = pd.DataFrame({"value": [value], "variant": [""]})
+        rows.to_parquet(done / "values.parquet")
+        os.utime(plan_of(variant, record(f"clip-{k}", [(*FINDINGS, value)]), done), (k, k))
+    assert sources.presets_run() == ["mini"] == sources.studies()[-1:]
+    assert sources.plan_table("mini")[0]["value"].tolist() == [0.8]  # the last one
+    assert sources.analysis("mini")["values"]["value"].tolist() == [0.8]
+    assert sources.variants("mini") == ["lr=0.1"]
+    assert sources.analysis("mini", "lr=0.1")["values"]["value"].tolist() == [0.7]
+    assert recorded.name_of("mini") == "mini, run on this machine with samples_seen=320"
+    said = text.provenance(*sources.plan_table("mini"), "mini")
+    assert "changed values only: `samples_seen=320`" in said and "PRESET=mini` runs it as" in said
+    with pytest.raises(study.StudyError, match="mini was run with samples_seen=320 only"):
+        share.pack("mini")
+    plan_of("", record("clip-9", [(*FINDINGS, 0.9)]))  # now the preset itself
+    assert sources.plan_table("mini")[0]["value"].tolist() == [0.9]
+    assert set(sources.variants("mini")) == {"lr=0.1", "samples_seen=320"}
+    assert recorded.name_of("mini") == "mini, run on this machine"
 
 
 def verdict_columns():
