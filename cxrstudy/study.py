@@ -90,6 +90,11 @@ class Data(Parameters):
         description="shares of patients in each split; they sum to 1",
     )
     seed: int = Field(0, ge=0, description="seed of the split and of the synthetic institution")
+    image_format: Literal["raw", "jpeg"] = Field(
+        "raw",
+        description="raw = as read; jpeg = a fifth of the disk, grey values off by 1 on average",
+        exclude_if=lambda value: value == "raw",
+    )
 
 
 class OnData(Parameters):

@@ -1,11 +1,10 @@
-"""Turn manifest rows into pixels once: every image is read or drawn and kept in one array."""
+"""Turn manifest rows into pixels once: every image is read or drawn and kept in shards."""
 
-import hashlib
+import fcntl
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,32 +12,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import cpu_count
 from PIL import Image
 
-from cxrstudy.data import dicom, odd
+from cxrstudy.data import dicom, odd, shards
 from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.filetypes import DICOM, what_is
 from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
 from cxrstudy.data.picturefiles import UnfitPicture, read_picture
 from cxrstudy.data.shapes import map_files
+from cxrstudy.data.shardfiles import Images
 from cxrstudy.files import write_text
 from cxrstudy.progress import Progress
 
-CHUNK = 256  # images handled at a time
 REMEDY = "export the image as PNG, JPEG or DICOM, or leave it out"
 LARGE = 200_000_000  # pixels: some 30 s of drawing, worth the start of other processes
+MANY = 500  # files: some 10 s of reading
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A prepared data set: ``manifest`` row i is ``images[i]``.
 
-    ``images`` is a memory-mapped uint8 array (N, size, size), bone bright.
+    ``images`` is uint8 (N, size, size), bone bright: an array, or read from shards as if it were.
     """
 
     manifest: pd.DataFrame
-    images: np.ndarray
+    images: np.ndarray | Images
     info: dict[str, Any]
 
 
@@ -141,15 +141,26 @@ def relative_to_root(manifest: pd.DataFrame, root: str | Path) -> pd.DataFrame:
     return manifest.assign(**{c: manifest[c].map(lambda v: map_files(v, cut)) for c in files})
 
 
-def _draw(paths: pd.Series, size: int) -> np.ndarray:
+def _draw(paths: Sequence[str], size: int) -> np.ndarray:
     """Draw synthetic rows, all of one institution and seed, together."""
     from cxrstudy.data import synthetic  # imports torch, not needed to open prepared data
 
-    parts = paths.str.split(":", expand=True)
-    institution, seed = parts.iloc[0, 1], int(parts.iloc[0, 2])
-    index = parts[3].astype(int).to_numpy()
-    batch = synthetic.sample(index, institution=institution, size=size, seed=seed)
+    _, institution, seed, _ = paths[0].split(":")
+    index = np.array([int(path.rsplit(":", 1)[1]) for path in paths])
+    batch = synthetic.sample(index, institution=institution, size=size, seed=int(seed))
     return np.rint(np.asarray(batch.image)[:, 0] * 255).astype(np.uint8)
+
+
+def _read_paths(paths: Sequence[str], size: int) -> Iterator[shards.Found]:
+    """Yield of each path its pixels and notes, or the UnreadableImage."""
+    if paths and paths[0].startswith("synthetic:"):
+        yield from ((image, ()) for image in _draw(paths, size))
+        return
+    for path in paths:
+        try:
+            yield read_with_notes(path, size)
+        except UnreadableImage as error:
+            yield error
 
 
 def prepare(
@@ -159,129 +170,142 @@ def prepare(
     size: int,
     info: dict[str, Any],
     root: str | Path = "",
+    seed: int = 0,
+    image_format: str = "raw",
     progress: Progress = iter,
 ) -> Prepared:
-    """Write ``manifest.parquet``, ``images.npy`` (N, size, size) and ``prepared.json`` to ``out``.
+    """Write ``shards``, ``manifest.parquet`` and ``prepared.json`` of a data run to ``out``.
 
     Unreadable images, and copies of images of another split, are left out and listed in
     ``quarantine.csv`` (image_id, path, reason). Odd ones stay and are listed in ``odd.csv``
     (image_id, path, kind; an image may have several). ``prepared.json`` counts both by kind:
     ``set_aside``, ``odd``. A warning is given on copies, and if many images are lost. Paths are
     stored relative to ``root`` (see ``note_root``). A complete folder with the same ``info`` and
-    size is returned unchanged.
+    size is returned unchanged; in another, only shards that are missing or changed are made.
+
+    Args:
+        seed: of the nested subset whose order the shards follow.
+        image_format: raw, or jpeg (quality 95).
 
     Raises:
         ManifestError: no image can be read.
     """
     out = Path(out)
-    done = out / "prepared.json"
-    if done.is_file():
-        if (info | {"size": size}).items() <= json.loads(done.read_text()).items():
-            if root:
-                note_root(out, root)
-            return open_prepared(out)
-        done.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    scratch = out / f".images.{os.getpid()}.npy"
-    shape = (len(manifest), size, size)
-    images = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape)
-    unreadable: dict[int, UnreadableImage] = {}
-    kept: list[int] = []
-    kinds: list[tuple[int, str]] = []
-    for row, found in enumerate(_without_copies(manifest, _pixels(manifest, size, progress))):
-        if isinstance(found, UnreadableImage):
-            unreadable[row] = found
-            continue
-        images[len(kept)], notes = found
-        kinds += [(row, kind) for kind in dict.fromkeys(notes)]
-        kept.append(row)
-    if not kept:
-        scratch.unlink()
-        raise ManifestError(f"none of {len(manifest)} images could be read; first: {unreadable[0]}")
-    mean, std = _mean_and_std(images[: len(kept)])
-    if unreadable:
-        np.save(out / "images.npy", images[: len(kept)])
-        scratch.unlink()
-    else:
-        images.flush()
-        os.replace(scratch, out / "images.npy")
-    aside = pd.DataFrame({"image_id": manifest["image_id"].iloc[list(unreadable)]})
-    aside["path"] = [str(error.path) for error in unreadable.values()]
-    aside["reason"] = [str(error.reason) for error in unreadable.values()]
-    aside.to_csv(out / "quarantine.csv", index=False)
-    listed = manifest.iloc[[row for row, _ in kinds]][["image_id", "path"]]
-    listed.assign(kind=[kind for _, kind in kinds]).to_csv(out / "odd.csv", index=False)
-    rows = manifest.iloc[kept].reset_index(drop=True)
-    if root:
-        note_root(out, root)
-        rows = relative_to_root(rows, root)
-    write_manifest(rows, out / "manifest.parquet")
-    info = info | {
-        "size": size,
-        "mean": mean,
-        "std": std,
-        "quarantined": len(unreadable),
-        "set_aside": odd.count(error.kind for error in unreadable.values()),
-        "odd": odd.count(kind for _, kind in kinds),
-    }
-    write_text(done, json.dumps(info, indent=1))
-    copies = [str(error.reason) for error in unreadable.values() if error.kind == odd.COPY]
+    with _alone(out):
+        if (whole := _complete(out, info | {"size": size}, root)) is not None:
+            return whole
+        below = relative_to_root(manifest, root) if root else manifest
+        paths = manifest["path"].tolist()
+        is_drawn = paths[0].startswith("synthetic:")
+        made_by = f"{info.get('generator') if is_drawn else ''} {size} {image_format}"
+        worth = len(paths) * size**2 > LARGE if is_drawn else len(paths) > MANY
+        facts, listed = shards.make(
+            out,
+            paths,
+            shards.image_keys(paths, below["path"].tolist(), made_by),
+            shards.shard_numbers(manifest, seed),
+            read=_read_paths,
+            size=size,
+            image_format=image_format,
+            jobs=cpu_count() if worth else 1,
+            root=str(root),
+            progress=progress,
+        )
+        facts = _without_copies(manifest, facts)
+        is_lost = facts["reason"].to_numpy() != ""
+        lost, kept = np.flatnonzero(is_lost), np.flatnonzero(~is_lost)
+        aside = manifest.iloc[lost][["image_id", "path"]].assign(
+            reason=facts["reason"].iloc[lost].to_numpy()
+        )
+        if not len(kept):
+            raise ManifestError(
+                f"none of {len(manifest)} images could be read; first: {paths[0]}: "
+                f"{facts['reason'].iloc[0]}"
+            )
+        aside.to_csv(out / "quarantine.csv", index=False)
+        kinds = facts["notes"].iloc[kept].str.split("|").explode()
+        kinds = kinds[kinds != ""]
+        listed_odd = manifest.iloc[kinds.index][["image_id", "path"]]
+        listed_odd.assign(kind=kinds.to_numpy()).to_csv(out / "odd.csv", index=False)
+        if root:
+            note_root(out, root)
+        write_manifest(below.iloc[kept].reset_index(drop=True), out / "manifest.parquet")
+        shards.finish(out, facts.iloc[kept], listed, size, image_format)
+        mean, std = _mean_and_std(facts.iloc[kept], size)
+        info = info | {
+            "size": size,
+            "mean": mean,
+            "std": std,
+            "quarantined": len(lost),
+            "set_aside": odd.count(facts["kind"].iloc[lost]),
+            "odd": odd.count(kinds),
+        }
+        write_text(out / "prepared.json", json.dumps(info, indent=1))
+    copies = facts["reason"][facts["kind"] == odd.COPY].tolist()
     for sentence in [*odd.copied(copies), *odd.losses(info, len(kept))]:
         warnings.warn(sentence, stacklevel=2)
     return open_prepared(out)
 
 
-def _without_copies(manifest: pd.DataFrame, found: Iterable[Any]) -> Iterator[Any]:
-    """Yield what was read of each row; an UnreadableImage for copies of images of another split.
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a data run's lock; wait, with a warning, for another process that prepares it."""
+    with (out / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            warnings.warn(f"another process prepares {out}: waiting for it", stacklevel=3)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def _complete(out: Path, asked: dict[str, Any], root: str | Path) -> Prepared | None:
+    """Return the data run in ``out`` if it is whole and is what was asked for."""
+    done = out / "prepared.json"
+    if not done.is_file():
+        return None
+    if asked.items() <= json.loads(done.read_text()).items():
+        if root:
+            note_root(out, root)
+        try:
+            return open_prepared(out)
+        except FileNotFoundError as error:
+            warnings.warn(f"{error}; it is made now", stacklevel=3)
+    done.unlink()
+    return None
+
+
+def _without_copies(manifest: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+    """Return facts in which copies of images of another split are set aside.
 
     Copies in two splits would be tested on what was learned. They are set aside, and do not end the
     run, since one pair among 100,000 images is no reason to read all of them again. Within a split
     they stay. Pictures of one grey are no copies.
     """
-    first: dict[bytes, int] = {}
-    names = manifest.get("split", manifest["image_id"]).to_numpy()
-    ids, paths = manifest["image_id"].to_numpy(), manifest["path"].to_numpy()
-    for row, each in enumerate(found):
-        if isinstance(each, UnreadableImage) or "split" not in manifest or np.ptp(each[0]) == 0:
-            yield each
-            continue
-        other = first.setdefault(hashlib.blake2b(each[0], digest_size=16).digest(), row)
-        alike = f"{ids[row]} of {names[row]} has the pixels of {ids[other]} of {names[other]}"
-        copy = UnreadableImage(paths[row], alike, REMEDY, kind=odd.COPY)
-        yield each if names[row] == names[other] else copy
-
-
-def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard deviation of intensities in [0, 1], over chunks that fit memory."""
-    chunks = np.array_split(images, 1 + len(images) // 4096)
-    moments = [np.array([c.mean(dtype=float), c.astype(float).var()]) for c in chunks]
-    mean, variance = np.mean(moments, axis=0) / [255, 255**2]
-    return float(mean), float(variance**0.5)
-
-
-def _pixels(manifest: pd.DataFrame, size: int, progress: Progress) -> Iterator[Any]:
-    """Yield of each row its pixels and notes, or the UnreadableImage."""
-    is_drawn = manifest["path"].str.startswith("synthetic:")
-
-    def read(row: int) -> tuple[np.ndarray, tuple[str, ...]] | UnreadableImage:
-        try:
-            return read_with_notes(manifest["path"].iloc[row], size)
-        except UnreadableImage as error:
-            return error
-
-    starts = range(0, len(manifest), CHUNK)
-    many = len(manifest) * size**2 > LARGE
-    drawn = Parallel(n_jobs=-1 if many else 1, return_as="generator")(
-        delayed(_draw)(manifest["path"].iloc[start : start + CHUNK], size)
-        for start in starts
-        if is_drawn.iloc[start]
+    if "split" not in manifest:
+        return facts
+    rows = np.flatnonzero(facts["digest"] != 0)
+    _, first, inverse = np.unique(
+        facts["digest"].iloc[rows], return_index=True, return_inverse=True
     )
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in progress(starts):
-            if is_drawn.iloc[start]:
-                yield from ((image, ()) for image in next(drawn))
-            else:
-                yield from pool.map(read, range(start, min(start + CHUNK, len(manifest))))
+    other = rows[first[inverse]]  # the first image with the same pixels
+    names, ids = (manifest[name].to_numpy() for name in ("split", "image_id"))
+    twice = names[rows] != names[other]
+    pairs = zip(rows[twice], other[twice], strict=True)
+    alike = [f"{ids[a]} of {names[a]} has the pixels of {ids[b]} of {names[b]}" for a, b in pairs]
+    facts.loc[rows[twice], "reason"] = alike
+    facts.loc[rows[twice], "kind"] = odd.COPY
+    return facts
+
+
+def _mean_and_std(facts: pd.DataFrame, size: int) -> tuple[float, float]:
+    """Return mean and standard deviation of intensities in [0, 1], from exact sums."""
+    n = len(facts) * size**2
+    total, squares = (sum(facts[name].tolist()) for name in ("total", "squares"))
+    return total / n / 255, ((n * squares - total**2) / n**2 / 255**2) ** 0.5
 
 
 def open_prepared(folder: str | Path) -> Prepared:
@@ -291,7 +315,8 @@ def open_prepared(folder: str | Path) -> Prepared:
         raise FileNotFoundError(
             f"{folder} holds no prepared data set; run data.ipynb with out={folder} first"
         )
-    images = np.load(folder / "images.npy", mmap_mode="r")
+    older = folder / "images.npy"  # of data runs before there were shards
+    images: Any = np.load(older, mmap_mode="r") if older.exists() else Images(folder)
     info = json.loads((folder / "prepared.json").read_text())
     manifest = read_manifest(folder / "manifest.parquet")
     if (folder / "root.txt").is_file():

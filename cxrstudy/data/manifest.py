@@ -100,7 +100,7 @@ def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
         validate(manifest, str(path)).to_parquet(scratch, index=False)
 
 
-def _unit_hash(values: pd.Series, key: str) -> np.ndarray:
+def unit_hash(values: pd.Series, key: str) -> np.ndarray:
     """Return a number in [0, 1) for each value that depends only on (key, value)."""
     codes, unique = pd.factorize(values.astype(str))
     salt = hashlib.blake2b(key.encode(), digest_size=32).digest()
@@ -137,7 +137,7 @@ def assign_splits(
             f"fractions must be at least 0 and sum to 1, not {fractions}, which sum to "
             f"{shares.sum():g}"
         )
-    position = _unit_hash(manifest["patient_id"], f"split:{seed}")
+    position = unit_hash(manifest["patient_id"], f"split:{seed}")
     if "official_split" in manifest:
         return manifest.assign(split=_official(manifest, fractions, position))
     index = np.searchsorted(np.cumsum(shares)[:-1], position, side="right")
@@ -190,7 +190,7 @@ def nested_subset(manifest: pd.DataFrame, n_images: int, *, seed: int = 0) -> pd
             f"n_images is {n_images}, but there are {len(manifest)} images to choose from: give 1 "
             f"to {len(manifest)}, or n_images: 0 in a preset's `data` for all"
         )
-    patient = _unit_hash(manifest["patient_id"], f"subset:{seed}")
+    patient = unit_hash(manifest["patient_id"], f"subset:{seed}")
     rows = np.flatnonzero(patient <= np.partition(patient, n_images - 1)[n_images - 1])
     ids = (manifest[name].iloc[rows].to_numpy(str) for name in ("image_id", "patient_id"))
     order = np.lexsort((*ids, patient[rows]))[:n_images]

@@ -1,4 +1,4 @@
-"""Make a data run: card to manifest, patients to splits, images to one array for all notebooks."""
+"""Make a data run: card to manifest, patients to splits, images to shards for all notebooks."""
 
 import hashlib
 import json
@@ -131,7 +131,8 @@ def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:
     }
     manifest = assign_splits(manifest, fractions=p.fractions, seed=p.seed)
     out = study.resolve(p.out)
-    return images.prepare(manifest, out, size=p.size, info=info, root=root, progress=progress)
+    how: Any = {"seed": p.seed, "image_format": p.image_format, "progress": progress}
+    return images.prepare(manifest, out, size=p.size, info=info, root=root, **how)
 
 
 def open_data(folder: str, *, progress: Progress = iter) -> tuple[Prepared, Path]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from joblib import Parallel
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
@@ -17,12 +17,14 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from cxrstudy import study
 from cxrstudy.data import cards, odd, synthetic
 from cxrstudy.data.dicom import UnreadableImage
-from cxrstudy.data.images import CHUNK, open_prepared, prepare, read_image
+from cxrstudy.data.images import open_prepared, prepare, read_image
 from cxrstudy.data.manifest import ManifestError, label_array
 from cxrstudy.data.sets import open_data, prepare_data
+from cxrstudy.data.shards import PART
 from cxrstudy.data.vocabulary import LABELS
 
 torch.set_num_threads(1)
+CHUNK = PART[0]
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (32, 32), dtype=np.uint8)
 
@@ -187,7 +189,10 @@ def test_bad_files_are_set_aside_and_rows_stay_with_their_images(films, tmp_path
     assert list(aside["image_id"]) == [path.name for path in paths if path in bad]
     assert aside["reason"].str.len().min() > 5
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"images.npy", "manifest.parquet", "prepared.json", "quarantine.csv", "odd.csv"}
+    assert names == {
+        *("manifest.parquet", "prepared.json", "quarantine.csv", "odd.csv", ".lock"),
+        *("shards", "shards.json", "shards.parquet"),
+    }
 
 
 def test_mean_and_spread_are_those_of_the_images_kept(films, tmp_path):
@@ -240,7 +245,7 @@ def test_a_folder_made_for_something_else_is_made_anew(tmp_path, changed):
     size = changed.get("size", 8)
     assert again.images.shape == (5, size, size)
     np.testing.assert_array_equal(
-        again.images[:, :: size // 8, :: size // 8], [film(100 + k) for k in range(5)]
+        again.images[:][:, :: size // 8, :: size // 8], [film(100 + k) for k in range(5)]
     )
     assert (changed.get("info") or asked["info"]).items() <= again.info.items()
 
@@ -255,10 +260,10 @@ def test_a_folder_that_a_killed_run_left_is_not_taken_for_whole(tmp_path):
     ) as caught:
         open_prepared(out)
     assert str(out) in str(caught.value)
-    (out / "images.npy").write_bytes(b"half")
-    np.testing.assert_array_equal(
-        prepare(manifest_of(paths), out, size=8, info={}).images, [film(k) for k in range(3)]
-    )
+    next((out / "shards").glob("*.npy")).write_bytes(b"half")
+    with pytest.warns(UserWarning, match=r"\.npy is damaged"):
+        again = prepare(manifest_of(paths), out, size=8, info={})
+    np.testing.assert_array_equal(again.images, [film(k) for k in range(3)])
 
 
 def test_windows_that_leave_no_picture_and_bits_beyond_those_stored_are_counted_as_odd(tmp_path):
@@ -303,14 +308,15 @@ def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkey
     p = study.Data(n_images=2 * CHUNK + 3, size=32, out=str(tmp_path / "alone"))
     alone = prepare_data(p)
     monkeypatch.setattr("cxrstudy.data.images.LARGE", 0)
+    monkeypatch.setattr("cxrstudy.data.images.cpu_count", lambda: 2)
     asked: list[int] = []
     monkeypatch.setattr(
-        "cxrstudy.data.images.Parallel",
-        lambda n_jobs, **how: asked.append(n_jobs) or Parallel(n_jobs, **how),
+        "cxrstudy.data.shards.get_reusable_executor",
+        lambda jobs: asked.append(jobs) or get_reusable_executor(jobs),
     )
     shared = prepare_data(p.model_copy(update={"out": str(tmp_path / "shared")}))
     np.testing.assert_array_equal(alone.images, shared.images)
-    assert asked == [-1]
+    assert asked == [2]
 
 
 def test_a_data_run_splits_patients_and_says_what_it_holds(tmp_path, monkeypatch):
