@@ -248,16 +248,15 @@ class ImageText(nn.Module):
             group["lr"] = rate
         return rate
 
-    def step_loss(
+    def prepare(
         self,
         x: Tensor,
         take: np.ndarray,
         low: int,
         rng: np.random.Generator,
         generator: torch.Generator,
-        *_: Any,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a step and its parts.
+    ) -> dict[str, Tensor]:
+        """Return what ``forward`` takes: augmented images, their tokens, targets and labels.
 
         All ranks draw the same random numbers, so that they do what one process would.
 
@@ -280,40 +279,36 @@ class ImageText(nn.Module):
             self.prompt_tokens[prompt_ids[own]],
             self.report_tokens[take[own]],
         )  # (n, context)
-        tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(x.device, non_blocking=True)
+        batch = {"tokens": tokens[:, : int((tokens != 0).sum(1).max())]}
+        if p.paradigm == "unicl" and p.positives == "overlap":
+            batch["targets"] = overlap_rows(self.prompt_labels[prompt_ids], as_prompt)
+        elif p.paradigm == "unicl":
+            batch["targets"] = target_ids(prompt_ids, as_prompt, take)
+        if self.label_head is not None:
+            batch["labels"] = torch.from_numpy(self.texts.labels[take])  # (B, L)
+        moved = {name: part.to(x.device, non_blocking=True) for name, part in batch.items()}
+        return {"x": x, **moved}
+
+    def forward(self, batch: dict[str, Tensor], *_: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a step, of the whole batch over all ranks, and its parts."""
+        x = batch["x"]
         pooled = self.encoder.pool(x)  # (n, C)
         image = self.text.embed_image(pooled).float()  # (n, D)
         with torch.autocast("cpu", enabled=False):  # backward of attention is slow in bf16
-            text = self.text.embed_text(tokens).float()  # (n, D)
+            text = self.text.embed_text(batch["tokens"]).float()  # (n, D)
         with torch.autocast(x.device.type, enabled=False):
-            image, text = gather_rows(image), gather_rows(text)  # (B, D)
-            loss = self._contrastive(image, text, prompt_ids, as_prompt, take)
-            parts = {"contrastive": loss.detach(), "logit_scale": self.text.scale().detach()}
+            image, text, scale = gather_rows(image), gather_rows(text), self.text.scale()  # (B, D)
+            if self.p.paradigm == "unicl":
+                loss = unicl_loss(image, text, batch["targets"], scale, self.p.positives)
+            else:
+                loss = clip_loss(image, text, scale)
+            parts = {"contrastive": loss.detach(), "logit_scale": scale.detach()}
             if self.label_head is not None:
-                labels = torch.from_numpy(self.texts.labels[take]).to(x.device, non_blocking=True)
-                extra = label_loss(gather_rows(self.label_head(pooled.float())), labels)
+                scores = gather_rows(self.label_head(pooled.float()))  # (B, L)
+                extra = label_loss(scores, batch["labels"])
                 parts["labels"] = extra.detach()
-                loss = loss + p.label_weight * extra
+                loss = loss + self.p.label_weight * extra
         return loss, parts
-
-    def _contrastive(
-        self,
-        image: Tensor,
-        text: Tensor,
-        prompt_ids: np.ndarray,
-        as_prompt: np.ndarray,
-        take: np.ndarray,
-    ) -> Tensor:
-        """Return the contrastive loss of the paradigm for the whole batch."""
-        scale = self.text.scale()
-        if self.p.paradigm != "unicl":
-            return clip_loss(image, text, scale)
-        if self.p.positives == "overlap":
-            targets = overlap_rows(self.prompt_labels[prompt_ids], as_prompt)
-        else:
-            targets = target_ids(prompt_ids, as_prompt, take)
-        targets = targets.to(image.device, non_blocking=True)
-        return unicl_loss(image, text, targets, scale, self.p.positives)
 
     def on_step_end(self, step: int, steps: int) -> None:
         """Keep the logit scale where its gradient can lower it again."""

@@ -172,17 +172,15 @@ class DINOv2(nn.Module):
             group["weight_decay"] = weight_decay * group["wd_scale"]
         return rates["trunk"]
 
-    def step_loss(
+    def prepare(
         self,
         x: Tensor,
         batch: np.ndarray,
         low: int,
         rng: np.random.Generator | None,
         generator: torch.Generator,
-        step: int,
-        steps: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a step and its parts.
+    ) -> dict[str, Tensor]:
+        """Return what ``forward`` takes: views, and the patches to mask.
 
         Args:
             x: (B, 1, H, W) normalised images: this rank's part of the batch, from ``low`` on.
@@ -191,24 +189,44 @@ class DINOv2(nn.Module):
             generator: on the CPU; the only source of randomness.
 
         Returns:
+            ``masked`` (M,) positions among all patches, their ``weights`` (M,), ``mask`` (2B, T)
+            bool, ``global_views`` (2B, 1, S, S) and, if there are any, ``local_views``
+            (LB, 1, s, s).
+        """
+        c, n, total = self.config, len(x), len(batch)
+        views = self._masks(n, low, total, generator, x.device)
+        views["global_views"] = self._views(x, 2, c.global_scale, self.size, generator, low, total)
+        if c.local_crops:
+            views["local_views"] = self._views(
+                x, c.local_crops, c.local_scale, self.local_size, generator, low, total
+            )
+        return views
+
+    def forward(
+        self, batch: dict[str, Tensor], step: int, steps: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a step and its parts.
+
+        Args:
+            batch: what ``prepare`` returns.
+            step, steps: number of the step, and of steps in the run.
+
+        Returns:
             The loss, and detached scalars on the device (nothing here waits for it): the unweighted
             dino, ibot and koleo, and two signs of collapse as shares of their maximum.
             ``teacher_entropy`` is the mean entropy of the teacher's probabilities; at 1 it no
             longer separates images, and dino stays at log(K). ``teacher_spread`` is the entropy of
             their mean before balancing; at 0 every image goes to one prototype.
         """
-        c, n = self.config, len(x)
+        c, student, teacher = self.config, self.student, self.teacher
         temperature = linear_warmup(
             step, round(c.temperature_warmup * steps), *c.teacher_temperature
         )
-        student, teacher = self.student, self.teacher
+        global_views, masked, weights = (batch[k] for k in ("global_views", "masked", "weights"))
+        n = len(global_views) // 2
 
-        # 1. Patches to mask: (M,) positions among all patches, their weights, and (2B, T) bool
-        masked, weights, mask = self._masks(n, low, len(batch), generator, x.device)
-
-        # 2. Teacher: probabilities of unmasked global views
+        # 1. Teacher: probabilities of unmasked global views
         with torch.no_grad():
-            global_views = self._views(x, 2, c.global_scale, self.size, generator, low, len(batch))
             cls_tokens, patch_tokens = _tokens(teacher["trunk"], global_views)  # (2B, C) (2B, T, C)
             teacher_logits = teacher["head"](cls_tokens)  # (2B, K)
             teacher_patch_logits = teacher[self.patch_head](
@@ -219,23 +237,20 @@ class DINOv2(nn.Module):
             teacher_patch_probs = assign[1](teacher_patch_logits, temperature)  # (M, K)
             unbalanced = functional.softmax(teacher_logits.float() / temperature, -1)  # (2B, K)
 
-        # 3. Student: masked global views, and local views
+        # 2. Student: masked global views, and local views
         cls_tokens, patch_tokens = _tokens(
-            student["trunk"], global_views, (mask, self.mask_token)
+            student["trunk"], global_views, (batch["mask"], self.mask_token)
         )  # (2B, C) (2B, T, C)
         all_cls_tokens = cls_tokens
         if c.local_crops:
-            local_views = self._views(
-                x, c.local_crops, c.local_scale, self.local_size, generator, low, len(batch)
-            )
-            local_cls_tokens = _tokens(student["trunk"], local_views)[0]  # (LB, C)
+            local_cls_tokens = _tokens(student["trunk"], batch["local_views"])[0]  # (LB, C)
             all_cls_tokens = torch.cat([cls_tokens, local_cls_tokens])  # ((2 + L)B, C)
         student_logits = student["head"](all_cls_tokens).unflatten(0, (-1, n))  # (2 + L, B, K)
         student_patch_logits = student[self.patch_head](
             patch_tokens.flatten(0, 1).index_select(0, masked)
         )  # (M, K)
 
-        # 4. Losses
+        # 3. Losses
         tau = c.student_temperature
         dino = dino_loss(student_logits, teacher_probs.unflatten(0, (2, n)), tau)
         ibot = ibot_loss(student_patch_logits, teacher_patch_probs, weights, 2 * n, tau)
@@ -270,12 +285,12 @@ class DINOv2(nn.Module):
     # ---- parts of a step
     def _masks(
         self, n: int, low: int, total: int, generator: torch.Generator, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> dict[str, Tensor]:
         """Draw the masks of a batch of ``total`` images; return those of n images from ``low`` on.
 
         Returns:
-            (M,) positions of masked patches in (2n T), (M,) 1 / number of masked patches in the
-            same image, and the masks (2n, T) bool.
+            ``masked`` (M,) positions of masked patches in (2n T), ``weights`` (M,) 1 / number of
+            masked patches in the same image, and ``mask`` (2n, T) bool.
         """
         c, grid = self.config, (self.side, self.side)
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -285,9 +300,11 @@ class DINOv2(nn.Module):
         masks = blocks.reshape(2, total, -1)[:, low : low + n].reshape(2 * n, -1)  # (2n, T)
         masked = np.flatnonzero(masks)  # (M,)
         share = (1 / masks.sum(1)[masked // masks.shape[1]]).astype(np.float32)  # (M,)
-        arrays = (torch.from_numpy(array) for array in (masked, share, masks))
-        index, weights, mask = (tensor.to(device, non_blocking=True) for tensor in arrays)
-        return index, weights, mask
+        arrays = {"masked": masked, "weights": share, "mask": masks}
+        return {
+            name: torch.from_numpy(array).to(device, non_blocking=True)
+            for name, array in arrays.items()
+        }
 
     def _views(
         self,

@@ -11,13 +11,16 @@ replace those of the same name, setting and hardware.
 """
 
 import argparse
+import contextlib
 import copy
 import ctypes
 import itertools
+import mmap
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +38,11 @@ from cxrstudy.data.sets import prepare_data
 from cxrstudy.encoders import Encoder, TextShape, TextTower, build_encoder, train_tokenizer
 from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.augment import augment
-from cxrstudy.pretrain.build import compile_encoders, precision
+from cxrstudy.pretrain.batches import prefetch, read_batches
+from cxrstudy.pretrain.build import Run, build_run, compile_encoders, precision
 from cxrstudy.pretrain.clip import ImageText
 from cxrstudy.pretrain.dinov2 import DinoConfig, DINOv2
+from cxrstudy.pretrain.loop import train_step
 from cxrstudy.pretrain.schedules import learning_rate
 from cxrstudy.results import environment
 
@@ -252,7 +257,7 @@ def dinov2_case(
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             x = encoder.normalise(pixels)
-            loss, _ = objective.step_loss(x, rows, 0, None, generator, step, 1000)
+            loss, _ = objective(objective.prepare(x, rows, 0, None, generator), step, 1000)
         loss.backward()
         optimiser.step()
         objective.on_step_end(step, 1000)
@@ -312,7 +317,8 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
 
     def ours() -> None:
         mine.zero_grad(set_to_none=True)
-        loss, _ = objective.step_loss(encoder.normalise(pixels), take, 0, rng, generator)
+        batch = objective.prepare(encoder.normalise(pixels), take, 0, rng, generator)
+        loss, _ = objective(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         mine.step()
@@ -334,35 +340,44 @@ def clip_case(rounds: int, name: str, size: int, batch: int) -> None:
 
 # ---- loading, bfloat16 -------------------------------------------------------------------------
 def bench_loader(rounds: int) -> None:
-    """Compare ten steps that read images from the memory map with ten on one batch in memory."""
-    prepared = prepare_data(
-        study.Data(
-            n_images=4096, fractions={"pretrain": 1.0}, out="/tmp/cxrstudy-bench/study-00000a"
-        )
-    )
-    p = study.validated("pretrain", {"n_images": 4096, "samples_seen": 4096, "data": "-"})
-    encoder = build_encoder("cnn_mini", 64)
-    objective = ImageText(p, encoders.LoadedCheckpoint(encoder), prepared.manifest).train()
-    objective.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(objective.param_groups(), lr=1e-4, fused=True)
-    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    held = encoder.normalise(prepared.images[:64])
+    """Compare 20 steps whose images are read from disk with 20 on the same batches in memory."""
+    dino = {"prototypes": 64, "ibot_weight": 1.0, "local_crops": 2}
+    for encoder, size, batch, own in (
+        ("cnn_mini", 64, 64, {}),
+        ("cnn_mini", 224, 16, {}),
+        ("hybrid_mini", 64, 16, {"paradigm": "dinov2", "dino": dino}),
+    ):
+        n = 4096 if size == 64 else 512
+        folder = f"/tmp/cxrstudy-bench/study-{size:06}-{n}"
+        fractions = {"pretrain": 1.0}
+        prepared = prepare_data(study.Data(n_images=n, size=size, fractions=fractions, out=folder))
+        own = own | {"encoder": encoder, "n_images": n, "samples_seen": max(n, 20 * batch)}
+        own |= {"batch_size": batch, "data": folder, "out": f"{folder}-run"}
+        run = build_run(study.validated("pretrain", own), prepared, Path(folder + "-run"))
+        held = list(itertools.islice(read_batches(run), 20))
+        calls = partial(from_disk, run), partial(twenty_steps, run, held)
+        setting = f"{own.get('paradigm', 'clip')}, {encoder}, {size} px, batch {batch}"
+        seconds = alternate(*calls, rounds)
+        keep("loader", setting, "the same batches in memory", 20 * batch, *seconds)
 
-    def steps(read: bool) -> None:
-        for _ in range(10):
-            take = rng.permutation(4096)[:64]
-            x = encoder.normalise(prepared.images[take]) if read else held
-            optimiser.zero_grad(set_to_none=True)
-            objective.step_loss(x, take, 0, rng, generator)[0].backward()
-            optimiser.step()
 
-    keep(
-        "loader",
-        "cnn_mini, 64 px, batch 64",
-        "one cached batch",
-        640,
-        *alternate(lambda: steps(True), lambda: steps(False), rounds),
-    )
+def from_disk(run: Run) -> None:
+    forget(run.prepared.images)
+    with contextlib.closing(prefetch(read_batches(run))) as batches:
+        twenty_steps(run, batches)
+
+
+def twenty_steps(run: Run, batches: Iterable[Any]) -> None:
+    batches = iter(batches)
+    for step in range(20):
+        train_step(run, step, batches)
+
+
+def forget(images: Any) -> None:
+    """Drop a memory-mapped array from the memory of this process and of the machine."""
+    images._mmap.madvise(mmap.MADV_DONTNEED)
+    with open(images.filename, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def bench_bf16(rounds: int) -> None:
@@ -452,7 +467,8 @@ def gpu_dinov2(size: int, batch: int) -> tuple[str, int, list[Encoder], Callable
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
-            loss, _ = objective.step_loss(x, np.arange(batch), 0, None, generator, 500, 1000)
+            views = objective.prepare(x, np.arange(batch), 0, None, generator)
+            loss, _ = objective(views, 500, 1000)
         loss.backward()
         optimiser.step()
         objective.on_step_end(500, 1000)

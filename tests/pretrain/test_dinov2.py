@@ -30,7 +30,8 @@ FEW = DinoConfig(
 
 def step_loss(model, x, step=0, steps=10, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return model.step_loss(x, np.arange(len(x)), 0, None, generator, step, steps)
+    batch = model.prepare(x, np.arange(len(x)), 0, None, generator)
+    return model(batch, step, steps)
 
 
 def train(model, steps, batch=16):
