@@ -130,6 +130,12 @@ def export_synthetic(out: str, bits: str, as_pacs: bool, plant: bool, **values: 
 @click.option("--out", default="", help="The ingest folder.  [default: ingested/NAME in the clone]")
 @click.option("--key", default="", help="Key file.  [default: ~/.config/cxrstudy/NAME.key]")
 @click.option("--public-ids", default="", help="List of images that encoders were trained on.")
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of a data run or another ingest, to find its images here (repeatable).",
+)
 @click.option("--keep-burned-in", is_flag=True, help="Keep images with text in their pixels.")
 @click.option(
     "--workers", default=os.cpu_count() or 1, type=click.IntRange(1), show_default="all cores"
@@ -141,6 +147,7 @@ def ingest(
     out: str,
     key: str,
     public_ids: str,
+    against: tuple[str, ...],
     keep_burned_in: bool,
     workers: int,
 ) -> None:
@@ -160,6 +167,7 @@ def ingest(
         out=out,
         key=key,
         public_ids=public_ids,
+        against=against,
         keep_burned_in=keep_burned_in,
         workers=workers,
         say=click.echo,

@@ -231,7 +231,7 @@ def summary(facts: Mapping[str, Any]) -> str:
             f" Doubtful by their headers: {', '.join(f'{why} {n}' for why, n in notes.items())}."
         )
     looked = facts.get("contamination", {}).get("said")
-    return f"{said} Public images: {looked or 'not compared with a list of them.'}"
+    return f"{said} {looked or 'Not compared with public or other images.'}"
 
 
 def views_in_words(facts: Mapping[str, Any]) -> str:

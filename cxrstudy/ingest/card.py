@@ -74,7 +74,9 @@ def card_text(name: str, place: str, facts: Mapping[str, Any], frame: pd.DataFra
         place=place,
         table="".join(lines),
         labels="".join(f"{line}\n" for line in label_lines(name, facts["labels_found"])),
-        contamination=json.dumps(seen or "not checked: cxrstudy ingest --public-ids FILE does"),
+        contamination=json.dumps(
+            seen or "not checked: cxrstudy ingest --public-ids FILE, --against FOLDER"
+        ),
         body="".join(f"- {' '.join(line.split())}\n" for line in _body(facts)),
     )
 

@@ -183,18 +183,18 @@ def _near(codes: NDArray[np.uint8], most_bits: int) -> tuple[NDArray[np.int64], 
 def contamination(
     frame: pd.DataFrame, public_ids: str | Path = "", others: Sequence[str | Path] = ()
 ) -> dict[str, Any]:
-    """Return which images are in a public list of ids, and which resemble those of data runs.
+    """Return which images are in a public list of ids, and which resemble those of other sets.
 
     Args:
         frame: any of `IDS` (as the archive writes them), and the perceptual hash for ``others``.
         public_ids: a table with a column of ids, names or paths, such as RAD-DINO's CSV.
-        others: folders of data runs.
+        others: folders of data runs and of ingests.
 
     Returns:
         ``said``: sentences; ``public`` and ``others``: counts, and ``listed``: the images.
 
     Raises:
-        StudyError: the table cannot be read or has no ids, or a folder is no data run.
+        StudyError: the table cannot be read or has no ids, or a folder is neither.
     """
     found: dict[str, Any] = {"said": ""}
     if public_ids:
@@ -206,10 +206,12 @@ def contamination(
         ]
         found["said"] = f"Of {len(frame):,} images, {len(public['listed']):,} are in "
         found["said"] += f"{public['file']} ({public['rows']:,} rows): {', '.join(by) or 'none'}. "
-    found["others"] = [_match_run(frame, Path(folder)) for folder in others]
+    found["others"] = [_match_set(frame, Path(folder).expanduser()) for folder in others]
     for other in found["others"]:
-        found["said"] += f"{len(other['listed']):,} pairs resemble images of {other['data']}, "
-        found["said"] += f"{other['same_pixels']:,} of them with the same pixels. "
+        found["said"] += f"{other['alike']:,} of {len(frame):,} resemble images of {other['data']} "
+        found["said"] += (
+            f"({other['images']:,} images), {other['same_pixels']:,} with equal pixels. "
+        )
     return found | {"said": found["said"].strip()}
 
 
@@ -259,25 +261,40 @@ def _by_chance(ours: pd.Series, theirs: pd.Series) -> int:
     return round(int(mine.between(low, high).sum()) * len(others) / (high - low + 1))
 
 
-def _match_run(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """Return which images resemble one of a data run, and how many have its pixels."""
-    try:
-        prepared = open_prepared(folder)
-    except FileNotFoundError as error:
-        raise study.StudyError(str(error)) from None
+def _match_set(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Return which images resemble one of a data run or an ingest, and how many have its pixels."""
+    prepared = None
+    if (folder / "ingest.json").is_file():
+        from cxrstudy.ingest import pixels  # which imports this module
+
+        theirs = pixels.hashes_of(folder)
+    else:
+        try:
+            prepared = open_prepared(folder)
+        except FileNotFoundError as error:
+            raise study.StudyError(f"{error}; or name an ingest folder") from None
+        theirs = prepared.manifest[["image_id"]].reset_index(drop=True)
+        hashed = [perceptual_hash(Image.fromarray(image)) for image in prepared.images]
+        theirs[HASHES[2]] = pd.Series(hashed, dtype=object)
     at = np.flatnonzero((frame[HASHES[2]].fillna("") != "").to_numpy())
-    theirs = pd.Series([perceptual_hash(Image.fromarray(image)) for image in prepared.images])
-    one, other, distance = _near(_bits(pd.concat([frame[HASHES[2]].iloc[at], theirs])), NEAR)
+    one, other, distance = _near(
+        _bits(pd.concat([frame[HASHES[2]].iloc[at], theirs[HASHES[2]]])), NEAR
+    )
     across = (one < len(at)) & (other >= len(at))
     ours, image = at[one[across]], other[across] - len(at)
-    paths = frame["path"].iloc[ours] if "path" in frame else []
-    same = 0
-    for path, row in zip(paths, image, strict=False):
-        with suppress(UnreadableImage):
-            same += np.array_equal(read_image(path, prepared.info["size"]), prepared.images[row])
-    ids = prepared.manifest["image_id"].to_numpy()[image].tolist()
+    if prepared is None:
+        mine, own = frame[HASHES[0]].iloc[ours], theirs[HASHES[0]].iloc[image]
+        same = mine.to_numpy() == own.to_numpy()
+    else:
+        same = np.zeros(len(ours), bool)
+        for k, (path, row) in enumerate(zip(frame["path"].iloc[ours], image, strict=True)):
+            with suppress(UnreadableImage):
+                seen = read_image(path, prepared.info["size"])
+                same[k] = np.array_equal(seen, prepared.images[row])
+    ids = theirs["image_id"].to_numpy()[image].tolist()
     listed = zip(_names(frame, ours), ids, distance[across].tolist(), strict=True)
-    facts = {"data": folder.name, "images": len(theirs), "same_pixels": same}
+    facts = {"data": folder.resolve().name, "images": len(theirs), "alike": len(set(ours))}
+    facts["same_pixels"] = len(set(ours[same]))
     return facts | {"listed": [list(pair) for pair in listed]}
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from joblib import Parallel, delayed
 
+from cxrstudy import study
 from cxrstudy.data import odd
 from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.images import read_whole, square
@@ -59,6 +60,21 @@ def look(
         pass
     known = _load(store, [*SEEN]) if jobs else known
     return known.reindex(_keys(rows)).set_axis(frame.index)
+
+
+def hashes_of(place: Path) -> pd.DataFrame:
+    """Return image_id and HASHES of the images of an ingest folder, as its ingest saw them.
+
+    Raises:
+        StudyError: nothing was seen: its private part is gone, or it did not end.
+    """
+    links = {os.readlink(link): link.name for link in place.glob("images/*/*") if link.is_symlink()}
+    known = _load(place / "private" / "pixels", [*HASHES]).reset_index()
+    known["image_id"] = known["path"].map(links)
+    known = known.dropna(subset="image_id").drop_duplicates("image_id", keep="last")
+    if known.empty:
+        raise study.StudyError(f"{place} has no pixels that were looked at: finish its ingest")
+    return known[["image_id", *HASHES]].reset_index(drop=True)
 
 
 def thumbs(frame: pd.DataFrame, private: Path) -> np.ndarray:

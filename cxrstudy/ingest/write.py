@@ -40,8 +40,7 @@ class Ingest:
     name: str
     place: Path
     key: bytes
-    folders: list[str]
-    tables: list[str]
+    asked: dict[str, list[str]]  # paths: folders, tables, against, public_ids
     workers: int
     say: Callable[[str], None]
     progress: Callable[..., Any] | None
@@ -70,6 +69,7 @@ def ingest(
     out: str = "",
     key: str = "",
     public_ids: str = "",
+    against: Sequence[str] = (),
     keep_burned_in: bool = False,
     workers: int = 1,
     say: Callable[[str], None] = print,
@@ -77,7 +77,7 @@ def ingest(
 ) -> Path:
     """Make or grow an ingest folder and its data card; return the folder.
 
-    Folders and tables of earlier ingests are read again; rows of images that were there stay.
+    What earlier ingests were given is read again; rows of images that were there stay.
 
     Args:
         folders: of the archive.
@@ -86,6 +86,7 @@ def ingest(
         out: the ingest folder; default ``ingested/NAME`` in the clone.
         key: file with the key of the hashes; default ``~/.config/cxrstudy/NAME.key``.
         public_ids: a list of ids of public images that encoders were trained on.
+        against: folders of data runs and of other ingests, whose images may be here too.
         keep_burned_in: keep images with text in their pixels.
         workers: processes.
         say: called with each sentence for the user.
@@ -94,14 +95,18 @@ def ingest(
     Raises:
         StudyError: a folder, table, key or name is not usable, or no image is left.
     """
-    run = _begin(folders, name, tables, out, key, workers, say, progress)
+    asked = {"folders": folders, "tables": tables, "against": against}
+    asked["public_ids"] = [public_ids] if public_ids else []
+    run = _begin(name, asked, out, key, workers, say, progress)
     frame = _read(run)
     _kept(frame)
     frame = _look(run, frame, keep_burned_in)
     _drop_copies(run, frame)
     kept = _kept(frame)
-    if public_ids:
-        run.facts["contamination"] = duplicates.contamination(kept, public_ids)
+    public, others = run.asked["public_ids"][:1], run.asked["against"]
+    if public or others:
+        found = duplicates.contamination(kept, "".join(public), others)
+        run.facts["contamination"] = found
         say(run.facts["contamination"]["said"])
     whole = _merge(run, _rows(run, kept), dict(zip(kept["image_id"], kept["path"], strict=True)))
     run.facts["flow"] = quality.flow(frame, STEPS)
@@ -123,9 +128,8 @@ def _kept(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _begin(
-    folders: Sequence[str],
     name: str,
-    tables: Sequence[str],
+    asked: dict[str, Sequence[str]],
     out: str,
     key: str,
     workers: int,
@@ -136,24 +140,33 @@ def _begin(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise study.StudyError(f"--name {name!r}: use letters, digits, '-' and '_' only")
     place = Path(out).expanduser().resolve() if out else study.root() / "ingested" / name
-    given = [str(Path(folder).expanduser().resolve()) for folder in folders]
-    if inside := [folder for folder in given if place.is_relative_to(folder)]:
+    given = {what: [os.path.abspath(Path(p).expanduser()) for p in asked[what]] for what in asked}
+    given["folders"] = [os.path.realpath(folder) for folder in given["folders"]]
+    if inside := [folder for folder in given["folders"] if place.is_relative_to(folder)]:
         raise study.StudyError(f"--out {place} is inside {inside[0]}: name a folder elsewhere")
-    for table in tables:
-        if not Path(table).expanduser().exists() and not re.search(r"[*?\[]", table):
-            raise study.StudyError(f"--table {table}: there is no such file or folder")
+    for what, path in ((what, path) for what, paths in given.items() for path in paths):
+        if not Path(path).exists() and not re.search(r"[*?\[]", path):
+            option = {"tables": "--table", "public_ids": "--public-ids"}.get(what, f"--{what}")
+            raise study.StudyError(f"{option} {path}: there is no such file or folder")
+    for other in map(Path, given["against"]):
+        if other.resolve() == place.resolve():
+            raise study.StudyError(f"--against {other} is the folder of this ingest itself")
+        if not any((other / file).is_file() for file in ("ingest.json", "prepared.json")):
+            raise study.StudyError(f"--against {other} is neither a data run nor an ingest folder")
     private, described = place / "private", place / "ingest.json"
     before = json.loads(described.read_text("utf-8")) if described.is_file() else {}
     if place.is_dir() and any(place.iterdir()) and not before:
         raise study.StudyError(f"{place} is not empty and no ingest folder: give another --out")
     card.refuse_foreign(name, private)
-    file = key or f"~/.config/cxrstudy/{name}.key"
+    call = private / "call.json"
+    was = json.loads(call.read_text("utf-8")) if call.is_file() else {}
+    file = key or "".join(was.get("key", [])) or f"~/.config/cxrstudy/{name}.key"
     if before and not Path(file).expanduser().exists():
         raise study.StudyError(
             f"key file {file} is gone, and a new key would change all ids: restore it, or name it "
             "with --key, or ingest into a new folder (--out)"
         )
-    secret = load_key(file, inside=[place, *given])
+    secret = load_key(file, inside=[place, *given["folders"]])
     if before and before["key"] != key_mark(secret):
         raise study.StudyError(
             f"{place} was made with another key than {file}: give that with --key, or ingest into "
@@ -161,19 +174,17 @@ def _begin(
         )
     private.mkdir(parents=True, exist_ok=True, mode=0o700)
     private.chmod(0o700)
-    call = private / "call.json"
-    was = json.loads(call.read_text("utf-8")) if call.is_file() else {"folders": [], "tables": []}
-    asked = {"folders": given, "tables": [str(Path(t).expanduser().absolute()) for t in tables]}
-    for what, paths in asked.items():
-        for path in (path for path in was[what] if path not in paths):
+    for what, paths in given.items():
+        for path in (path for path in was.get(what, []) if path not in paths):
             if Path(path).exists() or re.search(r"[*?\[]", path):
                 paths.append(path)
             else:
                 say(f"note: {path}, which an earlier ingest has read, is gone")
-    every = list(dict.fromkeys([*before.get("folders", []), *asked["folders"]]))
+    every = list(dict.fromkeys([*before.get("folders", []), *given["folders"]]))
+    given["key"] = [os.path.abspath(Path(file).expanduser())]
     now = {"name": name, "key": key_mark(secret), "folders": every}
     write_text(described, json.dumps(now, indent=1))
-    return Ingest(name, place, secret, asked["folders"], asked["tables"], workers, say, progress)
+    return Ingest(name, place, secret, given, workers, say, progress)
 
 
 # ---- the steps -----------------------------------------------------------------------------------
@@ -186,12 +197,12 @@ def _drop(frame: pd.DataFrame, at: Any, step: str, reason: Any) -> None:
 
 def _read(run: Ingest) -> pd.DataFrame:
     """Return a row a file: its tags, columns of tables, ids and view, and why it is dropped."""
-    run.say(f"reading headers below {', '.join(run.folders)}")
-    walked = walk(run.folders, run.private, run.workers, run.bar("headers"))
+    folders = run.asked["folders"]
+    run.say(f"reading headers below {', '.join(folders)}")
+    walked = walk(folders, run.private, run.workers, run.bar("headers"))
     is_image = walked["drop_reason"] == ""
-    joined, matches = join(walked[is_image], run.tables)
-    call = {"folders": run.folders, "tables": run.tables}  # they fit, and are read again
-    write_text(run.private / "call.json", json.dumps(call, indent=1))
+    joined, matches = join(walked[is_image], run.asked["tables"])
+    write_text(run.private / "call.json", json.dumps(run.asked, indent=1))  # they fit: read again
     frame = pd.concat([joined, walked[~is_image]], ignore_index=True)
     frame["drop_step"] = np.where(frame["drop_reason"] != "", "header", "")
     notes = Counter(note for text in joined["note"] for note in text.split("; ") if note)

@@ -310,6 +310,7 @@ def test_images_of_another_data_run_are_found_by_their_pixels_and_by_resemblance
     found = contamination(frame, others=[tmp_path / "run"])
     (other,) = found["others"]
     assert [pair[:2] for pair in other["listed"]] == [["same", "o0"], ["like", "o1"]]
-    assert other["same_pixels"] == 1 and "2 pairs resemble images of run" in found["said"]
+    assert other["same_pixels"] == 1 and other["alike"] == 2
+    assert "2 of 3 resemble images of run (6 images), 1 with equal pixels" in found["said"]
     with pytest.raises(StudyError, match="no prepared data"):
         contamination(frame, others=[tmp_path / "none"])

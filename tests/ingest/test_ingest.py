@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from conftest import Walk, clone
 from PIL import Image
 
-from cxrstudy import cli, grid, preflight
+from cxrstudy import cli, grid, preflight, quality_page, study
 from cxrstudy.data.cards import load_manifest, read_card
 from cxrstudy.data.pacs import export_as_pacs
+from cxrstudy.data.sets import prepare_data
 from cxrstudy.ingest import card, pixels, write
 from cxrstudy.study import StudyError
 
@@ -284,6 +285,45 @@ def test_public_images_are_counted_in_the_card(
     assert sorted(facts["public"]["listed"]) == sorted(rows(folder).index[:3])
     text = (walk.root / "data_cards" / "own.md").read_text(encoding="utf-8")
     assert "3 are in training_images.csv" in text
+
+
+def test_images_of_another_ingest_and_of_a_data_run_are_counted(
+    copy: tuple[Walk, Path], archive: Path, tmp_path: Path
+) -> None:
+    """Some files of the archive and one of another institution, as a second archive."""
+    walk, folder = copy
+    files = [os.readlink(folder / path) for path in rows(folder)["path"].head(12)]
+    part = tmp_path / "part"
+    part.mkdir()
+    for k, file in enumerate(files):
+        shutil.copy(file, part / f"f{k}")
+    new = export_as_pacs(tmp_path / "elsewhere", n=3, size=96, institution="public-1")
+    shutil.copytree(new / "archive", part / "new")
+    run = walk.root / "runs" / "own" / "data" / "own-1"
+    own = study.Data(card="own", root=str(folder), n_images=0, size=64, out=str(run))
+    prepare_data(own)
+    call = ["ingest", str(part), "--name", "second", "--workers", "1"]
+    both = ["--against", str(folder), "--against", str(run)]
+    done = CliRunner().invoke(cli.main, [*call, *both])
+    place = walk.root / "ingested" / "second"
+    facts = json.loads((place / "quality.json").read_text())
+    kept = {os.readlink(place / path) for path in rows(place)["path"]}
+    ours = sum(Path(path).parent == part for path in kept)
+    assert 6 < ours < facts["images"], done.output
+    ingested, prepared = facts["contamination"]["others"]
+    assert ingested["alike"] == ingested["same_pixels"] == prepared["alike"] == ours
+    assert prepared["same_pixels"] == ours and prepared["images"] == len(rows(folder))
+    assert set(rows(folder).index) >= {pair[1] for pair in ingested["listed"]}
+    said = f"{ours} of {facts['images']} resemble images of own (" in done.output
+    assert said, done.output
+    again = CliRunner().invoke(cli.main, call)  # what was named is remembered
+    assert "resemble images of own-1" in again.output, again.output
+    text = (walk.root / "data_cards" / "second.md").read_text(encoding="utf-8")
+    assert "resemble images of own (" in text and f"{ours} with equal pixels" in text
+    assert "resemble images of own (" in quality_page.summary(facts)
+    for wrong, why in ((place, "of this ingest itself"), (part, "neither a data run nor")):
+        refused = CliRunner().invoke(cli.main, [*call, "--against", str(wrong)])
+        assert refused.exit_code == 2 and why in refused.output
 
 
 def test_pictures_without_tags_are_joined_by_their_names_and_need_a_patient(
