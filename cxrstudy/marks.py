@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 MERGE = "tag:yaml.org,2002:merge"
+LARGEST, DEEPEST = 200_000, 60  # values and levels of a YAML text: cards and presets have few
 RENAMED = {  # names in presets and parameters of earlier versions, with today's
     "base_share": "wise_ft_alpha (= 1 - base_share)",
     "clip": "grad_clip_norm",
@@ -18,6 +19,38 @@ RENAMED = {  # names in presets and parameters of earlier versions, with today's
     "rungs": "sizes",
     "shipped": "checkpoint",
 }
+
+
+def refuse_bomb(text: str, loader: Any) -> None:
+    """Refuse YAML that its aliases make very large, or that is nested very deeply, unbuilt.
+
+    Args:
+        loader: as the text is read by: what one of PyYAML's finds wrong, another may not.
+
+    Raises:
+        yaml.YAMLError: it is; or the text is not YAML.
+    """
+    sizes: dict[str, int] = {}  # by anchor; the values below it, aliases in full
+    within: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            within.append((event.anchor, 1))
+            if len(within) > DEEPEST:
+                raise yaml.YAMLError(f"more than {DEEPEST} levels, one in the other")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = within.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        elif isinstance(event, yaml.AliasEvent):  # one that is not known yet is in itself
+            anchor, size = None, sizes.get(event.anchor or "", LARGEST)
+        else:
+            continue
+        if anchor:
+            sizes[anchor] = size
+        within[-1] = within[-1][0], within[-1][1] + size
+        if within[-1][1] > LARGEST:
+            raise yaml.YAMLError(f"aliases make more than {LARGEST:,} values of it")
 
 
 def line_of(text: str, *keys: str | int, first: int = 1) -> int:

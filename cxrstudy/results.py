@@ -166,7 +166,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
             )
         for key in ("run", "stage", "preset", "subject", "metrics", "info", "environment"):
             _ = record[key]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a run record ({error!r}); delete the run's folder and run it again"
         ) from None

@@ -5,6 +5,7 @@ it. The key maps follow the published layouts and are tested against the sources
 checkpoints. A map marked "unverified against the real file" was never tried on the real file.
 """
 
+import errno
 import fnmatch
 import importlib.util
 import json
@@ -183,9 +184,10 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         )
     try:
         return reader(path)
-    except (MemoryError, OSError):
-        raise
     except Exception as error:  # each library has its own
+        is_place = isinstance(error, OSError) and error.errno == errno.EINVAL  # none of the file's
+        if isinstance(error, MemoryError | OSError) and not is_place:
+            raise
         raise TornFile(
             f"{path} ({path.stat().st_size:,} bytes) is cut short or damaged "
             f"({type(error).__name__}: {error}): copy or download it again, or delete "

@@ -151,7 +151,9 @@ def _checked_stream(ds: pydicom.Dataset, syntax: uid.UID) -> Stream | None:
         raise NoCodec(f"no codec for {syntax.name}") from None
     if syntax == uid.RLELossless:
         return None
-    stream = _stream(next(generate_frames(ds.PixelData, number_of_frames=1), b""))
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1), b"")
+    _refuse_endless(frame)
+    stream = _stream(frame)
     if stream and (stream.rows, stream.columns, stream.samples) != (ds.Rows, ds.Columns, 1):
         raise UnfitTags(
             f"its pixel data are damaged, or from another image: {stream.rows} rows, "
@@ -159,6 +161,18 @@ def _checked_stream(ds: pydicom.Dataset, syntax: uid.UID) -> Stream | None:
             f"{ds.Columns}, 1"
         )
     return stream
+
+
+def _refuse_endless(frame: bytes) -> None:
+    """Refuse a JP2 box shorter than its own head: pydicom would never come to the next."""
+    at = 12
+    while frame.startswith(b"\0\0\0\x0cjP  ") and at < len(frame):
+        length, name = int.from_bytes(frame[at : at + 4], "big"), frame[at + 4 : at + 8]
+        if name == b"jp2c":
+            return
+        if length < 8:
+            raise UnfitTags(f"its pixel data are damaged: a JP2 box of {length} bytes")
+        at += length
 
 
 def _stream(data: bytes) -> Stream | None:

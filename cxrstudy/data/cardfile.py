@@ -284,6 +284,7 @@ def read_card(card: str | Path) -> Card:
     """
     path, text, first = _front(card)
     try:
+        marks.refuse_bomb(text, _Loader)
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise CardError("front matter of " + marks.not_yaml(error, text, path, first)) from None

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from cxrstudy.data.filetypes import BARE, what_is
 from cxrstudy.data.greyscale import bone_bright
 
 MAX_PIXELS = 100_000_000  # a stitched long-leg film has some 50 million, a chest detector under 20
-MAX_PER_BYTE = 1000  # pixels a byte of compressed data: an x-ray at 1:100 is past use
-MAX_BYTES = 2**28  # of a file that is deflated as a whole
+MAX_PER_BYTE = 200  # pixels a byte of compressed data: an x-ray at 1:100 is past use
+MAX_BYTES = 2**28  # of a file, and of one that is deflated as a whole
 COPY = "copy or export the file again, or leave it out"
 GREY = "export one grey frame of it, or leave it out"
 INSTALL = "pip install python-gdcm pyjpegls pillow, or decompress the file with another tool"
@@ -126,23 +126,24 @@ def _unreadable(path: str | Path, reason: str) -> Iterator[None]:
         raise UnreadableImage(path, f"{reason} ({_on_one_line(error)})") from error
 
 
-def _refuse_inflated(path: str | Path, file: BufferedReader) -> None:
-    """Refuse a deflated data set of absurd size: pydicom would unpack all of it."""
-    head = file.peek(1024)[:1024]
-    if uid.DeflatedExplicitVRLittleEndian.encode() in head:
-        file.seek(144 + int.from_bytes(head[140:144], "little"))  # the end of its file meta
+def _refuse_absurd(path: str | Path, data: bytes) -> None:
+    """Refuse a file of absurd size, deflated or not: pydicom would take all of it."""
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(path, f"absurd size: more than {MAX_BYTES:,} bytes", GREY)
+    if uid.DeflatedExplicitVRLittleEndian.encode() in data[:1024]:
+        meta = 144 + int.from_bytes(data[140:144], "little")  # the end of its file meta
         unpack = zlib.decompressobj(-zlib.MAX_WBITS).decompress
-        if len(unpack(file.read(), MAX_BYTES + 1)) > MAX_BYTES:
+        if len(unpack(data[meta:], MAX_BYTES + 1)) > MAX_BYTES:
             raise UnreadableImage(path, f"absurd size: unpacked more than {MAX_BYTES:,} bytes")
-        file.seek(0)
 
 
 def _load(path: str | Path) -> pydicom.FileDataset:
-    with _unreadable(path, "it does not open or parse as DICOM"), open(path, "rb") as file:
-        start = file.peek(2)[:2]
+    with _unreadable(path, "it does not open or parse as DICOM"), open(path, "rb") as opened:
+        data = opened.read(MAX_BYTES + 1)  # a field of 4 GB in a small file then takes no memory
+        file, start = BytesIO(data), data[:2]
         if not start:
             raise UnreadableImage(path, "the file is empty")
-        _refuse_inflated(path, file)
+        _refuse_absurd(path, data)
         try:
             ds = pydicom.dcmread(file)
         except InvalidDicomError:  # force would parse a JPEG too, so look first

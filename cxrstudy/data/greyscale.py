@@ -33,7 +33,7 @@ def bone_bright(pixels: np.ndarray, ds: pydicom.Dataset) -> tuple[np.ndarray, tu
     """
     # Each step maps a stored value to one grey, so all work on at most 65,536 values.
     stored = np.arange(int(pixels.min()), int(pixels.max()) + 1)
-    index = pixels.astype(np.intp) - stored[0]
+    index = np.subtract(pixels, stored[0], dtype=np.intp)
     counts = np.bincount(index.ravel(), minlength=len(stored))
     padding = _padding(stored, ds)
     notes = []

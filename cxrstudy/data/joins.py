@@ -67,7 +67,7 @@ def explode(rows: Rows, columns: Sequence[str]) -> Rows:
             cell = rows.frame.at[row, name]
             try:
                 lists[name].append(_list(cell))
-            except (ValueError, SyntaxError):
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 raise CardError(
                     f"{rows.place(row, name)}: column {name!r} holds {cell!r:.80}, which is no "
                     "list; name only columns of lists under explode"
@@ -90,7 +90,7 @@ def _list(cell: object) -> list[str | None]:
         return []
     try:
         found = json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = ast.literal_eval(cell)
     if not isinstance(found, list | tuple):
         raise ValueError(cell)

@@ -27,7 +27,7 @@ def listed_names(cell: str, separator: str) -> list[str]:
             names = json.loads(found[1])
             named = isinstance(names, list)
             names = [str(name) for name in names if name is not None] if named else [text]
-        except ValueError:
+        except (ValueError, RecursionError):
             inner = found[1][1:-1]
             quoted = [re.sub(r"\\(.)", r"\1", one or two) for one, two in re.findall(QUOTED, inner)]
             joint = rf"[,\n{re.escape(separator.strip())}]"

@@ -13,6 +13,7 @@ TINTED = 5e-4  # of the pixels: a small mark in colour
 COLOUR, CLEAR, OWN = "colour", "transparent", "scaled to its own range"
 FEWER = "fewer bits used than the file has"
 TORN = "lower rows of one grey"  # as in a JPEG that was cut short and closed again
+CELLS = {"1": 1, "L": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "LA": 2, "RGB": 3}  # others: 4
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and one of its values
 
 
@@ -41,7 +42,8 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
     except Image.DecompressionBombError as error:
         raise UnfitPicture("absurd dimensions", str(error), "export the image again") from None
     with file:
-        if not 0 < file.width * file.height <= max_pixels:
+        cells = file.width * file.height * CELLS.get(file.mode, 4)  # bounds what decoding takes
+        if not 0 < cells <= max_pixels:
             what = f"{file.height} rows, {file.width} columns"
             raise UnfitPicture("absurd dimensions", what, "export the image again")
         frames = getattr(file, "n_frames", 1)

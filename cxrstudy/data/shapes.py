@@ -71,7 +71,10 @@ def polyline(text: str, size: tuple[int, int], width: int) -> str:
     Raises:
         ValueError: there are no two points of two numbers.
     """
-    points = np.asarray(json.loads(text), dtype=np.float64)
+    try:
+        points = np.asarray(json.loads(text), dtype=np.float64)
+    except (TypeError, RecursionError) as error:  # an object, or lists nested deeply
+        raise ValueError(f"no points: {error}") from None
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not np.isfinite(points).all():
         raise ValueError("expected two points or more, each [x, y]")
     written = " ".join(f"{x:g},{y:g}" for x, y in points.round(2))

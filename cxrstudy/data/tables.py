@@ -370,7 +370,7 @@ def _read_records(path: Path, encoding: str) -> tuple[pd.DataFrame, np.ndarray, 
         )
     except OSError as error:
         raise CardError(f"{path} cannot be read as a table ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second if it is nested deeply
         if isinstance(error, CardError):
             raise
         raise CardError(f"{path}, {error}") from None
