@@ -2,12 +2,15 @@
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
 from cxrstudy import grid, study
+
+if TYPE_CHECKING:
+    from cxrstudy import cluster
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -120,6 +123,12 @@ data_root_option = click.option(
 @click.option(
     "--gpu-runs", type=click.IntRange(1), help="Runs that share the first GPU.  [default: 1]"
 )
+@click.option(
+    "--profile",
+    default="",
+    metavar="NAME",
+    help="Run on a cluster: one of notebooks/profiles, or the folder of a Snakemake profile.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would run and why; run nothing.")
 @click.option(
     "--set",
@@ -141,6 +150,7 @@ def run(
     preset: str,
     cores: int,
     gpu_runs: int | None,
+    profile: str,
     dry_run: bool,
     pairs: tuple[str, ...],
     data_root: str,
@@ -155,8 +165,16 @@ def run(
     then nothing is run. The preset's variants, if any, run after it; with --set, only the variant
     with these values runs.
     """
+    from cxrstudy import cluster
     from cxrstudy import run as runner
 
+    given = ctx.get_parameter_source("cores") != click.core.ParameterSource.DEFAULT
+    if profile and (given or gpu_runs):
+        raise study.StudyError(
+            "--cores and --gpu-runs are of one machine. With --profile, a job asks for its own "
+            "CPUs and GPUs, and `jobs` in the profile says how many are in the queue at a time"
+        )
+    elsewhere = cluster.read_profile(profile, submits=not dry_run) if profile else None
     described = grid.load_preset(preset)
     data_root = _data_root(ctx, described, data_root)
     settings = [_settings(pairs)] if pairs else [{}, *filter(None, described.variants.values())]
@@ -168,7 +186,7 @@ def run(
 
         recorded = run_names(preset)
     if dry_run:
-        _show_plan(described, each, data_root, only, recorded)
+        _show_plan(described, each, data_root, only, recorded, elsewhere)
         return
     codes = [
         runner.run_preset(
@@ -179,6 +197,7 @@ def run(
             recorded=recorded,
             gpu_runs=gpu_runs,
             only=only or "",
+            profile=elsewhere,
         )
         for one in each
     ]
@@ -191,8 +210,13 @@ def _show_plan(
     data_root: str,
     only: str | None,
     recorded: set[str],
+    profile: "cluster.Profile | None",
 ) -> None:
-    """Print each run of a preset and its variants: recorded, to do and why, or up to date."""
+    """Print each run of a preset and its variants: recorded, to do and why, or up to date.
+
+    With a profile, also what the runs to do would ask of a cluster.
+    """
+    from cxrstudy import asks
     from cxrstudy import run as runner
 
     gpu = f"{preset.gpu_hours:g} GPU-hours" if preset.gpu_hours else "no GPU"
@@ -202,20 +226,25 @@ def _show_plan(
         f"licences: {preset.licences}."
     )
     for one in each:
-        planned, waiting = runner.preview(one, data_root)
-        planned = [item for item in planned if only in (None, item.stage)]
+        whole, waiting = runner.preview(one, data_root)
+        planned = [item for item in whole if only in (None, item.stage)]
         wanted = {item.name for item in grid.without(planned, recorded)} if recorded else None
         if one.settings and len(each) > 1:
             click.echo(f"variant {runner.variant_name(one.settings)}:")
-        count = 0
+        todo = []
         for item in planned:
             word, why = "up to date", ""
             if wanted is not None and item.name not in wanted:
                 word = "recorded"
             elif item.name in waiting:
-                word, why, count = "would run", waiting[item.name], count + 1
+                word, why = "would run", waiting[item.name]
+                todo.append(item.name)
             click.echo(f"  {word:<11}{item.stage:<10}{item.name:<36}{why}")
-        click.echo(f"{count} of {len(planned)} runs to do")
+        click.echo(f"{len(todo)} of {len(planned)} runs to do")
+        if profile and todo:
+            click.echo(f"asked of the cluster by profile {profile.folder.name}:")
+            for line in asks.table(runner.asked_of(one, whole, todo, profile)):
+                click.echo(f"  {line}")
 
 
 @main.command()

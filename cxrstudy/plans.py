@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrstudy import grid, study
+from cxrstudy.asks import Asks
 from cxrstudy.files import write_changed
 
 
@@ -20,14 +21,30 @@ def read_plan(preset: str, variant: str = "") -> list[dict[str, Any]]:
     return plan["runs"] if plan else []
 
 
-def write_plan(path: Path, preset: str, runs: list[grid.Run], variant: str = "") -> Path:
-    """Write a plan and return its path; an equal file keeps its time stamp."""
+def write_plan(
+    path: Path,
+    preset: str,
+    runs: list[grid.Run],
+    variant: str = "",
+    asked: dict[str, Asks] | None = None,
+) -> Path:
+    """Write a plan and return its path; an equal file keeps its time stamp.
+
+    Args:
+        asked: what each run asks of a cluster, by its name.
+    """
     content = {
         "preset": preset,
         "variant": variant,
         "runs": [
-            {"name": r.name, "stage": r.stage, "parameters": r.parameters, "needs": r.needs}
-            for r in runs
+            {
+                "name": run.name,
+                "stage": run.stage,
+                "parameters": run.parameters,
+                "needs": run.needs,
+                **({"asks": asked[run.name]} if asked else {}),
+            }
+            for run in runs
         ],
     }
     write_changed(path, json.dumps(content, indent=1))

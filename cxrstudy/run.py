@@ -2,31 +2,29 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from cxrstudy import grid, locks, study
+from cxrstudy import cluster, grid, locks, states, study
+from cxrstudy.asks import asks, read_dry_run
 from cxrstudy.headline import headline_of
 from cxrstudy.plans import plan_path, read_plans, write_plan
 from cxrstudy.plans import read_plan as read_plan
 from cxrstudy.presets import read_settings
 from cxrstudy.results import read_record
-
-
-def folder(run: grid.Run) -> Path:
-    """Return the folder of a run's record, executed notebook and artefacts."""
-    return study.resolve(run.folder)
+from cxrstudy.states import folder
+from cxrstudy.states import notebook_error as notebook_error
 
 
 def variant_name(settings: dict[str, Any]) -> str:
@@ -81,14 +79,37 @@ def stale(preset: str, plan: Path) -> dict[str, str]:
     }
 
 
+def asked_of(
+    preset: grid.Preset, runs: list[grid.Run], wanted: list[str], profile: cluster.Profile
+) -> list[dict[str, Any]]:
+    """Return what runs would ask of a cluster, after the profile's changes; leave no file.
+
+    Args:
+        runs: all runs of the plan.
+        wanted: names of those to be executed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:  # where none has a result yet
+        plan = write_plan(Path(scratch) / "p.json", preset.name, runs, "", asks(preset, runs))
+        snakemake = _snakemake(preset.name, plan, "--profile", str(profile.folder), "-n")
+        snakemake[snakemake.index("--directory") + 1] = scratch
+        done = subprocess.run(
+            snakemake, capture_output=True, text=True, env=_environment(), check=False
+        )
+    if done.returncode:
+        why = done.stderr[-2000:]
+        raise study.StudyError(f"snakemake refuses the profile {profile.folder}:\n{why}")
+    return [job for job in read_dry_run(done.stdout + done.stderr) if job["run"] in wanted]
+
+
 def lock_path(preset: str) -> Path:
     """Return the lock of a preset: see ``locks``."""
     return study.runs_root() / preset / ".lock"
 
 
 def busy(preset: str) -> bool:
-    """Return whether runs of this preset are running now."""
-    return locks.busy(lock_path(preset))
+    """Return whether runs of this preset are running now, on this machine or on a cluster."""
+    lock = lock_path(preset)
+    return locks.busy(lock) or bool(cluster.jobs(lock, must_answer=False))
 
 
 def run_preset(
@@ -100,26 +121,36 @@ def run_preset(
     recorded: set[str] | None = None,
     gpu_runs: int | None = None,
     only: str = "",
+    profile: cluster.Profile | None = None,
 ) -> int:
     """Execute the runs of a preset that are missing or stale; return 0 if all succeed, else 1.
 
     A signal that ends this process ends all that it has started, and then raises SystemExit(1).
 
     Args:
+        cores: CPU cores of this machine; not used with a profile.
         recorded: names of runs whose results are kept elsewhere: neither they nor what only they
             need is executed.
         gpu_runs: how many runs share the first GPU at a time.
         only: a stage that needs no other, to be run alone.
+        profile: how Snakemake executes runs elsewhere, on a cluster.
     """
     name = preset.name
     runs = grid.expand(preset, data_root, must_read=True)
     with locks.ending_signals(), locks.held(lock_path(name), name) as lock:
+        if left := cluster.jobs(lock_path(name), must_answer=bool(profile)):
+            ids = " ".join(job.id for job in left)
+            raise study.StudyError(
+                f"preset {name!r} is being run already: wait for its jobs, or scancel {ids}"
+            )
         try:
             variant = variant_name(preset.settings)
-            plan = write_plan(plan_path(name, variant), name, runs, variant)
+            asked = asks(preset, runs)
+            plan = write_plan(plan_path(name, variant), name, runs, variant, asked)
             if recorded:
                 runs = grid.without(runs, recorded)
-                plan = write_plan(plan.with_name("rest-" + plan.name), name, runs, variant)
+                rest = plan.with_name("rest-" + plan.name)
+                plan = write_plan(rest, name, runs, variant, asked)
             runs = [run for run in runs if only in ("", run.stage)]
             _note_roots(runs)
             waiting = {run.name for run in runs} & set(stale(name, plan))
@@ -128,11 +159,13 @@ def run_preset(
                 return 0
             for run in runs:
                 folder(run).mkdir(parents=True, exist_ok=True)
-            began = time.time()
-            todo = f"{len(waiting)} of {len(runs)} runs to do on {cores} cores"
+            began = lock_path(name).stat().st_mtime  # by the clock of the disk, as records have it
+            where = f"by {profile.folder.name}" if profile else f"on {cores} cores"
+            todo = f"{len(waiting)} of {len(runs)} runs to do {where}"
             print(f"{name}: {todo}; Ctrl-C stops, the same call resumes", flush=True)
-            words = ["--cores", str(cores), "--keep-going", "--rerun-incomplete"]
-            if gpu_runs or shutil.which("nvidia-smi"):
+            words = ["--keep-going", "--rerun-incomplete"]
+            words += cluster.words(profile, lock_path(name)) if profile else ["--cores", str(cores)]
+            if not profile and (gpu_runs or shutil.which("nvidia-smi")):
                 words += ["--resources", f"gpu={gpu_runs or 1}"]
             ended = True
             for priority in sorted({run.priority for run in runs if run.name in waiting}):
@@ -140,7 +173,7 @@ def run_preset(
                 wanted = [f"{run.stage}/{run.name}/record.json" for run in part]
                 command = [*_snakemake(name, plan, *words), "--", *wanted]
                 due = [run for run in part if run.name in waiting]
-                ended &= _execute(command, due, cores, lock, began, quiet)
+                ended &= _execute(command, due, 0 if profile else cores, lock, began, quiet)
             return _conclude(name, runs, len(waiting), began, ended)
         except KeyboardInterrupt:
             with contextlib.suppress(OSError):  # the terminal may be gone
@@ -164,12 +197,18 @@ def _execute(
     """Let Snakemake execute runs and show them; return whether all succeeded.
 
     Whatever ends this ends what it started.
+
+    Args:
+        cores: CPU cores of this machine; 0 on a cluster.
     """
     where = lock_path(runs[0].preset)
-    own = {locks.MARK: str(where), "LOKY_MAX_CPU_COUNT": str(cores)}  # for drawing large sets
+    own = {locks.MARK: str(where)}
+    if cores:
+        own["LOKY_MAX_CPU_COUNT"] = str(cores)  # for drawing large sets
     process = None
     try:
-        with where.with_name("snakemake.log").open("a") as log:
+        log_path = where.with_name("snakemake.log")
+        with log_path.open("a") as log:
             start = log.tell()
             process = subprocess.Popen(
                 command,
@@ -179,17 +218,37 @@ def _execute(
                 start_new_session=True,
                 pass_fds=[lock],
             )
-        _watch(process, runs, began, quiet, start)
+        queue = None if cores else functools.partial(cluster.queue, where)
+        states.watch(process, runs, log_path, start, began, quiet=quiet, queue=queue)
     finally:  # also if Snakemake alone was killed, and what it had started continues
-        if left := locks.stop(process, where):
-            names = ", ".join(f"{name} {pid}" for pid, name in left.items())
-            print(f"could not be stopped: {names}")
+        try:
+            if not cores:
+                _cancel(process, where)
+        finally:
+            if left := locks.stop(process, where):
+                names = ", ".join(f"{name} {pid}" for pid, name in left.items())
+                print(f"could not be stopped: {names}")
     return process.returncode == 0
+
+
+def _cancel(process: subprocess.Popen | None, lock: Path) -> None:
+    """Let Snakemake cancel its jobs, and cancel those in Slurm's queue that are left."""
+    if process and process.poll() is None:
+        process.send_signal(signal.SIGINT)  # by SIGTERM it would wait until they are done
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+    if process:
+        process.kill()  # or it would submit cancelled jobs again
+    try:
+        if left := cluster.cancel(lock):
+            print(f"could not be cancelled: jobs {' '.join(job.id for job in left)}")
+    except study.StudyError as error:
+        print(f"jobs may be left: {error}")
 
 
 def _conclude(preset: str, runs: list[grid.Run], waited: int, began: float, ended: bool) -> int:
     """Print what failed and what was not run because of it; return the exit code."""
-    found = states(runs, False, began)
+    found = states.states(runs, False, began)
     missing = [run for run in runs if found[run.name][0] != "done"]
     for run in missing:
         kind, why = found[run.name]
@@ -200,109 +259,6 @@ def _conclude(preset: str, runs: list[grid.Run], waited: int, began: float, ende
         return 1
     print(f"{preset}: done, {waited} runs in {time.time() - began:.0f} s")
     return 0
-
-
-def _given_up(text: str) -> list[str]:
-    """Return the runs that have failed according to Snakemake's log."""
-    failed = r"^Error in rule run:\n(?: .*\n)*?    output: [^/\n]+/([^/\n]+)/record\.json$"
-    return re.findall(failed, text, re.M)
-
-
-def _watch(
-    process: subprocess.Popen, runs: list[grid.Run], began: float, quiet: bool, start: int
-) -> None:
-    """Show runs as they start, end and fail, until Snakemake ends.
-
-    Args:
-        start: offset in its log at which this call begins.
-    """
-    log = lock_path(runs[0].preset).with_name("snakemake.log")
-    reported: set[str] = set()
-    with tqdm(
-        total=len(runs), desc="runs", unit="run", disable=quiet, ncols=100, file=sys.stdout
-    ) as bar:
-        while True:
-            ended = process.poll() is not None
-            with log.open("rb") as file:
-                file.seek(start)
-                failed = _given_up(file.read().decode(errors="replace"))
-            at_work = []
-            for run in [run for run in runs if run.name not in reported]:
-                record, note = folder(run) / "record.json", folder(run) / "progress"
-                if run.name in failed:
-                    reported.add(run.name)
-                    bar.write(f"  failed: {run.stage} {run.name}: {state(run, False, began)[1]}")
-                elif record.is_file() and record.stat().st_mtime >= began:
-                    reported.add(run.name)
-                    bar.update(1)
-                    if not sys.stdout.isatty() and not quiet:
-                        bar.write(f"  done: {run.stage} {run.name} ({headline(run)})")
-                elif note.is_file() and note.stat().st_mtime >= began:
-                    at_work.append(f"{grid.slug(run.name)} {note.read_text()}")
-            sys.stdout.flush()
-            bar.set_postfix_str("; ".join(at_work[:2]), refresh=False)
-            if sys.stdout.isatty():
-                bar.refresh()
-            if ended:
-                return
-            time.sleep(0.3)
-
-
-def state(run: grid.Run, live: bool, began: float = 0.0) -> tuple[str, str]:
-    """Return ('done' | 'failed' | 'running' | 'waiting', why) of one run.
-
-    Args:
-        live: whether its preset is being run now.
-    """
-    where = folder(run)
-    notebook, log = where / "notebook.ipynb", where / "papermill.log"
-    if (where / "record.json").is_file():
-        return "done", ""
-    if log.is_file() and log.stat().st_mtime >= began:
-        if error := notebook_error(notebook):
-            return "failed", f"{error} (see {notebook})"
-        if live:
-            return "running", ""
-        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        return "failed", f"stopped before its end: {''.join(last)[:200]} (see {log})"
-    return "waiting", "" if live else "not started"
-
-
-def states(runs: list[grid.Run], live: bool, began: float = 0.0) -> dict[str, tuple[str, str]]:
-    """Return the ``state`` of each run by name; of one that waits, also the failed run it needs."""
-    found: dict[str, tuple[str, str]] = {}
-    cause: dict[str, str] = {}
-    for run in runs:  # each comes after those it needs
-        kind, why = state(run, live, began)
-        failed = [cause[name] for name in run.needs if name in cause]
-        if kind == "failed":
-            cause[run.name] = run.name
-        elif kind == "waiting" and failed:
-            cause[run.name] = failed[0]
-            why = f"needs {failed[0]}, which failed"
-        found[run.name] = kind, why
-    return found
-
-
-def notebook_error(path: Path) -> str:
-    """Return the last error of an executed notebook, in one line; empty if there is none."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    found = [o for o in outputs if o.get("output_type") == "error"]
-    if not found:
-        return ""
-    return re.sub(r"\s+", " ", f"{found[-1]['ename']}: {found[-1]['evalue']}")[:500]
-
-
-def headline(run: grid.Run) -> str:
-    """Return a run's seconds and main numbers in one line; of a damaged record, the fault."""
-    try:
-        return headline_of(read_record(folder(run)))
-    except ValueError as error:
-        return str(error)
 
 
 @dataclass(frozen=True)
@@ -328,7 +284,7 @@ def overview() -> list[Row]:
             grid.Run(item["name"], item["stage"], preset, item["parameters"], tuple(item["needs"]))
             for item in plan["runs"]
         ]
-        for run, (kind, why) in zip(runs, states(runs, live[preset]).values(), strict=True):
+        for run, (kind, why) in zip(runs, states.states(runs, live[preset]).values(), strict=True):
             record = read_record(folder(run)) if kind == "done" else None
             note = headline_of(record).partition(", ")[2] if record else why
             seconds = record["info"]["seconds"] if record else 0

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import Walk, clone
 
-from cxrstudy import grid, locks, run, study
+from cxrstudy import grid, locks, run, states, study
 
 WAIT = """
 import json, os, pathlib, signal, subprocess, sys, time
@@ -290,7 +290,7 @@ def test_a_run_that_waits_for_a_failed_one_is_told_with_its_name(
         (tmp_path / "p" / "data" / name).mkdir(parents=True)
     (tmp_path / "p" / "data" / "a" / "papermill.log").write_text("Killed\n")
     (tmp_path / "p" / "data" / "d" / "record.json").write_text("{}")
-    found = run.states(runs, False)
+    found = states.states(runs, False)
     assert found["a"][0] == "failed" and "Killed" in found["a"][1]
     assert found["b"] == found["c"] == ("waiting", "needs a, which failed")
     assert found["d"] == ("done", "")
