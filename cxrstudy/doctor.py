@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cxrstudy import grid, preflight, study
+from cxrstudy.ingest import check
 from cxrstudy.preflight.steps import free_gb, memory_gb
 from cxrstudy.results import hardware
 
@@ -34,6 +35,11 @@ def report(data_root: str = "") -> int:
     if data_root:
         found = f"{data_root} {'found' if Path(data_root).is_dir() else 'NOT FOUND'}"
     print(f"Data root: {found}")
+    for place in sorted(path.parent for path in study.root().glob("ingested/*/ingest.json")):
+        lacking = check.lacks(place)
+        print(f"ingest {place.name}: {'see below' if lacking else 'ready'}")
+        for line in lacking:
+            print(f"    {line}")
     unfit, tables = set(), preflight.Tables()
     for name in grid.preset_names():
         lacking, warnings = list(missing), []

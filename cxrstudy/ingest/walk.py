@@ -100,6 +100,13 @@ def walk(
     return judge(listing.merge(stored, on=KEYS, how="left"))
 
 
+def new_files(folders: Sequence[str | os.PathLike[str]], private: Path) -> int:
+    """Return how many files below ``folders`` are new, or changed, since the last walk."""
+    listing = _list(_roots(folders), private.resolve())
+    files = pd.MultiIndex.from_frame(listing.loc[listing["problem"] == "", KEYS])
+    return int((~files.isin(pd.MultiIndex.from_frame(_load(private / "inventory", KEYS)))).sum())
+
+
 # ---- the tree ------------------------------------------------------------------------------------
 def _roots(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Return the folders, each once, without those inside another."""
@@ -198,6 +205,8 @@ def _load(store: Path, columns: Sequence[str] = (*KEYS, *STORED)) -> pd.DataFram
     tables = []
     for path in sorted(store.glob("[!.]*")):
         try:
+            if not path.name.startswith(FORM):
+                raise ValueError(path.name)
             tables.append(pd.read_parquet(path, columns=list(columns)))
         except Exception:  # pyarrow raises a dozen kinds; the files are read again
             path.unlink()

@@ -20,7 +20,7 @@ from cxrstudy import cli, grid, preflight, quality_page, study
 from cxrstudy.data.cards import load_manifest, read_card
 from cxrstudy.data.pacs import export_as_pacs
 from cxrstudy.data.sets import prepare_data
-from cxrstudy.ingest import card, pixels, write
+from cxrstudy.ingest import card, check, pixels, write
 from cxrstudy.study import StudyError
 
 N = 90
@@ -226,6 +226,46 @@ def test_another_key_is_refused(
     key.chmod(0o600)
     with pytest.raises(StudyError, match="inside" if inside else "made with another key"):
         again(archive, key=str(key))
+
+
+def test_doctor_says_what_an_ingest_lacks(
+    copy: tuple[Walk, Path], archive: Path, tmp_path: Path
+) -> None:
+    walk, folder = copy
+    assert check.lacks(folder) == []
+    links = sorted(path for path in folder.rglob("images/*/*") if path.is_symlink())
+    links[0].unlink()
+    links[0].symlink_to(tmp_path / "nowhere")
+    call = json.loads((folder / "private" / "call.json").read_text())
+    key = tmp_path / "k.key"
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(links[1].resolve(), more / "new")
+    call |= {"key": [str(key)], "folders": [*call["folders"], str(more)]}
+    (folder / "private" / "call.json").write_text(json.dumps(call))
+    (folder / "quality.json").unlink()
+    for text, mode, said in (
+        (None, 0, f"key file {key} is gone"),
+        ("0" * 64, 0o644, "has mode 644"),
+        ("1" * 63, 0o600, "is not 64 hexadecimal digits"),
+        ("0" * 64, 0o600, "holds another key"),
+    ):
+        if text:
+            key.write_text(f"{text}\n")
+            key.chmod(mode)
+        ended, of_key, broken, new = check.lacks(folder)
+        assert said in of_key and "did not end" in ended
+        assert f"1 of {len(links)} images are not where they were" in broken
+        assert new.startswith("1 files are new or changed") and "--name own adds them" in new
+    shutil.rmtree(more)
+    assert any(f"{more} is gone: mount it" in line for line in check.lacks(folder))
+    (folder / "private" / "call.json").unlink()
+    (lines,) = check.lacks(folder)
+    assert "cannot be read (FileNotFoundError): ingest again" in lines
+    said = walk.call("doctor").stdout
+    assert re.search(
+        r"^ingest own: see below\n    what it was made from cannot", said, re.MULTILINE
+    )
 
 
 def test_the_name_of_a_card_that_is_there_is_refused(

@@ -218,6 +218,18 @@ def test_a_second_walk_reads_what_is_new_or_changed(tmp_path, monkeypatch):
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
 
 
+def test_an_inventory_with_other_columns_is_read_anew(tmp_path):
+    save(header(), tmp_path / "in" / "a")
+    private = tmp_path / "private"
+    first = walk([tmp_path / "in"], private)
+    (store,) = (private / "inventory").iterdir()
+    older = pd.read_parquet(store).drop(columns="PatientName")  # as an earlier version wrote it
+    older.to_parquet(store.with_name("0a0a0a0a-whole.parquet"))
+    store.unlink()
+    pd.testing.assert_frame_equal(walk([tmp_path / "in"], private), first)
+    assert (first["drop_reason"] == "").all()
+
+
 def test_a_walk_that_is_killed_goes_on(tmp_path, monkeypatch):
     root, private = tmp_path / "in", tmp_path / "private"
     save(header(), root / "0")
