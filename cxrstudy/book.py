@@ -142,6 +142,7 @@ def page_plan(top: Path) -> dict[str, dict[str, Any]]:
     pages["gallery"] = page("gallery", {"presets": own}, [])
     pages["sensitivity"] = page("sensitivity", {}, [f"{recorded.RECORDED}{sources.SENSITIVITY}"])
     pages["objectives"] = page("objectives", {}, [])
+    pages["learning"] = page("learning", {}, [f"{recorded.RECORDED}terms"])
     pages["atlas"] = page("atlas", {}, [])
     pages["atlas"]["reads"] += map(str, (study.root() / "atlas").glob("*.csv"))
     pages["quality"] = page("quality", {}, [])

@@ -166,6 +166,17 @@ def variants(preset: str) -> list[str]:
     return sorted(set(runs["variant"]) - {""}) if runs is not None else []
 
 
+def flops(preset: str) -> dict[str, float]:
+    """Return the floating-point operations of a preset's pretraining, by variant (mean of runs)."""
+    runs = _read(place(preset) / "runs.csv")
+    if runs is None:
+        return {}
+    runs = runs[runs["stage"] == "pretrain"]
+    counted = runs["info"].map(lambda text: json.loads(text).get("flops"))
+    found: dict[str, float] = counted.astype(float).groupby(runs["variant"]).mean().to_dict()
+    return found
+
+
 def run_names(preset: str) -> set[str]:
     """Return the names of a preset's recorded runs."""
     return set(commands(preset))

@@ -132,7 +132,7 @@ def settings() -> dict[str, str]:
     """Return recorded ablations: "factor=value" to "SOURCE" or "SOURCE VARIANT"."""
     found: dict[str, str] = {}
     for source in (name for name in every() if name.startswith(RECORDED)):
-        for key, values in _preset_variants(source).items():
+        for key, values in _settings_of(source).items():
             found.setdefault(key, f"{source} {variant_name(values)}".strip())
     return found
 
@@ -146,7 +146,7 @@ def analyse(preset: str) -> list[str]:
 
     runs = f"book/recorded/{preset}"
     asked: list[dict[str, Any]] = [{"runs": runs, "out": f"{runs}/{ANALYSIS}"}]
-    if _preset_variants(preset):
+    if _settings_of(preset):
         repeats = [name for name in studies() if name.startswith(RECORDED)]
         out = f"book/recorded/{SENSITIVITY}"
         asked.append({"settings": settings(), "repeats": repeats, "out": out})
@@ -160,6 +160,18 @@ def analyse(preset: str) -> list[str]:
 
 def _preset_variants(source: str) -> dict[str, dict[str, Any]]:
     return grid.load_preset(source.removeprefix(RECORDED)).variants
+
+
+def _settings_of(source: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of an ablation; none where variants are recipes from random weights."""
+    preset = grid.load_preset(source.removeprefix(RECORDED))
+    return preset.variants if any(curve.base for curve in preset.curves) else {}
+
+
+def recipe_names(source: str) -> dict[str, str]:
+    """Return what a preset calls its variants, by their ``--set`` values."""
+    named = _preset_variants(source).items()
+    return {variant_name(values): key.partition("=")[2] for key, values in named}
 
 
 def blank() -> str:

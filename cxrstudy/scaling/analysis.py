@@ -10,6 +10,7 @@
     bands.parquet        the curves of the laws,
     extrapolation.parquet   and their hold-out trials
     planner.json         ``planner.planner_grid``
+    recipes.parquet      ``recipes.recipes``, where variants train from random weights
 
 Tables of a recorded study have a column ``variant``: the ``--set`` values of its runs.
 """
@@ -22,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from cxrstudy.files import replacing, write_text
-from cxrstudy.scaling import claims, contrasts, laws, planner, sensitivity, verdicts
+from cxrstudy.scaling import claims, contrasts, laws, planner, recipes, sensitivity, verdicts
 from cxrstudy.scaling.cells import Cells, read_cells
 
 TABLES = (
@@ -72,7 +73,9 @@ def analyse(
             found[name].append(own.assign(variant=variant))
         if not variant:
             grid = planner.planner_grid(cells, known)
-    return {name: pd.concat(each, ignore_index=True) for name, each in found.items() if each}, grid
+    out = {name: pd.concat(each, ignore_index=True) for name, each in found.items() if each}
+    compared = recipes.recipes(tables, resamples=resamples, seed=seed)
+    return out | ({"recipes": compared} if len(compared) else {}), grid
 
 
 def values(cells: Cells, known: contrasts.SeedVariance) -> pd.DataFrame:

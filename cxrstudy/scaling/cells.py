@@ -117,7 +117,7 @@ def read_cells(
     found: dict[Cell, list[Measured]] = {}
     for cell, measured in _each_run(table, resamples, seed):
         found.setdefault(cell, []).append(measured)
-    cells = {cell: _joined(runs) for cell, runs in found.items()}
+    cells = {cell: join_seeds(runs) for cell, runs in found.items()}
     return cells | dict(_log_errors(cells))
 
 
@@ -229,7 +229,7 @@ def _of_masks(row: Any, names: tuple[str, ...], metric: str, resamples: int, see
     )
 
 
-def _joined(runs: list[Measured]) -> Measured:
+def join_seeds(runs: list[Measured]) -> Measured:
     """Return the seeds of one cell together."""
     first = runs[0]
     return Measured(
