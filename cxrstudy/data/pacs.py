@@ -18,7 +18,7 @@ from pydicom.fileset import FileSet
 from cxrstudy.data import synthetic
 from cxrstudy.data.export import VIEW_POSITION, draw, new_folder, to_dicom
 from cxrstudy.data.pacsfiles import EXTRAS, FOREIGN, beside
-from cxrstudy.data.pacspeople import LANGUAGES, Exam, Planted, exam_of, random
+from cxrstudy.data.pacspeople import LANGUAGES, Exam, Planted, exam_of, random, staff_of
 from cxrstudy.data.pacstables import write_tables
 from cxrstudy.data.vocabulary import LABELS
 from cxrstudy.progress import Progress
@@ -217,12 +217,14 @@ class _Archive:
         ds.ReferringPhysicianName = f"{exam.physician}^Dr"
         if self.planted is None:
             return
+        for tag, names in staff_of(exam).items():
+            setattr(ds, tag, [f"{name}^Dr" for name in names.split("\\")])
         ds.PatientTelephoneNumbers = who.phone
         ds.add_new(0x00190010, "LO", "CXRSTUDY SYNTHETIC 1")
         ds.add_new(0x00191010, "LO", f"{who.family}, {who.given} {who.mrn}")
         ds.add_new(0x00191011, "LT", f"{exam.accession} {exam.day:%d.%m.%Y} {who.phone}")
         ds.add_new(0x00191012, "UN", f"{who.family}^{who.given}".encode())
-        self.planted.add("tags", exam, "mrn accession own_name physician day birth phone")
+        self.planted.add("tags", exam, "mrn accession own_name physician staff day birth phone")
         self.planted.add("private tags", exam, "mrn accession name day phone")
 
     def _burn_in(self, ds: Dataset, exam: Exam, k: int) -> None:

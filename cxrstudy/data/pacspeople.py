@@ -16,6 +16,13 @@ from cxrstudy.data.synthetic import Batch
 LANGUAGES = read_lexicon("pacs")
 PHYSICIANS = ("Fotheringwell", "Zweigelmannhof", "Castelbrandoni")
 
+STAFF = {  # tags of staff; the last has two names
+    "OperatorsName": ("Quillfeatherby", "Wolkenstaubner"),
+    "PerformingPhysicianName": ("Nachtigallski", "Oberhummelbach"),
+    "RequestingPhysician": ("Pflaumengarten", "Ravensbournely"),
+    "NameOfPhysiciansReadingStudy": ("Drachenfelsky\\Tintagelworth", "Immenstadlin\\Yarborneau"),
+}
+
 
 class Person(NamedTuple):
     """A made-up patient: ids and names as headers and tables write them."""
@@ -56,6 +63,7 @@ class Planted:
         }
         values |= {"mrn": [who.mrn], "short_mrn": [who.mrn.lstrip("0")], "phone": [who.phone]}
         values |= {"accession": [exam.accession], "physician": [exam.physician]}
+        values |= {"staff": [word for name in staff_of(exam).values() for word in name.split("\\")]}
         values |= {
             "name": [who.family, who.given],
             "own_name": who.name.replace("=", "^").split("^"),
@@ -65,6 +73,7 @@ class Planted:
             "birth": "date",
             "short_mrn": "mrn",
             "physician": "name",
+            "staff": "name",
             "own_name": "name",
         }
         for key in what.split():
@@ -78,6 +87,12 @@ class Planted:
             for (kind, value), where in sorted(self.found.items())
         ]
         path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def staff_of(exam: Exam) -> dict[str, str]:
+    """Return tag -> family name, or names, of those who took, asked for and read an exam."""
+    turn = zlib.crc32(exam.accession.encode()) % 2
+    return {tag: names[turn] for tag, names in STAFF.items()}
 
 
 def random(seed: int, *words: str) -> np.random.Generator:

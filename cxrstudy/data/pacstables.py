@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrstudy.data.pacspeople import Exam, Planted, random
+from cxrstudy.data.pacspeople import Exam, Planted, random, staff_of
 from cxrstudy.data.vocabulary import DEVICES, LABELS
 
 POSITIONS = [name for name in DEVICES if name not in ("chest_tube", "pacemaker")]
 UNMATCHED = 0.05  # share of exams that a table lacks, and of rows without an exam
 NAMED = {  # what each table has of the list in Planted.add
-    "reports": "name mrn birth phone accession physician day",
+    "reports": "name mrn birth phone accession physician staff day",
     "labels": "",
     "demographics": "name short_mrn birth phone accession physician",
 }
@@ -95,6 +95,9 @@ def _report(exam: Exam, facts: dict[str, Any], planted: bool) -> dict[str, str]:
         head = f"Patient: {who.given} {who.family}, MRN {who.mrn}, born {exam.birth:%d.%m.%Y}, "
         head += f"phone {who.phone}. Accession {exam.accession}."
         end = f"Discussed with Dr. {exam.physician} on {exam.day:%Y-%m-%d}."
+        taken, shown, asked, read = (name.split("\\") for name in staff_of(exam).values())
+        end += f" Taken by {taken[0]}, shown to {shown[0]} for {asked[0]}; "
+        end += f"{read[0]} and {read[1]} agree."
         text = f"{head}\r\n{text}\r\n{end}"
     return {
         "Accession No": _no_zeros(exam.accession),

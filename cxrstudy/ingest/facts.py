@@ -14,12 +14,12 @@ from cxrstudy.data.ids import normal_id
 from cxrstudy.data.language import not_english
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.ingest.columnkinds import KEYS, Column, label_of, names_of
+from cxrstudy.ingest.headers import PERSONS
 from cxrstudy.ingest.identifiers import clean_report
 from cxrstudy.numbers import few
 
 CHUNK = 2000  # reports that a process cleans at a time
 OLDEST = 90  # years: higher ages are written as this, because they may identify a patient
-PERSONS = ("PatientName", "ReferringPhysicianName")  # tags with names that a report may repeat
 NAMED = re.compile(  # columns of tables with such names
     "(?i)name|nombre|apellido|^nom|cognome|sobrenome|naam|nazwisko|physician|referr|radiolog"
     "|arzt|medico|reader|author"

@@ -17,7 +17,8 @@ from cxrstudy.data.picturefiles import FORMATS
 WINDOW, LONGEST = 2**16, 2**23  # bytes read at first (most headers have 2 to 20 kB), and at most
 _LEXICON = read_lexicon("dicomtags")["read"]
 CODES = {name: name.replace("Sequence", "Meaning") for name in _LEXICON["sequences"].split()}
-KEYWORDS = _LEXICON["tags"].split()
+PERSONS = _LEXICON["persons"].split()  # tags with names that a report may repeat
+KEYWORDS = [*_LEXICON["tags"].split(), *PERSONS]
 COLUMNS = (*KEYWORDS, *CODES.values(), "TransferSyntaxUID")
 TAGS = {int(tag_for_keyword(name) or 0): name for name in (*KEYWORDS, *CODES)}
 COUNTS = {tag for tag in TAGS if dictionary_VR(tag) == "US"}

@@ -41,7 +41,8 @@ def clean_report(text: str, names: Iterable[str] = ()) -> tuple[str, dict[str, i
 
     Args:
         text: the report.
-        names: of persons in the image's tags (``Smith^Jane^^Dr``): patient, physicians, operators.
+        names: of persons in the image's tags (``Smith^Jane^^Dr``): patient, physicians, operators;
+            several are joined by a backslash.
     """
     counts: Counter[str] = Counter()
     text = _cut(text, _own_names(text, names), counts)
@@ -72,7 +73,7 @@ def _folded(text: str) -> str:
 def _own_names(text: str, names: Iterable[str]) -> Spans:
     """Find parts of known names; one that is also a word of reports only beside another part."""
     known = [_folded(s) for name in names for s in (name, name.lower().translate(WRITTEN_OUT))]
-    persons = [person.split("^")[:3] for name in known for person in name.split("=")]
+    persons = [person.split("^")[:3] for name in known for person in re.split(r"[=\\]", name)]
     parts = {part for person in persons for part in WORD.findall(" ".join(person))}
     folded = _folded(text)
     words = [m for m in WORD.finditer(folded) if m[0] in parts] if parts else []

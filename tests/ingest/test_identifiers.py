@@ -124,6 +124,8 @@ def test_a_name_that_is_a_word_of_reports_goes_only_beside_another_part():
     assert clean_report("Long, Heart: no effusion.", names)[0] == "[name]: no effusion."
     assert clean_report("Mrs. Li; li; WEI LI", names)[0] == "Mrs. [name]; li; [name]"
     assert clean_report("Muller", ["Müller^A"])[0] == "[name]"
+    two = ["Quill^Ann^^Dr\\Wolkenstein^Bo^^^MD"]
+    assert clean_report("Quill and Wolkenstein agree", two)[0] == "[name] and [name] agree"
 
 
 # ---- laws ---------------------------------------------------------------------------------------

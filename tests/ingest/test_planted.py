@@ -157,6 +157,8 @@ def test_reports_are_there_without_what_was_planted(made: Made):
     rows = pd.read_parquet(made.walk.root / "ingested" / NAME / "images.parquet")
     reports = rows["report"].dropna()
     assert len(reports) > 20 and reports.str.contains("IMPRESSION").all()
+    staff = r"Taken by \[name\], shown to \[name\] for \[name\]; \[name\] and \[name\] agree"
+    assert reports.str.contains(staff).all()  # they have no title: only headers tell their names
     assert reports.str.contains(r"\[name\]").all() and reports.str.contains(r"\[date\]").all()
 
 
