@@ -35,12 +35,14 @@ class Run:
     device: torch.device
     dtype: torch.dtype  # of autocast
     objective: Any
+    parallel: nn.Module  # the objective, or what exchanges its gradients between ranks
     optimiser: torch.optim.Optimizer
     ema_model: ModelEmaV3 | None
     initial_params: list[Tensor]  # of the encoder, on the CPU
     base_state: dict[str, Tensor]  # for WiSE-FT, on the CPU; empty without it
     resumed_from: int = 0
     torn: str = ""  # why a checkpoint was not used
+    processes_changed: str = ""  # what that means, if the checkpoint had another number of them
     curve: list[dict[str, float]] = field(default_factory=list)
     checks: list[dict[str, float]] = field(default_factory=list)
     flops: float = 0.0  # per sample
@@ -96,8 +98,8 @@ def build_run(p: study.Pretrain, prepared: stores.Prepared, out: Path) -> Run:
     return Run(
         p=p, out=out, prepared=prepared, rows=rows, patients=patients, edges=edges,
         key=run_key(p, prepared), device=device, dtype=dtype, objective=objective,
-        optimiser=optimiser, ema_model=ema_model, initial_params=initial_params,
-        base_state=base_state,
+        parallel=distributed.parallel(objective), optimiser=optimiser, ema_model=ema_model,
+        initial_params=initial_params, base_state=base_state,
     )  # fmt: skip
 
 

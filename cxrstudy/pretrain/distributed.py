@@ -1,7 +1,10 @@
 """Processes that share each batch: calls to torch.distributed that also work in one process."""
 
+import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +18,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.nn.functional import all_gather
+from torch.nn.parallel import DistributedDataParallel
 
 from cxrstudy import study
 from cxrstudy.files import write_text
@@ -51,13 +55,29 @@ def all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Te
     return x
 
 
-def average_gradients(objective: nn.Module) -> None:
-    """Replace each gradient by its mean over ranks, in a single message."""
-    gradients = [w.grad for w in objective.parameters() if w.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    flat = all_reduce(flat) / world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+def mean_over_ranks(values: list[Tensor]) -> list[float]:
+    """Return the means over ranks of some scalars, in a single message."""
+    means: list[float] = all_reduce(torch.stack(values)).div(world_size()).tolist()
+    return means
+
+
+def parallel(objective: nn.Module) -> nn.Module:
+    """Return the objective as torch's DistributedDataParallel; in one process, as it is.
+
+    Gradients are averaged over ranks, in buckets, while the backward pass computes the others. The
+    objectives gather what their losses compare, so this is the gradient of the joined batch.
+    Parameters without gradients (DINOv2's teacher) take no part.
+    """
+    if world_size() == 1:
+        return objective
+    return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which backward passes only add to the gradients of this rank."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def sync_batchnorm(objective: nn.Module, device: torch.device) -> Any:
@@ -115,20 +135,37 @@ def launch(
             if process.poll() is None:
                 process.terminate()
     if code:
-        raise RuntimeError(f"{p.processes} processes failed; {log} ends: {log.read_text()[-1500:]}")
+        raise RuntimeError(failure(p.processes, log))
     result = json.loads((out / "result.json").read_text())
     for path in (parameters, count, out / "result.json"):
         path.unlink()
     return result
 
 
+def failure(processes: int, log: Path) -> str:
+    """Return why torchrun's processes failed, from its log, and the remedy."""
+    text = log.read_text(errors="replace")
+    signals = [int(n) for n in re.findall(r"exitcode\s*: -(\d+)", text)]
+    why = ""
+    if ended := [signal.Signals(n).name for n in signals if n != signal.SIGTERM]:
+        why = f": one was ended by {ended[0]}"
+        why += " (no memory left, or by hand)" if ended[0] == "SIGKILL" else ""
+    return (
+        f"{processes} processes failed{why}. Start the run again: it goes on from its last "
+        f"checkpoint. {log} ends: {text[-1500:]}"
+    )
+
+
 def report_steps(steps: Iterable[int], out: Path, launcher: int) -> Iterator[int]:
     """Iterate over the steps; rank 0 writes each one to a file that ``launch`` reads.
 
-    Stops the worker with ProcessLookupError if the process ``launcher`` has ended.
+    Stops the worker with ProcessLookupError if the process ``launcher`` or torchrun has ended.
     """
+    torchrun = os.getppid()
     for step in steps:
         yield step
+        if os.getppid() != torchrun:
+            raise ProcessLookupError("torchrun has ended")
         if rank() == 0:
             os.kill(launcher, 0)  # signal 0 only checks that the process exists
             (out / "steps").write_text(str(step + 1))

@@ -17,6 +17,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def pretrain(
         The run's info: samples_seen, unique_images, epochs, flops, images_per_second,
         seconds_training, loss, relative_weight_change, resumed_from, the share of
         reports that the context cuts, images ``without_report`` and ``left_out``; where they apply
-        ``heldout_score``, ``hardly_trained`` and ``torn_checkpoint``. Also ``subject``, and the
-        DataFrames ``curve`` and ``checks`` (in ``<out>/curve.csv`` and ``checks.csv`` too).
+        ``heldout_score``, ``hardly_trained``, ``torn_checkpoint`` and ``processes_changed``. Also
+        ``subject``, and the DataFrames ``curve`` and ``checks`` (in ``<out>/curve.csv`` and
+        ``checks.csv`` too).
 
     Raises:
         FloatingPointError: the loss is not finite; the message names step, images and checkpoint.
@@ -99,9 +101,9 @@ def pretrain(
             if log or save:
                 flush_losses(run)
             if log:
-                point = {"step": step, "samples_seen": run.edges[step + 1], "loss": float(loss)}
-                point |= {"lr": lr} | {name: float(part) for name, part in parts.items()}
-                run.curve.append(point)
+                values = distributed.mean_over_ranks([loss, *parts.values()])
+                point = {"step": step, "samples_seen": run.edges[step + 1], "loss": values[0]}
+                run.curve.append(point | {"lr": lr} | dict(zip(parts, values[1:], strict=True)))
             if save:
                 saved = time.monotonic()
                 save_checkpoint(run, step + 1)
@@ -139,18 +141,17 @@ def train_step(
     run.optimiser.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=run.device)
     with contextlib.nullcontext() if run.flops else flops.counter() as counter:
-        for _ in range(p.accumulate):
-            batch = next(batches)
-            with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-                part_loss, parts = objective(batch, step, run.steps)
-            (part_loss / p.accumulate).backward()
+        for k in range(p.accumulate):
+            batch, last = next(batches), k == p.accumulate - 1
+            with contextlib.nullcontext() if last else distributed.without_exchange(run.parallel):
+                with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+                    part_loss, parts = run.parallel(batch, step, run.steps)
+                (part_loss / p.accumulate).backward()
             loss += part_loss.detach() / p.accumulate
     if counter:  # counted once: steps differ only in the length of texts
         run.flops = counter.get_total_flops() * world / (run.edges[step + 1] - run.edges[step])
 
     # 3. Update of the weights
-    if world > 1:
-        distributed.average_gradients(objective)
     norm = nn.utils.clip_grad_norm_(objective.parameters(), p.grad_clip_norm)
     run.optimiser.step()
     objective.on_step_end(step, run.steps)
@@ -186,6 +187,15 @@ def resume(run: Run) -> None:
     state = checkpoint.load(run.out, run.key, run.checkpointed, run.optimiser) or {}
     run.resumed_from = run.last_checkpoint = state.get("step", 0)
     run.torn = state.get("torn", "")
+    world = distributed.world_size()
+    if (before := state.get("processes", world)) != world:
+        run.processes_changed = (
+            f"the steps before {run.resumed_from} had {before} processes, the others {world}: the "
+            "same images and the same loss, but sums in another order"
+            + (", and drop path drops other samples" if run.p.drop_path else "")
+            + ", so the weights are not those of an undisturbed run to the bit"
+        )
+        warnings.warn(run.processes_changed, stacklevel=2)
     run.curve, run.checks = state.get("curve", []), state.get("checks", [])
     run.flops, run.seconds = state.get("flops", 0.0), state.get("seconds", 0.0)
 
@@ -197,6 +207,7 @@ def save_checkpoint(run: Run, step: int) -> None:
         facts = {
             "key": run.key,
             "step": step,
+            "processes": distributed.world_size(),
             "curve": run.curve,
             "checks": run.checks,
             "flops": run.flops,
@@ -242,6 +253,7 @@ def save_results(run: Run, seconds: float, unmeasured: dict[str, str]) -> dict[s
         **usable(run.prepared, p)[1],
         **unmeasured,
         **({"torn_checkpoint": run.torn} if run.torn else {}),
+        **({"processes_changed": run.processes_changed} if run.processes_changed else {}),
     }
     subject = subject_of(p, run.prepared, objective.encoder.info["encoder"])
     spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")

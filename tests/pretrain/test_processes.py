@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -10,19 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from made_runs import parameters
+from made_runs import Killed, killed_after, parameters
 from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.distributed.run import get_args_parser
 
 from cxrstudy import study
+from cxrstudy.data.images import open_prepared
 from cxrstudy.evaluate.metrics import knn_auroc
 from cxrstudy.pretrain import loop
+from cxrstudy.pretrain.batches import read_batches
+from cxrstudy.pretrain.build import build_run
 from cxrstudy.pretrain.clip import clip_loss, unicl_loss
-from cxrstudy.pretrain.distributed import gather_rows
-from cxrstudy.pretrain.loop import pretrain
+from cxrstudy.pretrain.distributed import gather_rows, mean_over_ranks
+from cxrstudy.pretrain.loop import pretrain, train_step
 
 torch.set_num_threads(1)
 
@@ -128,6 +133,51 @@ def test_gloo_losses_of_two_ranks_are_those_of_the_joined_batch(tmp_path) -> Non
         torch.testing.assert_close(torch.cat([part[2] for part in parts]), text.grad)
 
 
+WHOLE_DINO = {"prototypes": 64, "ibot_weight": 1.0, "koleo_weight": 0.1, "local_crops": 2}
+GRADIENTS = {
+    "clip": {"encoder": "hybrid_mini", "accumulate": 2},
+    "unicl": {"paradigm": "unicl", "encoder": "hybrid_mini"},
+    "dinov2": {"paradigm": "dinov2", "encoder": "vit_mini", "dino": WHOLE_DINO},
+    "softmax": {
+        "paradigm": "dinov2",
+        "encoder": "hybrid_mini",
+        "accumulate": 2,
+        "dino": WHOLE_DINO | {"centring": "softmax", "patch_head": True},
+    },
+}
+
+
+def gradients(rank: int, p: study.Pretrain, data: Path, folder: Path) -> None:
+    """Save loss and gradients of two steps: DDP arranges its buckets anew after the first."""
+    run = build_run(p, open_prepared(data), folder)
+    batches, found = read_batches(run), {}
+    for step in range(2):
+        _, loss, _ = train_step(run, step, batches)
+        found[f"{step} loss"] = torch.tensor(mean_over_ranks([loss]))
+        named = run.objective.named_parameters()
+        found |= {f"{step} {name}": w.grad.clone() for name, w in named if w.grad is not None}
+    torch.save(found, folder / f"gradients-{dist.is_initialized()}-{rank}")
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_gloo_gradients_of_two_ranks_are_those_of_the_joined_batch(data, tmp_path, case) -> None:
+    own = GRADIENTS[case] | {"lr": 1e-12, "grad_clip_norm": 1e9}
+    p = parameters(data, tmp_path / "run", **own)
+    gradients(0, p, data, tmp_path)
+    ranks(2, tmp_path / "meet", gradients, p, data, tmp_path)
+    one, two, other = (
+        torch.load(tmp_path / f"gradients-{name}") for name in ("False-0", "True-0", "True-1")
+    )
+    assert one.keys() == two.keys() == other.keys()
+    assert any(name.startswith("1 ") and "loss" not in name for name in one)
+    assert not any("teacher" in name for name in one)
+    for name, gradient in one.items():
+        assert torch.equal(two[name], other[name])
+        # sums of float32 in another order: relative to the largest entry of the step
+        scale = max(float(g.abs().max()) for key, g in one.items() if key[:2] == name[:2])
+        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-6 * scale)
+
+
 @pytest.mark.parametrize("paradigm", ["unicl", "clip+labels", "dinov2"])
 def test_gloo_runs_of_two_processes_have_the_weights_of_one(data, tmp_path, paradigm) -> None:
     # no batch norm, whose statistics CPUs cannot share; a low rate: Adam scales rounding errors up
@@ -159,6 +209,65 @@ def test_the_documented_line_for_several_machines_is_one_that_torchrun_takes() -
     assert (asked.nnodes, asked.nproc_per_node, asked.rdzv_backend) == ("2", "8", "c10d")
     assert asked.module
     assert asked.training_script == "cxrstudy.pretrain.loop"
+
+
+def saved_run(rank: int, p: study.Pretrain, data: Path) -> None:
+    with pytest.raises(Killed):
+        pretrain(p, data, progress=killed_after(3))
+
+
+def test_a_run_resumes_with_another_number_of_processes_and_says_what_changes(
+    data, tmp_path
+) -> None:
+    own = {"encoder": "hybrid_mini", "lr": 1e-4, "drop_path": 0.1}
+    whole = parameters(data, tmp_path / "whole", **own | {"drop_path": 0.0})
+    pretrain(whole, data)
+    plain = parameters(data, tmp_path / "cut", checkpoint_steps=1, **own | {"drop_path": 0.0})
+    ranks(2, tmp_path / "meet", saved_run, plain, data)
+    with pytest.warns(UserWarning, match="had 2 processes, the others 1") as caught:
+        result = pretrain(plain, data)
+    assert result["resumed_from"] == 3
+    assert result["processes_changed"] in {str(warning.message) for warning in caught}
+    assert "drop path" not in result["processes_changed"]
+    assert "processes_changed" not in pretrain(plain, data)  # the last checkpoint is of one
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-3
+
+
+def torchrun_and_workers() -> list[int]:
+    """Return the process ids of this process's torchrun and of its ranks."""
+    for child in psutil.Process().children():
+        if "torch.distributed.run" in child.cmdline():
+            return [child.pid, *sorted(worker.pid for worker in child.children())]
+    raise AssertionError("torchrun does not run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "torchrun"])
+def test_a_worker_or_torchrun_killed_ends_the_run_with_its_reason_and_the_run_resumes(
+    data, tmp_path, victim
+) -> None:
+    own = {"encoder": "hybrid_mini", "lr": 1e-4, "checkpoint_steps": 1, "samples_seen": 24 * 16}
+    p, killed = parameters(data, tmp_path / "two", processes=2, **own), []
+
+    def kill(steps):
+        for step in steps:
+            if step == 3:
+                killed.extend(torchrun_and_workers())
+                os.kill(killed[2 if victim == "worker" else 0], signal.SIGKILL)
+            yield step
+
+    reason = "one was ended by SIGKILL" if victim == "worker" else "processes failed"
+    with pytest.raises(RuntimeError, match=f"{reason}.*goes on from its last checkpoint"):
+        pretrain(p, data, progress=kill)
+    patience = time.monotonic() + 60
+    while any(psutil.pid_exists(pid) for pid in killed) and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) for pid in killed)
+    result = pretrain(p, data)
+    assert 1 <= result["resumed_from"] < 24
+    whole = pretrain(parameters(data, tmp_path / "one", **own), data)
+    assert result["loss"] == pytest.approx(whole["loss"], rel=1e-2)
 
 
 @pytest.mark.slow
