@@ -10,10 +10,10 @@ from cxrstudy import recorded, sources
 from cxrstudy.shown import STYLE, TASKS, Shown, human, nothing, show, words
 from cxrstudy.tables import interval
 
-BASELINES = {  # a baseline's kind: its name and line
-    "supervised": ("trained on labels", ":"),
-    "random": ("random weights", "--"),
-    "pixels": ("pixels", "-."),
+BASELINES = {  # a baseline's kind: its name
+    "supervised": "trained on labels",
+    "random": "random weights",
+    "pixels": "pixels",
 }
 
 
@@ -29,44 +29,38 @@ def named(recipes: pd.DataFrame, names: Mapping[str, str], first: str) -> pd.Dat
     known = {"": first} | dict(names)
     kind = rows["arm"].str.partition(":")[0]
     rows["baseline"] = kind.isin(BASELINES)
-    told = kind.map({key: name for key, (name, _) in BASELINES.items()})
-    rows["name"] = told.where(rows["baseline"], rows["variant"].map(known))
-    order = [*known.values(), *(name for name, _ in BASELINES.values())]
+    told = kind.map(BASELINES)
+    rows["name"] = told.where(rows["baseline"], rows["recipe"].map(known))
+    order = [*known.values(), *BASELINES.values()]
     rows["order"] = rows["name"].map({name: k for k, name in enumerate(order)})
     return rows.sort_values(["task", "order"])
 
 
 def figure(rows: pd.DataFrame, *, title: str = "") -> Shown:
-    """Draw each recipe's macro AUROC with its interval, and the baselines as lines."""
+    """Draw each recipe's macro AUROC minus that of random weights, with its paired interval."""
+    rows = rows[rows["over_random"].notna() & (rows["name"] != "pixels")]  # pixels are far below
     tasks = [task for task in TASKS if (rows["task"] == task).any()]
     if not tasks:
         return nothing(title, "No recipe has been recorded.")
-    most = rows[~rows["baseline"]].groupby("task").size().max()
-    size = (3.9 * len(tasks), 1.4 + 0.36 * most)
-    drawn, panels = plt.subplots(1, len(tasks), figsize=size, squeeze=False)
+    size = (3.9 * len(tasks), 1.4 + 0.34 * rows.groupby("task").size().max())
+    drawn, panels = plt.subplots(1, len(tasks), figsize=size, squeeze=False, sharex=True)
     said = []
     for k, (axes, task) in enumerate(zip(panels[0], tasks, strict=True)):
-        own = rows[rows["task"] == task]
-        for row in own[own["baseline"]].itertuples():
-            line = {name: style for name, style in BASELINES.values()}[row.name]
-            if row.name != "pixels":  # far below: said in the table
-                axes.axvline(row.value, color="#444", ls=line, lw=1.2, label=row.name)
-        recipes = own[~own["baseline"]].iloc[::-1]
-        for at, row in enumerate(recipes.itertuples()):
-            colour, marker, _ = STYLE[row.arm]
-            axes.plot([row.low, row.high], [at, at], color=colour, lw=2)
-            axes.plot(row.value, at, marker, color=colour, ms=6)
-        axes.set_yticks(range(len(recipes)), recipes["name"] if not k else [""] * len(recipes))
+        own = rows[rows["task"] == task].iloc[::-1]
+        for at, row in enumerate(own.itertuples()):
+            colour, marker, _ = ("#444444", "s", "") if row.baseline else STYLE[row.arm]
+            axes.plot([row.over_random_low, row.over_random_high], [at, at], color=colour, lw=2)
+            axes.plot(row.over_random, at, marker, color=colour, ms=6)
+        axes.axvline(0, color="#222", lw=1.2)
+        axes.set_yticks(range(len(own)), own["name"] if not k else [""] * len(own))
         axes.set_title(TASKS[task], fontsize=10)
-        axes.set_xlabel("macro AUROC")
         axes.grid(axis="x", alpha=0.25)
-        each = ", ".join(f"{r.name} {r.value:.3f}" for r in own.itertuples())
+        each = ", ".join(f"{r.name} {r.over_random:+.3f}" for r in own.iloc[::-1].itertuples())
         said.append(f"{TASKS[task]}: {each}")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
+    drawn.supxlabel("macro AUROC minus random weights", fontsize=10)
     drawn.suptitle(title, fontsize=10)
     drawn.tight_layout()
-    drawn.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2, fontsize=8)
-    return show(drawn, f"{title} {'; '.join(said)}.")
+    return show(drawn, f"{title} Macro AUROC minus random weights. {'; '.join(said)}.")
 
 
 def table(rows: pd.DataFrame, flops: Mapping[str, float]) -> Shown:
@@ -77,7 +71,7 @@ def table(rows: pd.DataFrame, flops: Mapping[str, float]) -> Shown:
     lines = []
     for name, own in rows.groupby("name", sort=False):
         first = own.iloc[0]
-        seen, used = first["samples_seen"], flops.get(first["variant"])
+        seen, used = first["samples_seen"], flops.get(first["recipe"])
         line = {"recipe": name, "samples seen": "" if np.isnan(seen) else human(seen)}
         line["TFLOP"] = "" if first["baseline"] or not used else f"{used / 1e12:.0f}"
         line["seeds"] = "" if first["baseline"] else str(first["seeds"])
@@ -86,7 +80,7 @@ def table(rows: pd.DataFrame, flops: Mapping[str, float]) -> Shown:
             line[f"{task}: AUROC"] = interval(row.value, row.low, row.high)
             gain = (row.over_random, row.over_random_low, row.over_random_high)
             line[f"{task}: minus random weights"] = (
-                "" if row.baseline else interval(*gain, sign=True)
+                "" if np.isnan(gain[0]) else interval(*gain, sign=True)
             )
         lines.append(line)
     return words(pd.DataFrame(lines).set_index("recipe"), "Recipes and what they learned.")
@@ -116,10 +110,20 @@ def encoders_by_run(preset: str, first: str) -> dict[str, str]:
     for variant, name in reversed(known.items()):  # baselines are in every variant
         table = recorded.load(preset, variant)
         for run in table.loc[table["stage"] == "classify", "run"].unique():
-            kind = next((told for key, (told, _) in BASELINES.items() if run.startswith(key)), "")
+            kind = next((told for key, told in BASELINES.items() if run.startswith(key)), "")
             found[str(run)] = kind or name
-    order = [*known.values(), *(told for told, _ in BASELINES.values())]
+    order = [*known.values(), *BASELINES.values()]
     return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
+
+
+def tested(rows: pd.DataFrame) -> str:
+    """Return what was tested, and what the intervals hold."""
+    one, trained = rows.iloc[0], rows[~rows["baseline"]]
+    held = "patients and seeds" if trained["seeds"].min() > 1 else "patients, and seeds where named"
+    return (
+        f"Synthetic x-rays; {one['n']:,} test images of {one['n_patients']:,} patients. "
+        f"Intervals hold {held}."
+    )
 
 
 def sentences(rows: pd.DataFrame) -> str:

@@ -15,7 +15,7 @@ from cxrstudy.scaling.cells import BASE, LOG_ERROR, Cell, Cells, Measured, join_
 
 TRAINED = re.compile(r"(clip|unicl|dinov2|clip\+labels)-n\d+-s\d+")  # a run from random weights
 RANDOM, SUPERVISED = "random:", "supervised:"
-COLUMNS = ["variant", "arm", "task", "metric", "samples_seen", "value", "low", "high", "seeds"]
+COLUMNS = ["recipe", "arm", "task", "metric", "samples_seen", "value", "low", "high", "seeds"]
 
 
 def recipes(
@@ -28,11 +28,11 @@ def recipes(
         resamples: of the test patients; ``seed`` is theirs.
 
     Returns:
-        A row a recipe or baseline, task and metric: variant, arm (the paradigm, or the baseline's
-        name), samples_seen, value, low, high, seeds, n, n_patients, positives. Columns over_random,
-        over_supervised, over_pixels and over_base (the recipe of the preset itself) have the
-        differences, each with ``_low``, ``_high`` and ``_p``. Empty without variants that train
-        from random weights.
+        A row a recipe or baseline, task and metric: recipe (its variant), arm (the paradigm, or the
+        baseline's name), samples_seen, value, low, high, seeds, n, n_patients, positives. Columns
+        over_random, over_supervised, over_pixels and over_base (the recipe of the preset itself)
+        have the differences, each with ``_low``, ``_high`` and ``_p``; baselines have over_random
+        alone. Empty without variants that train from random weights.
     """
     read = {v: read_cells(t, resamples=resamples, seed=seed) for v, t in tables.items()}
     cells = {cell: found for variant, own in read.items() for cell, found in _named(own, variant)}
@@ -45,7 +45,7 @@ def recipes(
     for cell in sorted(cells, key=lambda cell: (cell.task, cell.metric, cell.arm == BASE)):
         estimate, own = contrasts.contrast({cell: 1.0}, cells, known), cells[cell]
         at_base = cell.arm == BASE
-        row: dict[str, Any] = {"variant": "" if at_base else cell.start}
+        row: dict[str, Any] = {"recipe": "" if at_base else cell.start}
         row |= {"arm": cell.start if at_base else cell.arm}
         row |= {"task": cell.task, "metric": cell.metric}
         row |= {"samples_seen": float("nan") if at_base else float(seen[cell.start])}
@@ -83,11 +83,10 @@ def _compared(cell: Cell, cells: Cells) -> dict[str, Cell]:
     out: dict[str, Any] = {}
     for other in cells:
         same = (other.task, other.metric, other.data) == (cell.task, cell.metric, cell.data)
-        if not same or other == cell or cell.arm == BASE:
+        if not same or other == cell:
             continue
-        if other.arm == BASE:
-            kind = other.start.partition(":")[0]
-            out[f"over_{kind}"] = other
-        elif other.start == "":
+        if other.arm == BASE and (cell.arm != BASE or other.start.startswith(RANDOM)):
+            out[f"over_{other.start.partition(':')[0]}"] = other
+        elif cell.arm != BASE and other.start == "":
             out["over_base"] = other
     return out

@@ -35,7 +35,7 @@ def table(tmp_path_factory):
 
 def rows(table, task="findings"):
     found = table[(table["task"] == task) & (table["metric"] == "auroc")]
-    return found.set_index(found["variant"] + found["arm"])
+    return found.set_index(found["recipe"] + found["arm"])
 
 
 def test_seeds_of_a_recipe_are_joined_and_budgets_told(table):
@@ -86,4 +86,4 @@ def test_the_page_names_recipes_in_order_and_says_which_learned(table):
     assert "0 are better, 2 worse" in text.splitlines()[0]
     shown = recipes_page.table(named, {"": 2e12, "dino={}": 8e12}).markup
     assert ">96k<" in shown and ">8<" in shown
-    assert "all terms 0." in recipes_page.figure(named, title="A figure.").alt
+    assert "all terms +0." in recipes_page.figure(named, title="A figure.").alt
