@@ -9,7 +9,9 @@ from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder, pixel_array
 
-# pydicom would take gdcm first, which aborts the process on some damaged files: use it last
+from cxrstudy.data import apart
+
+# pydicom would take gdcm first, which aborts the process on some damaged files: use it last, apart
 CODECS = dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEG2000Lossless, uid.JPEG2000), "pillow")
 CODECS |= dict.fromkeys(uid.JPEGLSTransferSyntaxes, "pyjpegls")
 FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG and JPEG-LS: start of frame
@@ -128,13 +130,16 @@ def _words(ds: pydicom.Dataset) -> tuple[np.ndarray, int, bool]:
     bare.BitsAllocated = (8 if precision <= 8 else 16) if stream else ds.BitsAllocated
     bare.BitsStored, bare.HighBit, bare.PixelRepresentation = precision, precision - 1, 0
     bare["PixelData"] = ds["PixelData"]
-    words = pixel_array(
-        bare,
-        decoding_plugin=CODECS.get(syntax, ""),
-        raw=True,
-        correct_unused_bits=False,
-        apply_j2k_sign_correction=False,
-    ).astype(np.uint32)
+    if syntax.is_encapsulated and syntax not in CODECS:
+        words = apart.decoded(bare).astype(np.uint32)
+    else:
+        words = pixel_array(
+            bare,
+            decoding_plugin=CODECS.get(syntax, ""),
+            raw=True,
+            correct_unused_bits=False,
+            apply_j2k_sign_correction=False,
+        ).astype(np.uint32)
     signed = bool(stream and stream.signed)
     if signed:  # Pillow returns a signed stream as value + half its range
         words ^= np.uint32(1 << (precision - 1))
@@ -199,7 +204,7 @@ def _overlay_bits(ds: pydicom.Dataset) -> int:
         if (group, 0x3000) in ds or position is None or position.value is None:
             continue  # the overlay has its own data, or there is none
         if int(position.value) > 0 or (allocated is not None and allocated.value not in (None, 1)):
-            bits |= 1 << int(position.value)
+            bits |= 1 << min(int(position.value), 16)
     return bits & 0xFFFF
 
 

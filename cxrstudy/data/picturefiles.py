@@ -1,6 +1,7 @@
 """Read picture files (PNG, JPEG, TIFF, BMP, JPEG 2000, WebP, GIF, PGM) as grey, upright images."""
 
 import struct
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,12 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
         UnfitPicture: it is no single x-ray of usable size.
         Exception: whatever Pillow raises on damaged files.
     """
+    with open(path, "rb") as opened:  # in memory, where a chunk of 4 GB ends with the file
+        data = opened.read(max_pixels * 4 + 1)
+    if len(data) > max_pixels * 4:
+        raise UnfitPicture("absurd size", f"more than {max_pixels * 4:,} bytes", "export it again")
     try:
-        file = Image.open(path, formats=FORMATS)
+        file = Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UnfitPicture("absurd dimensions", str(error), "export the image again") from None
     with file:
