@@ -140,7 +140,9 @@ def page_plan(top: Path) -> dict[str, dict[str, Any]]:
     pages = {name: page(name, {"presets": studies}, studies) for name in ("index", *OF_ALL)}
     pages["data"] = page("data", {"presets": own}, studies)
     pages["gallery"] = page("gallery", {"presets": own}, [])
-    pages["sensitivity"] = page("sensitivity", {}, [f"{recorded.RECORDED}{sources.SENSITIVITY}"])
+    pages["sensitivity"] = page(
+        "sensitivity", {}, [f"{recorded.RECORDED}{sources.SENSITIVITY}", *studies]
+    )
     pages["objectives"] = page("objectives", {}, [])
     pages["learning"] = page("learning", {}, [f"{recorded.RECORDED}terms"])
     pages["atlas"] = page("atlas", {}, [])

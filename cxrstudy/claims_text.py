@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from cxrstudy import recorded, sources, text
+from cxrstudy import grid, recorded, sources, text
 from cxrstudy.scaling import verdicts
 from cxrstudy.tables import effect, interval
 
 TASKS = {"findings": "findings", "lines_tubes": "lines and tubes"}
 DECIDED = (verdicts.SUPPORTED, verdicts.CONTRADICTED)  # beginnings of these verdicts
+DISTANCE = "distance"  # the preset whose institutions differ in how far they are from the pools
 CONTROLS = (verdicts.OVER_SEEN, verdicts.OVER_OTHERS)
 Tables = Mapping[str, pd.DataFrame]
 
@@ -222,6 +223,44 @@ def control_by_setting(contrasts: pd.DataFrame) -> str:
         each = ", ".join(f"{n} {word}" for word, n in own["verdict"].value_counts().items())
         said.append(f"On {TASKS[str(task)]}, {len(own)} different results: {each}.")
     return " ".join(said)
+
+
+def distances() -> pd.DataFrame:
+    """Return `by_site` of the preset ``distance``, recorded or run here; empty if it was not."""
+    name = next((name for name in sources.studies() if name.endswith(DISTANCE)), "")
+    if not name:
+        return pd.DataFrame()
+    preset = grid.load_preset(name.removeprefix(recorded.RECORDED))
+    sites = dict.fromkeys(curve.evaluated for curve in preset.curves)
+    return by_site(sources.analysis(name), list(sites))
+
+
+def by_site(tables: Tables, sites: Sequence[str]) -> pd.DataFrame:
+    """Return the gains over out-of-domain images as settings: a factor an arm, a setting a site.
+
+    ``sites``: names of the preset's data sets, the first the reference; others are left out.
+    """
+    rows = tables["contrasts"] if "contrasts" in tables else pd.DataFrame({"kind": []})
+    rows = rows[rows["kind"] == verdicts.OVER_OTHERS].copy()
+    if rows.empty:
+        return rows
+    rows["setting"] = rows["data"].str.replace("-[0-9a-f]{6}$", "", regex=True)
+    rows = rows[rows["setting"].isin(sites)]
+    rows = rows.assign(factor=rows["one"], reference=rows["setting"] == sites[0])
+    return rows.sort_values("setting", key=lambda names: names.map(list(sites).index))
+
+
+def site_sentences(rows: pd.DataFrame) -> str:
+    """Return in how many comparisons in-house images are better than others', by site."""
+    rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    lines = []
+    for site, own in rows.groupby("setting", sort=False):
+        better = own["verdict"] == verdicts.BETTER
+        each = "; ".join(
+            f"{TASKS[row.task].lower()}, {row.one} {effect(row)}" for row in own.itertuples()
+        )
+        lines.append(f"- *{site}*: better in {better.sum()} of {len(own)} comparisons ({each}).")
+    return "\n".join(lines)
 
 
 def tube_readings(contrasts: pd.DataFrame) -> list[str]:

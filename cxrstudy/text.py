@@ -340,6 +340,27 @@ def _harm_answer(tables: Tables) -> str:
     )
 
 
+def distance_answer(rows: pd.DataFrame) -> str:
+    """Return the gain over unseen images of others by distance, in a sentence.
+
+    ``rows``: as ``claims_text.distances`` returns them.
+    """
+    if rows.empty:
+        return (
+            "The synthetic institution lies inside the range of its pool, and no control has used "
+            "images of others that the base model had not seen. "
+        )
+    rows = rows[(rows["metric"] == "auroc") & rows["task"].isin(TASKS)]
+    each = [
+        f"{site} {(own['verdict'] == BETTER).sum()} of {len(own)}"
+        for site, own in rows.groupby("setting", sort=False)
+    ]
+    return (
+        "Against as many unseen images of other institutions, in-house images are better in "
+        f"[so many comparisons by distance](sensitivity.html): {', '.join(each)}. "
+    )
+
+
 def change_answer(settings: Tables) -> str:
     """Return the gains over the control in the sensitivity analysis; "" without one."""
     if "settings_contrasts" not in settings:

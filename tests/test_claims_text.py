@@ -5,9 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from made_ladders import base, judge
 
-from cxrstudy import claims_text, figures_claims, laws_text, sources
+from cxrstudy import claims_text, figures_claims, laws_text, sources, text
+from cxrstudy.results import load_records
 from cxrstudy.scaling import planner, verdicts
+from cxrstudy.scaling.cells import read_cells
+from cxrstudy.scaling.contrasts import all_contrasts
 from cxrstudy.scaling.verdicts import CONTRADICTED, INCONCLUSIVE, ONE_BASE, SUPPORTED, UNTESTABLE
 
 RECORDED = ["recorded:study-gpu", "recorded:study-cpu"]
@@ -205,3 +209,35 @@ def test_where_nothing_was_tested_or_measured_the_figures_say_so():
     tables = {"values": empty, "bands": empty}
     assert "No scaling curve" in figures_claims.laws(tables, {}, claims_text.TASKS).alt
     assert "No factor" in figures_claims.by_setting(empty, "x", claims_text.TASKS).alt
+
+
+# ---- in-house images by the distance of the site from the pools ---------------------------------
+def test_the_gain_over_unseen_images_is_told_by_site_in_the_order_of_the_preset(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(tmp_path))
+    for site, own in (("near", 1.02), ("far", 1.6)):
+        where = {"data": f"{site}-abcdef", "institution": f"synthetic:{site}"}
+        base(1.0, f"clip-{site}", trained_on="synthetic:public", **where)
+        for seed in range(3):
+            at = where | {"base": f"clip-{site}", "n_images": 6000, "seed": seed}
+            noise = 0.01 * seed
+            judge(f"clip-{site}-s{seed}-aaaaaa", own + noise, trained_on=f"synthetic:{site}", **at)
+            judge(f"others-{site}-s{seed}-aaaaaa", 1.0 + noise, trained_on="synthetic:unseen", **at)
+    table = load_records(tmp_path)
+    found = all_contrasts(table, cells=read_cells(table, resamples=200))
+    rows = claims_text.by_site({"contrasts": found}, ["near", "far"])
+    rows = rows[rows["metric"] == "auroc"]
+    assert list(rows["setting"].unique()) == ["near", "far"]
+    assert rows.loc[rows["reference"], "setting"].eq("near").all()
+    assert (rows.loc[rows["setting"] == "far", "verdict"] == verdicts.BETTER).all()
+    first, last = claims_text.site_sentences(rows).splitlines()
+    better = (rows.loc[rows["reference"], "verdict"] == verdicts.BETTER).sum()
+    assert better < 2
+    assert first.startswith(f"- *near*: better in {better} of 2 comparisons (findings, clip +0.0")
+    assert last.startswith("- *far*: better in 2 of 2 comparisons")
+    assert f"near {better} of 2, far 2 of 2" in text.distance_answer(rows)
+    shown = figures_claims.by_setting(rows, "clip", claims_text.TASKS, title="t")
+    assert "lines and tubes, clip far: +0." in shown.alt
+    assert claims_text.by_site({}, ["near"]).empty
+    assert "no control has used images of others" in text.distance_answer(pd.DataFrame())
