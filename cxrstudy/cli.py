@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done, 1 a run or check failed, 2 the call or input is wrong."""
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -100,8 +101,18 @@ class ErrorHandlingGroup(click.Group):
         except study.StudyError as error:
             click.echo(f"cxrstudy: {error}", err=True)
             ctx.exit(2)
+        except OSError as error:
+            if error.errno not in UNWRITABLE or not error.filename:
+                raise
+            where = "or set CXRSTUDY_RUNS to a folder that you can write to; the same call resumes"
+            what = f"{error.filename}: {error.strerror}: {UNWRITABLE[error.errno]}"
+            click.echo(f"cxrstudy: {what}, {where}", err=True)
+            ctx.exit(2)
 
 
+UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space on that disk")
+UNWRITABLE |= {errno.EROFS: "let that disk be written to"}
+UNWRITABLE |= dict.fromkeys((errno.EACCES, errno.EPERM), "ask its owner for permission")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 

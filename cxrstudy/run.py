@@ -255,6 +255,9 @@ def _conclude(preset: str, runs: list[grid.Run], waited: int, began: float, ende
         print(f"  {'not run' if kind == 'waiting' else kind}: {run.stage} {run.name}: {why}")
     if missing or not ended:
         log = lock_path(preset).with_name("snakemake.log")
+        free = shutil.disk_usage(log.parent).free
+        if free < 2**26:  # then neither logs nor notebooks could be written, which would say so
+            print(f"  the disk of {log.parent} has {free / 1e6:.0f} MB left: free space there")
         print(f"{preset}: {len(missing)} of {len(runs)} runs have no result (details: {log})")
         return 1
     print(f"{preset}: done, {waited} runs in {time.time() - began:.0f} s")
