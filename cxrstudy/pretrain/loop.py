@@ -93,7 +93,8 @@ def pretrain(
         for step in progress(range(run.resumed_from, run.steps)):
             if step % max(1, run.steps // CHECKS) == 0 and distributed.rank() == 0:
                 monitor.check(run.objective.encoder, run.edges[step], run.curve)
-            lr, loss, parts = train_step(run, step, batches)
+            with _memory_named(p):
+                lr, loss, parts = train_step(run, step, batches)
             # reading a value waits for the device, so it is done at few steps
             log = step % LOG_STEPS == 0 or step == run.steps - 1
             save = time.monotonic() - saved > p.checkpoint_seconds
@@ -122,6 +123,20 @@ def pretrain(
 
 
 # ---- one step ------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _memory_named(p: study.Pretrain) -> Iterator[None]:
+    """Name the batch, and the parameter to change, where the GPU's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        part = p.batch_size // (p.accumulate * distributed.world_size())
+        raise torch.OutOfMemoryError(
+            f"the GPU's memory is too small for {part} images at a time (batch_size "
+            f"{p.batch_size}, accumulate {p.accumulate}, {distributed.world_size()} processes): "
+            f"set accumulate to {2 * p.accumulate}, or halve batch_size. {error}"
+        ) from error
+
+
 def train_step(
     run: Run, step: int, batches: Iterator[dict[str, Tensor]]
 ) -> tuple[float, Tensor, dict[str, Tensor]]:
