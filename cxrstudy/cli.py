@@ -190,7 +190,13 @@ def run(
     data_root = _data_root(ctx, described, data_root)
     settings = [_settings(pairs)] if pairs else [{}, *filter(None, described.variants.values())]
     each = [grid.override(described, values) for values in settings]
-    _check(each, data_root, quiet=quiet and not dry_run)
+    try:
+        _check(each, data_root, quiet=quiet and not dry_run)
+    except study.StudyError:
+        if dry_run and elsewhere:  # a cluster can be asked for before data and weights are there
+            for one in each:
+                _show_asks(one, grid.expand(one, data_root), None, elsewhere)
+        raise
     recorded: set[str] = set()
     if unrecorded:
         from cxrstudy.recorded import run_names
@@ -227,7 +233,6 @@ def _show_plan(
 
     With a profile, also what the runs to do would ask of a cluster.
     """
-    from cxrstudy import asks
     from cxrstudy import run as runner
 
     gpu = f"{preset.gpu_hours:g} GPU-hours" if preset.gpu_hours else "no GPU"
@@ -253,9 +258,23 @@ def _show_plan(
             click.echo(f"  {word:<11}{item.stage:<10}{item.name:<36}{why}")
         click.echo(f"{len(todo)} of {len(planned)} runs to do")
         if profile and todo:
-            click.echo(f"asked of the cluster by profile {profile.folder.name}:")
-            for line in asks.table(runner.asked_of(one, whole, todo, profile)):
-                click.echo(f"  {line}")
+            _show_asks(one, whole, todo, profile)
+
+
+def _show_asks(
+    preset: grid.Preset,
+    runs: list[grid.Run],
+    wanted: list[str] | None,
+    profile: "cluster.Profile",
+) -> None:
+    """Print what runs would ask of a cluster: those ``wanted`` by name, or all of the preset."""
+    from cxrstudy import asks
+    from cxrstudy import run as runner
+
+    names = [run.name for run in runs] if wanted is None else wanted
+    click.echo(f"asked of the cluster by profile {profile.folder.name}:")
+    for line in asks.table(runner.asked_of(preset, runs, names, profile)):
+        click.echo(f"  {line}")
 
 
 @main.command()

@@ -90,7 +90,7 @@ def asked_of(
     """
     with tempfile.TemporaryDirectory() as scratch:  # where none has a result yet
         plan = write_plan(Path(scratch) / "p.json", preset.name, runs, "", asks(preset, runs))
-        snakemake = _snakemake(preset.name, plan, "--profile", str(profile.folder), "-n")
+        snakemake = _snakemake(preset.name, plan, "--profile", str(profile.folder), "-n", "-c9999")
         snakemake[snakemake.index("--directory") + 1] = scratch
         done = subprocess.run(
             snakemake, capture_output=True, text=True, env=_environment(), check=False
@@ -159,6 +159,7 @@ def run_preset(
                 return 0
             for run in runs:
                 folder(run).mkdir(parents=True, exist_ok=True)
+                (folder(run) / states.FAILED).unlink(missing_ok=True)
             began = lock_path(name).stat().st_mtime  # by the clock of the disk, as records have it
             where = f"by {profile.folder.name}" if profile else f"on {cores} cores"
             todo = f"{len(waiting)} of {len(runs)} runs to do {where}"

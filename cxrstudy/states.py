@@ -16,6 +16,7 @@ from cxrstudy.headline import headline_of
 from cxrstudy.results import read_record
 
 ENDED = "ended.txt"  # in a run's folder: how a cluster ended its job
+FAILED = "failed.ipynb"  # in a run's folder: the notebook of a failed attempt, for the next one
 ASK = 30.0  # seconds between two looks at a queue
 
 
@@ -184,7 +185,7 @@ def _ends(
     lines = []
     for run in [run for run in runs if run.name in ended and run.name not in reported]:
         why, again = ended[run.name]
-        if again and not notebook_error(folder(run) / "notebook.ipynb"):
+        if again and not notebook_error(folder(run) / FAILED):
             lines.append(f"again: {run.stage} {run.name}: {why}")
             continue
         if why:
