@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from PIL import Image
 QUALITY = 95  # of JPEG
 SUFFIX = {"raw": ".npy", "jpeg": ".arrow"}
 OPEN = 512  # files kept open: systems allow 1,024
+THREADS = min(4, os.cpu_count() or 1)  # that decode a batch
 
 
 class Images:
@@ -34,6 +37,7 @@ class Images:
                     f"{file} is missing or cut short: delete {folder / 'prepared.json'} and run "
                     "data.ipynb again, which makes only this shard"
                 )
+        self.encoded = about["format"] != "raw"
         self.changed = [file.stat().st_mtime_ns for file in self.files]
         table = pq.read_table(folder / "shards.parquet")
         self.shard, self.offset = (table[name].to_numpy() for name in ("shard", "offset"))
@@ -47,9 +51,17 @@ class Images:
         shard, offset = self.shard[rows], self.offset[rows]
         images = np.empty((*shard.shape, *self.shape[1:]), np.uint8)
         flat = images.reshape(-1, *self.shape[1:])
-        for image, k, at in zip(flat, shard.ravel().tolist(), offset.ravel().tolist(), strict=True):
+
+        def read(image: np.ndarray, k: int, at: int) -> None:
             stored = open_shard(self.files[k], self.changed[k])[at]
             image[:] = stored if isinstance(stored, np.ndarray) else decoded(stored.as_py())
+
+        asked = flat, shard.ravel().tolist(), offset.ravel().tolist()
+        if self.encoded and len(flat) > 1:
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(read, *asked))
+        else:
+            list(map(read, *asked))
         return images
 
     def __iter__(self) -> Iterator[np.ndarray]:
