@@ -6,7 +6,7 @@ institution) is not described, as that needs torch.
 """
 
 from cxrstudy import grid, presetdata, study
-from cxrstudy.preflight import labels, presence, steps
+from cxrstudy.preflight import estimates, labels, presence, steps
 from cxrstudy.preflight.asked import Asked, Problem, valid
 from cxrstudy.preflight.holdings import Tables, hold
 
@@ -24,6 +24,8 @@ STEPS = (
     presence.baselines,
     presence.leaks,
     steps.machine,
+    estimates.reading,
+    estimates.training,
 )
 
 
