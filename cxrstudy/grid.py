@@ -221,17 +221,18 @@ def _add_bases(g: _Grid) -> None:
         g.base[key] = g.add("pretrain", key, own, (data, *g.needed(base)))
 
 
-def _curve_sizes(preset: Preset) -> dict[tuple[Any, ...], set[int]]:
+def _curve_sizes(preset: Preset) -> dict[tuple[Any, ...], set[float]]:
     """Return the subset sizes of each data set, base model and paradigm, over all curves."""
-    sizes: dict[tuple[Any, ...], set[int]] = {}
+    sizes: dict[tuple[Any, ...], set[float]] = {}
     for curve in preset.curves:
         for values in combinations(curve.values):
-            key = (curve.data, curve.base, values.get("paradigm"))
-            sizes.setdefault(key, set()).add(values.get("n_images", 0))
+            key = (curve.data, curve.base, str(values.get("paradigm")))
+            n = values.get("n_images", 0)  # refused with its line when its run is added
+            sizes.setdefault(key, set()).update([n] if isinstance(n, int | float) else [])
     return sizes
 
 
-def _add_curve(g: _Grid, curve: Curve, sizes: dict[tuple[Any, ...], set[int]]) -> tuple[str, str]:
+def _add_curve(g: _Grid, curve: Curve, sizes: dict[tuple[Any, ...], set[float]]) -> tuple[str, str]:
     """Add a curve's pretraining runs and their evaluations.
 
     Returns:
@@ -256,7 +257,7 @@ def _add_curve(g: _Grid, curve: Curve, sizes: dict[tuple[Any, ...], set[int]]) -
         trained = _add_pretraining(g, label, own, g.needed(data, base), folds)
         g.trained += trained
         _add_classify(g, label, target, [g.folder(run) for run in trained], tuple(trained))
-        all_sizes = sizes[(curve.data, curve.base, values.get("paradigm"))]
+        all_sizes = sizes[(curve.data, curve.base, str(values.get("paradigm")))]
         position = "smallest" if n == min(all_sizes) else "between"
         position = "largest" if n == max(all_sizes) else position
         at = (position, seed)

@@ -1,5 +1,6 @@
 """Read DICOM files as images with bone bright."""
 
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +140,8 @@ def _refuse_absurd(path: str | Path, data: bytes) -> None:
 
 def _load(path: str | Path) -> pydicom.FileDataset:
     with _unreadable(path, "it does not open or parse as DICOM"), open(path, "rb") as opened:
-        data = opened.read(MAX_BYTES + 1)  # a field of 4 GB in a small file then takes no memory
+        size = min(os.fstat(opened.fileno()).st_size, MAX_BYTES)
+        data = opened.read(size + 1)  # a field of 4 GB in a small file then takes no memory
         file, start = BytesIO(data), data[:2]
         if not start:
             raise UnreadableImage(path, "the file is empty")

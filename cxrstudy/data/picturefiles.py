@@ -1,5 +1,6 @@
 """Read picture files (PNG, JPEG, TIFF, BMP, JPEG 2000, WebP, GIF, PGM) as grey, upright images."""
 
+import os
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_picture(path: str | Path, max_pixels: int) -> tuple[Image.Image, tuple[
         Exception: whatever Pillow raises on damaged files.
     """
     with open(path, "rb") as opened:  # in memory, where a chunk of 4 GB ends with the file
-        data = opened.read(max_pixels * 4 + 1)
+        data = opened.read(min(os.fstat(opened.fileno()).st_size, max_pixels * 4) + 1)
     if len(data) > max_pixels * 4:
         raise UnfitPicture("absurd size", f"more than {max_pixels * 4:,} bytes", "export it again")
     try:
