@@ -100,6 +100,19 @@ def checks(table: pd.DataFrame, *, title: str = "") -> Shown:
     return show(figure, f"{title} Held-out images while training: {', '.join(said)}.")
 
 
+def probes(table: pd.DataFrame, *, kept: int, title: str = "") -> Shown:
+    """Draw the validation AUROC of a run's linear probes by step; ``kept`` is the step kept."""
+    figure, axes = plt.subplots(figsize=(6.2, 2.8))
+    axes.plot(table["step"], table["score"], "o-", color=COLOURS[0], label="validation AUROC")
+    best = float(table.loc[table["step"] == kept, "score"].iloc[0])
+    style: Any = {"color": COLOURS[1], "ms": 10, "label": f"kept: step {kept:,}"}
+    axes.plot([kept], [best], "*", **style)
+    axes.set(xlabel="step", ylabel="macro AUROC", title=title)
+    axes.legend(fontsize=8)
+    said = f"{best:.3f} at step {kept:,}, which is kept; {table['score'].iloc[-1]:.3f} at the last"
+    return show(figure, f"{title} Linear probes on validation patients: {said}.")
+
+
 def prevalence(shares: pd.DataFrame, *, title: str = "") -> Shown:
     """Draw the share of images with each label, by split; ``shares`` is label x split."""
     if shares.empty:

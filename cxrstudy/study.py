@@ -167,6 +167,18 @@ class Pretrain(OnData):
         60.0, gt=0, description="save the state this often, to resume"
     )
     checkpoint_steps: int = Field(0, ge=0, description="also every so many steps; 0 = by time only")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="kept weights: of the last step, or of the best by a linear probe on "
+        "validation patients",
+        exclude_if=lambda value: value == "last",  # as runs without it are named
+    )
+    probe_steps: int = Field(
+        0,
+        ge=0,
+        description="keep=best: steps between probes; 0 = so many that they take 3% of the time",
+        exclude_if=lambda value: value == 0,
+    )
 
     @model_validator(mode="after")
     def _budget(self) -> "Pretrain":
@@ -175,6 +187,8 @@ class Pretrain(OnData):
                 f"n_images ({self.n_images}) is larger than samples_seen ({self.samples_seen}), so "
                 "some images would never be shown. Lower n_images or raise samples_seen"
             )
+        if self.probe_steps and self.keep == "last":
+            raise ValueError("probe_steps needs keep='best': with 'last' nothing is probed")
         return self
 
 

@@ -45,6 +45,8 @@ class Run:
     processes_changed: str = ""  # what that means, if the checkpoint had another number of them
     curve: list[dict[str, float]] = field(default_factory=list)
     checks: list[dict[str, float]] = field(default_factory=list)
+    probes: list[dict[str, float]] = field(default_factory=list)  # with keep="best"
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best, on the CPU
     flops: float = 0.0  # per sample
     seconds: float = 0.0  # before this process
     started: float = field(default_factory=time.monotonic)

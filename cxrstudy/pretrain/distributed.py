@@ -99,7 +99,12 @@ def sync_batchnorm(objective: nn.Module, device: torch.device) -> Any:
 
 # ---- start of the processes ----------------------------------------------------------------------
 def launch(
-    p: study.Pretrain, data: Path, out: Path, steps: int, progress: Progress, score: str
+    p: study.Pretrain,
+    data: Path,
+    out: Path,
+    steps: int,
+    progress: Progress,
+    calls: dict[str, str],
 ) -> dict[str, Any]:
     """Run ``loop.pretrain`` on ``p.processes`` processes of this machine, and return its info.
 
@@ -109,7 +114,7 @@ def launch(
         out: folder of the run.
         steps: number of steps, for the progress bar.
         progress: wrapper of the iterator over the steps.
-        score: the score function as ``module:name``, which the workers import; may be empty.
+        calls: arguments of ``loop.pretrain`` as ``module:name``, which the workers import.
 
     Raises:
         RuntimeError: a process failed; the message ends with its log.
@@ -119,9 +124,10 @@ def launch(
     write_text(count, "0")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     worker = ["-m", "cxrstudy.pretrain.loop", str(parameters), f"--launcher={os.getpid()}"]
+    named = [f"--{argument}={name}" for argument, name in calls.items()]
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [*torchrun, f"--nproc-per-node={p.processes}", *worker, f"--score={score}"],
+            [*torchrun, f"--nproc-per-node={p.processes}", *worker, *named],
             stdout=stream,
             stderr=stream,
             env=os.environ | {"OMP_NUM_THREADS": str(p.threads)},

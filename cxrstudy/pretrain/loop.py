@@ -35,6 +35,7 @@ from cxrstudy.files import write_text
 from cxrstudy.pretrain import checkpoint, distributed, flops
 from cxrstudy.pretrain.batches import prefetch, read_batches, step_draws
 from cxrstudy.pretrain.build import Run, build_run
+from cxrstudy.pretrain.kept import Chooser, Probe, choose_weights
 from cxrstudy.pretrain.monitor import (
     CHECKS,
     Monitor,
@@ -47,11 +48,17 @@ from cxrstudy.pretrain.subset import batch_edges, usable
 from cxrstudy.progress import Progress
 from cxrstudy.results import window
 
+TABLES = ("curve", "checks", "probes")  # of a result; the last with keep="best"
 LOG_STEPS = 10  # steps between two points of the learning curve; only these wait for the device
 
 
 def pretrain(
-    p: study.Pretrain, data: str | Path, *, progress: Progress = iter, score: Score | None = None
+    p: study.Pretrain,
+    data: str | Path,
+    *,
+    progress: Progress = iter,
+    score: Score | None = None,
+    probe: Probe | None = None,
 ) -> dict[str, Any]:
     """Run or resume one pretraining run, and save the encoder in ``<out>/encoder``.
 
@@ -64,6 +71,7 @@ def pretrain(
         progress: wrapper of the iterator over the steps.
         score: evaluates the features of held-out images during the run (see ``monitor``). With
             several processes, it must be a function that a worker can import by name.
+        probe: chooses the step with ``keep="best"`` (see ``kept``); as ``score``.
 
     Returns:
         The run's info: samples_seen, unique_images, epochs, flops, images_per_second,
@@ -71,7 +79,8 @@ def pretrain(
         reports that the context cuts, images ``without_report`` and ``left_out``; where they apply
         ``heldout_score``, ``hardly_trained``, ``torn_checkpoint`` and ``processes_changed``. Also
         ``subject``, and the DataFrames ``curve`` and ``checks`` (in ``<out>/curve.csv`` and
-        ``checks.csv`` too).
+        ``checks.csv`` too). With ``keep="best"`` also the facts of ``kept.Chooser.keep``, and the
+        DataFrame ``probes``.
 
     Raises:
         FloatingPointError: the loss is not finite; the message names step, images and checkpoint.
@@ -80,12 +89,13 @@ def pretrain(
     out = study.resolve(p.out)
     out.mkdir(parents=True, exist_ok=True)
     if p.processes > 1 and distributed.world_size() == 1:
-        return _launch(p, Path(data), out, progress, score)
+        return _launch(p, Path(data), out, progress, score, probe)
 
     # ---- set-up
     run = build_run(p, stores.open_prepared(data), out)
     resume(run)
     monitor = Monitor(p, run.prepared, run.rows, score, run.checks)
+    chooser = Chooser(run, probe) if p.keep == "best" else None
     saved = run.started = time.monotonic()
 
     # ---- training: the operations of the first step are counted, in this thread
@@ -105,6 +115,8 @@ def pretrain(
                 values = distributed.mean_over_ranks([loss, *parts.values()])
                 point = {"step": step, "samples_seen": run.edges[step + 1], "loss": values[0]}
                 run.curve.append(point | {"lr": lr} | dict(zip(parts, values[1:], strict=True)))
+            if chooser and chooser.due(step + 1) and distributed.rank() == 0:
+                chooser.check(step + 1)
             if save:
                 saved = time.monotonic()
                 save_checkpoint(run, step + 1)
@@ -115,8 +127,9 @@ def pretrain(
     result: dict[str, Any] = {}
     if distributed.rank() == 0:
         choose_weights(run)
+        chosen = chooser.keep(seconds) if chooser else {}
         monitor.check(run.objective.encoder, p.samples_seen, run.curve)
-        result = save_results(run, seconds, monitor.unmeasured)
+        result = save_results(run, seconds, monitor.unmeasured | chosen)
     if distributed.world_size() > 1:
         dist.barrier()
     return result
@@ -212,6 +225,7 @@ def resume(run: Run) -> None:
         )
         warnings.warn(run.processes_changed, stacklevel=2)
     run.curve, run.checks = state.get("curve", []), state.get("checks", [])
+    run.probes, run.best = state.get("probes", []), state.get("best", {})
     run.flops, run.seconds = state.get("flops", 0.0), state.get("seconds", 0.0)
 
 
@@ -228,26 +242,13 @@ def save_checkpoint(run: Run, step: int) -> None:
             "flops": run.flops,
             "seconds": run.seconds_training(),
         }
+        facts |= {"probes": run.probes, "best": run.best} if run.probes else {}
         checkpoint.save(run.out, run.checkpointed, run.optimiser, facts)
 
 
 # ---- results -------------------------------------------------------------------------------------
-def choose_weights(run: Run) -> None:
-    """Put the weights to save into the model: averaged if ``ema``, mixed with the base's if asked.
-
-    The mix is WiSE-FT (Wortsman et al., CVPR 2022), which keeps what narrow training would lose.
-    """
-    model = run.objective.modules_to_save()
-    if run.ema_model is not None:
-        model.load_state_dict(run.ema_model.module.state_dict())
-    if run.base_state:
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.lerp_(run.base_state[name].to(tensor.device), 1 - run.p.wise_ft_alpha)
-
-
-def save_results(run: Run, seconds: float, unmeasured: dict[str, str]) -> dict[str, Any]:
-    """Save the encoder, curve and checks; return what ``pretrain`` returns."""
+def save_results(run: Run, seconds: float, more: dict[str, Any]) -> dict[str, Any]:
+    """Save the encoder and the tables; return what ``pretrain`` returns, with ``more`` info."""
     p, objective = run.p, run.objective
     loss = float(np.mean([point["loss"] for point in run.curve[-window(len(run.curve)) :]]))
     change = relative_weight_change(run.initial_params, objective.encoder)
@@ -266,15 +267,19 @@ def save_results(run: Run, seconds: float, unmeasured: dict[str, str]) -> dict[s
         "resumed_from": run.resumed_from,
         **objective.facts,
         **usable(run.prepared, p)[1],
-        **unmeasured,
+        **more,
         **({"torn_checkpoint": run.torn} if run.torn else {}),
         **({"processes_changed": run.processes_changed} if run.processes_changed else {}),
     }
     subject = subject_of(p, run.prepared, objective.encoder.info["encoder"])
     spent = ("unique_images", "epochs", "flops", "seconds_training", "precision", "processes")
     objective.encoder.info |= subject | {name: info[name] for name in spent}
+    for name in ("kept_step", "validation_auroc"):  # not those of the base
+        objective.encoder.info.pop(name, None)
+        objective.encoder.info |= {name: info[name]} if name in info else {}
     save_encoder(objective, run.out / "encoder", run.patients)
     tables = {"curve": pd.DataFrame(run.curve), "checks": pd.DataFrame(run.checks)}
+    tables |= {"probes": pd.DataFrame(run.probes)} if run.probes else {}
     for name, table in tables.items():
         table.to_csv(run.out / f"{name}.csv", index=False)
     return info | {"subject": subject} | tables
@@ -315,12 +320,25 @@ def subject_of(p: study.Pretrain, prepared: stores.Prepared, encoder: str) -> di
 
 # ---- several processes ---------------------------------------------------------------------------
 def _launch(
-    p: study.Pretrain, data: Path, out: Path, progress: Progress, score: Score | None
+    p: study.Pretrain,
+    data: Path,
+    out: Path,
+    progress: Progress,
+    score: Score | None,
+    probe: Probe | None,
 ) -> dict[str, Any]:
     steps = len(batch_edges(p.samples_seen, p.batch_size)) - 1
-    name = f"{score.__module__}:{score.__name__}" if score else ""
-    info = distributed.launch(p, data, out, steps, progress, name)
-    return info | {table: pd.read_csv(out / f"{table}.csv") for table in ("curve", "checks")}
+    calls: dict[str, Any] = {"score": score, "probe": probe}
+    named = {name: f"{f.__module__}:{f.__name__}" for name, f in calls.items() if f}
+    info = distributed.launch(p, data, out, steps, progress, named)
+    tables = TABLES if p.keep == "best" else TABLES[:2]
+    return info | {table: pd.read_csv(out / f"{table}.csv") for table in tables}
+
+
+def _imported(named: str) -> Any:
+    """Return a function by its ``module:name``; None if there is no name."""
+    module, _, name = named.partition(":")
+    return getattr(importlib.import_module(module), name) if module else None
 
 
 def main() -> None:
@@ -328,6 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One process of a pretraining run.")
     parser.add_argument("parameters", type=Path, help="YAML file with the run's parameters")
     parser.add_argument("--score", default="", help="score of held-out images, as module:name")
+    parser.add_argument("--probe", default="", help="linear probe, as module:name")
     parser.add_argument("--launcher", type=int, help="process that reads how many steps are done")
     asked = parser.parse_args()
     text = asked.parameters.read_text(encoding="utf-8")
@@ -338,11 +357,10 @@ def main() -> None:
     progress: Progress = iter
     if asked.launcher:
         progress = functools.partial(distributed.report_steps, out=out, launcher=asked.launcher)
-    module, _, name = asked.score.partition(":")
-    score = getattr(importlib.import_module(module), name) if module else None
-    result = pretrain(p, study.resolve(p.data), progress=progress, score=score)
+    score, probe = _imported(asked.score), _imported(asked.probe)
+    result = pretrain(p, study.resolve(p.data), progress=progress, score=score, probe=probe)
     if distributed.rank() == 0:
-        plain = {name: value for name, value in result.items() if name not in ("curve", "checks")}
+        plain = {name: value for name, value in result.items() if name not in TABLES}
         write_text(out / "result.json", json.dumps(plain))
     dist.destroy_process_group()
 

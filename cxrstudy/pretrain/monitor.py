@@ -41,6 +41,19 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+@torch.no_grad()
+def pooled_features(encoder: Any, images: np.ndarray) -> Tensor:
+    """Return pooled features (N, C) of images uint8 (N, S, S), on the CPU."""
+    device = next(encoder.parameters()).device
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    batches = torch.from_numpy(images).split(128)
+    features = [encoder.pool(encoder.normalise(x).to(device)).float().cpu() for x in batches]
+    for module, mode in modes:  # each as it was: batch norms may be frozen
+        module.training = mode
+    return torch.cat(features)
+
+
 class Monitor:
     """Check one run on held-out images.
 
@@ -84,7 +97,7 @@ class Monitor:
         Raises:
             Collapsed: the effective rank, or the score of a continued encoder, has fallen.
         """
-        features = self._features(encoder)  # (N, C)
+        features = pooled_features(encoder, self.images)  # (N, C)
         if not torch.isfinite(features).all():
             if samples_seen < self.p.samples_seen:
                 return  # the loss of the next step is not finite either, and names its images
@@ -105,17 +118,6 @@ class Monitor:
                 f"Lower lr (now {self.p.lr:g}) or raise warmup"
                 + (heads if self.p.paradigm == "dinov2" else "")
             )
-
-    def _features(self, encoder: Any) -> Tensor:
-        """Return pooled features (N, C) of the held-out images, on the CPU."""
-        device = next(encoder.parameters()).device
-        modes = [(module, module.training) for module in encoder.modules()]
-        encoder.eval()
-        batches = torch.from_numpy(self.images).split(128)
-        features = [encoder.pool(encoder.normalise(x).to(device)).float().cpu() for x in batches]
-        for module, mode in modes:  # each as it was: batch norms may be frozen
-            module.training = mode
-        return torch.cat(features)
 
     def _collapse(self, first: dict[str, float], now: dict[str, float]) -> str:
         """Return what has collapsed since the first check; empty if nothing has."""
