@@ -1,4 +1,4 @@
-"""What a run asks of a cluster: GPUs, memory and time, from its preset."""
+"""What a run asks of a cluster: GPUs, CPUs, memory and time, from its preset."""
 
 import math
 import re
@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from cxrstudy.grid import Run
+from cxrstudy.preflight.estimates import READ_DICOM
 from cxrstudy.presets import Preset
 
 ON_GPU = ("pretrain", "classify", "segment", "report")
-READ = 30.0  # images/s that a data run reads, decodes and writes on one core, as `new` counts
+SHARD = 10_000  # images of a data run for each of its CPUs, ...
+READERS = 16  # ... of which it asks for no more
+FEEDERS = 8  # CPUs for each GPU, to read and augment images
 MARGIN = 2.0  # a limit is so many times the estimate, ...
 START = 10  # ... and so many minutes more: imports, weights, a slow file system
 LEAST = 30.0  # minutes of an evaluation on a GPU: little is known about them
@@ -17,13 +20,13 @@ Asks = dict[str, int]
 
 
 def asks(preset: Preset, runs: list[Run]) -> dict[str, Asks]:
-    """Return gpu (how many), mem_mb and runtime (minutes, a limit) of each run by its name.
+    """Return gpu, cpus_per_task, mem_mb and runtime (minutes, a limit) of each run by its name.
 
     - GPUs: one a process, where the preset needs GPUs (``gpu_hours``).
     - Memory: the preset's; of runs with fewer processes than the largest, their share.
     - Time: the preset's minutes, shared among pretraining runs by samples seen and pixels. An
       evaluation is given as long as a mean pretraining run. A data run is given what its images
-      take at ``READ``.
+      take as uncompressed DICOM.
     """
     px = {run.folder: run.parameters["size"] for run in runs if run.stage == "data"}
     trained = [run for run in runs if run.stage == "pretrain"]
@@ -36,10 +39,14 @@ def asks(preset: Preset, runs: list[Run]) -> dict[str, Asks]:
         minutes = max(mean, LEAST) if on_gpu else mean
         if run.stage == "pretrain":
             minutes = preset.minutes * work[run.name] / sum(work.values())
-        elif run.stage == "data":
-            minutes = _images(run, trained) / READ / 60
+        cpus = _processes(run) * run.parameters.get("threads", 1)
+        if run.stage == "data":
+            images = _images(run, trained)
+            cpus = min(READERS, max(1, math.ceil(images / SHARD)))
+            minutes = images / READ_DICOM[0] / cpus / 60
         found[run.name] = {
             "gpu": _processes(run) * on_gpu,
+            "cpus_per_task": max(cpus, FEEDERS * _processes(run) * on_gpu),
             "mem_mb": math.ceil(1000 * preset.memory_gb * _processes(run) / most),
             "runtime": START + math.ceil(MARGIN * minutes),
         }
@@ -90,7 +97,8 @@ def table(jobs: list[dict[str, Any]]) -> list[str]:
     for job in jobs:
         partition = job.get("slurm_partition", "the cluster's default")
         limit = job.get("runtime", 0)
-        key = (job["stage"], job.get("gpu", 0), job["threads"], job.get("mem_mb", 0), limit)
+        cpus = job.get("cpus_per_task", job["threads"])
+        key = (job["stage"], job.get("gpu", 0), cpus, job.get("mem_mb", 0), limit)
         groups[(*key, partition)] = groups.get((*key, partition), 0) + 1
     for (stage, gpus, cpus, memory, limit, partition), count in groups.items():
         numbers = f"{count:>5}{gpus:>6}{cpus:>6}{memory / 1000:>7.0f} GB{limit / 60:>7.1f} h"

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from cxrstudy import grid, study
-from cxrstudy.asks import Asks
 from cxrstudy.files import write_changed
 
 
@@ -26,7 +25,7 @@ def write_plan(
     preset: str,
     runs: list[grid.Run],
     variant: str = "",
-    asked: dict[str, Asks] | None = None,
+    asked: dict[str, dict[str, int]] | None = None,
 ) -> Path:
     """Write a plan and return its path; an equal file keeps its time stamp.
 
