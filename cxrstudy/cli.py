@@ -9,6 +9,7 @@ import click
 import yaml
 
 from cxrstudy import grid, study
+from cxrstudy.files import is_remote
 
 if TYPE_CHECKING:
     from cxrstudy import cluster
@@ -30,7 +31,8 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _absolute(folder: str) -> str:
-    return os.path.abspath(os.path.expanduser(folder)) if folder else ""
+    is_here = folder and not is_remote(folder)
+    return os.path.abspath(os.path.expanduser(folder)) if is_here else folder
 
 
 def _data_root(ctx: click.Context, preset: grid.Preset, data_root: str) -> str:

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def is_remote(path: str | Path) -> bool:
+    """Return whether a path is in a bucket: s3://bucket/folder, gs://, az:// and the like."""
+    return "://" in str(path)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a scratch path to write to; it replaces ``path`` if the block ends without error."""

@@ -12,6 +12,7 @@ import yaml
 
 from cxrstudy import study
 from cxrstudy.data import cards
+from cxrstudy.files import is_remote
 from cxrstudy.preflight.holdings import Holding, Tables, count_labels, hold
 from cxrstudy.preflight.labels import LEAST, too_few
 from cxrstudy.presets import preset_path
@@ -119,7 +120,8 @@ def size_up(card: str, data_root: str) -> Sized:
         raise study.StudyError(
             "card synthetic generates its images: use the preset mini, or name a card of your own"
         )
-    root = str(Path(data_root).expanduser().resolve()) if data_root else ""
+    is_here = data_root and not is_remote(data_root)
+    root = str(Path(data_root).expanduser().resolve()) if is_here else data_root
     tables: Tables = {}
     held = hold(
         study.Data(card=card, root=root, n_images=0, size=SIZE, fractions=FRACTIONS), tables

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cxrstudy.files import is_remote
 from cxrstudy.presets import Preset
 from cxrstudy.study import Data, StudyError, root
 
@@ -43,7 +44,11 @@ def data_entry(values: dict[str, Any], data_root: str = "") -> dict[str, Any]:
     """
     if not reads_files(str(values.get("card") or "synthetic")):
         return {key: value for key, value in values.items() if key != "root"}
-    folders = [Path(name).expanduser() for name in (data_root, values.get("root")) if name]
+    names = [name for name in (data_root, values.get("root")) if name]
+    if any(map(is_remote, names)):  # one below the other, or the preset's own
+        place = names[-1] if is_remote(names[-1]) else "/".join(names)
+        return {"n_images": 0} | values | {"root": place}
+    folders = [Path(name).expanduser() for name in names]
     place = os.path.abspath(root().joinpath(*folders)) if folders else ""
     return {"n_images": 0} | values | {"root": place}
 

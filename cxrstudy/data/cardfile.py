@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cxrstudy import marks, study
-from cxrstudy.data.below import check_text
+from cxrstudy.data.below import LINKED, check_text
 from cxrstudy.data.cardparts import (
     Boxes,
     Joined,
@@ -243,6 +243,12 @@ class Card(Strict):
     def is_drawn(self) -> bool:
         """Return whether its images are drawn; an export of them is read as files are."""
         return self.kind == "synthetic" and self.table is None
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Patterns of the files that are read with the tables: these, and reports."""
+        parts = [self.table, *self.tables, self.polylines, self.boxes, self.reports]
+        return (*(part.path for part in parts if part), LINKED)
 
 
 def serves(card: Card) -> list[str]:

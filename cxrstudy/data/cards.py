@@ -22,8 +22,10 @@ from cxrstudy.data.ids import read_ids
 from cxrstudy.data.joins import one_row_an_image
 from cxrstudy.data.labels import read_columns, read_list
 from cxrstudy.data.locate import find_images
+from cxrstudy.data.remote import view
 from cxrstudy.data.tables import CardError, Rows
 from cxrstudy.data.vocabulary import FINDINGS, LABELS
+from cxrstudy.files import is_remote
 
 __all__ = ["Card", "CardError", "first_images", "load_manifest", "place", "read_card"]
 
@@ -62,7 +64,7 @@ def load_manifest(
     if described.is_drawn:
         n_images = n_images or int(described.counts.get("default_images", 3000))
         return _synthetic(institution, n_images, seed)
-    base = Path(root).expanduser()
+    base = view(root, described.copied) if str(root) else Path()
     if not str(root) or not base.is_dir():
         raise CardError(
             f"card {described.name}: root {str(root)!r} is not a folder; {described.access}"
@@ -73,6 +75,12 @@ def load_manifest(
         manifest = _real(described, described.table, base)
     except CardError as error:
         raise CardError(f"card {described.name}: {error}") from error
+    if is_remote(root):
+        attrs, top = manifest.attrs, str(root).rstrip("/")
+        named = ["path", *manifest.columns[manifest.columns.str.startswith("mask:")]]
+        there = {c: manifest[c].str.replace(f"{base}/", f"{top}/", regex=False) for c in named}
+        manifest = manifest.assign(**there)
+        manifest.attrs = attrs
     return first_images(described, manifest, n_images, seed)
 
 

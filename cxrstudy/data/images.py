@@ -20,10 +20,12 @@ from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.filetypes import DICOM, what_is
 from cxrstudy.data.manifest import ManifestError, read_manifest, write_manifest
 from cxrstudy.data.picturefiles import UnfitPicture, read_picture
+from cxrstudy.data.remote import fetched, local
 from cxrstudy.data.shapes import map_files
 from cxrstudy.data.shardfiles import Images
-from cxrstudy.files import write_text
+from cxrstudy.files import is_remote, write_text
 from cxrstudy.progress import Progress
+from cxrstudy.study import StudyError
 
 REMEDY = "export the image as PNG, JPEG or DICOM, or leave it out"
 LARGE = 200_000_000  # pixels: some 30 s of drawing, worth the start of other processes
@@ -70,8 +72,8 @@ def read_whole(path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:
     Raises:
         UnreadableImage: as ``read_image``.
     """
-    with _one_error(path):
-        image, notes = _open(Path(path))
+    with _one_error(path), fetched(path) as file:
+        image, notes = _open(file)
         image.load()
     return image, notes
 
@@ -94,7 +96,7 @@ def _one_error(path: str | Path) -> Iterator[None]:
     """Turn every error into UnreadableImage: one bad file must not end a run."""
     try:
         yield
-    except UnreadableImage:
+    except (UnreadableImage, StudyError):
         raise
     except UnfitPicture as error:
         raise UnreadableImage(path, f"{error.kind}: {error.what}", error.remedy) from error
@@ -117,7 +119,8 @@ def _open(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 
 def note_root(folder: str | Path, root: str | Path) -> None:
     """Write into a data run's ``folder`` where its files are, for ``open_prepared``."""
-    write_text(Path(folder) / "root.txt", f"{os.path.abspath(Path(root).expanduser())}\n")
+    where = root if is_remote(root) else os.path.abspath(Path(root).expanduser())
+    write_text(Path(folder) / "root.txt", f"{where}\n")
 
 
 def file_columns(manifest: pd.DataFrame) -> list[str]:
@@ -130,6 +133,8 @@ def relative_to_root(manifest: pd.DataFrame, root: str | Path) -> pd.DataFrame:
     base = Path(root).expanduser()
     starts = {os.path.abspath(each) + os.sep for each in (base, base.resolve())}
     starts.add(os.path.join(base, ""))
+    if is_remote(root):
+        starts = {os.path.join(root, "")}
 
     def cut(path: str) -> str:
         for start in starts:
@@ -203,13 +208,15 @@ def prepare(
         facts, listed = shards.make(
             out,
             paths,
-            shards.image_keys(paths, below["path"].tolist(), made_by),
+            shards.image_keys(
+                [local(path, root) for path in paths], below["path"].tolist(), made_by
+            ),
             shards.shard_numbers(manifest, seed),
             read=_read_paths,
             size=size,
             image_format=image_format,
             jobs=cpu_count() if worth else 1,
-            root=str(root),
+            root="" if is_remote(root) else str(root),
             progress=progress,
         )
         facts = _without_copies(manifest, facts)

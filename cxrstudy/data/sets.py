@@ -18,6 +18,7 @@ from cxrstudy.data import cards, images, mining
 from cxrstudy.data.images import Prepared, note_root, open_prepared
 from cxrstudy.data.language import not_english
 from cxrstudy.data.manifest import assign_splits
+from cxrstudy.data.remote import local, view
 from cxrstudy.data.shapes import files_of
 from cxrstudy.progress import Progress
 
@@ -38,7 +39,7 @@ def content_digest(card: str, *, root: str, n_images: int, seed: int) -> str:
     described = cards.read_card(card)
     if described.table is None:
         return study.digest([described.model_dump(), n_images, seed], 12)
-    base = Path(root).expanduser()
+    base = view(root, described.copied) if root else Path()
     changes = _changes(described, base) if root and base.is_dir() else 0
     stamp = study.digest([described.model_dump(), str(base.resolve()), changes], 32)
     contents = _read_contents(card, str(root), n_images, seed, stamp)
@@ -82,7 +83,8 @@ def _contents(manifest: pd.DataFrame, root: str) -> Contents:
     hashed = hashlib.blake2b("\0".join(below.columns).encode(), digest_size=16)
     hashed.update(pd.util.hash_pandas_object(below, index=False).to_numpy().tobytes())
     files = manifest[images.file_columns(manifest)].fillna("").to_numpy().ravel()
-    return hashed.hexdigest(), tuple(file for cell in files for file in files_of(cell))
+    named = (local(file, root) for cell in files for file in files_of(cell))
+    return hashed.hexdigest(), tuple(named)
 
 
 def prepare_data(p: study.Data, *, progress: Progress = iter) -> Prepared:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from cxrstudy.data.dicom import MAX_PIXELS
 from cxrstudy.data.filetypes import DICOM, what_is
+from cxrstudy.data.remote import fetched
 
 KINDS = ("rle:", "line:")
 TURNED = (5, 6, 7, 8)  # values of the EXIF tag Orientation that exchange rows and columns
@@ -114,7 +115,12 @@ def draw(reference: str, image: str | Path) -> np.ndarray:
 
 def image_shape(path: str | Path) -> tuple[int, int]:
     """Return rows and columns of an image file as it is read, upright, from its header alone."""
-    if what_is(Path(path)) == DICOM:
+    with fetched(path) as file:
+        return _shape_of(file)
+
+
+def _shape_of(path: Path) -> tuple[int, int]:
+    if what_is(path) == DICOM:
         import pydicom
 
         tags = ["Rows", "Columns"]

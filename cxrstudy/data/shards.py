@@ -43,6 +43,7 @@ SIZE = 10_000  # images of a shard at most, on average; at least half of it
 PART = 256, 2**24  # images read at a time at most, and their pixels
 READER = 1  # raise it when ``images.read_image`` gives other pixels of a file than before
 SCHEMA = pa.schema([("image", pa.binary())])
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of each process
 PASSING = {os.strerror(code) for code in errno.errorcode}  # reasons that may be gone next time
 
 Found = tuple[np.ndarray, tuple[str, ...]] | UnreadableImage  # pixels and notes, or why none
@@ -183,7 +184,7 @@ def _in_order(function: Callable, parts: Sequence[Any], jobs: int) -> Iterator[A
     if jobs == 1:
         yield from map(function, parts)
         return
-    pool, waiting = get_reusable_executor(jobs), deque[Any]()
+    pool, waiting = get_reusable_executor(jobs, env=ONE_THREAD), deque[Any]()
     for part in parts:
         waiting.append(pool.submit(function, part))
         if len(waiting) > 2 * jobs:

@@ -15,6 +15,7 @@ from torch import Tensor
 from cxrstudy.data import shapes, synthetic
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import ManifestError, label_array
+from cxrstudy.data.remote import fetched
 from cxrstudy.data.vocabulary import DEVICES
 from cxrstudy.encoders import ImageEncoder, Pixels
 from cxrstudy.evaluate import masks as measures
@@ -117,7 +118,7 @@ def _read_mask(mask: str, image: str, size: int, where: str) -> tuple[np.ndarray
         if shapes.is_reference(mask):
             on = shapes.draw(mask, image)
         else:
-            with Image.open(mask) as file:
+            with fetched(mask) as here, Image.open(here) as file:
                 on = np.asarray(file if file.mode in ("1", "L", "P") else file.convert("L")) != 0
     except Exception as error:  # of a dozen kinds
         raise ManifestError(

@@ -13,6 +13,7 @@ from cxrstudy import study
 from cxrstudy.data import cards
 from cxrstudy.data import manifest as manifests
 from cxrstudy.data.manifest import assign_splits, label_array, label_names, nested_subset
+from cxrstudy.files import is_remote
 from cxrstudy.marks import line_of_value
 
 Tables = dict[tuple[str, str], pd.DataFrame | str]  # by card and root: its manifest, or the error
@@ -148,7 +149,7 @@ def hold(p: study.Data, tables: Tables) -> Holding:
     if not root:
         fault = f"card {card.name} reads files: name their folder by --data-root PATH or DATA_ROOT"
         return Holding(p, fault=fault, fault_of_root=True)
-    if not Path(root).expanduser().is_dir():
+    if not is_remote(root) and not Path(root).expanduser().is_dir():
         return Holding(p, fault=f"{root!r} is not a folder; {card.access}", fault_of_root=True)
     if (p.card, root) not in tables:
         try:

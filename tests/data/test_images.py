@@ -312,7 +312,7 @@ def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkey
     asked: list[int] = []
     monkeypatch.setattr(
         "cxrstudy.data.shards.get_reusable_executor",
-        lambda jobs: asked.append(jobs) or get_reusable_executor(jobs),
+        lambda jobs, **how: asked.append(jobs) or get_reusable_executor(jobs, **how),
     )
     shared = prepare_data(p.model_copy(update={"out": str(tmp_path / "shared")}))
     np.testing.assert_array_equal(alone.images, shared.images)
