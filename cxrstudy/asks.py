@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from cxrstudy.grid import Run
-from cxrstudy.preflight.estimates import READ_DICOM
 from cxrstudy.presets import Preset
 
 ON_GPU = ("pretrain", "classify", "segment", "report")
@@ -28,6 +27,8 @@ def asks(preset: Preset, runs: list[Run]) -> dict[str, Asks]:
       evaluation is given as long as a mean pretraining run. A data run is given what its images
       take as uncompressed DICOM.
     """
+    from cxrstudy.preflight.estimates import READ_DICOM  # reads cards, which most calls do without
+
     px = {run.folder: run.parameters["size"] for run in runs if run.stage == "data"}
     trained = [run for run in runs if run.stage == "pretrain"]
     work = {r.name: _samples(r) * px.get(r.parameters["data"], 1) ** 2 for r in trained}

@@ -18,6 +18,7 @@ import yaml
 from conftest import ROOT, Walk, clone
 
 from cxrstudy import asks, cluster, grid, states, study
+from cxrstudy.preflight.estimates import READ_DICOM
 
 SCRIPT = ROOT / "tests" / "cluster" / "slurm.sh"
 PLUGIN = importlib.util.find_spec("snakemake_executor_plugin_slurm") is not None
@@ -78,7 +79,7 @@ def test_a_run_asks_for_a_gpu_a_process_and_shares_of_the_presets_memory_and_tim
     assert {a["mem_mb"] for a in each["classify"]} == {64_000}
     expected = sum((a["runtime"] - asks.START) / asks.MARGIN for a in each["pretrain"])
     assert expected == pytest.approx(preset.minutes, rel=0.02)
-    minutes = 3_500_000 / 0.7 / asks.READ_DICOM[0] / 16 / 60
+    minutes = 3_500_000 / 0.7 / READ_DICOM[0] / 16 / 60
     assert each["data"][0]["runtime"] == pytest.approx(2 * minutes + 10, rel=0.01)
     assert [each[stage][0]["cpus_per_task"] for stage in ("data", "pretrain")] == [16, 64]
 
