@@ -1,5 +1,6 @@
 """Commands on data sets; ``cli`` imports this module, so that they are among its own."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -181,7 +182,8 @@ def ingest(
         click.echo(f"cxrstudy: no preset was written: {error}", err=True)
     click.echo(f"read and correct the card:  data_cards/{name}.md")
     click.echo("see its data-quality page:  cxrstudy book")
-    click.echo(f"check labels from reports:  cxrstudy audit {name} --n 200")
+    if json.loads((place / "quality.json").read_text(encoding="utf-8"))["mined"]:
+        click.echo(f"check labels from reports:  cxrstudy audit {name} --n 200")
     if not preset:
         sys.exit(1)
     click.echo(f"run the study:              make study PRESET={preset}")

@@ -295,8 +295,12 @@ def test_the_command_says_what_comes_next(copy: tuple[Walk, Path], archive: Path
         cli.main, ["ingest", str(archive / "archive"), "--name", "own", "--workers", "1"]
     )
     assert done.exit_code == 0, done.output
-    for words in ("make study PRESET=own", "data_cards/own.md", "cxrstudy audit own"):
+    for words in ("make study PRESET=own", "data_cards/own.md"):
         assert words in done.output
+    assert "cxrstudy audit own" not in done.output  # labels are of a table
+    (reports,) = (archive / "tables").glob("report*")
+    mined = ["ingest", str(archive / "archive"), "--name", "mined", "--table", str(reports)]
+    assert "cxrstudy audit mined" in CliRunner().invoke(cli.main, mined).output
     wrong = CliRunner().invoke(cli.main, ["ingest", str(archive / "archive"), "--name", "../x"])
     assert wrong.exit_code == 2
 
