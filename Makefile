@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: study pdf test test-slow check templates lab lock clean
+.PHONY: study pdf test test-slow check templates lab lock sbom clean
 
 study: $(STAMP)
 	@exec env DATA_ROOT="$(DATA_ROOT)" $(BIN)/cxrstudy run --preset "$(PRESET)" --book
@@ -47,6 +47,11 @@ lab: $(STAMP)
 # one universal lock for Python 3.11 to 3.13; needs uv
 lock:
 	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-annotate --no-header -o requirements.lock
+
+# what the lock holds, as CycloneDX; needs a package registry
+sbom:
+	$(PYTHON) -m venv _build/sbom && _build/sbom/bin/pip install -q cyclonedx-bom==7.5.0
+	_build/sbom/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --of JSON -o _build/sbom.json
 
 clean:
 	rm -rf _build runs

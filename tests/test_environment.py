@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = [
-    Requirement(line)
+    Requirement(line.removesuffix("\\"))
     for line in (ROOT / "requirements.lock").read_text().splitlines()
     if line and line[0] not in "# "
 ]
@@ -59,6 +59,7 @@ def test_nothing_but_what_the_user_fixed_lies_at_the_top() -> None:
         "requirements.lock",
         "LICENSE",
         "CITATION.cff",
+        "SECURITY.md",
         "Makefile",
         ".ci",
         ".gitignore",
