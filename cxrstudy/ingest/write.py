@@ -105,8 +105,7 @@ def ingest(
     kept = _kept(frame)
     public, others = run.asked["public_ids"][:1], run.asked["against"]
     if public or others:
-        found = duplicates.contamination(kept, "".join(public), others)
-        run.facts["contamination"] = found
+        run.facts["contamination"] = duplicates.contamination(kept, "".join(public), others)
         say(run.facts["contamination"]["said"])
     whole = _merge(run, _rows(run, kept), dict(zip(kept["image_id"], kept["path"], strict=True)))
     run.facts["flow"] = quality.flow(frame, STEPS)
