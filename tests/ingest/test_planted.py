@@ -8,15 +8,21 @@ Not searched: ``private/`` (the inventory) and where the links of ``images/`` le
 import json
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import Walk, clone
+
+from cxrstudy import book
+from cxrstudy.files import write_text
 
 NAME = "own"
 
@@ -181,18 +187,58 @@ def test_private_parts_are_for_their_owner_alone(made: Made):
     assert not any(secret in text for text in outputs(made).values())
 
 
-@pytest.mark.slow
-def test_none_is_in_a_whole_study_and_its_pages(made: Made):
+def shrink(made: Made, folds: int, paradigms: tuple[str, ...], samples: int, **more: Any) -> None:
+    """Let the preset of the ingest have few runs: one size, short training, few baselines."""
     preset = made.walk.root / "notebooks" / "presets" / f"{NAME}.yml"
     plan = yaml.safe_load(preset.read_text(encoding="utf-8"))
     plan["curves"] = [
-        curve | {"n_images": [curve["n_images"][-1]], "samples_seen": 160}
+        curve | {"n_images": [curve["n_images"][-1]], "samples_seen": samples} | more
         for curve in plan["curves"]
-        if curve["paradigm"] in ("clip", "dinov2")
+        if curve["paradigm"] in paradigms
     ]
-    plan["baselines"] = ["pixels"]
+    bases = {curve["base"] for curve in plan["curves"]}
+    plan["base"] = {name: facts for name, facts in plan["base"].items() if name in bases}
+    shares = [round(1 / folds, 3)] * (folds - 1)
+    names = {f"fold{k}": share for k, share in enumerate([*shares, round(1 - sum(shares), 3)])}
+    plan |= {"folds": folds, "baselines": ["pixels"]}
+    plan["data"]["own"]["fractions"] = names
     plan["classify"]["resamples"] = 50
     preset.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
+
+
+def test_a_tiny_study_of_the_archive_has_its_pages_and_none_is_in_them(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+):
+    """The least that is a study: one encoder in each of three folds, probes, and their analysis."""
+    shrink(made, 3, ("clip",), 16, n_images=[16], batch_size=8)
+    made.said += made.call("run", "--preset", NAME, "--cores", "2", "--quiet")
+    results = pages(made, monkeypatch, f"results-{NAME}", "quality")
+    assert "**In short.**" in results[0] and "16 images" in results[0]
+    assert "Flow of files and images. files found" in results[1]
+    texts = outputs(made)
+    for part in ("encoder.json", "scores.parquet", "record.json", "quality.ipynb"):
+        assert any(Path(name).name == part for name in texts), part
+    assert leaks(texts, made.planted) == Counter()
+
+
+def pages(made: Made, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """Compute these pages as the build of the book does, which computes all; return their text."""
+    monkeypatch.setenv("CXRSTUDY_ROOT", str(made.walk.root))
+    monkeypatch.setenv("CXRSTUDY_RUNS", str(made.walk.runs))
+    top = made.walk.root / "_build"
+    plan = book.assemble(top)
+    write_text(top / "pages.json", json.dumps(plan))
+    files = [f"src/{name}.ipynb" for name in names]
+    call = [sys.executable, "-m", "snakemake", "-s", str(made.walk.root / "book" / "Snakefile")]
+    call += ["--directory", str(top), "--config", "plan=pages.json", "--cores", "2", "--", *files]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [(top / file).read_text(encoding="utf-8") for file in files]
+
+
+@pytest.mark.slow
+def test_none_is_in_a_whole_study_and_its_pages(made: Made):
+    shrink(made, 5, ("clip", "dinov2"), 160)
     made.said += made.call("run", "--preset", NAME, "--quiet")
     made.said += made.call("runs")
     made.said += made.call("book")
