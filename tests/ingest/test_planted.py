@@ -37,6 +37,7 @@ class Made:
     planted: dict[str, set[str]]  # where -> identifiers
     before: set[Path]
     home: dict[str, str]
+    preset: str = ""  # as ingest wrote it
 
     def call(self, *words: str, code: int = 0) -> str:
         done = self.walk.call(*words, **self.home)
@@ -190,7 +191,8 @@ def test_private_parts_are_for_their_owner_alone(made: Made):
 def shrink(made: Made, folds: int, paradigms: tuple[str, ...], samples: int, **more: Any) -> None:
     """Let the preset of the ingest have few runs: one size, short training, few baselines."""
     preset = made.walk.root / "notebooks" / "presets" / f"{NAME}.yml"
-    plan = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    made.preset = made.preset or preset.read_text(encoding="utf-8")
+    plan = yaml.safe_load(made.preset)
     plan["curves"] = [
         curve | {"n_images": [curve["n_images"][-1]], "samples_seen": samples} | more
         for curve in plan["curves"]
