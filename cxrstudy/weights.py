@@ -154,6 +154,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if file.read(9)[8:] == b"{" or path.suffix == ".safetensors":
             return read_tensors(path)
     state = read_torch(path)
+    if not isinstance(state, dict):
+        raise TornFile(f"{path} holds no tensors by name: copy or download it again")
     return next((state[key] for key in ("state_dict", "model") if key in state), state)
 
 

@@ -97,10 +97,11 @@ def all_different(ids: pd.Series) -> bool:
 def read_manifest(path: str | Path) -> pd.DataFrame:
     """Read and validate a manifest (Parquet); ManifestError names a file that cannot be read."""
     try:
-        manifest = pd.read_parquet(path)
-    except Exception as error:
+        return validate(pd.read_parquet(path), str(path))
+    except ManifestError:
+        raise
+    except Exception as error:  # text that is not UTF-8 is found only when it is looked at
         raise ManifestError(f"{path}: not a readable Parquet table: {error}") from error
-    return validate(manifest, str(path))
 
 
 def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
