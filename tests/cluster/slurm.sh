@@ -17,12 +17,12 @@ free_port() {
 }
 
 up() {
-  if [ -e "$link" ] || [ -L "$link" ]; then
+  if [ -e "$link" ]; then
     echo "slurm.sh: $link exists: this machine has a cluster already" >&2
     exit 1
   fi
   mkdir -p "$(dirname "$link")"
-  ln -s "$conf" "$link"
+  ln -sfn "$conf" "$link"
   chmod 755 "$folder"
   rm -rf "$folder/state" "$folder/spool"  # of a cluster that was here before
   mkdir "$folder/state" "$folder/spool"
@@ -80,6 +80,7 @@ down() {
       sleep 0.5
     done
   fi
+  [ "$(readlink "$link")" != "$conf" ] || rm "$link"
   for name in slurmctld slurmd munged; do
     [ -f "$folder/$name.pid" ] || continue
     pid=$(cat "$folder/$name.pid")
@@ -90,8 +91,6 @@ down() {
     done
     kill -9 "$pid" 2>/dev/null || true
   done
-  [ "$(readlink "$link")" = "$conf" ] && rm "$link"
-  return 0
 }
 
 case $action in
