@@ -12,6 +12,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydicom import encaps, uid
 
@@ -25,6 +27,7 @@ from cxrstudy.data import cards, shapes
 from cxrstudy.data.dicom import UnreadableImage, read_dicom
 from cxrstudy.data.images import read_image
 from cxrstudy.data.labels import listed_names
+from cxrstudy.data.manifest import ManifestError, read_manifest
 from cxrstudy.data.reports import extract_mentions
 from cxrstudy.data.tables import CardError, read_tables
 from cxrstudy.ingest.tablefiles import read_source
@@ -209,6 +212,23 @@ def test_weights_with_a_place_before_their_start_are_torn(tmp_path: Path, monkey
     monkeypatch.setattr(torch, "load", fails)
     with pytest.raises(TornFile, match="cut short or damaged"):
         read(tmp_path / "w.pt")
+
+
+def test_a_torch_file_that_holds_no_tensors_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    torch.save("state_dict", tmp_path / "w.pt")
+    with pytest.raises(TornFile, match="holds no tensors"):
+        read(tmp_path / "w.pt")
+
+
+def test_a_manifest_whose_text_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    table = pq.read_table(pa.BufferReader(corpora.manifests()[0]))
+    bad = pa.array([b"i\xff", *(b"%d" % k for k in range(7))], pa.binary()).view(pa.string())
+    table = table.set_column(0, "image_id", bad)
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="not a readable Parquet table"):
+        read_manifest(tmp_path / "m.parquet")
 
 
 # ---- records
