@@ -107,7 +107,6 @@ class Chooser:
             "kept_step": best["step"],
             "validation_auroc": best["score"],
             "last_validation_auroc": run.probes[-1]["score"],
-            "probes": len(run.probes),
             "probe_steps": self.every,
             "probe_images": [len(self.train[0]), len(self.validation[0])],
             "probe_time_share": spent / seconds,

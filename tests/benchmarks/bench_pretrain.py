@@ -15,7 +15,6 @@ import contextlib
 import copy
 import ctypes
 import itertools
-import mmap
 import os
 import statistics
 import sys
@@ -35,6 +34,7 @@ from torch import nn
 
 from cxrstudy import encoders, study
 from cxrstudy.data.sets import prepare_data
+from cxrstudy.data.shardfiles import open_shard
 from cxrstudy.encoders import Encoder, TextShape, TextTower, build_encoder, train_tokenizer
 from cxrstudy.pretrain import flops as flop
 from cxrstudy.pretrain.augment import augment
@@ -374,10 +374,11 @@ def twenty_steps(run: Run, batches: Iterable[Any]) -> None:
 
 
 def forget(images: Any) -> None:
-    """Drop a memory-mapped array from the memory of this process and of the machine."""
-    images._mmap.madvise(mmap.MADV_DONTNEED)
-    with open(images.filename, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """Drop the shards of a data run from the memory of this process and of the machine."""
+    open_shard.cache_clear()
+    for path in images.files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def bench_bf16(rounds: int) -> None:
