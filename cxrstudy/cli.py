@@ -197,7 +197,7 @@ def run(
     except study.StudyError:
         if dry_run and elsewhere:  # a cluster can be asked for before data and weights are there
             for one in each:
-                _show_asks(one, grid.expand(one, data_root), None, elsewhere)
+                click.echo(runner.asked_text(one, grid.expand(one, data_root), None, elsewhere))
         raise
     recorded: set[str] = set()
     if unrecorded:
@@ -260,23 +260,7 @@ def _show_plan(
             click.echo(f"  {word:<11}{item.stage:<10}{item.name:<36}{why}")
         click.echo(f"{len(todo)} of {len(planned)} runs to do")
         if profile and todo:
-            _show_asks(one, whole, todo, profile)
-
-
-def _show_asks(
-    preset: grid.Preset,
-    runs: list[grid.Run],
-    wanted: list[str] | None,
-    profile: "cluster.Profile",
-) -> None:
-    """Print what runs would ask of a cluster: those ``wanted`` by name, or all of the preset."""
-    from cxrstudy import asks
-    from cxrstudy import run as runner
-
-    names = [run.name for run in runs] if wanted is None else wanted
-    click.echo(f"asked of the cluster by profile {profile.folder.name}:")
-    for line in asks.table(runner.asked_of(preset, runs, names, profile)):
-        click.echo(f"  {line}")
+            click.echo(runner.asked_text(one, whole, todo, profile))
 
 
 @main.command()

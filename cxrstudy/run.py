@@ -18,6 +18,7 @@ from typing import Any
 
 from cxrstudy import cluster, grid, locks, states, study
 from cxrstudy.asks import asks, read_dry_run
+from cxrstudy.asks import table as asked_table
 from cxrstudy.headline import headline_of
 from cxrstudy.plans import plan_path, read_plans, write_plan
 from cxrstudy.plans import read_plan as read_plan
@@ -99,6 +100,19 @@ def asked_of(
         why = done.stderr[-2000:]
         raise study.StudyError(f"snakemake refuses the profile {profile.folder}:\n{why}")
     return [job for job in read_dry_run(done.stdout + done.stderr) if job["run"] in wanted]
+
+
+def asked_text(
+    preset: grid.Preset,
+    runs: list[grid.Run],
+    wanted: list[str] | None,
+    profile: cluster.Profile,
+) -> str:
+    """Return what runs would ask of a cluster: those ``wanted`` by name, or all of the preset."""
+    names = [run.name for run in runs] if wanted is None else wanted
+    table = asked_table(asked_of(preset, runs, names, profile))
+    head = f"asked of the cluster by profile {profile.folder.name}:"
+    return "\n".join([head, *(f"  {line}" for line in table)])
 
 
 def lock_path(preset: str) -> Path:
