@@ -220,21 +220,13 @@ def prepare(
             progress=progress,
         )
         facts = _without_copies(manifest, facts)
-        is_lost = facts["reason"].to_numpy() != ""
-        lost, kept = np.flatnonzero(is_lost), np.flatnonzero(~is_lost)
-        aside = manifest.iloc[lost][["image_id", "path"]].assign(
-            reason=facts["reason"].iloc[lost].to_numpy()
-        )
+        kept = np.flatnonzero(facts["reason"].to_numpy() == "")
         if not len(kept):
             raise ManifestError(
                 f"none of {len(manifest)} images could be read; first: {paths[0]}: "
                 f"{facts['reason'].iloc[0]}"
             )
-        aside.to_csv(out / "quarantine.csv", index=False)
-        kinds = facts["notes"].iloc[kept].str.split("|").explode()
-        kinds = kinds[kinds != ""]
-        listed_odd = manifest.iloc[kinds.index][["image_id", "path"]]
-        listed_odd.assign(kind=kinds.to_numpy()).to_csv(out / "odd.csv", index=False)
+        counted = _list_left_out(out, manifest, facts)
         if root:
             note_root(out, root)
         write_manifest(below.iloc[kept].reset_index(drop=True), out / "manifest.parquet")
@@ -244,15 +236,28 @@ def prepare(
             "size": size,
             "mean": mean,
             "std": std,
-            "quarantined": len(lost),
-            "set_aside": odd.count(facts["kind"].iloc[lost]),
-            "odd": odd.count(kinds),
+            **counted,
         }
         write_text(out / "prepared.json", json.dumps(info, indent=1))
     copies = facts["reason"][facts["kind"] == odd.COPY].tolist()
     for sentence in [*odd.copied(copies), *odd.losses(info, len(kept))]:
         warnings.warn(sentence, stacklevel=2)
     return open_prepared(out)
+
+
+def _list_left_out(out: Path, manifest: pd.DataFrame, facts: pd.DataFrame) -> dict[str, Any]:
+    """Write ``quarantine.csv`` and ``odd.csv``, and return the counts of both by kind."""
+    is_lost = facts["reason"].to_numpy() != ""
+    lost, kept = np.flatnonzero(is_lost), np.flatnonzero(~is_lost)
+    aside = manifest.iloc[lost][["image_id", "path"]]
+    aside = aside.assign(reason=facts["reason"].iloc[lost].to_numpy())
+    aside.to_csv(out / "quarantine.csv", index=False)
+    kinds = facts["notes"].iloc[kept].str.split("|").explode()
+    kinds = kinds[kinds != ""]
+    listed = manifest.iloc[kinds.index][["image_id", "path"]]
+    listed.assign(kind=kinds.to_numpy()).to_csv(out / "odd.csv", index=False)
+    counts = {"set_aside": odd.count(facts["kind"].iloc[lost]), "odd": odd.count(kinds)}
+    return {"quarantined": len(lost)} | counts
 
 
 @contextmanager

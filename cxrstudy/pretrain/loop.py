@@ -112,9 +112,7 @@ def pretrain(
             if log or save:
                 flush_losses(run)
             if log:
-                values = distributed.mean_over_ranks([loss, *parts.values()])
-                point = {"step": step, "samples_seen": run.edges[step + 1], "loss": values[0]}
-                run.curve.append(point | {"lr": lr} | dict(zip(parts, values[1:], strict=True)))
+                log_step(run, step, lr, loss, parts)
             if chooser and chooser.due(step + 1) and distributed.rank() == 0:
                 chooser.check(step + 1)
             if save:
@@ -136,6 +134,13 @@ def pretrain(
 
 
 # ---- one step ------------------------------------------------------------------------------------
+def log_step(run: Run, step: int, lr: float, loss: Tensor, parts: dict[str, Tensor]) -> None:
+    """Add a point to the learning curve: means over processes."""
+    values = distributed.mean_over_ranks([loss, *parts.values()])
+    point = {"step": step, "samples_seen": run.edges[step + 1], "loss": values[0]}
+    run.curve.append(point | {"lr": lr} | dict(zip(parts, values[1:], strict=True)))
+
+
 @contextlib.contextmanager
 def _memory_named(p: study.Pretrain) -> Iterator[None]:
     """Name the batch, and the parameter to change, where the GPU's memory is too small."""
