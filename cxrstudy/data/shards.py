@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 
 from cxrstudy.data.dicom import UnreadableImage
 from cxrstudy.data.manifest import unit_hash
@@ -184,13 +184,17 @@ def _in_order(function: Callable, parts: Sequence[Any], jobs: int) -> Iterator[A
     if jobs == 1:
         yield from map(function, parts)
         return
-    pool, waiting = get_reusable_executor(jobs, env=ONE_THREAD), deque[Any]()
-    for part in parts:
-        waiting.append(pool.submit(function, part))
-        if len(waiting) > 2 * jobs:
+    # a pool of its own: joblib's Parallel cannot use a reusable one that it has not made
+    pool, waiting = ProcessPoolExecutor(jobs, env=ONE_THREAD), deque[Any]()
+    try:
+        for part in parts:
+            waiting.append(pool.submit(function, part))
+            if len(waiting) > 2 * jobs:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        pool.shutdown(kill_workers=True)
 
 
 def _about(name: str, table: pa.Table, image_format: str) -> dict[str, Any]:

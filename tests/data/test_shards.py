@@ -328,3 +328,12 @@ def test_jpeg_keeps_rows_and_counts_and_loses_little(tmp_path):
     about = json.loads((tmp_path / "jpeg" / "out" / "shards.json").read_text())
     assert about["format"] == "jpeg" and all(s["file"].endswith(".arrow") for s in about["shards"])
     assert os.path.getsize(tmp_path / "jpeg" / "out" / "shards" / about["shards"][0]["file"]) > 0
+
+
+def test_reading_by_several_processes_leaves_joblib_usable():
+    from joblib import Parallel, delayed
+
+    from cxrstudy.data.shards import _in_order
+
+    assert list(_in_order(abs, [-3, 2, -1], 2)) == [3, 2, 1]
+    assert Parallel(n_jobs=2)(delayed(abs)(k) for k in (-1, 2)) == [1, 2]
