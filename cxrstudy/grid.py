@@ -232,38 +232,45 @@ def _curve_sizes(preset: Preset) -> dict[tuple[Any, ...], set[int]]:
 
 
 def _add_curve(g: _Grid, curve: Curve, sizes: dict[tuple[Any, ...], set[int]]) -> tuple[str, str]:
-    """Add a curve's pretraining runs and their evaluations; return its data and base model."""
+    """Add a curve's pretraining runs and their evaluations.
+
+    Returns:
+        The data that it is evaluated on, and its base model.
+    """
     g.priority = curve.priority
     data = g.find("data", curve.data, "curve")
+    target = g.find("data", curve.evaluated, "curve, evaluate_on")
     base = g.find("base", curve.base, "curve") if curve.base else ""
-    absent = sorted(set(g.folds) - set(g.runs[data].parameters["fractions"]))
+    absent = sorted(set(g.folds) - set(g.runs[target].parameters["fractions"]))
     if absent:
         raise StudyError(
-            f"preset {g.preset.name}: folds is {g.preset.folds}, but data {curve.data} has no "
+            f"preset {g.preset.name}: folds is {g.preset.folds}, but data {curve.evaluated} has no "
             f"split {absent[0]!r}"
         )
+    folds = g.folds if target == data else []  # images of others share no patient with a fold
     for values in combinations(curve.values):
         n, seed = values.get("n_images", 0), values.get("seed", 0)
-        label = f"{values.get('paradigm', 'clip')}-n{values.get('n_images')}-s{seed}"
+        where = "" if target == data else f"{curve.data}-"
+        label = f"{values.get('paradigm', 'clip')}-{where}n{values.get('n_images')}-s{seed}"
         own = values | {"data": g.folder(data), "base": g.folder(base)}
-        trained = _add_pretraining(g, label, own, g.needed(data, base))
+        trained = _add_pretraining(g, label, own, g.needed(data, base), folds)
         g.trained += trained
-        _add_classify(g, label, data, [g.folder(run) for run in trained], tuple(trained))
+        _add_classify(g, label, target, [g.folder(run) for run in trained], tuple(trained))
         all_sizes = sizes[(curve.data, curve.base, values.get("paradigm"))]
         position = "smallest" if n == min(all_sizes) else "between"
         position = "largest" if n == max(all_sizes) else position
         at = (position, seed)
-        _add_downstream(g, label, g.folder(trained[0]), data, (data, *trained), at)
-    return data, base
+        _add_downstream(g, label, g.folder(trained[0]), target, (target, *trained), at)
+    return target, base
 
 
 def _add_pretraining(
-    g: _Grid, label: str, values: dict[str, Any], needs: tuple[str, ...]
+    g: _Grid, label: str, values: dict[str, Any], needs: tuple[str, ...], folds: list[str]
 ) -> list[str]:
     """Add one pretraining run, or with cross-fitting one for each fold that it leaves out."""
-    if not g.folds:
+    if not folds:
         return [g.add("pretrain", label, values, needs)]
-    splits = {fold: [other for other in g.folds if other != fold] for fold in g.folds}
+    splits = {fold: [other for other in folds if other != fold] for fold in folds}
     return [
         g.add("pretrain", f"{label}-{fold}", values | {"splits": others}, needs)
         for fold, others in splits.items()

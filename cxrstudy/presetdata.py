@@ -37,12 +37,14 @@ def _needs_root(values: dict[str, Any]) -> bool:
 def data_entry(values: dict[str, Any], data_root: str = "") -> dict[str, Any]:
     """Return an entry of a preset's ``data``; if it reads files, with their folder.
 
-    All images of such a data set are taken unless ``n_images`` is given.
+    All images of such a data set are taken unless ``n_images`` is given. A relative ``root`` of
+    the entry is a folder below ``data_root`` if that is given, otherwise below the clone: a preset
+    with several data sets so needs one DATA_ROOT.
     """
     if not reads_files(str(values.get("card") or "synthetic")):
         return {key: value for key, value in values.items() if key != "root"}
-    where = values.get("root") or data_root
-    place = os.path.abspath(root() / Path(where).expanduser()) if where else ""
+    folders = [Path(name).expanduser() for name in (data_root, values.get("root")) if name]
+    place = os.path.abspath(root().joinpath(*folders)) if folders else ""
     return {"n_images": 0} | values | {"root": place}
 
 

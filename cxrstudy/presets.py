@@ -43,7 +43,15 @@ class Curve(BaseModel):
     model_config = ConfigDict(extra="allow")
     data: str
     base: str = ""
+    evaluate_on: str = Field(
+        "", description="data to evaluate on; empty = those trained on. Others make it a control"
+    )
     priority: int = Field(0, description="0 runs first, then 1: a stopped study is a smaller one")
+
+    @property
+    def evaluated(self) -> str:
+        """The name of the data set that its encoders are evaluated on."""
+        return self.evaluate_on or self.data
 
     @property
     def values(self) -> dict[str, Any]:

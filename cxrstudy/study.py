@@ -90,6 +90,11 @@ class Data(Parameters):
         description="shares of patients in each split; they sum to 1",
     )
     seed: int = Field(0, ge=0, description="seed of the split and of the synthetic institution")
+    image_format: Literal["raw", "jpeg"] = Field(
+        "raw",
+        description="raw = as read; jpeg = a fifth of the disk, grey values off by 1 on average",
+        exclude_if=lambda value: value == "raw",
+    )
 
 
 class OnData(Parameters):
@@ -199,10 +204,19 @@ class Classify(Evaluation):
     fold_encoders: list[str] = Field([], description="cross-fitting: one encoder for each fold")
     folds: list[str] = Field([], description="cross-fitting: splits that are folds; empty = none")
     tasks: list[
-        Literal["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"]
+        Literal[
+            "findings",
+            "lines_tubes",
+            "malposition",
+            "laterality",
+            "zero_shot",
+            "retrieval",
+            "nuisance",
+        ]
     ] = Field(
         ["findings", "lines_tubes", "malposition", "laterality", "zero_shot", "retrieval"],
-        description="what is evaluated, if data and encoder allow it",
+        description="what is evaluated, if data and encoder allow it; also nuisance: what else the "
+        "features hold",
     )
     labels: list[str] = Field([], description="labels to probe; empty = all of the data set")
     pooling: str = Field(

@@ -22,6 +22,7 @@ NO_LABELS = (
     "(in a data card, `labels` says where they are)"
 )
 NO_TEXT, NO_REPORTS = "the encoder has no text tower", "no test image has a report"
+NO_FACTORS = "neither age, sex nor view is known of enough images"
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -295,6 +296,8 @@ def not_evaluated(
     for task in [task for task in p.tasks if task not in done]:
         if not recorded and not cohort.names and needs_labels:
             reasons[task] = NO_LABELS
+        elif task == "nuisance":
+            reasons[task] = "with cross-fitting it is not evaluated" if p.folds else NO_FACTORS
         elif task == "retrieval" and not any(_has_report(part.test).any() for part in cohort.parts):
             reasons[task] = NO_REPORTS
         elif task in ("zero_shot", "retrieval") and not has_text:

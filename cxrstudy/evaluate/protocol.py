@@ -14,7 +14,7 @@ import pandas as pd
 from cxrstudy import study
 from cxrstudy.data.images import Prepared
 from cxrstudy.data.manifest import patients_hash
-from cxrstudy.evaluate import features, reidentification, zeroshot
+from cxrstudy.evaluate import features, nuisance, reidentification, zeroshot
 from cxrstudy.evaluate.calibration import best_threshold, fit_platt
 from cxrstudy.evaluate.classification import fit_probe, subgroups
 from cxrstudy.evaluate.cohort import (
@@ -66,6 +66,7 @@ class _Fold:
     external: dict[str, Arrays]  # `FittedProbe.predict` by data set
     few_labels: dict[tuple[int, int], np.ndarray]  # log odds by (labelled patients, seed)
     same_patient: pd.Series  # of `reidentification.patient_aurocs`
+    nuisance: list[dict[str, Any]]  # of `nuisance.metric_rows`
 
 
 # ---- the evaluation ------------------------------------------------------------------------------
@@ -93,6 +94,7 @@ def run(p: study.Classify, prepared: Prepared, *, progress: Progress = iter) -> 
         resamples=p.resamples,
         seed=p.seed,
     )
+    metrics += folds[0].nuisance if len(folds) == 1 else []
     has_text = any(fold.has_text for fold in folds)
     reasons = not_evaluated(p, cohort, metrics, has_text=has_text)
     elsewhere = {}
@@ -196,7 +198,8 @@ def _evaluate_folds(
         few_labels = _few_labels(p, cohort, part, one.x) if cohort.names else {}
         ids = (part.test[name].to_numpy() for name in ("patient_id", "study_id"))
         own = reidentification.patient_aurocs(one.x[test], *ids)
-        yield _Fold(fitted, one.text is not None, arrays, elsewhere, few_labels, own)
+        others = _nuisance(p, cohort, part, one.x)
+        yield _Fold(fitted, one.text is not None, arrays, elsewhere, few_labels, own, others)
 
 
 def _encode(
@@ -270,6 +273,18 @@ def _fit(p: study.Classify, cohort: Cohort, part: Split, encoded: _Encoded) -> F
     scores = log_odds(probe, x, val)
     threshold, sigmoid = best_threshold(y_val, scores), fit_platt(y_val, scores)
     return FittedProbe(encoded.encoder, probe, threshold, sigmoid)
+
+
+def _nuisance(
+    p: study.Classify, cohort: Cohort, part: Split, x: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return metric rows of what the features hold beside labels, if the run asks for them."""
+    if nuisance.TASK not in p.tasks or p.folds or not x.shape[1]:
+        return []
+    rows = [table["row"].to_numpy() for table in part]
+    known = nuisance.factors(cohort.prepared.manifest)
+    how: dict[str, Any] = {"strengths": p.strengths, "resamples": p.resamples, "seed": p.seed}
+    return nuisance.metric_rows(x, known, rows, part.test["patient_id"].to_numpy(), **how)
 
 
 def _few_labels(

@@ -93,19 +93,26 @@ class Asked:
         """Names of the folds of cross-fitting; none with fixed splits."""
         return [f"fold{k}" for k in range(self.preset.folds)]
 
-    def pools(self, splits: list[str]) -> list[list[str]]:
-        """Return the splits that runs train on: with cross-fitting, all folds but one."""
-        return [[f for f in self.folds if f != left] for left in self.folds] or [splits]
+    def folded(self, k: int) -> bool:
+        """Return whether a curve is cross-fitted: it is evaluated on what it trains on."""
+        curve = self.preset.curves[k]
+        return bool(self.folds) and curve.evaluated == curve.data
+
+    def pools(self, splits: list[str], *, folded: bool) -> list[list[str]]:
+        """Return the splits that runs train on: if cross-fitted, all folds but one."""
+        if not folded:
+            return [splits]
+        return [[f for f in self.folds if f != left] for left in self.folds]
 
     @cached_property
-    def trained_on(self) -> list[str]:
-        """Names of the data sets that curves train on, each once."""
-        names = dict.fromkeys(curve.data for curve in self.preset.curves)
+    def evaluated_on(self) -> list[str]:
+        """Names of the data sets that curves are evaluated on, each once."""
+        names = dict.fromkeys(curve.evaluated for curve in self.preset.curves)
         return [name for name in names if name in self.held]
 
     def evaluated(self) -> Iterator[tuple[str, Holding]]:
         """Yield the data sets that encoders are evaluated on, of those whose rows are known."""
-        for name in self.trained_on:
+        for name in self.evaluated_on:
             if self.held[name].manifest is not None:
                 yield name, self.held[name]
 

@@ -122,7 +122,8 @@ def _paradigms(c: Asked) -> set[str]:
 def _unused_reports(c: Asked, held: Holding) -> bool:
     if _paradigms(c) & {"clip", "clip+labels"} or c.preset.report is not None:
         return False
-    return min(held.count(pool, "clip") for pool in c.pools(["pretrain"])) >= LEAST
+    pools = c.pools(["pretrain"], folded=bool(c.folds))
+    return min(held.count(pool, "clip") for pool in pools) >= LEAST
 
 
 def _unused_labels(c: Asked, held: Holding) -> bool:

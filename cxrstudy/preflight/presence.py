@@ -140,7 +140,7 @@ def baselines(c: Asked) -> Iterator[Problem]:
     """Check baselines against the data's labels and the images' size."""
     for k, baseline in enumerate(c.preset.baselines):
         kind, _, inner = baseline.partition(":")
-        for key in c.trained_on:
+        for key in c.evaluated_on:
             held = c.held[key]
             if kind in ("shuffled", "supervised") and held.manifest is not None and not held.labels:
                 text = f"{baseline} needs labels, card {held.p.card} has none: it is not evaluated"
@@ -161,7 +161,7 @@ def _fits(c: Asked, encoder: str, key: str, keys: Keys) -> Iterator[Problem]:
 def leaks(c: Asked) -> Iterator[Problem]:
     """Refuse a checkpoint that was trained on patients of this evaluation, by its list."""
     for k, curve in enumerate(c.preset.curves):
-        held = c.held.get(curve.data)
+        held = c.held.get(curve.evaluated)
         checkpoint = c.preset.base.get(curve.base, {}).get("checkpoint")
         if held is None or held.manifest is None or not checkpoint or "classify" not in c.stages:
             continue
@@ -170,8 +170,8 @@ def leaks(c: Asked) -> Iterator[Problem]:
         shared = patients_of(checkpoint) & set(rows["patient_id"])
         if shared:
             yield c.error(
-                f"{len(shared):,} patients of data {curve.data} were in the pretraining of base "
-                f"{curve.base} (first: {min(shared)}), so they cannot evaluate it: start from "
+                f"{len(shared):,} patients of data {curve.evaluated} were in the pretraining of "
+                f"base {curve.base} (first: {min(shared)}), so they cannot evaluate it: start from "
                 "another base, or leave them out by the card's query",
                 *("curves", k, "base"),
             )

@@ -148,13 +148,12 @@ def _used(c: Asked, key: str) -> Iterator[tuple[str, Keys]]:
         if values.get("data") == key:
             for split in values.get("splits", ["pretrain"]):
                 yield split, ("base", name, "splits")
-    own = [k for k, curve in enumerate(c.preset.curves) if curve.data == key]
-    if own and c.folds:
+    for k, p in c.points:
+        if c.preset.curves[k].data == key and not c.folded(k):
+            yield from ((split, ("curves", k, "splits")) for split in p.splits)
+    if key in c.evaluated_on and c.folds:
         yield from ((fold, ("data", key, "fractions")) for fold in c.folds)
-    elif own:
-        for k, p in c.points:
-            if k in own:
-                yield from ((split, ("curves", k, "splits")) for split in p.splits)
+    elif key in c.evaluated_on:
         for stage, p in c.stages.items():
             yield from ((split, (stage, part)) for part in PARTS for split in getattr(p, part))
 
@@ -185,9 +184,9 @@ def curves(c: Asked) -> Iterator[Problem]:
 
 def _size(c: Asked, k: int, p: study.Pretrain, held: Holding) -> Iterator[Problem]:
     """Check one subset size against the images that its paradigm can use."""
-    pools = c.pools(p.splits)
+    pools = c.pools(p.splits, folded=c.folded(k))
     there, in_all = (min(held.count(s, what) for s in pools) for what in (p.paradigm, "dinov2"))
-    named = "the folds but one" if c.folds else f"split {' and '.join(p.splits)}"
+    named = "the folds but one" if c.folded(k) else f"split {' and '.join(p.splits)}"
     about, needs = "" if held.manifest is not None else "about ", ""
     if there < in_all:
         needs = " that have a report" + " or known labels" * (p.paradigm == "unicl")

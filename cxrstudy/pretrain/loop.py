@@ -268,13 +268,18 @@ def save_encoder(objective: Any, folder: Path, patients: set[str]) -> None:
 
 
 def subject_of(p: study.Pretrain, prepared: stores.Prepared, encoder: str) -> dict[str, Any]:
-    """Return what the numbers of a record are about."""
+    """Return what the numbers of a record are about.
+
+    The institution bears the names of splits other than ``pretrain`` and folds: parts of one pool
+    are not the same images.
+    """
+    parts = [name for name in p.splits if name != "pretrain" and not name.startswith("fold")]
     return {
         "paradigm": p.paradigm,
         "n_images": p.n_images,
         "samples_seen": p.samples_seen,
         "seed": p.seed,
-        "institution": prepared.info["institution"],
+        "institution": prepared.info["institution"] + f" ({' + '.join(parts)})" * bool(parts),
         "generator": prepared.info.get("generator"),
         "kind": prepared.info["kind"],
         "data": Path(p.data).name,

@@ -20,6 +20,7 @@ from cxrstudy.data.synthetic.institution import (
     PatientExams,
 )
 from cxrstudy.data.synthetic.institution import institution as find_institution
+from cxrstudy.data.synthetic.institution import patient_exams as exams_of
 from cxrstudy.data.vocabulary import DEVICES, FINDINGS, LABELS
 
 
@@ -117,6 +118,25 @@ def isolate_label(
         if label == "cardiomegaly":
             extent = (image - bare)[:, 0].abs()
         return image, bare, masks, extent.numpy()
+
+
+def acquisition(
+    indices: Sequence[int] | Array, *, institution: str, seed: int = 0
+) -> dict[str, Array]:
+    """Return what an image shows beside findings and devices, each (N,), of one institution.
+
+    Keys are ``habitus`` (relative width of soft tissue), ``inspiration`` (mm that the domes go
+    down), ``rotation`` (degrees about the long axis), ``exposure`` (relative) and ``scanner``.
+    """
+    site = find_institution(institution)
+    who = exams_of(np.asarray(indices, dtype=np.int64), site, seed)
+    return {
+        "habitus": who.patient_draws.normal("habitus", 1.0, 0.12),
+        "inspiration": who.exam_draws.normal("inspiration", np.where(who.ap, -7.0, 2.0), 9.0),
+        "rotation": np.rad2deg(who.image_draws.normal("turn", 0.0, np.where(who.ap, 0.08, 0.045))),
+        "exposure": who.image_draws.normal("exposure", 1.0, 0.13),
+        "scanner": render.assign_scanners(who, site)[0],
+    }
 
 
 def _sample(
