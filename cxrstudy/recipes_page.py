@@ -116,13 +116,14 @@ def encoders_by_run(preset: str, first: str) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
 
 
-def tested(rows: pd.DataFrame) -> str:
-    """Return what was tested, and what the intervals hold."""
+def tested(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """Return what was tested, what the intervals hold, and which recipes have no result."""
     one, trained = rows.iloc[0], rows[~rows["baseline"]]
+    missing = [name for name in names.values() if name not in set(rows["name"])]
     held = "patients and seeds" if trained["seeds"].min() > 1 else "patients, and seeds where named"
     return (
         f"Synthetic x-rays; {one['n']:,} test images of {one['n_patients']:,} patients. "
-        f"Intervals hold {held}."
+        f"Intervals hold {held}." + (f" Not recorded: {', '.join(missing)}." if missing else "")
     )
 
 

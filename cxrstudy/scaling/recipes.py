@@ -23,6 +23,8 @@ def recipes(
 ) -> pd.DataFrame:
     """Return the value of every recipe, and its paired differences, with intervals.
 
+    The variance between seeds is pooled over recipes.
+
     Args:
         tables: tidy tables by variant; "" is the preset itself.
         resamples: of the test patients; ``seed`` is theirs.
@@ -40,7 +42,7 @@ def recipes(
     trained = [cell for cell in cells if cell.arm != BASE]
     if len({cell.start for cell in trained}) < 2:
         return pd.DataFrame(columns=COLUMNS)
-    known = contrasts.seed_variances(cells)
+    known = _pooled(cells)
     rows = []
     for cell in sorted(cells, key=lambda cell: (cell.task, cell.metric, cell.arm == BASE)):
         estimate, own = contrasts.contrast({cell: 1.0}, cells, known), cells[cell]
@@ -59,6 +61,23 @@ def recipes(
             row |= {f"{name}_high": difference.high, f"{name}_p": difference.p}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _pooled(cells: Cells) -> dict[Cell, tuple[float, float]]:
+    """Return one variance between seeds for all recipes of a task and metric, by curve.
+
+    Each recipe has too few seeds for a variance of its own; they train one architecture on the same
+    images.
+    """
+    known = contrasts.seed_variances(cells)
+    out: dict[Cell, tuple[float, float]] = {}
+    for cell in cells:
+        same = [(c, v) for c, v in known.items() if c != c.family and c.metric == cell.metric]
+        own = [v for c, v in same if c.task == cell.task]
+        dof = sum(degrees for _, degrees in own)
+        if dof:
+            out[cell.curve] = sum(v * degrees for v, degrees in own) / dof, dof
+    return out
 
 
 def _named(cells: Cells, variant: str) -> list[tuple[Cell, Measured]]:

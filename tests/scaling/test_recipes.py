@@ -81,6 +81,8 @@ def test_the_page_names_recipes_in_order_and_says_which_learned(table):
         "random weights",
         "pixels",
     ]
+    told = recipes_page.tested(named, {"dino={}": "all terms", "lr=1": "fast"})
+    assert told.endswith("Intervals hold patients and seeds. Not recorded: fast.")
     text = recipes_page.sentences(named)
     assert "1 of 2 recipes are above random weights. The best is all terms" in text
     assert "0 are better, 2 worse" in text.splitlines()[0]
