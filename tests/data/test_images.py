@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
@@ -311,8 +311,8 @@ def test_a_large_set_drawn_on_all_cores_is_the_same_to_the_byte(tmp_path, monkey
     monkeypatch.setattr("cxrstudy.data.images.cpu_count", lambda: 2)
     asked: list[int] = []
     monkeypatch.setattr(
-        "cxrstudy.data.shards.get_reusable_executor",
-        lambda jobs, **how: asked.append(jobs) or get_reusable_executor(jobs, **how),
+        "cxrstudy.data.shards.ProcessPoolExecutor",
+        lambda jobs, **how: asked.append(jobs) or ProcessPoolExecutor(jobs, **how),
     )
     shared = prepare_data(p.model_copy(update={"out": str(tmp_path / "shared")}))
     np.testing.assert_array_equal(alone.images, shared.images)
