@@ -15,6 +15,7 @@ from cxrstudy.evaluate.classification import fit_probe
 from cxrstudy.evaluate.metrics import auroc, bootstrap, interval, resampled_sums
 
 Floats = NDArray[np.float64]
+Decomposed = tuple[list[Floats], Floats, Floats, Floats]  # features of each part; U, S, Vh
 TASK = "nuisance"
 MEASURED = ("age", "habitus", "inspiration", "rotation", "exposure")  # R2; all others AUROC
 LEAST = 20  # images of either class, in training and in test
@@ -64,14 +65,19 @@ def metric_rows(
         patients: Ids (n,) of the test rows, which are resampled whole.
         strengths: L2 penalties, relative to the mean variance of the features.
     """
-    rows = []
+    rows, decomposed = [], dict[bytes, Decomposed]()
     for name in known:
         y = known[name].to_numpy(np.float64)
         parts = [part[~np.isnan(y[part])] for part in split]
         here = patients[~np.isnan(y[split[2]])]
         few = min((y[part] == v).sum() for part in (parts[0], parts[2]) for v in (0, 1))
         if name in MEASURED and len(parts[2]) >= LEAST and np.ptp(y[parts[2]]) > 0:
-            metric, value, draws = "r2", *_r2(x, y, parts, here, strengths, resamples, seed)
+            same = b"".join(part.tobytes() for part in parts)
+            if same not in decomposed:  # mostly all factors are known of the same images
+                decomposed[same] = _decompose(x, parts)
+            targets = [y[part] for part in parts]
+            found = _r2(decomposed[same], targets, here, strengths, resamples, seed)
+            metric, value, draws = "r2", *found
         elif name not in MEASURED and few >= LEAST:
             own = [y[part][:, None] for part in parts]
             how: dict[str, Any] = {"x_val": x[parts[1]], "y_val": own[1], "strengths": strengths}
@@ -89,30 +95,33 @@ def metric_rows(
     return rows
 
 
+def _decompose(x: Floats, parts: list[NDArray[np.int64]]) -> Decomposed:
+    """Return the standardised features of each part, and the training part's SVD."""
+    mean, spread = x[parts[0]].mean(0), x[parts[0]].std(0)
+    z = [(x[part] - mean) / np.where(spread > 0, spread, 1) for part in parts]  # (n, F) each
+    return z, *np.linalg.svd(z[0], full_matrices=False)
+
+
 def _r2(
-    x: Floats,
-    y: Floats,
-    parts: list[NDArray[np.int64]],
+    decomposed: Decomposed,
+    targets: list[Floats],
     patients: NDArray[Any],
     strengths: list[float],
     resamples: int,
     seed: int,
 ) -> tuple[float, Floats]:
     """Return the R2 of a ridge regression on test rows, and that of each resample (R,)."""
-    train, validation, test = parts
-    mean, spread = x[train].mean(0), x[train].std(0)
-    z = [(x[part] - mean) / np.where(spread > 0, spread, 1) for part in parts]  # (n, F) each
-    left, values, right = np.linalg.svd(z[0], full_matrices=False)
-    centre = y[train].mean()
-    within = left.T @ (y[train] - centre)  # (min(n, F),)
+    (z, left, values, right), (train, validation, test) = decomposed, targets
+    centre = train.mean()
+    within = left.T @ (train - centre)  # (min(n, F),)
 
     def predict(strength: float, features: Floats) -> Floats:
         shrunk = values / (values**2 + strength * len(train)) * within
         return centre + features @ (right.T @ shrunk)
 
-    errors = [((y[validation] - predict(s, z[1])) ** 2).mean() for s in strengths]
-    residual = y[test] - predict(strengths[int(np.argmin(errors))], z[2])
-    cells = np.stack([np.ones(len(test)), y[test], y[test] ** 2, residual**2], axis=1)
+    errors = [((validation - predict(s, z[1])) ** 2).mean() for s in strengths]
+    residual = test - predict(strengths[int(np.argmin(errors))], z[2])
+    cells = np.stack([np.ones(len(test)), test, test**2, residual**2], axis=1)
     sums = resampled_sums(cells, groups=patients, resamples=resamples, seed=seed)  # (R, 4)
     whole = np.concatenate([cells.sum(0)[None], sums])
     values_of = 1 - whole[:, 3] / (whole[:, 2] - whole[:, 1] ** 2 / whole[:, 0])
