@@ -244,7 +244,7 @@ def by_site(tables: Tables, sites: Sequence[str]) -> pd.DataFrame:
     rows = rows[rows["kind"] == verdicts.OVER_OTHERS].copy()
     if rows.empty:
         return rows
-    rows["setting"] = rows["data"].str.replace("-[0-9a-f]{6}$", "", regex=True)
+    rows["setting"] = rows["data"].map(grid.slug)
     rows = rows[rows["setting"].isin(sites)]
     rows = rows.assign(factor=rows["one"], reference=rows["setting"] == sites[0])
     return rows.sort_values("setting", key=lambda names: names.map(list(sites).index))

@@ -232,12 +232,7 @@ def prepare(
         write_manifest(below.iloc[kept].reset_index(drop=True), out / "manifest.parquet")
         shards.finish(out, facts.iloc[kept], listed, size, image_format)
         mean, std = _mean_and_std(facts.iloc[kept], size)
-        info = info | {
-            "size": size,
-            "mean": mean,
-            "std": std,
-            **counted,
-        }
+        info = info | {"size": size, "mean": mean, "std": std} | counted
         write_text(out / "prepared.json", json.dumps(info, indent=1))
     copies = facts["reason"][facts["kind"] == odd.COPY].tolist()
     for sentence in [*odd.copied(copies), *odd.losses(info, len(kept))]:
